@@ -1,0 +1,14 @@
+"""Datalists, scans and phantoms."""
+
+from liverseg.data.datalist import load_datalist, split_by_patient, write_datalist
+from liverseg.data.scans import cache_num, find_scans
+from liverseg.data.weights import inverse_frequency_weights
+
+__all__ = [
+    "cache_num",
+    "find_scans",
+    "inverse_frequency_weights",
+    "load_datalist",
+    "split_by_patient",
+    "write_datalist",
+]

@@ -1,0 +1,6 @@
+"""Ways to run a network over what does not fit it in one piece."""
+
+from liverseg.inferers.autocast import AutocastInferer, bf16_autocast
+from liverseg.inferers.volume_slices import VolumeSliceInferer
+
+__all__ = ["AutocastInferer", "VolumeSliceInferer", "bf16_autocast"]

@@ -1,0 +1,94 @@
+"""What a bundle's config needs of liverseg before anything else: the right version, the device, readable errors."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType, TracebackType
+
+import torch
+
+import liverseg
+from liverseg.errors import InputError
+
+
+def require(version: str) -> ModuleType:
+    """Return the package liverseg if it is of the version that a config was made for.
+
+    From a `python -m monai.bundle` command line, errors in the user's input are from here on printed as one sentence;
+    set LIVERSEG_TRACEBACK=1 to see where they came from.
+
+    Args:
+        version: `MAJOR.MINOR`, as in the config.
+
+    Raises:
+        InputError: when the liverseg found is of another version.
+    """
+    if liverseg.__version__.split(".")[:2] != version.split(".")[:2]:
+        raise InputError(
+            f"{Path(liverseg.__file__).parent}: found liverseg {liverseg.__version__}, expected {version} for this "
+            f"bundle: install liverseg {version}, or run bundles of different versions in processes of their own."
+        )
+    for room in ("data", "handlers", "networks"):
+        importlib.import_module(f"liverseg.{room}")
+    main = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if main is not None and main.name == "monai.bundle.__main__":
+        sys.excepthook = _print_sentence
+    return liverseg
+
+
+def select_device(name: str | torch.device | None = None) -> torch.device:
+    """The device called `name`, or the first GPU if there is one and else the CPU.
+
+    Raises:
+        InputError: for a CUDA device that is not there.
+    """
+    if name is None:
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device: {device} was asked for, found {torch.cuda.device_count()} CUDA devices: use --device cpu, or "
+            "install the GPU's driver and a CUDA build of torch."
+        )
+    return device
+
+
+def _print_sentence(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sentence = _sentence(error)
+    if sentence is None or os.environ.get("LIVERSEG_TRACEBACK"):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print(f"error: {sentence}", file=sys.stderr)
+
+
+def _sentence(error: BaseException | None) -> str | None:
+    while error is not None:
+        if isinstance(error, InputError):
+            return str(error)
+        unknown = _unknown_choice(error)
+        if unknown:
+            return unknown
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _unknown_choice(error: BaseException) -> str | None:
+    """MONAI says which reference is undefined, not which ones are there: its resolver, in the traceback, knows."""
+    if not isinstance(error, ValueError) or "is not defined in the config content" not in str(error):
+        return None
+    reference = str(error).split("`")[1].lstrip("@")
+    group = reference.split("::")[0]
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        items = getattr(frame.f_locals.get("self"), "items", None)
+        if isinstance(items, dict):
+            known = sorted(key.split("::")[1] for key in items if key.startswith(f"{group}::") and key.count("::") == 1)
+            if known:
+                return (
+                    f'{group}: found "@{reference.replace("::", "#")}", expected one of {", ".join(known)}: '
+                    f'choose one as "@{group}#{known[0]}".'
+                )
+    return None

@@ -1,0 +1,55 @@
+"""Write files so that what was there before stays whole until the new one is."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from liverseg.errors import InputError
+
+
+def check_writable(folder: str | os.PathLike[str]) -> Path:
+    """Make `folder` and return it.
+
+    Raises:
+        InputError: when it cannot be made or written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise InputError(
+            f"{folder}: the folder cannot be written ({error.strerror}), expected a writable one: choose another."
+        ) from error
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
+    """Let `write` fill a new file and put it in the place of `path` only when it is whole and on disk.
+
+    Raises:
+        InputError: when it cannot be written, for lack of space or permission; the old file is as it was.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            write(file)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    # torch.save turns a failed write into a RuntimeError.
+    except (OSError, RuntimeError) as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise InputError(
+            f"{path}: could not be saved ({reason}), what was there before is kept: free some space or choose "
+            "another folder."
+        ) from error

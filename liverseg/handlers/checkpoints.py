@@ -1,0 +1,148 @@
+"""Keep the best and the last state of a training, whole, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from liverseg.errors import InputError
+from liverseg.files import check_writable, write_atomically
+
+logger = logging.getLogger(__name__)
+
+STATE = ("epoch", "iteration", "best_metric", "best_metric_epoch")
+
+
+class Checkpoints:
+    """Write `checkpoint.pt` after every epoch and `model.pt` after every epoch that beats the best validation metric.
+
+    `checkpoint.pt` holds model, optimiser, scheduler, epoch and the best metric so far; a run with `resume` goes on
+    from it. `model.pt` is the network's plain state dict, and `model.json` beside it says which metric it reached on
+    which validation scans. A model of an earlier run is only replaced by a better one on the same validation scans; on
+    other scans the two cannot be compared, and the earlier one is kept under the time it was made.
+
+    Put it after the `ValidationHandler` in the trainer's handlers: it acts on the validation of the same epoch.
+
+    Args:
+        ckpt_dir: the folder for the three files.
+        network: the network that trains, or its DistributedDataParallel wrapper.
+        optimizer: its optimiser.
+        lr_scheduler: its learning-rate scheduler.
+        evaluator: the validation engine.
+        validation_data: the items of the validation set, `{"image": …}`.
+        key_metric: the metric of `evaluator` to compare, larger is better.
+        resume: go on from `checkpoint.pt` where there is one.
+        patience: stop after this many epochs without a better model; 0 never stops.
+
+    Raises:
+        InputError: for a folder that cannot be written, a checkpoint of another network, or a disk that is full.
+    """
+
+    def __init__(
+        self,
+        ckpt_dir: str | os.PathLike[str],
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: Any,
+        evaluator: Engine,
+        validation_data: Sequence[dict[str, Any]],
+        key_metric: str = "val_mean_dice",
+        resume: bool = False,
+        patience: int = 0,
+    ) -> None:
+        self.last_path = Path(ckpt_dir) / "checkpoint.pt"
+        self.best_path = Path(ckpt_dir) / "model.pt"
+        self.record_path = Path(ckpt_dir) / "model.json"
+        self.network = network.module if hasattr(network, "module") else network
+        self.parts = {"model": self.network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+        self.evaluator = evaluator
+        self.validation_cases = sorted(Path(str(item["image"])).name for item in validation_data)
+        self.key_metric = key_metric
+        self.resume = resume
+        self.patience = patience
+        self.bar = float("-inf")
+
+    def attach(self, engine: Engine) -> None:
+        """Act at the start and after every epoch of `engine`, the trainer."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+
+    def start(self, engine: Engine) -> None:
+        """Load the last checkpoint if asked to, and find the metric that a new `model.pt` has to beat."""
+        check_writable(self.last_path.parent)
+        engine.state.best_metric, engine.state.best_metric_epoch = float("-inf"), 0
+        if self.resume and self.last_path.is_file():
+            self._load(engine)
+        elif self.resume:
+            logger.warning("%s: nothing to resume from, so the training starts at epoch 1.", self.last_path)
+        self.bar = max(engine.state.best_metric, self._recorded_metric())
+
+    def epoch_completed(self, engine: Engine) -> None:
+        """Save what this epoch reached, on rank 0 only; stop when patience has run out, on every rank."""
+        state = engine.state
+        validated = self.evaluator.state.epoch == state.epoch and self.evaluator.state.metrics
+        metric = float(self.evaluator.state.metrics[self.key_metric]) if validated else float("-inf")
+        if metric > state.best_metric:
+            state.best_metric, state.best_metric_epoch = metric, state.epoch
+        if metric > self.bar:
+            self.bar = metric
+            self._save_best(engine)
+        if state.rank == 0:
+            checkpoint = {name: part.state_dict() for name, part in self.parts.items()}
+            checkpoint |= {name: getattr(state, name) for name in STATE}
+            write_atomically(self.last_path, lambda file: torch.save(checkpoint, file))
+        if self.patience and state.epoch - state.best_metric_epoch >= self.patience:
+            logger.info("Stopping early: the best %s was at epoch %d.", self.key_metric, state.best_metric_epoch)
+            engine.terminate()
+
+    def _save_best(self, engine: Engine) -> None:
+        if engine.state.rank != 0:
+            return
+        record = self._record()
+        if self.best_path.is_file() and record.get("validation_cases") != self.validation_cases:
+            made = datetime.fromtimestamp(self.best_path.stat().st_mtime).strftime("%Y-%m-%dT%H-%M-%S")
+            kept = self.best_path.with_name(f"model_{made}.pt")
+            logger.info("%s was validated on other scans, so it is kept as %s.", self.best_path, kept)
+            os.replace(self.best_path, kept)
+        model = self.network.state_dict()
+        write_atomically(self.best_path, lambda file: torch.save(model, file))
+        record = {
+            self.key_metric: self.bar,
+            "epoch": engine.state.epoch,
+            "validation_cases": self.validation_cases,
+        }
+        write_atomically(self.record_path, lambda file: file.write(json.dumps(record, indent=1).encode()))
+        logger.info("New best %s %.4f at epoch %d: %s", self.key_metric, self.bar, engine.state.epoch, self.best_path)
+
+    def _record(self) -> dict[str, Any]:
+        return json.loads(self.record_path.read_text()) if self.record_path.is_file() else {}
+
+    def _recorded_metric(self) -> float:
+        record = self._record()
+        if self.best_path.is_file() and record.get("validation_cases") == self.validation_cases:
+            bar = float(record.get(self.key_metric, "-inf"))
+            logger.info("%s: its %s of %.4f on these scans is the one to beat.", self.best_path, self.key_metric, bar)
+            return bar
+        return float("-inf")
+
+    def _load(self, engine: Engine) -> None:
+        try:
+            checkpoint = torch.load(self.last_path, map_location=engine.state.device, weights_only=True)
+            for name, part in self.parts.items():
+                part.load_state_dict(checkpoint[name])
+        except (RuntimeError, KeyError, ValueError, EOFError) as error:
+            raise InputError(
+                f"{self.last_path}: not a checkpoint of this network and optimiser ({str(error).splitlines()[0]}): "
+                "resume with the settings it was made with, or without --resume."
+            ) from error
+        for name in STATE:
+            setattr(engine.state, name, checkpoint[name])
+        logger.info("Resuming after epoch %d from %s.", engine.state.epoch, self.last_path)

@@ -1,0 +1,106 @@
+"""What a training reached, for people as a curve and for scripts as one line of JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import ignite
+import monai
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+
+import liverseg
+from liverseg.files import check_writable, write_atomically
+
+
+class RunSummary:
+    """Write `history.csv` after every epoch, and at the end `metrics.json`, also printed as the last line.
+
+    Put it after `Checkpoints`, which keeps the best metric in the engine's state. `history.csv`: epoch, iteration, loss (mean over the epoch), learning_rate, the validation metric where the epoch
+    was validated, seconds since the start. A resumed run appends to it.
+
+    Args:
+        output_dir: the folder for both files.
+        evaluator: the validation engine.
+        key_metric: the metric of `evaluator` that `Checkpoints` compares.
+    """
+
+    def __init__(
+        self, output_dir: str | os.PathLike[str], evaluator: Engine, key_metric: str = "val_mean_dice"
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.evaluator = evaluator
+        self.key_metric = key_metric
+        self.losses: list[float] = []
+        self.started = 0.0
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Act on the events of `engine`, the trainer, on rank 0 only."""
+        if engine.state.rank == 0:
+            engine.add_event_handler(Events.STARTED, self.start)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+            engine.add_event_handler(Events.COMPLETED, self.completed)
+
+    def start(self, engine: Engine) -> None:
+        """Take up the history of the run that this one resumes."""
+        check_writable(self.output_dir)
+        self.started = time.monotonic()
+        history = self.output_dir / "history.csv"
+        if engine.state.epoch > 0 and history.is_file():
+            with history.open(newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= engine.state.epoch]
+            self.started -= float(self.rows[-1]["seconds"]) if self.rows else 0
+
+    def iteration_completed(self, engine: Engine) -> None:
+        """Collect the loss."""
+        output = engine.state.output
+        self.losses.append(float((output[0] if isinstance(output, list) else output)["loss"]))
+
+    def epoch_completed(self, engine: Engine) -> None:
+        """Add a line to the history."""
+        validated = self.evaluator.state.epoch == engine.state.epoch
+        self.rows.append(
+            {
+                "epoch": engine.state.epoch,
+                "iteration": engine.state.iteration,
+                "loss": float(np.mean(self.losses)),
+                "learning_rate": engine.optimizer.param_groups[0]["lr"],  # type: ignore[attr-defined]
+                self.key_metric: self.evaluator.state.metrics[self.key_metric] if validated else None,
+                "seconds": round(time.monotonic() - self.started, 2),
+            }
+        )
+        self.losses = []
+        lines = [",".join(self.rows[0]), *(",".join("" if v is None else str(v) for v in r.values()) for r in self.rows)]
+        write_atomically(self.output_dir / "history.csv", lambda file: file.write("\n".join([*lines, ""]).encode()))
+
+    def completed(self, engine: Engine) -> None:
+        """Write and print `metrics.json`."""
+        best = engine.state.best_metric  # type: ignore[attr-defined]
+        summary = {
+            f"best_{self.key_metric}": best if best > float("-inf") else None,
+            "best_epoch": engine.state.best_metric_epoch,  # type: ignore[attr-defined]
+            "epochs": engine.state.epoch,
+            "seconds": round(time.monotonic() - self.started, 1),
+            "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+            "peak_gpu_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if torch.cuda.is_available() else None,
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "monai": monai.__version__,
+                "ignite": ignite.__version__,
+                "liverseg": liverseg.__version__,
+            },
+        }
+        line = json.dumps(summary)
+        write_atomically(self.output_dir / "metrics.json", lambda file: file.write(f"{line}\n".encode()))
+        print(line, flush=True)

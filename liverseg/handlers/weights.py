@@ -1,0 +1,35 @@
+"""Load a network's weights when a run starts, and not already when its config is read."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from ignite.engine import Engine, Events
+
+from liverseg.networks import load_weights
+
+
+class WeightsLoader:
+    """Load `path` into `network` when the engine starts.
+
+    Args:
+        network: the network, or its DistributedDataParallel wrapper.
+        path: a state dict, as `Checkpoints` writes `model.pt`; `None` loads nothing.
+
+    Raises:
+        InputError: as `load_weights` raises it.
+    """
+
+    def __init__(self, network: torch.nn.Module, path: str | os.PathLike[str] | None) -> None:
+        self.network = network.module if hasattr(network, "module") else network
+        self.path = path
+
+    def attach(self, engine: Engine) -> None:
+        """Load at the start of `engine`."""
+        if self.path is not None:
+            engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Load the weights."""
+        load_weights(self.network, self.path)

@@ -1,0 +1,5 @@
+"""Losses that MONAI lacks."""
+
+from liverseg.losses.focal_tversky import FocalTverskyLoss
+
+__all__ = ["FocalTverskyLoss"]
