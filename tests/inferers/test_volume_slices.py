@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.inferers import SliceInferer
+from monai.transforms import Spacing
+
+from liverseg.errors import InputError
+from liverseg.inferers import AutocastInferer, VolumeSliceInferer
+
+
+class Threshold(torch.nn.Module):
+    """Class 1 where the middle channel is above 0.5; remembers the shapes it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def forward(self, x):
+        self.shapes.append(tuple(x.shape))
+        middle = x[:, x.shape[1] // 2 : x.shape[1] // 2 + 1]
+        return torch.cat([0.5 - middle, middle - 0.5], 1)
+
+
+def small_network(in_channels=1, num_classes=3):
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(in_channels, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, num_classes, 1)]
+    return torch.nn.Sequential(*layers).eval()
+
+
+def smooth_volume(shape, affine=None):
+    grids = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    image = torch.tensor(1 - np.sqrt(sum(grid**2 for grid in grids)), dtype=torch.float32)[None, None]
+    return image if affine is None else MetaTensor(image, affine=torch.as_tensor(affine))
+
+
+def test_equals_monais_slice_inferer_and_argmax():
+    volume, network = torch.randn(2, 1, 19, 23, 7), small_network()
+    with torch.no_grad():
+        logits = SliceInferer(roi_size=(19, 23), spatial_dim=2)(volume, network)
+    labels = VolumeSliceInferer(sw_batch_size=3, amp=False)(volume, network)
+    assert labels.dtype == torch.uint8
+    assert torch.equal(labels, logits.argmax(1, keepdim=True).to(torch.uint8))
+
+
+@pytest.mark.parametrize("sw_batch_size", [1, 2, 100])
+def test_the_batch_size_changes_nothing(sw_batch_size):
+    volume, network = torch.randn(1, 1, 16, 16, 5), small_network()
+    expected = VolumeSliceInferer(sw_batch_size=5, amp=False)(volume, network)
+    assert torch.equal(VolumeSliceInferer(sw_batch_size=sw_batch_size, amp=False)(volume, network), expected)
+
+
+def test_the_network_sees_its_own_spacing_and_the_mask_has_the_grid_of_the_volume():
+    network, affine = Threshold(), np.diag([0.75, 3.0, 5.0, 1.0])
+    volume = smooth_volume((100, 30, 6), affine)
+    labels = VolumeSliceInferer(spacing=(1.5, 1.5, -1), amp=False)(volume, network)
+    assert network.shapes[0][2:] == (50, 60)
+    assert labels.shape == volume.shape
+    assert np.allclose(labels.affine, affine)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_resampling_there_and_back_shifts_nothing(factor):
+    volume = smooth_volume((64, 64, 3), np.eye(4))
+    labels = VolumeSliceInferer(spacing=(factor, factor), amp=False)(volume, Threshold())
+    expected = volume > 0.5
+    centres = [np.argwhere(np.asarray(mask[0, 0])).mean(0) for mask in (labels, expected)]
+    assert np.abs(centres[0] - centres[1]).max() < 0.05
+    assert float((labels.bool() ^ expected).sum() / expected.sum()) < 0.05
+
+
+def test_training_and_inference_resample_alike():
+    """The network must see at inference what `Spacingd` showed it in training."""
+    volume = smooth_volume((60, 90, 4), np.diag([1.0, 0.8, 4.0, 1.0]))
+    trained_on = Spacing(pixdim=(2.0, 1.6, -1))(volume[0])[0]
+    seen = []
+
+    def network(x):
+        seen.append(x)
+        return torch.cat([x, x], 1)
+
+    VolumeSliceInferer(spacing=(2.0, 1.6), sw_batch_size=4, amp=False)(volume, network)
+    here = seen[0][:, 0].permute(1, 2, 0)
+    assert here.shape == (30, 45, 4)
+    # Spacing keeps the first voxel's centre, the inferer the extent: half a voxel of the volume apart.
+    assert float((here - trained_on.as_tensor()[:30, :45]).abs().max()) < 0.03
+
+
+def test_neighbouring_slices_are_channels():
+    network = Threshold()
+    VolumeSliceInferer(num_slices=3, amp=False)(torch.rand(1, 1, 8, 8, 5), network)
+    assert {shape[1] for shape in network.shapes} == {3}
+
+
+def test_one_slice():
+    labels = VolumeSliceInferer(amp=False)(torch.ones(1, 1, 8, 8, 1), Threshold())
+    assert labels.shape == (1, 1, 8, 8, 1)
+    assert labels.all()
+
+
+def test_bfloat16_gives_the_same_mask_but_for_a_few_edge_voxels():
+    volume, network = smooth_volume((64, 64, 8)), small_network()
+    exact = VolumeSliceInferer(amp=False)(volume, network)
+    assert float((exact != VolumeSliceInferer(amp=True)(volume, network)).float().mean()) < 0.01
+
+
+def test_autocast_inferer_returns_float32_logits_close_to_the_network():
+    network, x = small_network(), torch.randn(2, 1, 16, 16)
+    logits = AutocastInferer(amp=True)(x, network)
+    assert logits.dtype == torch.float32
+    assert torch.allclose(logits, network(x), atol=0.05)
+    assert torch.equal(AutocastInferer(amp=False)(x, network), network(x))
+
+
+def test_wrong_input_is_refused():
+    with pytest.raises(InputError, match=r"\(1, 8, 8, 5\)"):
+        VolumeSliceInferer()(torch.rand(1, 8, 8, 5), Threshold())
+    with pytest.raises(InputError, match="without affine"):
+        VolumeSliceInferer(spacing=(1, 1))(torch.rand(1, 1, 8, 8, 5), Threshold())
