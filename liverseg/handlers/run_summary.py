@@ -63,8 +63,7 @@ class RunSummary:
 
     def iteration_completed(self, engine: Engine) -> None:
         """Collect the loss."""
-        output = engine.state.output
-        self.losses.append(float((output[0] if isinstance(output, list) else output)["loss"]))
+        self.losses.append(engine.state.output["loss"].item())  # type: ignore[index,call-overload]
 
     def epoch_completed(self, engine: Engine) -> None:
         """Add a line to the history."""
