@@ -79,8 +79,8 @@ def make_phantom(
 ) -> Phantom:
     """Make the scan of the synthetic patient `seed`.
 
-        spacing: voxel size in mm along x, y, z. The grid is centred on the liver in z, and in the plane on the body, or
-    modality and phase show this patient in another way.
+    The same arguments give the same bits. The patient (anatomy, lesions) depends on `seed` and `num_lesions` only; the
+    grid, the modality and the phase show this patient in another way.
 
     Args:
         seed: which patient, not negative.
@@ -139,7 +139,11 @@ def make_phantom(
 
 def _ct_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     """Noise of standard deviation 1, in part correlated in the plane, as a reconstruction kernel leaves it."""
-    noise = rng.standard_normal(shape, np.float32)
-    noise += 2 * ndimage.gaussian_filter(noise, (0.9, 0.9, 0))
-    noise /= noise.std()
-    return noise
+
+    def kernel(values: Array) -> Array:
+        return values + 2 * ndimage.gaussian_filter(values, (0.9, 0.9, 0))
+
+    impulse = np.zeros((15, 15, 1), np.float32)
+    impulse[7, 7] = 1
+    gain = np.sqrt(np.square(kernel(impulse)).sum())
+    return kernel(rng.standard_normal(shape, np.float32)) / gain

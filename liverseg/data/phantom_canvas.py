@@ -120,16 +120,17 @@ class Canvas:
 
 
 def _occupancy(implicit: Array) -> Array:
-    """Share of each voxel that lies inside, as for a plane: a ramp as wide as the voxel is along the plane's normal."""
-    width = np.full_like(implicit, 1e-6)
+    """Share of each voxel that lies inside, as if the surface were a plane there.
+
+    The exact share is a linear ramp convolved over the voxel's three sides; a single ramp of the same variance, as wide as
+    the change of `implicit` per voxel, comes close and costs little.
+    """
+    square = np.full_like(implicit, 1e-12)
     for axis in range(3):
         if implicit.shape[axis] > 1:
-            step = np.abs(np.diff(implicit, axis=axis)) * np.float32(0.5)
-            moved_width, moved_step = np.moveaxis(width, axis, 0), np.moveaxis(step, axis, 0)
-            moved_width[1:] += moved_step
-            moved_width[:-1] += moved_step
-    width = np.divide(implicit, width, out=width)
-    return np.clip(np.float32(0.5) - width, 0, 1, out=width)
+            change = np.gradient(implicit, axis=axis)
+            square += change * change
+    return np.clip(np.float32(0.5) - implicit / np.sqrt(square), 0, 1)
 
 
 def paint_patient(canvas: Canvas, patient: Patient, tissue: Mapping[str, float]) -> None:

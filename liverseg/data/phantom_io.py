@@ -96,13 +96,15 @@ def write_phantoms(
 def _is_whole(path: Path, mark: str) -> bool:
     """Whether `path` is complete and carries `mark`; raises InputError if it is a scan from elsewhere."""
     try:
-        image = nib.Nifti1Image.from_filename(path)
-    except (FileNotFoundError, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError):
+        with path.open("rb") as file:
+            header = nib.Nifti1Header.from_fileobj(file)
+    except (FileNotFoundError, nib.wrapstruct.WrapStructError, nib.spatialimages.HeaderDataError):
         return False
-    found = image.header["descrip"].item().decode(errors="replace")
+    found = header["descrip"].item().decode(errors="replace")
     if not found.startswith(_MARK):
         raise InputError(f"{path}: found a scan that is no phantom, expected phantoms only; choose another folder.")
-    expected_bytes = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
+    voxels = math.prod(header.get_data_shape())
+    expected_bytes = int(header["vox_offset"]) + voxels * header.get_data_dtype().itemsize
     return found == mark and path.stat().st_size == expected_bytes
 
 
