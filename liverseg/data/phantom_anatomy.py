@@ -88,7 +88,7 @@ class Patient:
         # A rotation about z from the half-angle's tangent needs no sine, whose last bit differs between CPUs.
         t = rng.uniform(-0.05, 0.05)
         self.cos, self.sin = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
-        self.off_centre_mm = rng.uniform(-1, 1, 3) * (8, 8, 10)
+        self.off_centre_mm = rng.uniform(-1, 1, 3) * (8, 8, 6)
         self.warp = rng.uniform(-22, 22, (3, WARP_NODES, WARP_NODES, WARP_NODES))
         self.trunk_radii = (rng.uniform(156, 168), rng.uniform(106, 118))
         self.fat_mm = rng.uniform(9, 24)

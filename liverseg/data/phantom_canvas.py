@@ -122,7 +122,7 @@ class Canvas:
 def _occupancy(implicit: Array) -> Array:
     """Share of each voxel that lies inside, as if the surface were a plane there.
 
-    The exact share is a linear ramp convolved over the voxel's three sides; a single ramp of the same variance, as wide as
+    The exact share is a ramp smoothed over the voxel's three sides; a single ramp of the same variance, as wide as
     the change of `implicit` per voxel, comes close and costs little.
     """
     square = np.full_like(implicit, 1e-12)

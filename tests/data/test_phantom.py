@@ -93,9 +93,27 @@ def test_number_of_lesions_is_drawn_where_none_is_given():
 def test_organs_have_their_hounsfield_units(phase):
     p = make_phantom(1, num_lesions=0, phase=phase, noise_sd=0)
     expected = {
-        "native": {"liver": (45, 65), "aorta": (32, 52), "right_kidney": (20, 45), "spleen": (40, 60)},
-        "arterial": {"liver": (60, 90), "aorta": (250, 300), "right_kidney": (90, 180), "spleen": (80, 100)},
-        "portal": {"liver": (90, 120), "aorta": (130, 165), "right_kidney": (115, 170), "spleen": (95, 120)},
+        "native": {
+            "liver": (45, 65),
+            "muscle": (45, 60),
+            "aorta": (32, 52),
+            "right_kidney": (20, 45),
+            "spleen": (40, 60),
+        },
+        "arterial": {
+            "liver": (60, 90),
+            "muscle": (60, 80),
+            "aorta": (250, 300),
+            "right_kidney": (90, 180),
+            "spleen": (80, 100),
+        },
+        "portal": {
+            "liver": (90, 120),
+            "muscle": (85, 100),
+            "aorta": (130, 165),
+            "right_kidney": (115, 170),
+            "spleen": (95, 120),
+        },
     }[phase]
     for always in (
         {"fat": (-115, -90)},
@@ -170,7 +188,7 @@ def test_mri_has_rician_noise_and_a_smooth_bias_field():
     clean = make_phantom(1, modality="mr", num_lesions=0, noise_sd=0)
     assert noisy.image.min() >= 0
     np.testing.assert_array_equal(noisy.organs, make_phantom(1, num_lesions=0).organs)
-    # Far outside the body the signal is near 0 and the noise Rayleigh distributed: mean = sd of a channel * sqrt(pi / 2).
+    # Far outside the body the signal is near 0 and the noise Rayleigh distributed, of mean sd * sqrt(pi / 2).
     air = noisy.image[:8, :8][clean.image[:8, :8] < 10]
     assert air.mean() == pytest.approx(15 * np.sqrt(np.pi / 2), rel=0.1)
     # One tissue differs between regions by far more than the rounding, between neighbours hardly.
