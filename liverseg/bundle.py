@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 
 import torch
+from monai.bundle import ReferenceResolver
 
 import liverseg
 from liverseg.errors import InputError
@@ -58,14 +59,15 @@ def select_device(name: str | torch.device | None = None) -> torch.device:
 
 
 def _print_sentence(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    sentence = _sentence(error)
-    if sentence is None or os.environ.get("LIVERSEG_TRACEBACK"):
+    found = sentence(error)
+    if found is None or os.environ.get("LIVERSEG_TRACEBACK"):
         sys.__excepthook__(kind, error, trace)
     else:
-        print(f"error: {sentence}", file=sys.stderr)
+        print(f"error: {found}", file=sys.stderr)
 
 
-def _sentence(error: BaseException | None) -> str | None:
+def sentence(error: BaseException | None) -> str | None:
+    """The sentence about the user's input that `error` was raised from, or `None` where the fault is not theirs."""
     while error is not None:
         if isinstance(error, InputError):
             return str(error)
@@ -83,9 +85,10 @@ def _unknown_choice(error: BaseException) -> str | None:
     reference = str(error).split("`")[1].lstrip("@")
     group = reference.split("::")[0]
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        items = getattr(frame.f_locals.get("self"), "items", None)
-        if isinstance(items, dict):
-            known = sorted(key.split("::")[1] for key in items if key.startswith(f"{group}::") and key.count("::") == 1)
+        resolver = frame.f_locals.get("self")
+        if isinstance(resolver, ReferenceResolver):
+            names = (key.split("::") for key in resolver.items if key.startswith(f"{group}::"))
+            known = sorted(name[1] for name in names if len(name) == 2)
             if known:
                 return (
                     f'{group}: found "@{reference.replace("::", "#")}", expected one of {", ".join(known)}: '

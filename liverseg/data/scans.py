@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
-import numpy as np
 
 from liverseg.data.datalist import load_datalist
 from liverseg.errors import InputError
@@ -36,7 +36,9 @@ def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     files = sorted(file for file in root.iterdir() if file.name.endswith(IMAGE_SUFFIXES))
     series = [folder for folder in [root, *sorted(root.iterdir())] if folder.is_dir() and _holds_dicom(folder)]
     if not files and not series:
-        raise InputError(f"{root}: no scan in it, expected {', '.join(IMAGE_SUFFIXES)} files or folders of DICOM files.")
+        raise InputError(
+            f"{root}: no scan in it, expected {', '.join(IMAGE_SUFFIXES)} files or folders of DICOM files."
+        )
     return [{"image": str(found)} for found in [*files, *series]]
 
 
@@ -74,6 +76,6 @@ def _voxels(image: str, spacing: Sequence[float]) -> float:
         header = nib.load(image).header
     except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
         raise InputError(f"{image}: not a readable NIfTI file ({error}): replace it or remove it.") from error
-    shape, zooms = np.array(header.get_data_shape()[:3], float), np.array(header.get_zooms()[:3], float)
-    target = np.where(np.array(spacing, float) > 0, spacing, zooms)
-    return float(np.prod(shape * zooms[: len(shape)] / target[: len(shape)]))
+    sizes_mm = [n * mm for n, mm in zip(header.get_data_shape(), header.get_zooms(), strict=True)]
+    targets = [to if to > 0 else mm for to, mm in zip(spacing, header.get_zooms(), strict=False)]
+    return math.prod(size / target for size, target in zip(sizes_mm, targets, strict=False))

@@ -79,7 +79,10 @@ class RunSummary:
             }
         )
         self.losses = []
-        lines = [",".join(self.rows[0]), *(",".join("" if v is None else str(v) for v in r.values()) for r in self.rows)]
+        lines = [
+            ",".join(self.rows[0]),
+            *(",".join("" if v is None else str(v) for v in r.values()) for r in self.rows),
+        ]
         write_atomically(self.output_dir / "history.csv", lambda file: file.write("\n".join([*lines, ""]).encode()))
 
     def completed(self, engine: Engine) -> None:
@@ -91,7 +94,9 @@ class RunSummary:
             "epochs": engine.state.epoch,
             "seconds": round(time.monotonic() - self.started, 1),
             "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
-            "peak_gpu_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if torch.cuda.is_available() else None,
+            "peak_gpu_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2)
+            if torch.cuda.is_available()
+            else None,
             "versions": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,

@@ -83,7 +83,9 @@ class VolumeSliceInferer(Inferer):
         if all(value <= 0 for value in self.spacing):
             return height, width
         if not isinstance(inputs, MetaTensor):
-            raise InputError("the inferer got a tensor without affine, expected a MetaTensor: load it with LoadVolumed.")
+            raise InputError(
+                "the inferer got a tensor without affine, expected a MetaTensor: load it with LoadVolumed."
+            )
         affine = inputs.affine if inputs.affine.ndim == 2 else inputs.affine[index]
         own = affine_to_spacing(affine, r=3)[:2].tolist()
         size = [

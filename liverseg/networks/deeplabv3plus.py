@@ -31,9 +31,11 @@ class ASPP(nn.Module):
             conv_bn_relu(in_channels, channels, 1 if rate == 1 else 3, dilation=rate) for rate in rates
         )
         # No batch norm on the pooled 1×1 features: over a batch of one it has nothing to compute statistics from.
-        self.pooling = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(in_channels, channels, 1), nn.ReLU(inplace=True)
-        ) if image_pooling else None
+        self.pooling = (
+            nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(in_channels, channels, 1), nn.ReLU(inplace=True))
+            if image_pooling
+            else None
+        )
         self.project = conv_bn_relu(channels * (len(rates) + int(image_pooling)), channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -46,7 +46,9 @@ def demo(
     console = Console()
     out, bundle = out.resolve(), bundle.resolve()
     if not (bundle / "configs" / "train.json").is_file():
-        raise InputError(f"{bundle}: there is no bundle, expected configs/train.json in it: run from the project's root.")
+        raise InputError(
+            f"{bundle}: there is no bundle, expected configs/train.json in it: run from the project's root."
+        )
     if scan is not None and not scan.exists():
         raise InputError(f"{scan}: there is no such scan: set SCAN to a NIfTI file or a folder of DICOM files.")
     data, training = out / "phantoms", out / "training"

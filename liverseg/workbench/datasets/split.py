@@ -35,7 +35,9 @@ def split_folder(folder: Path, images: str, labels: str, test_share: float, num_
         patient = image[len(before) : len(image) - len(after)]
         label = labels.replace("{}", patient)
         if not (folder / label).is_file():
-            raise InputError(f"{folder / label}: there is no label for {image}: add it, or mend the pattern {labels!r}.")
+            raise InputError(
+                f"{folder / label}: there is no label for {image}: add it, or mend the pattern {labels!r}."
+            )
         items.append({"image": image, "label": label, "patient": patient})
     if not items:
         raise InputError(f"{folder}: no file matches {images!r}: name the images with --images.")

@@ -1,0 +1,59 @@
+"""Small data and the real command line, for the tests of the bundles."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+BUNDLE = ROOT / "bundles" / "deeplabv3_liver"
+AFFINE = np.diag([6.0, 6.0, 10.0, 1.0])
+# Small and short: what these tests check does not need a good model.
+SHORT = {"max_epochs": 2, "val_interval": 1, "spacing": [6.0, 6.0, -1], "spatial_size": [48, 48]}
+
+
+def make_scan(seed: int, shape=(48, 40, 8)) -> tuple[np.ndarray, np.ndarray]:
+    """A bright ball with a lesion, somewhere in noise: enough to learn from in a few steps."""
+    generator = np.random.default_rng(seed)
+    centre = np.array(shape) * generator.uniform(0.35, 0.65, 3)
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1)
+    distance = np.linalg.norm((grid - centre) / (12, 12, 3), axis=-1)
+    label = (distance < 1).astype(np.uint8) + (distance < 0.3)
+    return (100.0 * (label > 0) + generator.normal(0, 20, shape)).astype(np.int16), label.astype(np.uint8)
+
+
+def save(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> None:
+    nib.save(nib.Nifti1Image(array, affine), path)
+
+
+def write_dataset(folder: Path, num_cases: int = 4) -> Path:
+    """A data set as LiTS names its files, with its datalist: two folds and one test case."""
+    folder.mkdir(parents=True, exist_ok=True)
+    items = []
+    for number in range(num_cases + 1):
+        image, label = make_scan(number)
+        save(folder / f"volume-{number}.nii", image)
+        save(folder / f"segmentation-{number}.nii", label)
+        items.append({"image": f"volume-{number}.nii", "label": f"segmentation-{number}.nii", "fold": number % 2})
+    (folder / "dataset.json").write_text(json.dumps({"training": items[:-1], "test": items[-1:]}))
+    return folder
+
+
+def options(**values) -> list[str]:
+    return [part for name, value in values.items() for part in (f"--{name}", str(value))]
+
+
+def monai_bundle(*arguments, cwd: Path, timeout: float = 300, **values) -> subprocess.CompletedProcess[str]:
+    """`python -m monai.bundle …` as a user types it."""
+    command = [sys.executable, "-m", "monai.bundle", *map(str, arguments), *options(**values)]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(
+        command, cwd=cwd, env=environment, timeout=timeout, check=False, capture_output=True, text=True
+    )
