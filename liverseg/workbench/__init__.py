@@ -1,0 +1,1 @@
+"""What people run: the command `liverseg`, a module a verb."""

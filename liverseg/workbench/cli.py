@@ -1,0 +1,32 @@
+"""The command `liverseg`."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from liverseg.errors import InputError
+from liverseg.workbench import demo
+from liverseg.workbench.datasets import cli as datasets
+from liverseg.workbench.zoo import cli as zoo
+
+app = typer.Typer(
+    help="Prepare data for the bundles, try them, and pack them. Training and inference are `python -m monai.bundle run`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(datasets.app, name="data")
+app.add_typer(zoo.app, name="zoo")
+app.command("demo")(demo.demo)
+
+
+def main() -> None:
+    """Run the command; wrong input ends it with its one sentence and status 1."""
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
