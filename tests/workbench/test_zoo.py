@@ -252,17 +252,17 @@ def test_downloaded_archive_trains_evaluates_and_infers(clean_python, downloaded
     run("evaluating", "['configs/train.json','configs/evaluate.json']")
     assert json.loads((downloaded / "eval" / "summary.json").read_text())
 
-    scan = blob_scans / "volume-5.nii.gz"
+    scan, mask = blob_scans / "volume-5.nii.gz", "volume-5_liver.nii.gz"
     run("inference", "configs/inference.json")
-    check_mask(downloaded / "output" / "volume-5_liver.nii.gz", scan)
+    check_mask(downloaded / "output" / mask, scan)
 
     away = tmp_path / "away"
     away.mkdir()
     bundle_root = ["--bundle_root", os.path.relpath(downloaded, away), "--output_dir", "masks"]
     run("inference", downloaded / "configs" / "inference.json", *bundle_root, cwd=away)
-    check_mask(away / "masks" / "volume-5_liver.nii.gz", scan)
-    same = [nib.load(folder / "volume-5_liver.nii.gz").get_fdata() for folder in (downloaded / "output", away / "masks")]
-    assert np.array_equal(*same)
+    check_mask(away / "masks" / mask, scan)
+    masks = [nib.load(folder / mask).get_fdata() for folder in (downloaded / "output", away / "masks")]
+    assert np.array_equal(*masks)
 
 
 LOAD = """
@@ -307,3 +307,10 @@ def test_archive_of_another_version_in_one_process_stops(clean_python, downloade
         "or run bundles of different versions in processes of their own."
     )
     assert f"InputError: {sentence}\n" in done.stderr
+
+    # In one bundle's folder, with the config of the other.
+    options = ["--config_file", config, "--bundle_root", newer]
+    done = clean_python("-m", "monai.bundle", "run", "training", *options, cwd=first, check=False)
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1] == f"error: {sentence}"
+    assert "Traceback" not in done.stderr

@@ -16,10 +16,10 @@ from liverseg.files import check_writable, write_atomically
 
 PACKAGE = Path(liverseg.__file__).parent
 # What MONAI's schema of metadata.json requires.
-REQUIRED_FIELDS = (
-    "schema version monai_version pytorch_version numpy_version required_packages_version task description authors "
-    "copyright network_data_format"
-).split()
+REQUIRED_FIELDS = [
+    *("schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version"),
+    *("task", "description", "authors", "copyright", "network_data_format"),
+]
 
 
 def build_archive(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
