@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from liverseg.workbench.zoo.build import build_archive
+import liverseg
+from liverseg.workbench.zoo.build import PACKAGE, build_archive
 
 app = typer.Typer(help="Pack bundles for others to download.", no_args_is_help=True)
 
@@ -35,5 +36,6 @@ def build(
     content = archive.read_bytes()
     weights = folder / "models" / "model.pt"
     print(archive)
-    print(f"{len(content) / 1e6:.1f} MB, " + ("with weights" if weights.is_file() else f"no weights: no {weights}"))
+    print(f"{len(content) / 1e6:.1f} MB, with the liverseg {liverseg.__version__} of {PACKAGE.parent}")
+    print("with its weights" if weights.is_file() else f"no weights, for {weights} is not there")
     print(f"sha256 {hashlib.sha256(content).hexdigest()}")
