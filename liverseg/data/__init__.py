@@ -1,6 +1,8 @@
 """Datalists, scans and phantoms."""
 
 from liverseg.data.datalist import load_datalist, split_by_patient, write_datalist
+from liverseg.data.phantom import make_phantom
+from liverseg.data.phantom_io import write_phantoms
 from liverseg.data.scans import cache_num, find_scans
 from liverseg.data.weights import inverse_frequency_weights
 
@@ -9,6 +11,8 @@ __all__ = [
     "find_scans",
     "inverse_frequency_weights",
     "load_datalist",
+    "make_phantom",
     "split_by_patient",
     "write_datalist",
+    "write_phantoms",
 ]

@@ -1,0 +1,120 @@
+"""Phantom data sets on disk, named as the files of LiTS: `volume-N.nii` and `segmentation-N.nii`."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from liverseg import __version__
+from liverseg.data.phantom import make_phantom
+from liverseg.errors import InputError
+
+_MARK = "liverseg phantom"
+
+
+def write_phantoms(
+    out_dir: str | os.PathLike[str],
+    num_cases: int,
+    seed: int = 0,
+    *,
+    shape: Sequence[int] = (128, 128, 48),
+    spacing: Sequence[float] = (3.0, 3.0, 5.0),
+    modality: str = "ct",
+    phase: str = "portal",
+    num_test: int = 0,
+    num_workers: int = 2,
+) -> list[dict[str, str]]:
+    """Write phantoms as pairs of NIfTI files: the scan as int16, its LiTS labels (1 liver, 2 lesion) as uint8.
+
+    A case that is there already, made by this version with the same arguments, is left as it is; one that is truncated
+    or made otherwise is written anew. Files appear whole or not at all.
+
+    Args:
+        out_dir: folder for the files, made where missing.
+        num_cases: how many `volume-N.nii` with `segmentation-N.nii`.
+        seed: which patients; another seed gives others.
+        shape: voxels along x, y, z.
+        spacing: voxel size in mm along x, y, z.
+        modality: "ct" or "mr".
+        phase: CT contrast phase, as for `make_phantom`.
+        num_test: how many `test-volume-N.nii` with `test-segmentation-N.nii` in addition, of other patients.
+        num_workers: phantoms made at the same time.
+
+    Returns:
+        One `{"image", "label", "patient"}` per case, file names relative to `out_dir`: first the `num_cases`, then the
+        `num_test`.
+
+    Raises:
+        InputError: for an argument that `make_phantom` does not take, a count too low, a folder that cannot be written,
+            or a scan in the folder that is no phantom and would be overwritten.
+    """
+    for name, count, least in (("num_cases", num_cases, 0), ("num_test", num_test, 0), ("num_workers", num_workers, 1)):
+        if count < least:
+            raise InputError(f"{name}: found {count}, expected a number from {least} on; choose another.")
+    folder = Path(out_dir)
+    cases = [("", k) for k in range(num_cases)] + [("test-", k) for k in range(num_test)]
+    items = [
+        {"image": f"{kind}volume-{k}.nii", "label": f"{kind}segmentation-{k}.nii", "patient": f"{kind}phantom-{k}"}
+        for kind, k in cases
+    ]
+
+    def write(item: dict[str, str], kind: str, number: int) -> None:
+        # Hashed, so that data sets of neighbouring seeds share no patient.
+        patient = int(np.random.SeedSequence([seed, bool(kind), number]).generate_state(1)[0])
+        arguments = (__version__, patient, tuple(shape), tuple(spacing), modality, phase)
+        mark = f"{_MARK} {hashlib.sha256(repr(arguments).encode()).hexdigest()[:32]}"
+        paths = [folder / item["image"], folder / item["label"]]
+        if all([_is_whole(path, mark) for path in paths]):
+            return
+        phantom = make_phantom(patient, shape, spacing, modality=modality, phase=phase)
+        _save(paths[0], phantom.image.astype(np.int16), phantom.affine, mark)
+        _save(paths[1], phantom.labels, phantom.affine, mark)
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(num_workers) as pool:
+            jobs = pool.map(write, items, *zip(*cases, strict=True)) if cases else ()
+            for _ in tqdm(jobs, total=len(items), desc="phantoms", unit="scan"):
+                pass
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror}), expected a folder with room; choose another or free some."
+        ) from error
+    return items
+
+
+def _is_whole(path: Path, mark: str) -> bool:
+    """Whether `path` is complete and carries `mark`; raises InputError if it is a scan from elsewhere."""
+    try:
+        with path.open("rb") as file:
+            header = nib.Nifti1Header.from_fileobj(file)
+    except (FileNotFoundError, nib.wrapstruct.WrapStructError, nib.spatialimages.HeaderDataError):
+        return False
+    found = header["descrip"].item().decode(errors="replace")
+    if not found.startswith(_MARK):
+        raise InputError(f"{path}: found a scan that is no phantom, expected phantoms only; choose another folder.")
+    voxels = math.prod(header.get_data_shape())
+    expected_bytes = int(header["vox_offset"]) + voxels * header.get_data_dtype().itemsize
+    return found == mark and path.stat().st_size == expected_bytes
+
+
+def _save(path: Path, array: NDArray[Any], affine: NDArray[np.float64], mark: str) -> None:
+    image = nib.Nifti1Image(array, affine)
+    image.header["descrip"] = mark
+    image.header.set_xyzt_units("mm")
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        nib.save(image, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
