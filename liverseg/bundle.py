@@ -28,6 +28,9 @@ def require(version: str) -> ModuleType:
     Raises:
         InputError: when the liverseg found is of another version.
     """
+    main = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if main is not None and main.name == "monai.bundle.__main__":
+        sys.excepthook = _print_sentence
     if liverseg.__version__.split(".")[:2] != version.split(".")[:2]:
         raise InputError(
             f"{Path(liverseg.__file__).parent}: found liverseg {liverseg.__version__}, expected {version} for this "
@@ -35,9 +38,6 @@ def require(version: str) -> ModuleType:
         )
     for room in ("data", "handlers", "networks"):
         importlib.import_module(f"liverseg.{room}")
-    main = getattr(sys.modules.get("__main__"), "__spec__", None)
-    if main is not None and main.name == "monai.bundle.__main__":
-        sys.excepthook = _print_sentence
     return liverseg
 
 

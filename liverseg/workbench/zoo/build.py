@@ -1,0 +1,128 @@
+"""Make the archive of a bundle that people download: the bundle, and in it the part of liverseg that it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, BinaryIO
+
+import liverseg
+from liverseg.errors import InputError
+from liverseg.files import check_writable, write_atomically
+
+PACKAGE = Path(liverseg.__file__).parent
+# What MONAI's schema of metadata.json requires.
+REQUIRED_FIELDS = [
+    *("schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version"),
+    *("task", "description", "authors", "copyright", "network_data_format"),
+]
+
+
+def build_archive(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
+    """Write `<out>/<bundle>_v<version>.zip`, with everything in it under the folder `<bundle>/`.
+
+    The same files give the same bytes, whenever and wherever they are packed: entries are sorted, carry no time, and
+    are stored, because two releases of zlib compress the same file differently.
+
+    Args:
+        bundle: the bundle's folder.
+        out: the folder for the archive, made where it is missing; an archive of the same version is replaced.
+
+    Returns:
+        The archive's path, as `python -m monai.bundle download --url` and the model zoo name it.
+
+    Raises:
+        InputError: when the bundle is not whole, a config names what liverseg does not have or is made for another
+            version of it, or `out` cannot be written.
+    """
+    bundle = Path(bundle).resolve()
+    version = _read_metadata(bundle)["version"]
+    for config in sorted((bundle / "configs").glob("*.json")):
+        _check_config(config)
+    files = _files(bundle)
+    archive = check_writable(out) / f"{bundle.name}_v{version}.zip"
+    write_atomically(archive, lambda file: _write_zip(file, bundle.name, files))
+    return archive
+
+
+def _files(bundle: Path) -> dict[str, Path]:
+    """Each file's path in the bundle's folder of the archive, and where it is now."""
+    files = {
+        f"{PACKAGE.name}/{path.relative_to(PACKAGE).as_posix()}": path
+        for path in PACKAGE.rglob("*.py")
+        if path.relative_to(PACKAGE).parts[0] != "workbench"
+    }
+    single = [bundle / name for name in ("LICENSE", "large_files.yml", "models/model.pt", "models/model.json")]
+    for path in [*(bundle / "configs").rglob("*"), *(bundle / "docs").rglob("*"), *single]:
+        if path.is_file() and not path.name.startswith("."):
+            files[path.relative_to(bundle).as_posix()] = path
+    return files
+
+
+def _write_zip(file: BinaryIO, folder: str, files: dict[str, Path]) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(f"{folder}/{name}", date_time=(1980, 1, 1, 0, 0, 0))
+            entry.create_system = 3  # Unix, on whichever system this runs.
+            entry.external_attr = 0o100644 << 16
+            archive.writestr(entry, files[name].read_bytes())
+
+
+def _read_metadata(bundle: Path) -> dict[str, Any]:
+    path = bundle / "configs" / "metadata.json"
+    if not path.is_file():
+        known = sorted(other.parents[1].name for other in bundle.parent.glob("*/configs/metadata.json"))
+        raise InputError(
+            f"{bundle}: no bundle there, expected a folder with configs/metadata.json: "
+            + (f"name one of {', '.join(known)}." if known else "call this from the folder that holds bundles/.")
+        )
+    metadata = _read_json(path)
+    missing = [field for field in REQUIRED_FIELDS if field not in metadata]
+    if missing:
+        raise InputError(f"{path}: found no {', '.join(missing)}, expected all that MONAI's schema requires: add them.")
+    if not re.fullmatch(r"\d+\.\d+\.\d+", str(metadata["version"])):
+        raise InputError(f'{path}: found version {metadata["version"]!r}, expected one like "0.1.0": change it.')
+    return metadata
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a JSON file ({error}), expected a config: mend it.") from error
+
+
+def _check_config(path: Path) -> None:
+    for text in _texts(_read_json(path)):
+        for version in re.findall(r"require\(['\"]([\d.]+)['\"]\)", text):
+            if liverseg.__version__.split(".")[:2] != version.split(".")[:2]:
+                raise InputError(
+                    f"{path}: made for liverseg {version}, found {liverseg.__version__} in {PACKAGE}: build with "
+                    f"liverseg {version}, or bring the config up to {liverseg.__version__}."
+                )
+        # A component's target, or a function inside an expression: "$@liverseg.data.load_datalist(…)".
+        for name in re.findall(r"(?:^|@)(liverseg(?:\.\w+)+)", text):
+            _check_name(path, name)
+
+
+def _check_name(path: Path, name: str) -> None:
+    if name.startswith("liverseg.workbench"):
+        raise InputError(f"{path}: found {name}, but archives hold no workbench: move what bundles run out of it.")
+    try:
+        resolve_name(name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"{path}: found {name}, expected a name that liverseg {liverseg.__version__} has ({error}): correct it."
+        ) from error
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [text for item in value for text in _texts(item)]
+    return [value] if isinstance(value, str) else []

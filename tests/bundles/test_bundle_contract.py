@@ -1,0 +1,108 @@
+"""What every folder under bundles/ keeps to, so that MONAI's tools and MONAI Label can use it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import monai
+import pytest
+from monai.bundle import ConfigParser, create_workflow, verify_metadata, verify_net_in_out
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"
+BUNDLES = sorted(path.parents[1] for path in ROOT.glob("bundles/*/configs/metadata.json"))
+CONFIGS = ["metadata.json", "train.json", "evaluate.json", "inference.json", "multi_gpu_train.json", "logging.conf"]
+FILES = [*(f"configs/{name}" for name in CONFIGS), "docs/README.md", "docs/data_license.txt", "LICENSE"]
+# What train.json and inference.json name alike and need not agree on.
+OWN = {"output_dir", "mask_cleaning", "initialize", "run"}
+
+
+@pytest.fixture(params=BUNDLES, ids=lambda path: path.name)
+def bundle(request, monkeypatch):
+    """Each bundle in turn; what its configs change in this process is put back."""
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    yield request.param
+    monai.utils.set_determinism(None)
+
+
+def config(bundle, name):
+    parser = ConfigParser()
+    parser.read_config(bundle / "configs" / name)
+    parser["bundle_root"] = str(bundle)
+    return parser
+
+
+def without_requires(value):
+    if isinstance(value, dict):
+        return {key: without_requires(item) for key, item in value.items() if key != "_requires_"}
+    return [without_requires(item) for item in value] if isinstance(value, list) else value
+
+
+def test_there_are_bundles():
+    assert BUNDLES
+
+
+def test_has_its_files(bundle):
+    assert [name for name in FILES if not (bundle / name).is_file()] == []
+
+
+def test_configs_are_json_and_made_for_one_version_of_liverseg(bundle):
+    contents = {path.name: path.read_text() for path in sorted((bundle / "configs").glob("*.json"))}
+    assert all(isinstance(json.loads(text), dict) for text in contents.values())
+    required = {name: re.findall(r"require\('([\d.]+)'\)", text) for name, text in contents.items()}
+    assert len(required["train.json"]) == len(required["inference.json"]) == 1
+    assert len({version for versions in required.values() for version in versions}) == 1
+
+
+def test_metadata_names_what_is_installed(bundle):
+    content = json.loads((bundle / "configs" / "metadata.json").read_text())
+    named = {"monai": content["monai_version"], "torch": content["pytorch_version"], "numpy": content["numpy_version"]}
+    named |= content["required_packages_version"]
+    assert named == {name: metadata.version(name).split("+")[0] for name in named}
+    assert content["version"] in content["changelog"]
+
+
+def test_metadata_fits_the_schema(bundle):
+    if not SCHEMA.is_file():
+        pytest.skip(f"MONAI's schema is not there: {SCHEMA}")
+    verify_metadata(meta_file=str(bundle / "configs" / "metadata.json"), filepath=SCHEMA)
+
+
+@pytest.mark.parametrize("name", ["train.json", "inference.json"])
+def test_network_takes_and_gives_what_metadata_says(bundle, name):
+    files = {"meta_file": bundle / "configs" / "metadata.json", "config_file": bundle / "configs" / name}
+    verify_net_in_out("network_def", **files, device="cpu", bundle_root=str(bundle))
+
+
+def test_training_and_inference_see_the_same(bundle):
+    train, infer = config(bundle, "train.json"), config(bundle, "inference.json")
+    assert train.get_parsed_content("num_classes") == infer.get_parsed_content("num_classes")
+    network_def = infer["network_def"]
+    assert {key: train["network_def"].get(key) for key in network_def} == network_def
+    both = set(train.get()) & set(infer.get()) - {"num_classes", "network_def"} - OWN
+    assert {"spacing", "hu_window", "in_channels", "postprocessings"} <= both
+    different = {key for key in both if without_requires(train[key]) != without_requires(infer[key])}
+    assert different == set()
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file")
+@pytest.mark.parametrize("name", ["train.json", "inference.json"])
+def test_has_the_properties_that_monai_asks_for(bundle, name, blob_scans, tmp_path, caplog):
+    workflow = create_workflow(
+        config_file=str(bundle / "configs" / name),
+        workflow_type="train" if name == "train.json" else "infer",
+        logging_file=False,
+        bundle_root=str(bundle),
+        dataset_dir=str(blob_scans),
+        output_dir=str(tmp_path / "output"),
+        ckpt_dir=str(tmp_path / "models"),
+    )
+    workflow.initialize()
+    with caplog.at_level(logging.WARNING):
+        assert workflow.check_properties() == [], caplog.text
+    workflow.finalize()
