@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -64,7 +65,9 @@ class Checkpoints:
         self.network = network.module if hasattr(network, "module") else network
         self.parts = {"model": self.network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         self.evaluator = evaluator
-        self.validation_cases = sorted(Path(str(item["image"])).name for item in validation_data)
+        # A digest and not the names, which may tell of patients: this record goes out with the model.
+        names = sorted(Path(str(item["image"])).name for item in validation_data)
+        self.validation_sha256 = hashlib.sha256("\n".join(names).encode()).hexdigest()
         self.key_metric = key_metric
         self.resume = resume
         self.patience = patience
@@ -107,7 +110,7 @@ class Checkpoints:
         if engine.state.rank != 0:
             return
         record = self._record()
-        if self.best_path.is_file() and record.get("validation_cases") != self.validation_cases:
+        if self.best_path.is_file() and record.get("validation_sha256") != self.validation_sha256:
             made = datetime.fromtimestamp(self.best_path.stat().st_mtime).strftime("%Y-%m-%dT%H-%M-%S")
             kept = self.best_path.with_name(f"model_{made}.pt")
             logger.info("%s was validated on other scans, so it is kept as %s.", self.best_path, kept)
@@ -117,7 +120,7 @@ class Checkpoints:
         record = {
             self.key_metric: self.bar,
             "epoch": engine.state.epoch,
-            "validation_cases": self.validation_cases,
+            "validation_sha256": self.validation_sha256,
         }
         write_atomically(self.record_path, lambda file: file.write(json.dumps(record, indent=1).encode()))
         logger.info("New best %s %.4f at epoch %d: %s", self.key_metric, self.bar, engine.state.epoch, self.best_path)
@@ -127,7 +130,7 @@ class Checkpoints:
 
     def _recorded_metric(self) -> float:
         record = self._record()
-        if self.best_path.is_file() and record.get("validation_cases") == self.validation_cases:
+        if self.best_path.is_file() and record.get("validation_sha256") == self.validation_sha256:
             bar = float(record.get(self.key_metric, "-inf"))
             logger.info("%s: its %s of %.4f on these scans is the one to beat.", self.best_path, self.key_metric, bar)
             return bar

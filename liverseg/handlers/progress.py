@@ -36,4 +36,4 @@ class Progress:
 
 
 def _loss(output: Any) -> dict[str, float]:
-    return {"loss": float(output["loss"])}
+    return {"loss": output["loss"].item()}

@@ -74,11 +74,9 @@ def test_model_is_the_best_epoch_and_checkpoint_the_last(tmp_path):
     checkpoint = load(tmp_path / "checkpoint.pt")
     assert same(checkpoint["model"], run.states[2])
     assert (checkpoint["epoch"], checkpoint["best_metric"], checkpoint["best_metric_epoch"]) == (3, 0.8, 2)
-    assert json.loads((tmp_path / "model.json").read_text()) == {
-        "val_mean_dice": 0.8,
-        "epoch": 2,
-        "validation_cases": ["a.nii", "b.nii"],
-    }
+    record = json.loads((tmp_path / "model.json").read_text())
+    assert (record["val_mean_dice"], record["epoch"]) == (0.8, 2)
+    assert "a.nii" not in (tmp_path / "model.json").read_text()
 
 
 def test_resuming_equals_never_having_stopped(tmp_path):
