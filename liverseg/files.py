@@ -29,7 +29,7 @@ def check_writable(folder: str | os.PathLike[str]) -> Path:
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
-    """Let `write` fill a new file and put it in the place of `path` only when it is whole and on disk.
+    """Let `write` fill a new file and put it in the place of `path` only when it is whole.
 
     Raises:
         InputError: when it cannot be written, for lack of space or permission; the old file is as it was.
@@ -40,8 +40,6 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], A
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = file.name
             write(file)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     # torch.save turns a failed write into a RuntimeError.
