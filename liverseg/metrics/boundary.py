@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import cv2
 import numpy as np
 
 from liverseg.metrics.confusion import check_label_maps
@@ -12,10 +13,10 @@ from liverseg.metrics.confusion import check_label_maps
 def bf_scores(prediction: np.ndarray, reference: np.ndarray, num_classes: int) -> np.ndarray:
     """Boundary F1 score of every class in every axial slice.
 
-    Csurka et al., "What is a good evaluation measure for semantic segmentation?", BMVC 2013: precision is the share of the
-    predicted boundary that lies within a tolerance of the reference boundary, recall the share of the reference boundary
-    within the tolerance of the predicted one, the score 2PR / (P + R). As MATLAB documents it, the tolerance is 0.75 % of
-    the diagonal of the image, in pixels, not rounded.
+    Csurka et al., "What is a good evaluation measure for semantic segmentation?", BMVC 2013: precision is the share of
+    the predicted boundary that lies within a tolerance of the reference boundary, recall the share of the reference
+    boundary within the tolerance of the predicted one, the score 2PR / (P + R). As MATLAB documents it, the tolerance
+    is 0.75 % of the diagonal of the image, in pixels; it is not rounded.
 
     MATLAB documents neither the boundary nor the empty cases; this is the reading here:
 
@@ -71,8 +72,6 @@ def _bf_score(predicted: np.ndarray, reference: np.ndarray, tolerance_px: float)
 
 
 def _boundary(mask: np.ndarray) -> np.ndarray:
-    import cv2
-
     pixels = mask.view(np.uint8)
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     inside = cv2.erode(pixels, cross, borderType=cv2.BORDER_CONSTANT, borderValue=0)  # type: ignore[call-overload]
@@ -80,8 +79,6 @@ def _boundary(mask: np.ndarray) -> np.ndarray:
 
 
 def _matched_share(boundary: np.ndarray, other: np.ndarray, tolerance_px: float) -> float:
-    import cv2
-
     total = np.count_nonzero(boundary)
     alone = boundary & ~other
     rows, columns = np.nonzero(alone)

@@ -20,11 +20,11 @@ def case_metrics(
     - ``dice`` 2|P∩R| / (|P|+|R|) and ``iou`` |P∩R| / |P∪R|; NaN if the class is in neither, 0 if in one only.
     - ``hd95_mm``: the larger of the 95th percentiles of the distances prediction → reference and back (as in MONAI's
       `compute_hausdorff_distance`); ``assd_mm``: mean of the distances of both directions together (as in MONAI's
-      `compute_average_surface_distance`). Distances run between centres of surface voxels: voxels of the mask with one of
-      their six neighbours outside it; beyond the volume is outside. NaN if the class is missing from one or both: no
+      `compute_average_surface_distance`). Distances run between centres of surface voxels: voxels of the mask with one
+      of their six neighbours outside it; beyond the volume is outside. NaN if the class is missing from one or both: no
       number stands for that, and infinity would drown every mean. Summaries must count those cases beside the mean.
-    - ``volume_ml``, ``reference_volume_ml``, ``volume_error_ml`` (predicted − reference), ``volume_error_percent`` (of the
-      reference; NaN without reference).
+    - ``volume_ml``, ``reference_volume_ml``, ``volume_error_ml`` (predicted − reference) and ``volume_error_percent``
+      (of the reference; NaN without reference).
 
     Args:
         prediction: integer label map, (H, W, D), 0 is background.
@@ -47,9 +47,9 @@ def case_metrics(
         predicted, true = prediction == index, reference == index
         common, predicted_voxels, true_voxels = (np.count_nonzero(mask) for mask in (predicted & true, predicted, true))
         both, error_voxels = predicted_voxels + true_voxels, predicted_voxels - true_voxels
-        hd95_mm, assd_mm = (
-            _surface_distances(predicted, true, spacing_mm) if predicted_voxels and true_voxels else (math.nan, math.nan)
-        )
+        hd95_mm, assd_mm = math.nan, math.nan
+        if predicted_voxels and true_voxels:
+            hd95_mm, assd_mm = _surface_distances(predicted, true, spacing_mm)
         metrics[name] = {
             "dice": 2 * common / both if both else math.nan,
             "iou": common / (both - common) if both else math.nan,

@@ -61,8 +61,8 @@ def pooled_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[st
     - ``classes[name]["iou"]``: TP / (TP + FP + FN); ``mean_iou`` is their mean, background included.
     - ``weighted_iou``: mean of the IoUs weighted by the number of reference voxels of the class.
 
-    Where a ratio is 0/0 (accuracy: the class is not in the reference; IoU: nor in the prediction) it is NaN and left out
-    of the mean.
+    Where a ratio is 0/0 (accuracy: the class is not in the reference; IoU: nor in the prediction) it is NaN and left
+    out of the mean.
 
     Args:
         confusion: (C, C) sum of `confusion_matrix` over the data set.
