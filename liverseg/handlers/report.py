@@ -141,7 +141,8 @@ class SegmentationReport:
             if dist.get_rank() != 0:
                 return
         # In order of name, so that the files are the same whatever the number of ranks.
-        cases = dict(sorted((name, case) for part in parts for name, case in part.items()))
+        merged = {name: case for part in parts for name, case in part.items()}
+        cases = {name: merged[name] for name in sorted(merged)}
         if not cases:
             raise InputError("the evaluation read no case, expected at least one; check its data list.")
         rows = [

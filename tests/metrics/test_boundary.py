@@ -65,7 +65,7 @@ def test_a_distance_equal_to_the_tolerance_is_within_it():
     prediction[104:134, 100:140, 1] = 1
     scores = bf_scores(prediction, reference, 2)
     assert scores[0, 1] == 1
-    assert 0.5 < scores[1, 1] < 1
+    assert 0 < scores[1, 1] < 0.6  # the rows above and below the tolerance are lost, the sides match
 
 
 def test_masks_far_from_each_other_score_zero():
