@@ -1,0 +1,208 @@
+"""Write the metrics of an evaluation: a CSV row per case and class, and a JSON summary of the data set."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import monai
+import numpy as np
+import pandas as pd
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+from monai.utils import convert_to_tensor
+
+import liverseg
+from liverseg.errors import InputError
+from liverseg.metrics import bf_scores, case_metrics, confusion_matrix, mean_bf_score, pooled_metrics
+
+
+class SegmentationReport:
+    """Handler of MONAI's `SupervisedEvaluator` that writes ``cases.csv`` and ``summary.json`` at the end of each run.
+
+    ``cases.csv`` has a row per case and foreground class with the values of `liverseg.metrics.case_metrics`; a value
+    that does not exist (the distance to an empty mask) is an empty cell. ``summary.json``, where it is null, holds
+
+    - ``number_of_cases``; ``versions`` of torch, monai and liverseg;
+    - ``pooled``: `pooled_metrics` over all voxels and ``mean_bf_score`` over all axial slices, background included;
+    - ``cases``: for each class and metric of ``cases.csv`` the mean, sd (of a sample, n − 1) and median over the
+      ``count`` cases that have a value; for each class, ``empty_predictions`` and ``empty_references`` count the cases
+      without a voxel of it.
+
+    A case is known by its image file. One that comes twice, as a padded distributed sampler gives it, counts once. With
+    several ranks the first one writes. Both files are replaced whole: no reader meets half of one.
+
+    Args:
+        output_dir: folder for the two files, made if it is not there.
+        class_names: index = class, the background first, for example ``["background", "liver"]``.
+        image_key: key of the image, a MetaTensor whose ``meta["filename_or_obj"]`` names the case.
+        label_key: key of the reference, (1, H, W, D) class indices of any dtype; a MetaTensor, its affine gives the
+            spacing.
+        pred_key: key of the prediction, (1, H, W, D) class indices of any dtype, on the grid of the label.
+
+    Raises:
+        InputError: when the run starts, if `output_dir` cannot be written to; during the run, if a label map is not one
+            channel of indices of `class_names`, the two differ in shape, the image names no file or the label has no
+            affine.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str],
+        class_names: Sequence[str],
+        image_key: str = "image",
+        label_key: str = "label",
+        pred_key: str = "pred",
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.class_names = list(class_names)
+        self.image_key = image_key
+        self.label_key = label_key
+        self.pred_key = pred_key
+        self._cases: dict[str, dict[str, Any]] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Hook into the evaluator, whose `decollate` must be on (MONAI's default)."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _start(self, engine: Engine) -> None:
+        self._cases = {}
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.output_dir):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"output_dir {self.output_dir} cannot be written to ({error.strerror}), expected a folder for the "
+                "metrics; free it or name another one."
+            ) from error
+
+    def _measure(self, engine: Engine) -> None:
+        for item in engine.state.output:  # type: ignore[union-attr]
+            file = getattr(item[self.image_key], "meta", {}).get("filename_or_obj")
+            if not file:
+                raise InputError(
+                    f'the image under "{self.image_key}" names no file in meta["filename_or_obj"], expected the file '
+                    "that the case is known by; load it with LoadImaged."
+                )
+            try:
+                self._cases[str(file)] = self._measure_case(item)
+            except InputError as error:
+                raise InputError(f"{file}: {error}") from error
+
+    def _measure_case(self, item: dict[str, torch.Tensor]) -> dict[str, Any]:
+        label = item[self.label_key]
+        if not isinstance(label, MetaTensor):
+            raise InputError(
+                f'"{self.label_key}" is a {type(label).__name__} without an affine, expected a MetaTensor, which '
+                "knows the spacing; load it with LoadImaged."
+            )
+        spacing_mm = [float(length) for length in affine_to_spacing(label.affine)]
+        prediction = self._label_map(item[self.pred_key], self.pred_key)
+        reference = self._label_map(label, self.label_key)
+        num_classes = len(self.class_names)
+        return {
+            "confusion": confusion_matrix(prediction, reference, num_classes),
+            "bf_scores": bf_scores(prediction, reference, num_classes),
+            "classes": case_metrics(prediction, reference, spacing_mm, self.class_names),
+        }
+
+    @staticmethod
+    def _label_map(tensor: torch.Tensor, key: str) -> np.ndarray:
+        plain = convert_to_tensor(tensor, track_meta=False)
+        if plain.ndim != 4 or plain.shape[0] != 1:
+            raise InputError(
+                f'"{key}" has shape {tuple(plain.shape)}, expected one channel of class indices (1, H, W, D); '
+                "turn several channels into one with AsDiscreted(argmax=True)."
+            )
+        indices = plain.to(torch.int16)
+        if not torch.equal(indices.to(plain.dtype), plain):
+            raise InputError(
+                f'"{key}" holds values that are not class indices, expected whole numbers from 0; '
+                "turn probabilities into classes with AsDiscreted."
+            )
+        return indices[0].cpu().numpy()
+
+    def _write(self, engine: Engine) -> None:
+        parts = [self._cases]
+        if dist.is_available() and dist.is_initialized():
+            parts = [{}] * dist.get_world_size()
+            dist.all_gather_object(parts, self._cases)
+            if dist.get_rank() != 0:
+                return
+        # In order of name, so that the files are the same whatever the number of ranks.
+        merged = {name: case for part in parts for name, case in part.items()}
+        cases = {name: merged[name] for name in sorted(merged)}
+        if not cases:
+            raise InputError("the evaluation read no case, expected at least one; check its data list.")
+        rows = [
+            {"case": name, "class": class_name, **metrics}
+            for name, case in cases.items()
+            for class_name, metrics in case["classes"].items()
+        ]
+        summary = self._summary(list(cases.values()), rows)
+
+        _write_whole(self.output_dir / "cases.csv", pd.DataFrame(rows).to_csv(index=False))
+        text = json.dumps(_null_for_nan(summary), indent=2, allow_nan=False)
+        _write_whole(self.output_dir / "summary.json", text + "\n")
+        dice = ", ".join(f"{name} Dice {values['dice']['mean']:.4f}" for name, values in summary["cases"].items())
+        engine.logger.info(
+            f"{len(cases)} cases: {dice}, mean IoU {summary['pooled']['mean_iou']:.4f}, "
+            f"mean BFScore {summary['pooled']['mean_bf_score']:.4f}; {self.output_dir / 'summary.json'}"
+        )
+
+    def _summary(self, cases: list[dict[str, Any]], rows: list[dict[str, Any]]) -> dict[str, Any]:
+        pooled = pooled_metrics(np.sum([case["confusion"] for case in cases], axis=0), self.class_names)
+        pooled["mean_bf_score"] = mean_bf_score(np.concatenate([case["bf_scores"] for case in cases]))
+        per_class: dict[str, dict[str, Any]] = {}
+        for class_name, table in pd.DataFrame(rows).groupby("class", sort=False):
+            per_class[str(class_name)] = {
+                **{
+                    str(metric): {
+                        "mean": float(values.mean()),
+                        "sd": float(values.std()),
+                        "median": float(values.median()),
+                        "count": int(values.count()),
+                    }
+                    for metric, values in table.drop(columns=["case", "class"]).items()
+                },
+                "empty_predictions": int((table["volume_ml"] == 0).sum()),
+                "empty_references": int((table["reference_volume_ml"] == 0).sum()),
+            }
+        return {
+            "number_of_cases": len(cases),
+            "pooled": pooled,
+            "cases": per_class,
+            "versions": {
+                "torch": str(torch.__version__),
+                "monai": monai.__version__,
+                "liverseg": liverseg.__version__,
+            },
+        }
+
+
+def _null_for_nan(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _null_for_nan(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Replace `path` in one step, so that a run that dies leaves the old file."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

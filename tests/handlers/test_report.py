@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import json
+import logging
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import monai
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from monai.data import DataLoader, Dataset, DistributedSampler, MetaTensor
+from monai.engines import SupervisedEvaluator
+from monai.transforms import AsDiscreted, Compose, EnsureChannelFirstd, LoadImaged
+
+import liverseg
+from liverseg.errors import InputError
+from liverseg.handlers.report import SegmentationReport
+from liverseg.metrics import bf_scores, case_metrics
+
+NAMES = ["background", "liver", "lesion"]
+SPACING_MM = (0.8, 0.9, 2.5)
+METRICS = ["dice", "iou", "hd95_mm", "assd_mm", "volume_ml", "reference_volume_ml"]
+METRICS += ["volume_error_ml", "volume_error_percent"]
+
+
+class ImageIsTheAnswer(torch.nn.Module):
+    """Logits of three classes from an image that holds the class to predict."""
+
+    def forward(self, image):
+        return torch.cat([(image == c).float() for c in range(3)], dim=1)
+
+
+def write_case(folder: Path, name: str, prediction: np.ndarray, reference: np.ndarray) -> dict[str, str]:
+    case = {}
+    for key, array in (("image", prediction), ("label", reference)):
+        path = folder / f"{name}_{key}.nii.gz"
+        nib.save(nib.Nifti1Image(array.astype(np.int16), np.diag([*SPACING_MM, 1])), path)
+        case[key] = str(path)
+    return case
+
+
+def make_cases(folder: Path) -> list[dict[str, str]]:
+    """Three cases: a fair one, one where the lesion is missed, one without anything found."""
+    cases = []
+    for name, shift, lesion in (("b", 1, True), ("a", 2, False), ("c", 0, False)):
+        reference = np.zeros((20, 16, 6), int)
+        reference[4:14, 3:12, 1:5] = 1
+        reference[8:11, 6:9, 2:4] = 2
+        prediction = np.roll(reference, shift, 0)
+        if not lesion:
+            prediction[prediction == 2] = 1
+        if name == "c":
+            prediction[:] = 0
+        cases.append(write_case(folder, name, prediction, reference))
+    return cases
+
+
+def evaluate(cases, output_dir, names=NAMES, sampler=None, postprocessing=None):
+    load = Compose([LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"])])
+    dataset = Dataset(cases, load)
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(dataset, batch_size=2, sampler=sampler(dataset) if sampler else None),
+        network=ImageIsTheAnswer(),
+        postprocessing=postprocessing or AsDiscreted("pred", argmax=True),
+        val_handlers=[SegmentationReport(output_dir, names)],
+    )
+    evaluator.run()
+
+
+def read(output_dir: Path):
+    return pd.read_csv(output_dir / "cases.csv"), json.loads((output_dir / "summary.json").read_text())
+
+
+def test_report_of_an_evaluation(tmp_path, caplog):
+    cases = make_cases(tmp_path)
+    output_dir = tmp_path / "new" / "eval"
+    with caplog.at_level(logging.INFO):
+        evaluate(cases, output_dir)
+    table, summary = read(output_dir)
+    assert sorted(path.name for path in output_dir.iterdir()) == ["cases.csv", "summary.json"]
+
+    assert list(table.columns) == ["case", "class", *METRICS]
+    volumes = {case["image"]: [nib.load(case[key]).get_fdata().astype(int) for key in case] for case in cases}
+    assert table["case"].tolist() == [name for name in sorted(volumes) for _ in range(2)]
+    for _, row in table.iterrows():
+        expected = case_metrics(*volumes[row["case"]], SPACING_MM, NAMES)[row["class"]]
+        assert row[METRICS].to_dict() == pytest.approx(expected, rel=1e-6, nan_ok=True)
+
+    assert summary["number_of_cases"] == 3
+    predictions = np.stack([prediction for prediction, _ in volumes.values()])
+    references = np.stack([reference for _, reference in volumes.values()])
+    pooled = summary["pooled"]
+    assert pooled["global_accuracy"] == pytest.approx((predictions == references).mean())
+    ious = [
+        ((predictions == c) & (references == c)).sum() / ((predictions == c) | (references == c)).sum()
+        for c in range(3)
+    ]
+    assert [pooled["classes"][name]["iou"] for name in NAMES] == pytest.approx(ious)
+    assert pooled["mean_iou"] == pytest.approx(np.mean(ious))
+    images = [np.nanmean(score) for pair in volumes.values() for score in bf_scores(*pair, 3)]
+    assert pooled["mean_bf_score"] == pytest.approx(np.mean(images))
+
+    for name in NAMES[1:]:
+        values = summary["cases"][name]
+        rows = table[table["class"] == name]
+        for metric in METRICS:
+            known = [value for value in rows[metric] if not math.isnan(value)]
+            assert values[metric]["count"] == len(known)
+            assert values[metric]["mean"] == (pytest.approx(np.mean(known)) if known else None)
+            assert values[metric]["median"] == (pytest.approx(np.median(known)) if known else None)
+            assert values[metric]["sd"] == (pytest.approx(np.std(known, ddof=1)) if len(known) > 1 else None)
+    assert summary["cases"]["lesion"]["hd95_mm"]["count"] == 1
+    assert summary["cases"]["liver"]["empty_predictions"] == 1
+    assert summary["cases"]["lesion"]["empty_predictions"] == 2
+    assert summary["cases"]["lesion"]["empty_references"] == 0
+    assert summary["versions"] == {
+        "torch": torch.__version__,
+        "monai": monai.__version__,
+        "liverseg": liverseg.__version__,
+    }
+    lines = [record.getMessage() for record in caplog.records if "3 cases" in record.getMessage()]
+    assert len(lines) == 1
+    assert f"mean IoU {pooled['mean_iou']:.4f}" in lines[0]
+
+
+def test_a_second_run_starts_afresh_and_replaces_the_files(tmp_path):
+    cases = make_cases(tmp_path)
+    evaluate(cases, tmp_path / "eval")
+    evaluate(cases[:1], tmp_path / "eval")
+    table, summary = read(tmp_path / "eval")
+    assert (len(table), summary["number_of_cases"]) == (2, 1)
+    assert summary["cases"]["liver"]["dice"]["sd"] is None
+
+
+def test_two_processes_write_what_one_writes(tmp_path):
+    cases = make_cases(tmp_path)  # three cases on two ranks: the sampler gives one of them twice
+    evaluate(cases, tmp_path / "one")
+    arguments = [json.dumps(cases), str(tmp_path / "two"), str(tmp_path / "meeting_point")]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, *arguments, str(rank)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+    for file in ("cases.csv", "summary.json"):
+        assert (tmp_path / "two" / file).read_text() == (tmp_path / "one" / file).read_text()
+
+
+def test_folder_that_cannot_be_written_stops_before_the_first_case(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    missing = [{"image": "missing.nii.gz", "label": "missing.nii.gz"}]
+    with pytest.raises(InputError, match=r"output_dir .*file.eval cannot be written to"):
+        evaluate(missing, tmp_path / "file" / "eval")
+
+
+def test_different_grids_name_both_shapes_and_the_file(tmp_path):
+    case = write_case(tmp_path, "odd", np.zeros((8, 8, 4)), np.zeros((8, 8, 5)))
+    with pytest.raises(InputError, match=r"odd_image.nii.gz: .*\(8, 8, 4\).*\(8, 8, 5\)"):
+        evaluate([case], tmp_path / "eval")
+    assert list((tmp_path / "eval").iterdir()) == []
+
+
+def test_label_value_outside_the_classes_names_the_file(tmp_path):
+    with pytest.raises(InputError, match=r"_image.nii.gz: .* from 0 to 2, expected 0 to 1"):
+        evaluate(make_cases(tmp_path), tmp_path / "eval", names=["background", "liver"])
+
+
+@pytest.mark.parametrize(
+    ("change", "expected_words"),
+    [
+        (lambda item: item, "one channel of class indices"),
+        (lambda item: {**item, "pred": item["pred"][:1] * 0.5}, "not class indices"),
+        (lambda item: {**item, "label": item["label"].as_tensor()}, "without an affine"),
+        (lambda item: {**item, "image": item["image"].as_tensor()}, "names no file"),
+        (lambda item: {**item, "image": MetaTensor(item["image"].as_tensor())}, "names no file"),
+    ],
+)
+def test_output_that_is_no_label_map_is_refused(tmp_path, change, expected_words):
+    with pytest.raises(InputError, match=expected_words):
+        evaluate(make_cases(tmp_path), tmp_path / "eval", postprocessing=change)
+
+
+if __name__ == "__main__":  # one rank of test_two_processes_write_what_one_writes
+    cases, output_dir, meeting_point, rank = sys.argv[1:]
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=int(rank), world_size=2)
+    evaluate(json.loads(cases), output_dir, sampler=lambda dataset: DistributedSampler(dataset, shuffle=False))
+    torch.distributed.destroy_process_group()
