@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,10 @@ from monai.utils import convert_to_tensor
 
 import liverseg
 from liverseg.errors import InputError
+from liverseg.files import check_writable, write_atomically
 from liverseg.metrics import bf_scores, case_metrics, confusion_matrix, mean_bf_score, pooled_metrics
+
+logger = logging.getLogger(__name__)
 
 
 class SegmentationReport:
@@ -77,15 +80,7 @@ class SegmentationReport:
 
     def _start(self, engine: Engine) -> None:
         self._cases = {}
-        try:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.output_dir):
-                pass
-        except OSError as error:
-            raise InputError(
-                f"output_dir {self.output_dir} cannot be written to ({error.strerror}), expected a folder for the "
-                "metrics; free it or name another one."
-            ) from error
+        check_writable(self.output_dir)
 
     def _measure(self, engine: Engine) -> None:
         for item in engine.state.output:  # type: ignore[union-attr]
@@ -152,11 +147,12 @@ class SegmentationReport:
         ]
         summary = self._summary(list(cases.values()), rows)
 
-        _write_whole(self.output_dir / "cases.csv", pd.DataFrame(rows).to_csv(index=False))
+        table = pd.DataFrame(rows).to_csv(index=False)
         text = json.dumps(_null_for_nan(summary), indent=2, allow_nan=False)
-        _write_whole(self.output_dir / "summary.json", text + "\n")
+        write_atomically(self.output_dir / "cases.csv", lambda file: file.write(table.encode()))
+        write_atomically(self.output_dir / "summary.json", lambda file: file.write(f"{text}\n".encode()))
         dice = ", ".join(f"{name} Dice {values['dice']['mean']:.4f}" for name, values in summary["cases"].items())
-        engine.logger.info(
+        logger.info(
             f"{len(cases)} cases: {dice}, mean IoU {summary['pooled']['mean_iou']:.4f}, "
             f"mean BFScore {summary['pooled']['mean_bf_score']:.4f}; {self.output_dir / 'summary.json'}"
         )
@@ -196,13 +192,3 @@ def _null_for_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _null_for_nan(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Replace `path` in one step, so that a run that dies leaves the old file."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -161,7 +161,7 @@ def test_two_processes_write_what_one_writes(tmp_path):
 def test_folder_that_cannot_be_written_stops_before_the_first_case(tmp_path):
     (tmp_path / "file").write_text("in the way")
     missing = [{"image": "missing.nii.gz", "label": "missing.nii.gz"}]
-    with pytest.raises(InputError, match=r"output_dir .*file.eval cannot be written to"):
+    with pytest.raises(InputError, match=r"file.eval: the folder cannot be written"):
         evaluate(missing, tmp_path / "file" / "eval")
 
 
