@@ -18,7 +18,7 @@ from liverseg.networks import load_weights
 pytestmark = pytest.mark.real_data
 
 CLASSES = {"background": None, "liver": [5]}
-SETTINGS = {"spacing": [3.0, 3.0, -1], "spatial_size": [128, 128], "classes": CLASSES}
+SETTINGS = {"spacing": [2.0, 2.0, -1], "spatial_size": [192, 160], "classes": CLASSES}
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def overfitted(tmp_path_factory) -> Path:
         batch_size=1,
         slices_per_volume=6,
         foreground_ratio=0.8,
-        max_epochs=24,
-        val_interval=8,
+        max_epochs=30,
+        val_interval=10,
     ).run()
     return folder
 
