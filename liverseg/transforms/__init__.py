@@ -2,6 +2,25 @@
 
 from liverseg.transforms.labels import MapLabelsd
 from liverseg.transforms.load import LoadVolumed
+from liverseg.transforms.postprocessing import (
+    CleanSlices,
+    CleanSlicesd,
+    ErodeKeepLargestDilate,
+    ErodeKeepLargestDilated,
+    SmoothEdges,
+    SmoothEdgesd,
+)
 from liverseg.transforms.slices import RandSlicesd, stack_slices
 
-__all__ = ["LoadVolumed", "MapLabelsd", "RandSlicesd", "stack_slices"]
+__all__ = [
+    "CleanSlices",
+    "CleanSlicesd",
+    "ErodeKeepLargestDilate",
+    "ErodeKeepLargestDilated",
+    "LoadVolumed",
+    "MapLabelsd",
+    "RandSlicesd",
+    "SmoothEdges",
+    "SmoothEdgesd",
+    "stack_slices",
+]

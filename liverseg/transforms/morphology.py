@@ -1,0 +1,209 @@
+"""Binary morphology on masks of whole scans: exact, cropped, bit-packed, threaded.
+
+Masks are uint8 arrays of 0 and 1 of shape (X, Y, Z); no function changes its argument. Outside the image counts as
+foreground for an erosion (as MATLAB's ``imerode`` pads) and as background for everything else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import cc3d
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from liverseg.errors import InputError
+
+Mask = NDArray[np.uint8]
+Box = tuple[slice, ...]
+
+WORD_BITS = 64
+SLAB_WORDS = 32768  # one slab and its spread copies stay in the second-level cache
+
+
+def in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """Calls `function` on every item, in as many threads as torch uses; NumPy and OpenCV release the interpreter."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(function, items))
+
+
+def ellipsoid(radii: Sequence[float]) -> NDArray[np.bool_]:
+    """The offsets d with sum((d_i / radii_i)²) <= 1: a disk, ball, ellipse or ellipsoid; `radii` in voxels per axis."""
+    grid = np.ogrid[tuple(slice(-int(r + 1e-6), int(r + 1e-6) + 1) for r in radii)]
+    distance = sum((offset / max(r, 1e-6)) ** 2 for offset, r in zip(grid, radii, strict=True))
+    # Spacings come out of float32 affines: a voxel that is on the surface but for their rounding belongs to it.
+    return np.asarray(distance <= 1 + 1e-6)
+
+
+def bounding_box(mask: Mask, margin: Sequence[int]) -> Box | None:
+    """The smallest box around the mask, widened by `margin` voxels per axis inside the image; None if empty."""
+    rows = np.flatnonzero([section.any() for section in mask])
+    if rows.size == 0:
+        return None
+    plane = np.bitwise_or.reduce(mask[rows[0] : rows[-1] + 1], axis=0)
+    found = (rows, np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0)))
+    return tuple(slice(max(f[0] - m, 0), f[-1] + 1 + m) for f, m in zip(found, margin, strict=True))
+
+
+def _dilate_words(words: NDArray[np.uint64], element: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Dilates (X, Y, words along Z), whose rows end in at least as many zero bits as the element reaches along Z."""
+    reach_x, reach_y, reach_z = (n // 2 for n in element.shape)
+    half_lengths = (element.sum(axis=2) - 1) // 2
+    columns = [(int(x) - reach_x, int(y) - reach_y) for x, y in np.argwhere(element.any(axis=2))]
+    size_x, size_y, size_z = words.shape
+    dilated = np.zeros_like(words)
+
+    def slab(start: int) -> None:
+        stop = min(start + step, size_x)
+        low, high = max(start - reach_x, 0), min(stop + reach_x, size_x)
+        # Rows follow one another in memory, so a bit pushed out of a row lands in the zero bits at the end of one.
+        flat = words[low:high].reshape(-1)
+        spread = [flat]
+        for reach in range(1, reach_z + 1):
+            here, beyond = np.uint64(reach), np.uint64(WORD_BITS - reach)
+            wider = spread[-1] | (flat << here) | (flat >> here)
+            wider[1:] |= flat[:-1] >> beyond
+            wider[:-1] |= flat[1:] << beyond
+            spread.append(wider)
+        layers = [s.reshape(high - low, size_y, size_z) for s in spread]
+        for x, y in columns:
+            first, last = max(start, low + x), min(stop, high + x)
+            if first >= last or abs(y) >= size_y:
+                continue
+            target = dilated[first:last, max(y, 0) : size_y + min(y, 0)]
+            source = layers[half_lengths[x + reach_x, y + reach_y]]
+            np.bitwise_or(
+                target, source[first - x - low : last - x - low, max(-y, 0) : size_y - max(y, 0)], out=target
+            )
+
+    step = max(1, SLAB_WORDS // max(1, size_y * size_z))
+    in_threads(slab, range(0, size_x, step))
+    return dilated
+
+
+def dilate(mask: Mask, element: NDArray[np.bool_]) -> Mask:
+    """Binary dilation with an ellipsoid of odd shape that reaches at most 63 voxels along the last axis.
+
+    64 voxels share a word: along the last axis the element is a run, made by shifting bits; along the others whole
+    words are combined.
+    """
+    reach = element.shape[2] // 2
+    if reach >= WORD_BITS:
+        raise InputError(f"radius: found {reach} voxels along the last axis, expected at most 63: give a smaller one.")
+    size = mask.shape[2]
+    packed = np.zeros((*mask.shape[:2], math.ceil((size + reach) / WORD_BITS) * WORD_BITS // 8), np.uint8)
+    packed[:, :, : math.ceil(size / 8)] = np.packbits(mask, axis=2, bitorder="little")
+    words = _dilate_words(packed.view("<u8"), element)
+    return np.unpackbits(words.view(np.uint8), axis=2, count=size, bitorder="little")
+
+
+def erode(mask: Mask, element: NDArray[np.bool_]) -> Mask:
+    """Binary erosion: the dilation of the background, which is nowhere outside the image."""
+    return dilate(mask ^ 1, element) ^ 1
+
+
+def _first_largest(components: NDArray[np.integer], sizes: NDArray[np.integer]) -> Mask:
+    """The largest component; `sizes` by component, background first. Among equals the first in C order."""
+    equals = np.flatnonzero(sizes[1:] == sizes[1:].max()) + 1
+    chosen = equals[0]
+    if len(equals) > 1:
+        # The libraries number components in an order of their own.
+        chosen = components.reshape(-1)[np.isin(components, equals).argmax()]
+    return (components == chosen).view(np.uint8)
+
+
+def open_largest(mask: Mask, radii: Sequence[float], keep_largest: bool = True) -> Mask:
+    """Erosion with an ellipsoid, the largest 26-connected component, dilation; `radii` in voxels per axis.
+
+    If the erosion leaves nothing, the result is empty.
+    """
+    element = ellipsoid(radii)
+    opened = np.zeros_like(mask)
+    eroded = erode(mask, element)
+    box = bounding_box(eroded, [n // 2 for n in element.shape])
+    if box is None:
+        return opened
+    core = eroded[box]
+    if keep_largest:
+        components, count = cc3d.connected_components(core, connectivity=26, return_N=True)
+        if count > 1:
+            core = _first_largest(components, np.bincount(components.reshape(-1)))
+    opened[box] = dilate(core, element)
+    return opened
+
+
+def _smooth(section: Mask, size: int, threshold: float) -> Mask:
+    area = size * size
+    limit = sum(n / area <= threshold for n in range(1, area + 1))
+    depth = cv2.CV_8U if area < 256 else cv2.CV_32S
+    counts = cv2.boxFilter(section, depth, (size, size), normalize=False, borderType=cv2.BORDER_CONSTANT)
+    return (counts > limit).view(np.uint8)
+
+
+def _fill_holes(section: Mask) -> Mask:
+    framed = cv2.copyMakeBorder(section, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    cv2.floodFill(framed, None, (0, 0), 2, flags=4)
+    return (framed[1:-1, 1:-1] != 2).view(np.uint8)
+
+
+def _by_slice(mask: Mask, axis: int, function: Callable[[Mask], Mask]) -> Mask:
+    """Applies `function` to every slice along `axis`; an empty slice stays empty."""
+    if axis == 2:
+        # OpenCV's transpose works block by block, about ten times as fast as NumPy's copy.
+        sections = cv2.transpose(mask.reshape(-1, mask.shape[2])).reshape(-1, *mask.shape[:2])
+    else:
+        sections = np.moveaxis(mask, axis, 0)
+    changed = np.zeros_like(sections)
+
+    def work(index: int) -> None:
+        if sections[index].any():
+            changed[index] = function(sections[index])
+
+    in_threads(work, range(len(sections)))
+    if axis == 2:
+        return cv2.transpose(changed.reshape(len(changed), -1)).reshape(mask.shape)
+    return np.moveaxis(changed, 0, axis)
+
+
+def smooth_slices(mask: Mask, axis: int, size: int, threshold: float) -> Mask:
+    """Keeps, in each slice along `axis`, the pixels whose size × size mean, zero outside, is above `threshold`."""
+    return _by_slice(mask, axis, lambda section: _smooth(section, size, threshold))
+
+
+def clean_slices(
+    mask: Mask, axis: int, radii: Sequence[float], size: int, threshold: float, keep_largest: bool = True
+) -> Mask:
+    """In each slice along `axis`: erode, keep the largest 8-connected component, dilate, fill holes, smooth.
+
+    `radii` in voxels for the three axes, of which the two of the slice are used. A hole is background that no
+    4-connected path joins to the edge of the slice. A slice that the erosion empties stays empty.
+    """
+    element = ellipsoid([r for i, r in enumerate(radii) if i != axis]).view(np.uint8)
+    reach_rows, reach_columns = (n // 2 for n in element.shape)
+
+    def clean(section: Mask) -> Mask:
+        cleaned = np.zeros_like(section)
+        # The border value of cv2.erode and cv2.dilate never changes a result: foreground, then background.
+        eroded = cv2.erode(section, element, borderType=cv2.BORDER_CONSTANT)
+        left, top, width, height = cv2.boundingRect(eroded)
+        if width == 0:
+            return cleaned
+        box = (
+            slice(max(top - reach_rows, 0), top + height + reach_rows),
+            slice(max(left - reach_columns, 0), left + width + reach_columns),
+        )
+        core = np.ascontiguousarray(eroded[box])
+        if keep_largest:
+            count, components, statistics, _ = cv2.connectedComponentsWithStats(core, connectivity=8)
+            if count > 2:
+                core = _first_largest(components, statistics[:, cv2.CC_STAT_AREA])
+        opened = cv2.dilate(core, element, borderType=cv2.BORDER_CONSTANT)
+        cleaned[box] = _smooth(_fill_holes(opened), size, threshold)
+        return cleaned
+
+    return _by_slice(mask, axis, clean)
