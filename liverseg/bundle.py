@@ -63,7 +63,8 @@ def _print_sentence(kind: type[BaseException], error: BaseException, trace: Trac
     if found is None or os.environ.get("LIVERSEG_TRACEBACK"):
         sys.__excepthook__(kind, error, trace)
     else:
-        print(f"error: {found}", file=sys.stderr)
+        # A progress bar may have left the cursor at the end of its line.
+        print(f"\nerror: {found}", file=sys.stderr)
 
 
 def sentence(error: BaseException | None) -> str | None:

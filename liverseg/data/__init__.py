@@ -1,12 +1,14 @@
 """Datalists, scans and phantoms."""
 
 from liverseg.data.datalist import load_datalist, split_by_patient, write_datalist
+from liverseg.data.mask_writer import MaskWriter
 from liverseg.data.phantom import make_phantom
 from liverseg.data.phantom_io import write_phantoms
 from liverseg.data.scans import cache_num, find_scans
 from liverseg.data.weights import inverse_frequency_weights
 
 __all__ = [
+    "MaskWriter",
     "cache_num",
     "find_scans",
     "inverse_frequency_weights",

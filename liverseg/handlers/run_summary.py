@@ -24,8 +24,9 @@ from liverseg.files import check_writable, write_atomically
 class RunSummary:
     """Write `history.csv` after every epoch, and at the end `metrics.json`, also printed as the last line.
 
-    Put it after `Checkpoints`, which keeps the best metric in the engine's state. `history.csv`: epoch, iteration, loss (mean over the epoch), learning_rate, the validation metric where the epoch
-    was validated, seconds since the start. A resumed run appends to it.
+    Put it after `Checkpoints`, which keeps the best metric in the engine's state. `history.csv` holds epoch, iteration,
+    loss (mean over the epoch), learning_rate, the validation metric where the epoch was validated, and seconds since the
+    start. A resumed run appends to it.
 
     Args:
         output_dir: the folder for both files.

@@ -42,8 +42,9 @@ class BasicBlock(nn.Module):
 class ResNet18Encoder(nn.Module):
     """ResNet-18 without its classifier, with dilation in place of the last strides.
 
-    A stage whose stride is taken away keeps the previous dilation in its first convolution and doubles it from there on,
-    so every kernel still looks at what it was trained on (Chen et al., "Rethinking atrous convolution", 2017, section 3).
+    A stage whose stride is taken away keeps the previous dilation in its first convolution and doubles it from there
+    on, so every kernel still looks at what it was trained on: Chen et al., "Rethinking atrous convolution for semantic
+    image segmentation", 2017, section 3.
 
     Args:
         in_channels: image channels.

@@ -38,6 +38,7 @@ class MapLabelsd(MapTransform):
         self.rest = rest[0] if rest else None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """`data` with the labels replaced."""
         converted = dict(data)
         for key in self.key_iterator(converted):
             converted[key] = self._convert(converted[key])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import warnings
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -48,6 +49,7 @@ class LoadVolumed(LoadImaged):
         self._loader.readers = self._loader.readers[-1:]
 
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
+        """`data` with paths replaced by volumes."""
         loaded = dict(data)
         volumes = []
         for key, meta_key, postfix in self.key_iterator(loaded, self.meta_keys, self.meta_key_postfix):
@@ -67,16 +69,17 @@ class LoadVolumed(LoadImaged):
         # Readers and codecs raise whatever they like for a file that is no image, or only the beginning of one.
         except Exception as error:
             raise InputError(
-                f"{path}: not readable as a volume ({_first_line(error)}), expected a whole NIfTI file or a folder "
+                f"{path}: not readable as a volume ({_reason(error)}), expected a whole NIfTI file or a folder "
                 "with one DICOM series (which needs liverseg[dicom]): replace it or remove the scan."
             ) from error
         return volume if self._loader.image_only else volume[0]
 
 
-def _first_line(error: BaseException) -> str:
-    # LoadImage reports its readers' errors as tracebacks, whose last line is the reason.
+def _reason(error: BaseException) -> str:
+    # LoadImage reports what its readers raised as text: tracebacks, each ending with the exception and its message.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].rstrip(".") if lines else type(error).__name__
+    raised = [number for number, line in enumerate(lines) if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    return " ".join(lines[raised[-1] if raised else 0 :]).rstrip(".") or type(error).__name__
 
 
 def _check_volume(volume: MetaTensor) -> None:

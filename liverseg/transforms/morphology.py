@@ -77,9 +77,7 @@ def _dilate_words(words: NDArray[np.uint64], element: NDArray[np.bool_]) -> NDAr
                 continue
             target = dilated[first:last, max(y, 0) : size_y + min(y, 0)]
             source = layers[half_lengths[x + reach_x, y + reach_y]]
-            np.bitwise_or(
-                target, source[first - x - low : last - x - low, max(-y, 0) : size_y - max(y, 0)], out=target
-            )
+            np.bitwise_or(target, source[first - x - low : last - x - low, max(-y, 0) : size_y - max(y, 0)], out=target)
 
     step = max(1, SLAB_WORDS // max(1, size_y * size_z))
     in_threads(slab, range(0, size_x, step))

@@ -89,7 +89,9 @@ class _PerLabel(Transform):
 
     def __init__(self, labels: Sequence[int] | None) -> None:
         if labels is not None and 0 in labels:
-            raise InputError(f"labels: found {list(labels)}, expected labels other than the background 0: leave it out.")
+            raise InputError(
+                f"labels: found {list(labels)}, expected labels other than the background 0: leave it out."
+            )
         self.labels = labels
 
     def process(self, mask: Mask, spacing: NDArray[np.float64] | None) -> Mask:
@@ -148,7 +150,9 @@ def _check_slices(axes: Sequence[int], size: int, threshold: float) -> None:
     if size < 1 or size % 2 == 0:
         raise InputError(f"size: found {size}, expected an odd number of pixels: give 1, 3, 5 or more.")
     if not 0.5 <= threshold < 1:
-        raise InputError(f"threshold: found {threshold}, expected 0.5 or more and below 1: give the least share to keep.")
+        raise InputError(
+            f"threshold: found {threshold}, expected 0.5 or more and below 1: give the least share to keep."
+        )
 
 
 class ErodeKeepLargestDilate(_PerLabel):

@@ -65,6 +65,7 @@ class RandSlicesd(RandomizableTransform, MapTransform):
         self.foreground_ratio = foreground_ratio
 
     def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
+        """One dictionary per slice, with the volumes of `data` replaced by it."""
         label = torch.as_tensor(data[self.label_key])[0]
         foreground = np.flatnonzero((label > 0).any(0).any(0).numpy())
         num_foreground = round(self.num_samples * self.foreground_ratio) if len(foreground) else 0

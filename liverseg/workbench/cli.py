@@ -12,7 +12,7 @@ from liverseg.workbench.datasets import cli as datasets
 from liverseg.workbench.zoo import cli as zoo
 
 app = typer.Typer(
-    help="Prepare data for the bundles, try them, and pack them. Training and inference are `python -m monai.bundle run`.",
+    help="Prepare data for the bundles, try and pack them. To train and infer: python -m monai.bundle run.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

@@ -7,7 +7,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from bundle_runs import AFFINE, BUNDLE, SHORT, make_scan, save
+import torch
+from bundle_runs import AFFINE, BUNDLE, make_scan, save
 from monai.bundle import create_workflow
 
 INFERENCE = str(BUNDLE / "configs" / "inference.json")
@@ -39,20 +40,34 @@ def grids() -> dict[str, nib.Nifti1Image]:
     return grids
 
 
-@pytest.fixture(scope="module")
-def masks(trained, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("grids")
-    for name, image in grids().items():
-        nib.save(image, folder / f"{name}.nii.gz")
-    settings = {"bundle_root": str(trained), "dataset_dir": str(folder), "output_dir": str(folder / "masks")}
+def segment(folder: Path, scans: Path) -> Path:
+    """Run the bundle with a network that thresholds at the window's middle, in the place of a trained one."""
+    network = torch.nn.Conv2d(1, 2, 1)
+    with torch.no_grad():
+        network.weight[:] = torch.tensor([0.0, 1.0])[:, None, None, None]
+        network.bias[:] = torch.tensor([0.5, 0.0])
+    torch.save(network.state_dict(), folder / "threshold.pt")
     create_workflow(
         config_file=INFERENCE,
         workflow_type="infer",
-        spacing=SHORT["spacing"],
+        bundle_root=str(BUNDLE),
+        network_def={"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 2, "kernel_size": 1},
+        ckpt_path=str(folder / "threshold.pt"),
+        dataset_dir=str(scans),
+        output_dir=str(folder / "masks"),
+        spacing=[6.0, 6.0, -1],
         mask_cleaning="@postprocessings#none",
-        **settings,
+        amp=False,
     ).run()
     return folder / "masks"
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("grids")
+    for name, image in grids().items():
+        nib.save(image, folder / f"{name}.nii.gz")
+    return segment(folder, folder)
 
 
 @pytest.mark.parametrize("name", grids())
@@ -71,10 +86,13 @@ def test_the_storage_order_changes_no_voxel(masks, codes):
     assert np.asarray(straight.dataobj).any()
 
 
-def test_a_scan_without_test_section_needs_no_datalist(trained, tmp_path):
+@pytest.mark.parametrize("name", ["RAS", "LPS", "one-slice", "thousand-slices"])
+def test_every_voxel_is_decided_by_its_own_intensity(masks, name):
+    """At the scan's own spacing nothing is resampled, so the mask is the threshold of the file's array."""
+    expected = np.asarray(grids()[name].dataobj) > 40
+    assert np.array_equal(nib.load(masks / f"{name}_liver.nii.gz").dataobj, expected)
+
+
+def test_a_single_file_needs_no_datalist(tmp_path):
     save(tmp_path / "scan.nii.gz", make_scan(3)[0])
-    settings = {"bundle_root": str(trained), "output_dir": str(tmp_path / "out"), "spacing": SHORT["spacing"]}
-    create_workflow(
-        config_file=INFERENCE, workflow_type="infer", dataset_dir=str(tmp_path / "scan.nii.gz"), **settings
-    ).run()
-    assert (tmp_path / "out" / "scan_liver.nii.gz").is_file()
+    assert (segment(tmp_path, tmp_path / "scan.nii.gz") / "scan_liver.nii.gz").is_file()

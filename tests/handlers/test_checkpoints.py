@@ -5,8 +5,8 @@ import resource
 from contextlib import contextmanager
 
 import pytest
-from ignite.engine import Events
 import torch
+from ignite.engine import Events
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, ValidationHandler

@@ -57,7 +57,7 @@ def test_segmentation_network(check_segmentation_network, options, in_channels):
 
 
 def test_parameter_count():
-    """By hand: ResNet-18 without fc 11,176,512 − 2·3136 (one input channel instead of three), ASPP, decoder, classifier."""
+    """By hand: ResNet-18 without fc and with one input channel instead of three, ASPP, decoder, classifier."""
     encoder = 11_176_512 - 2 * 64 * 49
     aspp = 512 * 256 + 3 * 9 * 512 * 256 + 4 * 512 + 1024 * 256 + 512
     decoder = 64 * 48 + 96 + 9 * 304 * 256 + 512 + 9 * 256 * 256 + 512 + 2 * 256 + 2
@@ -121,7 +121,9 @@ def test_aspp_equals_its_definition_in_float64():
         size = 1 + (weight.shape[-1] - 1) * rate
         dilated = np.zeros((*weight.shape[:2], size, size))
         dilated[:, :, ::rate, ::rate] = weight
-        maps = np.stack([sum(correlate(i, k, mode="constant") for i, k in zip(inputs, kernels)) for kernels in dilated])
+        maps = np.stack(
+            [sum(correlate(i, k, mode="constant") for i, k in zip(inputs, ks, strict=True)) for ks in dilated]
+        )
         return np.maximum(maps / np.sqrt(1 + norm.eps), 0)
 
     inputs = x[0].numpy()

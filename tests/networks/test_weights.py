@@ -27,7 +27,12 @@ def test_weights_of_another_network_name_the_keys_and_change_nothing(tmp_path):
     before.load_state_dict(network.state_dict())
     with pytest.raises(InputError) as error:
         load_weights(network, tmp_path / "model.pt")
-    for words in ("model.pt", "1 keys are missing (first: bias)", "unexpected (first: extra)", "(5, 3) instead of (2, 3)"):
+    for words in (
+        "model.pt",
+        "1 keys are missing (first: bias)",
+        "unexpected (first: extra)",
+        "(5, 3) instead of (2, 3)",
+    ):
         assert words in str(error.value)
     assert same(network, before)
 
