@@ -60,7 +60,7 @@ def make_cases(folder: Path) -> list[dict[str, str]]:
     return cases
 
 
-def evaluate(cases, output_dir, names=NAMES, sampler=None, postprocessing=None):
+def evaluate(cases, report, sampler=None, postprocessing=None):
     load = Compose([LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"])])
     dataset = Dataset(cases, load)
     evaluator = SupervisedEvaluator(
@@ -68,7 +68,7 @@ def evaluate(cases, output_dir, names=NAMES, sampler=None, postprocessing=None):
         val_data_loader=DataLoader(dataset, batch_size=2, sampler=sampler(dataset) if sampler else None),
         network=ImageIsTheAnswer(),
         postprocessing=postprocessing or AsDiscreted("pred", argmax=True),
-        val_handlers=[SegmentationReport(output_dir, names)],
+        val_handlers=[report],
     )
     evaluator.run()
 
@@ -81,7 +81,7 @@ def test_report_of_an_evaluation(tmp_path, caplog):
     cases = make_cases(tmp_path)
     output_dir = tmp_path / "new" / "eval"
     with caplog.at_level(logging.INFO):
-        evaluate(cases, output_dir)
+        evaluate(cases, SegmentationReport(output_dir, NAMES))
     table, summary = read(output_dir)
     assert sorted(path.name for path in output_dir.iterdir()) == ["cases.csv", "summary.json"]
 
@@ -131,8 +131,9 @@ def test_report_of_an_evaluation(tmp_path, caplog):
 
 def test_a_second_run_starts_afresh_and_replaces_the_files(tmp_path):
     cases = make_cases(tmp_path)
-    evaluate(cases, tmp_path / "eval")
-    evaluate(cases[:1], tmp_path / "eval")
+    report = SegmentationReport(tmp_path / "eval", NAMES)
+    evaluate(cases, report)
+    evaluate(cases[:1], report)
     table, summary = read(tmp_path / "eval")
     assert (len(table), summary["number_of_cases"]) == (2, 1)
     assert summary["cases"]["liver"]["dice"]["sd"] is None
@@ -140,7 +141,7 @@ def test_a_second_run_starts_afresh_and_replaces_the_files(tmp_path):
 
 def test_two_processes_write_what_one_writes(tmp_path):
     cases = make_cases(tmp_path)  # three cases on two ranks: the sampler gives one of them twice
-    evaluate(cases, tmp_path / "one")
+    evaluate(cases, SegmentationReport(tmp_path / "one", NAMES))
     arguments = [json.dumps(cases), str(tmp_path / "two"), str(tmp_path / "meeting_point")]
     processes = [
         subprocess.Popen(
@@ -162,19 +163,19 @@ def test_folder_that_cannot_be_written_stops_before_the_first_case(tmp_path):
     (tmp_path / "file").write_text("in the way")
     missing = [{"image": "missing.nii.gz", "label": "missing.nii.gz"}]
     with pytest.raises(InputError, match=r"file.eval: the folder cannot be written"):
-        evaluate(missing, tmp_path / "file" / "eval")
+        evaluate(missing, SegmentationReport(tmp_path / "file" / "eval", NAMES))
 
 
 def test_different_grids_name_both_shapes_and_the_file(tmp_path):
     case = write_case(tmp_path, "odd", np.zeros((8, 8, 4)), np.zeros((8, 8, 5)))
     with pytest.raises(InputError, match=r"odd_image.nii.gz: .*\(8, 8, 4\).*\(8, 8, 5\)"):
-        evaluate([case], tmp_path / "eval")
+        evaluate([case], SegmentationReport(tmp_path / "eval", NAMES))
     assert list((tmp_path / "eval").iterdir()) == []
 
 
 def test_label_value_outside_the_classes_names_the_file(tmp_path):
     with pytest.raises(InputError, match=r"_image.nii.gz: .* from 0 to 2, expected 0 to 1"):
-        evaluate(make_cases(tmp_path), tmp_path / "eval", names=["background", "liver"])
+        evaluate(make_cases(tmp_path), SegmentationReport(tmp_path / "eval", ["background", "liver"]))
 
 
 @pytest.mark.parametrize(
@@ -189,11 +190,15 @@ def test_label_value_outside_the_classes_names_the_file(tmp_path):
 )
 def test_output_that_is_no_label_map_is_refused(tmp_path, change, expected_words):
     with pytest.raises(InputError, match=expected_words):
-        evaluate(make_cases(tmp_path), tmp_path / "eval", postprocessing=change)
+        evaluate(make_cases(tmp_path), SegmentationReport(tmp_path / "eval", NAMES), postprocessing=change)
 
 
 if __name__ == "__main__":  # one rank of test_two_processes_write_what_one_writes
     cases, output_dir, meeting_point, rank = sys.argv[1:]
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=int(rank), world_size=2)
-    evaluate(json.loads(cases), output_dir, sampler=lambda dataset: DistributedSampler(dataset, shuffle=False))
+    evaluate(
+        json.loads(cases),
+        SegmentationReport(output_dir, NAMES),
+        sampler=lambda dataset: DistributedSampler(dataset, shuffle=False),
+    )
     torch.distributed.destroy_process_group()

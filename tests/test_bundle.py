@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import liverseg
+from liverseg.bundle import require, select_device, sentence
+from liverseg.errors import InputError
+
+
+def test_require_gives_the_package_with_its_rooms():
+    assert require("0.1") is liverseg
+    assert liverseg.data.load_datalist
+    assert liverseg.handlers.Checkpoints
+    assert liverseg.networks.DeepLabV3Plus
+
+
+@pytest.mark.parametrize("version", ["0.2", "1.1", "0.10"])
+def test_another_version_says_which_was_found_where_and_what_to_do(version):
+    with pytest.raises(InputError, match=rf"liverseg: found liverseg 0\.1\.0, expected {version} .*: install"):
+        require(version)
+
+
+def test_the_device():
+    assert select_device("cpu") == torch.device("cpu")
+    assert select_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(InputError, match=r"device: cuda:63 was asked for, found \d+ CUDA devices"):
+        select_device("cuda:63")
+
+
+def test_the_sentence_is_found_behind_other_errors_and_only_there():
+    try:
+        try:
+            raise InputError("a.nii: broken.")
+        except InputError as error:
+            raise RuntimeError("applying transform") from error
+    except RuntimeError as error:
+        assert sentence(error) == "a.nii: broken."
+    assert sentence(KeyError("a fault of ours")) is None

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import resource
+
+import pytest
+
+from liverseg.errors import InputError
+from liverseg.files import check_writable, write_atomically
+
+
+def test_writes_replaces_and_leaves_nothing_beside(tmp_path):
+    for content in (b"one", b"two"):
+        write_atomically(tmp_path / "a.txt", lambda file, content=content: file.write(content))
+        assert (tmp_path / "a.txt").read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_when_the_disk_is_full_the_old_file_stays(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"a\.txt: could not be saved \(File too large\).* is kept"):
+            write_atomically(tmp_path / "a.txt", lambda file: file.write(bytes(10_000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.txt": b"old"}
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file.x: the folder cannot be written \(Not a directory\)"):
+        check_writable(tmp_path / "file" / "x")
+    with pytest.raises(InputError, match="could not be saved"):
+        write_atomically(tmp_path / "gone" / "a.txt", lambda file: None)
