@@ -1,5 +1,6 @@
 """Transforms that MONAI lacks."""
 
+from liverseg.transforms.intensity import ScaleWindowd
 from liverseg.transforms.labels import MapLabelsd
 from liverseg.transforms.load import LoadVolumed
 from liverseg.transforms.postprocessing import (
@@ -20,6 +21,7 @@ __all__ = [
     "LoadVolumed",
     "MapLabelsd",
     "RandSlicesd",
+    "ScaleWindowd",
     "SmoothEdges",
     "SmoothEdgesd",
     "stack_slices",

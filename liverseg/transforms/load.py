@@ -93,7 +93,7 @@ def _check_volume(volume: MetaTensor) -> None:
     if volume.numel() == 0:
         raise InputError(f"{file}: the volume of shape {_shape_text(volume)} holds no voxel: replace the file.")
     # A sum is not finite exactly when a voxel is not (intensities are far from float32's range), and needs no copy.
-    if not math.isfinite(float(volume.as_tensor().sum(dtype=torch.float64))):
+    if not math.isfinite(float(volume.as_tensor().sum())):
         bad = int((~torch.isfinite(volume.as_tensor())).sum())
         raise InputError(f"{file}: {bad} voxels are NaN or infinite, expected finite intensities: replace them.")
 

@@ -1,0 +1,71 @@
+"""Peak memory and time of segmenting one large scan with a bundle, by the bundle's own command.
+
+python benchmarks/inference_memory.py --shape 512 512 1000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from liverseg.networks import DeepLabV3Plus
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def write_scan(path: Path, shape: tuple[int, int, int]) -> None:
+    """A noisy body-sized block, stored as scanners store CT: int16 with a slope and intercept in the header."""
+    generator = np.random.default_rng(0)
+    volume = np.full(shape, -1000, np.int16)
+    inner = tuple(slice(n // 6, -n // 6) for n in shape[:2])
+    for index in range(shape[2]):
+        volume[(*inner, index)] = generator.integers(-50, 150, volume[(*inner, index)].shape)
+    image = nib.Nifti1Image(volume, np.diag([0.75, 0.75, 1.0, 1.0]))
+    nib.save(image, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, default=ROOT / "bundles" / "deeplabv3_liver")
+    parser.add_argument("--shape", type=int, nargs=3, default=(512, 512, 1000))
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        scan, weights = Path(folder) / "scan.nii.gz", Path(folder) / "model.pt"
+        write_scan(scan, tuple(arguments.shape))
+        torch.manual_seed(0)
+        torch.save(DeepLabV3Plus().state_dict(), weights)
+        command = [sys.executable, "-m", "monai.bundle", "run", "inference"]
+        options = {
+            "config_file": arguments.bundle / "configs" / "inference.json",
+            "bundle_root": arguments.bundle,
+            "dataset_dir": scan,
+            "ckpt_path": weights,
+            "output_dir": folder,
+        }
+        started = time.monotonic()
+        subprocess.run([*command, *(str(x) for k, v in options.items() for x in (f"--{k}", v))], check=True)
+        figures = {
+            "shape": list(arguments.shape),
+            "seconds": round(time.monotonic() - started, 1),
+            "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9, 2),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+    print(f"{'×'.join(map(str, figures['shape']))}: {figures['peak_memory_gb']} GB, {figures['seconds']} s")
+    if arguments.out:
+        arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
