@@ -1,0 +1,180 @@
+"""One HTML file with everything that a run of the demo came to."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from liverseg.errors import InputError
+from liverseg.files import write_atomically
+from liverseg.workbench.report.curves import curves_png
+from liverseg.workbench.report.overlays import MASK_COLOUR, PLANES, REFERENCE_COLOUR, axial_pngs, load_scan, plane_png
+
+CLASS = "liver"
+NO_VALUE = "–"
+
+# metrics.json speaks to scripts.
+FACT_NAMES = {
+    "best_val_mean_dice": "Best validation Dice",
+    "best_epoch": "Best epoch",
+    "seconds": "Training time, seconds",
+    "peak_memory_gb": "Peak memory, GB",
+    "peak_gpu_memory_gb": "Peak GPU memory, GB",
+}
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    history: str | os.PathLike[str],
+    evaluations: Mapping[str, str | os.PathLike[str]],
+    scans: Sequence[tuple[str, str | os.PathLike[str], str | os.PathLike[str], str | os.PathLike[str] | None]],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write a self-contained HTML file: overlays, volumes, curves, post-processing compared, facts of the training.
+
+    Args:
+        path: the file to write; what is there is replaced when the new one is whole.
+        title: heading of the page.
+        history: `history.csv` of the training.
+        evaluations: what was done to the masks → folder with the `summary.json` and `cases.csv` of
+            `liverseg.handlers.SegmentationReport`; the others are compared with the first.
+        scans: (name, image, mask, reference or None) for each scan, as for `load_scan`.
+        facts: the content of the training's `metrics.json`.
+
+    Raises:
+        InputError: for a file that is missing or not what it should be, or a `path` that cannot be written.
+    """
+    template = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string((files(__package__) / "report.html.j2").read_text(encoding="utf-8"))
+    page = template.render(
+        title=title,
+        scans=[_scan(*scan) for scan in scans],
+        curves=_picture(curves_png(history)),
+        comparison=_comparison(evaluations),
+        cases=_cases(evaluations),
+        evaluations=list(evaluations),
+        facts=_facts(facts),
+        mask_colour=MASK_COLOUR,
+        reference_colour=REFERENCE_COLOUR,
+    )
+    write_atomically(path, lambda file: file.write(page.encode()))
+
+
+def _scan(
+    name: str,
+    image: str | os.PathLike[str],
+    mask: str | os.PathLike[str],
+    reference: str | os.PathLike[str] | None,
+) -> dict[str, Any]:
+    scan = load_scan(image, mask, reference)
+    return {
+        "name": name,
+        "volume_ml": _number(scan.mask_ml, ".0f"),
+        "reference_ml": _number(scan.reference_ml, ".0f"),
+        "dice": _number(scan.dice, ".3f"),
+        "has_reference": reference is not None,
+        "empty": not scan.mask.any(),
+        "planes": {plane: _picture(plane_png(scan, plane)) for plane in PLANES},
+        "slices": [_picture(png) for png in axial_pngs(scan)],
+    }
+
+
+def _picture(png: bytes) -> dict[str, Any]:
+    # The header of a PNG file has its size at this place.
+    width, height = (int.from_bytes(png[start : start + 4], "big") for start in (16, 20))
+    return {"src": f"data:image/png;base64,{base64.b64encode(png).decode()}", "width": width, "height": height}
+
+
+def _comparison(evaluations: Mapping[str, str | os.PathLike[str]]) -> list[dict[str, Any]]:
+    """A row per evaluation; shares come with their difference to the first row in percentage points (pp)."""
+    rows: list[dict[str, Any]] = []
+    baseline: list[float | None] = []
+    for name, folder in evaluations.items():
+        path = Path(folder) / "summary.json"
+        try:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+            metrics, pooled = summary["cases"][CLASS], summary["pooled"]
+            shares = [metrics["dice"]["mean"], pooled["classes"][CLASS]["iou"], pooled["mean_bf_score"]]
+            texts = [_mean_and_sd(metrics["dice"], ".3f"), _number(shares[1], ".3f"), _number(shares[2], ".3f")]
+            baseline = baseline or shares
+            differences = [_difference_pp(*pair) if rows else "" for pair in zip(shares, baseline, strict=True)]
+            rows.append(
+                {
+                    "name": name,
+                    "number_of_cases": summary["number_of_cases"],
+                    "empty_predictions": metrics["empty_predictions"],
+                    "shares": list(zip(texts, differences, strict=True)),
+                    "hd95_mm": _mean_and_sd(metrics["hd95_mm"], ".1f"),
+                    "assd_mm": _mean_and_sd(metrics["assd_mm"], ".2f"),
+                    "volume_error_percent": _mean_and_sd(metrics["volume_error_percent"], "+.1f"),
+                }
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _unreadable(path, error, f"the summary of an evaluation with the class {CLASS}") from error
+    return rows
+
+
+def _cases(evaluations: Mapping[str, str | os.PathLike[str]]) -> list[dict[str, Any]]:
+    """A row per case: its reference volume, and the Dice that each evaluation came to."""
+    tables: list[dict[str, dict[str, float]]] = []
+    for folder in evaluations.values():
+        path = Path(folder) / "cases.csv"
+        try:
+            table = pd.read_csv(path).query("`class` == @CLASS").set_index("case")[["reference_volume_ml", "dice"]]
+            tables.append(table.to_dict("index"))
+        except (OSError, ValueError, KeyError) as error:
+            raise _unreadable(path, error, "the cases of an evaluation") from error
+    return [
+        {
+            "name": Path(case).name,
+            "reference_ml": _number(values["reference_volume_ml"], ".0f"),
+            "dice": [_number(table.get(case, {}).get("dice"), ".3f") for table in tables],
+        }
+        for case, values in (tables[0] if tables else {}).items()
+    ]
+
+
+def _unreadable(path: Path, error: Exception, expected: str) -> InputError:
+    reason = f"no {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
+    return InputError(f"{path}: not readable ({reason}), expected {expected}: run the evaluation again.")
+
+
+def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is known of the training, as text; a fact without a value (no GPU, no validation) is left out."""
+    return [
+        (
+            FACT_NAMES.get(name, name.replace("_", " ").capitalize()),
+            ", ".join(f"{key} {inner}" for key, inner in value.items())
+            if isinstance(value, Mapping)
+            else f"{value:.4g}"
+            if isinstance(value, float)
+            else str(value),
+        )
+        for name, value in facts.items()
+        if value is not None
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return NO_VALUE if value is None or math.isnan(value) else format(value, form).replace("-", "−")
+
+
+def _mean_and_sd(metric: Mapping[str, float | None], form: str) -> str:
+    sd = metric["sd"]
+    return _number(metric["mean"], form) + ("" if sd is None else f" ± {_number(sd, form.lstrip('+'))}")
+
+
+def _difference_pp(share: float | None, baseline: float | None) -> str:
+    return "" if share is None or baseline is None else f"{_number(100 * (share - baseline), '+.1f')} pp"
