@@ -132,7 +132,8 @@ def _cases(evaluations: Mapping[str, str | os.PathLike[str]]) -> list[dict[str, 
     for folder in evaluations.values():
         path = Path(folder) / "cases.csv"
         try:
-            table = pd.read_csv(path).query("`class` == @CLASS").set_index("case")[["reference_volume_ml", "dice"]]
+            table = pd.read_csv(path)
+            table = table[table["class"] == CLASS].set_index("case")[["reference_volume_ml", "dice"]]
             tables.append(table.to_dict("index"))
         except (OSError, ValueError, KeyError) as error:
             raise _unreadable(path, error, "the cases of an evaluation") from error
