@@ -60,12 +60,12 @@ def write_report(
     ).from_string((files(__package__) / "report.html.j2").read_text(encoding="utf-8"))
     page = template.render(
         title=title,
-        scans=[_scan(*scan) for scan in scans],
         curves=_picture(curves_png(history)),
         comparison=_comparison(evaluations),
         cases=_cases(evaluations),
         evaluations=list(evaluations),
         facts=_facts(facts),
+        scans=[_scan(*scan) for scan in scans],
         mask_colour=MASK_COLOUR,
         reference_colour=REFERENCE_COLOUR,
     )
