@@ -60,12 +60,12 @@ def write_report(
     ).from_string((files(__package__) / "report.html.j2").read_text(encoding="utf-8"))
     page = template.render(
         title=title,
-        scans=[_scan(*scan) for scan in scans],
         curves=_picture(curves_png(history)),
         comparison=_comparison(evaluations),
         cases=_cases(evaluations),
         evaluations=list(evaluations),
         facts=_facts(facts),
+        scans=[_scan(*scan) for scan in scans],
         mask_colour=MASK_COLOUR,
         reference_colour=REFERENCE_COLOUR,
     )
@@ -132,7 +132,8 @@ def _cases(evaluations: Mapping[str, str | os.PathLike[str]]) -> list[dict[str, 
     for folder in evaluations.values():
         path = Path(folder) / "cases.csv"
         try:
-            table = pd.read_csv(path).query("`class` == @CLASS").set_index("case")[["reference_volume_ml", "dice"]]
+            table = pd.read_csv(path)
+            table = table[table["class"] == CLASS].set_index("case")[["reference_volume_ml", "dice"]]
             tables.append(table.to_dict("index"))
         except (OSError, ValueError, KeyError) as error:
             raise _unreadable(path, error, "the cases of an evaluation") from error

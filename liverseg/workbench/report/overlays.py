@@ -28,7 +28,8 @@ MR_PERCENTILES = (1, 99.5)
 PLANES = {"axial": (2, "RLA"), "coronal": (1, "RLH"), "sagittal": (0, "APH")}
 MARGIN_MM = 80
 SCALE_BAR_MM = 50
-WIDTH_PIXELS = 640
+# Of the longer side of an axial picture: the largest slice, and the smaller ones over the whole mask.
+PLANE_PIXELS, SLICE_PIXELS = 640, 320
 MIN_HEIGHT_PIXELS = 120
 
 
@@ -127,8 +128,7 @@ def plane_png(scan: Scan, plane: str) -> bytes:
     index = int(area.argmax()) if area.any() else scan.image.shape[axis] // 2
     box = slice(None), slice(None) if plane == "axial" else _around(scan, 2, MARGIN_MM)
     extent_mm = np.multiply(scan.image.shape, scan.spacing_mm)
-    width_pixels = WIDTH_PIXELS * extent_mm[columns] / extent_mm[0]
-    return _slice_png(scan, axis, index, box, width_pixels=width_pixels, edges=edges)
+    return _slice_png(scan, axis, index, box, pixels_per_mm=PLANE_PIXELS / max(extent_mm[:2]), edges=edges)
 
 
 def axial_pngs(scan: Scan, count: int = 6) -> list[bytes]:
@@ -139,9 +139,9 @@ def axial_pngs(scan: Scan, count: int = 6) -> list[bytes]:
     # The middles of equal parts, as the first and last slice of a liver show next to nothing of it.
     picked = {heights[int(len(heights) * (part + 0.5) / count)] for part in range(count)}
     box = _around(scan, 0, 30), _around(scan, 1, 30)
-    return [
-        _slice_png(scan, 2, int(index), box, width_pixels=WIDTH_PIXELS / 2) for index in sorted(picked, reverse=True)
-    ]
+    extent_mm = np.multiply(scan.image[box].shape, scan.spacing_mm)
+    pixels_per_mm = SLICE_PIXELS / max(extent_mm[:2])
+    return [_slice_png(scan, 2, int(index), box, pixels_per_mm=pixels_per_mm) for index in sorted(picked, reverse=True)]
 
 
 def _around(scan: Scan, axis: int, margin_mm: float) -> slice:
@@ -154,7 +154,7 @@ def _around(scan: Scan, axis: int, margin_mm: float) -> slice:
 
 
 def _slice_png(
-    scan: Scan, axis: int, index: int, box: tuple[slice, slice], *, width_pixels: float, edges: str = ""
+    scan: Scan, axis: int, index: int, box: tuple[slice, slice], *, pixels_per_mm: float, edges: str = ""
 ) -> bytes:
     def picture(volume: np.ndarray) -> np.ndarray:
         # RAS axes grow to the left edge (right, front) or to the upper edge (front, head) of the picture.
@@ -163,7 +163,7 @@ def _slice_png(
     image = picture(scan.image)
     column_mm, row_mm = (mm for other, mm in enumerate(scan.spacing_mm) if other != axis)
     width_mm, height_mm = image.shape[1] * column_mm, image.shape[0] * row_mm
-    width, height = max(1, round(width_pixels)), max(1, round(width_pixels * height_mm / width_mm))
+    width, height = (max(1, round(mm * pixels_per_mm)) for mm in (width_mm, height_mm))
     figure = Figure((width / 100, height / 100), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
@@ -175,11 +175,11 @@ def _slice_png(
     grid_mm = [
         (np.arange(-1, count + 1) + 0.5) * mm for count, mm in zip(image.T.shape, (column_mm, row_mm), strict=True)
     ]
-    line = width_pixels / 320
-    for volume, colour, opacity in ((scan.mask, MASK_COLOUR, 0.25), (scan.reference, REFERENCE_COLOUR, 0)):
+    for volume, colour in ((scan.mask, MASK_COLOUR), (scan.reference, REFERENCE_COLOUR)):
         if volume is not None and (inside := np.pad(picture(volume), 1).astype(float)).any():
-            axes.contourf(*grid_mm, inside, [0.5, 1], colors=[colour], alpha=opacity)
-            axes.contour(*grid_mm, inside, [0.5], colors=[colour], linewidths=line)
+            axes.contour(*grid_mm, inside, [0.5], colors=[colour], linewidths=width / 320)
+            if volume is scan.mask:
+                axes.contourf(*grid_mm, inside, [0.5, 1], colors=[colour], alpha=0.25)
     axes.set(xlim=(0, width_mm), ylim=(height_mm, 0))
     # A slab of a few slices leaves no room for more than its sides.
     if edges and height >= MIN_HEIGHT_PIXELS:
