@@ -1,0 +1,110 @@
+"""DeepLab v3+ on ResNet-18."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from liverseg.networks.encoders import ResNet18Encoder, load_resnet18_weights
+
+
+class DeepLabV3Plus(nn.Module):
+    """DeepLab v3+ on a dilated ResNet-18, for 2-D images of any size.
+
+    Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018, in the
+    form of MATLAB's ``deeplabv3plusLayers`` with ``resnet18``: ASPP, 1x1 to 256, up-sampled to stride 4, joined with the
+    low-level features through 1x1 to 48, two 3x3 to 256, classifier, up-sampled by 4. Every convolution but the
+    classifier has batch norm and ReLU.
+
+    The image is padded at its right and lower edge to a multiple of ``output_stride`` and the logits are cropped back.
+    The padding repeats the edge pixels: zeros would draw an edge into any image whose background is not 0, and the value
+    of air depends on the intensity scaling before the network.
+
+    Args:
+        in_channels: channels of the input: 1, or 3 or 5 neighbouring slices.
+        num_classes: channels of the output, background included.
+        output_stride: 16 or 8, input pixels per pixel of the high-level features; 8 takes about twice the time.
+        aspp_rates: dilation of each ASPP branch; rate 1 is a 1x1 convolution. With output stride 8, (1, 12, 24, 36)
+            reaches as far as the default does with 16.
+        image_pooling: add the ASPP branch that averages over the whole image.
+        dropout: probability with which a value of the ASPP output is dropped in training.
+        encoder_weights: path or URL of torchvision's ``resnet18`` state dict; None starts from random weights.
+        encoder_weights_sha256: SHA-256 of that file, needed with it. For torchvision's ``resnet18-f37072fd.pth`` it is
+            f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec.
+
+    Raises:
+        InputError: ``output_stride`` is neither 16 nor 8, or the encoder weights can not be used.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        num_classes: int = 2,
+        output_stride: int = 16,
+        aspp_rates: Sequence[int] = (1, 6, 12, 18),
+        image_pooling: bool = False,
+        dropout: float = 0.0,
+        encoder_weights: str | Path | None = None,
+        encoder_weights_sha256: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.output_stride = output_stride
+        self.encoder = ResNet18Encoder(in_channels, output_stride)
+        self.aspp = ASPP(512, aspp_rates, image_pooling)
+        self.dropout = nn.Dropout(dropout)
+        self.skip = _conv_bn_relu(64, 48, 1)
+        self.decoder = nn.Sequential(_conv_bn_relu(256 + 48, 256, 3), _conv_bn_relu(256, 256, 3))
+        self.classifier = nn.Conv2d(256, num_classes, 1)
+        if encoder_weights is not None:
+            load_resnet18_weights(self.encoder, encoder_weights, encoder_weights_sha256)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, in_channels, H, W) to logits (B, num_classes, H, W)."""
+        height, width = x.shape[-2], x.shape[-1]
+        x = F.pad(x, (0, -width % self.output_stride, 0, -height % self.output_stride), mode="replicate")
+        low, high = self.encoder(x)
+        high = self.dropout(self.aspp(high))
+        high = F.interpolate(high, size=low.shape[-2:], mode="bilinear", align_corners=False)
+        y = self.classifier(self.decoder(torch.cat([high, self.skip(low)], dim=1)))
+        y = F.interpolate(y, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        # Cropped by negative padding: a slice would tie torch.export to sizes that need a crop, or to those that do not.
+        return F.pad(y, (0, width - x.shape[-1], 0, height - x.shape[-2]))
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: parallel convolutions of different dilation (Chen et al. 2017, section 3.3).
+
+    Args:
+        in_channels: channels of the input.
+        rates: dilation of each branch; rate 1 is a 1x1 convolution, the others are 3x3.
+        image_pooling: add a branch that averages over the whole map. It has a bias in place of batch norm, which can
+            not be computed from the single value per channel that a batch of one image leaves in training.
+    """
+
+    def __init__(self, in_channels: int, rates: Sequence[int], image_pooling: bool) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(_conv_bn_relu(in_channels, 256, 1 if rate == 1 else 3, rate) for rate in rates)
+        self.image_pooling: nn.Module | None = None
+        if image_pooling:
+            self.image_pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(in_channels, 256, 1), nn.ReLU())
+        self.project = _conv_bn_relu(256 * (len(rates) + int(image_pooling)), 256, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, 256, H, W)."""
+        features = [branch(x) for branch in self.branches]
+        if self.image_pooling is not None:
+            features.append(self.image_pooling(x).expand(-1, -1, x.shape[-2], x.shape[-1]))
+        return self.project(torch.cat(features, dim=1))
+
+
+def _conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1) -> nn.Sequential:
+    padding = dilation * (kernel_size // 2)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )

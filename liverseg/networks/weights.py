@@ -1,0 +1,99 @@
+"""Read network weights from files, and say in one sentence why a file does not fit."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from liverseg import __version__
+from liverseg.errors import InputError
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def load_weights(network: Network, path: str | Path) -> Network:
+    """Load the weights in ``path`` into ``network``, which stays as it was if they do not fit.
+
+    Args:
+        network: the network to fill, in place.
+        path: a file that ``torch.save`` wrote: a state dict, or a training checkpoint that holds one under ``"model"``.
+
+    Returns:
+        ``network`` itself.
+
+    Raises:
+        InputError: the file is missing, damaged, holds no state dict, or holds the weights of another network.
+    """
+    advice = "give weights made with this network and config (check num_classes, in_channels and the network's options)"
+    load_strictly(network, read_state_dict(path), str(path), advice)
+    return network
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read the state dict in ``path``, or the one under its key ``"model"``, onto the CPU.
+
+    Only tensors and plain containers are unpickled (``weights_only=True``), so a file can not run code.
+
+    Raises:
+        InputError: the file is missing, damaged, or holds something else.
+    """
+    wanted = "expected what torch.save(network.state_dict(), path) writes"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{path} can not be read ({reason}): check the path of the weights file.") from error
+    except Exception as error:  # the unpickler meets damaged bytes with a dozen types, KeyError and AssertionError too
+        if zipfile.is_zipfile(path) and (isinstance(error, pickle.UnpicklingError) or "TorchScript" in str(error)):
+            found = "holds Python objects or TorchScript code, which are not loaded because they can run code"
+            raise InputError(f"{path} {found}; {wanted}: save the state dict alone.") from error
+        found = "is truncated, damaged or no weights file"
+        raise InputError(f"{path} {found}; {wanted}: copy or download it again.") from error
+
+    state = content.get("model", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping):
+        raise InputError(f"{path} holds a {type(state).__name__}; {wanted}: save the state dict alone.")
+    others = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if others or not state:
+        found = f"no tensor under {len(others)} of {len(state)} keys (first: {others[0]!r})" if others else "no keys"
+        raise InputError(f'{path} holds a dict with {found}; {wanted}, alone or under the key "model".')
+    return dict(state)
+
+
+def load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: str, advice: str) -> None:
+    """Load ``state`` into ``network`` if keys and shapes are equal; else change nothing and raise.
+
+    Args:
+        network: the network to fill, in place.
+        state: tensors by parameter name.
+        source: where ``state`` comes from, for the message.
+        advice: what the user can do about a mismatch, for the message.
+
+    Raises:
+        InputError: how many keys are missing, unexpected and of another shape, with the first of each.
+    """
+    own = network.state_dict()
+    # Files older than PyTorch 0.4.1, such as torchvision's ResNets, have no counters; PyTorch starts them at 0.
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
+    reshaped = [key for key in own if key in state and own[key].shape != state[key].shape]
+    found = []
+    if missing:
+        found.append(f"{len(missing)} missing (first: {missing[0]})")
+    if unexpected:
+        found.append(f"{len(unexpected)} unexpected (first: {unexpected[0]})")
+    if reshaped:
+        key = reshaped[0]
+        shapes = f"{tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        found.append(f"{len(reshaped)} of another shape (first: {key} is {shapes})")
+    if found:
+        name = f"{type(network).__name__} of liverseg {__version__}"
+        raise InputError(f"{source} does not fit {name}: of its {len(own)} keys {', '.join(found)}; {advice}.")
+    # A plain dict, because the version that a state dict carries would make PyTorch insist on the counters.
+    network.load_state_dict(dict(state))
