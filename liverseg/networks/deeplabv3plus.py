@@ -16,13 +16,13 @@ class DeepLabV3Plus(nn.Module):
     """DeepLab v3+ on a dilated ResNet-18, for 2-D images of any size.
 
     Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018, in the
-    form of MATLAB's ``deeplabv3plusLayers`` with ``resnet18``: ASPP, 1x1 to 256, up-sampled to stride 4, joined with the
-    low-level features through 1x1 to 48, two 3x3 to 256, classifier, up-sampled by 4. Every convolution but the
+    form of MATLAB's ``deeplabv3plusLayers`` with ``resnet18``: ASPP, 1x1 to 256, up-sampled to stride 4, joined with
+    the low-level features through 1x1 to 48, two 3x3 to 256, classifier, up-sampled by 4. Every convolution but the
     classifier has batch norm and ReLU.
 
-    The image is padded at its right and lower edge to a multiple of ``output_stride`` and the logits are cropped back.
-    The padding repeats the edge pixels: zeros would draw an edge into any image whose background is not 0, and the value
-    of air depends on the intensity scaling before the network.
+    The image is padded below and on the right to a multiple of ``output_stride`` and the logits are cropped back. The
+    padding repeats the edge pixels: zeros would draw an edge into any image whose background is not 0, and the value of
+    air depends on the intensity scaling before the network.
 
     Args:
         in_channels: channels of the input: 1, or 3 or 5 neighbouring slices.
@@ -44,6 +44,7 @@ class DeepLabV3Plus(nn.Module):
         self,
         in_channels: int = 1,
         num_classes: int = 2,
+        *,
         output_stride: int = 16,
         aspp_rates: Sequence[int] = (1, 6, 12, 18),
         image_pooling: bool = False,
@@ -71,7 +72,7 @@ class DeepLabV3Plus(nn.Module):
         high = F.interpolate(high, size=low.shape[-2:], mode="bilinear", align_corners=False)
         y = self.classifier(self.decoder(torch.cat([high, self.skip(low)], dim=1)))
         y = F.interpolate(y, size=x.shape[-2:], mode="bilinear", align_corners=False)
-        # Cropped by negative padding: a slice would tie torch.export to sizes that need a crop, or to those that do not.
+        # Cropped by negative padding: a slice makes torch.export tell padded sizes from others and refuse one kind.
         return F.pad(y, (0, width - x.shape[-1], 0, height - x.shape[-2]))
 
 

@@ -48,9 +48,9 @@ class BasicBlock(nn.Module):
 class ResNet18Encoder(nn.Module):
     """The convolutions of ResNet-18 with the last strides turned into dilation (He et al. 2016; Chen et al. 2018).
 
-    ResNet-18 halves the image five times, to 1/32. For ``output_stride`` 16 the last halving is left out, for 8 the last
-    two, and every later 3x3 convolution has its taps spread by the factor left out, so that the weights see the same
-    neighbours as before: the output at every second (fourth) position is what the plain ResNet-18 gives.
+    ResNet-18 halves the image five times, to 1/32. For ``output_stride`` 16 the last halving is left out, for 8 the
+    last two, and every later 3x3 convolution has its taps spread by the factor left out, so that the weights see the
+    same neighbours as before: the output at every second (fourth) position is what the plain ResNet-18 gives.
     The parameter names are those of torchvision's ``resnet18`` without ``fc``.
 
     Args:
@@ -108,9 +108,9 @@ def load_resnet18_weights(encoder: ResNet18Encoder, source: str | Path, sha256: 
     """Load torchvision's ``resnet18`` state dict into ``encoder``.
 
     The classifier ``fc`` is left out. If the encoder does not have three channels, each of its k channels gets the mean
-    over R, G and B of the first convolution, times 3 / k (for one channel: the sum). On k equal channels the convolution
-    then gives what the original gives on the same grey image as R = G = B, so the batch norms that follow, which know the
-    scale of ImageNet's activations, stay right.
+    over R, G and B of the first convolution, times 3 / k (for one channel: the sum). On k equal channels the
+    convolution then gives what the original gives on the same grey image as R = G = B, so the batch norms that follow,
+    which know the scale of ImageNet's activations, stay right.
 
     Args:
         encoder: the encoder to fill, in place.
@@ -140,8 +140,8 @@ def _verified_file(source: str | Path, sha256: str | None) -> Path:
     if "://" in str(source):
         path = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(urlparse(str(source)).path))
         if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 torch.hub.download_url_to_file(str(source), str(path), hash_prefix=expected)
             except OSError as error:
                 advice = "download the file elsewhere and give its path as encoder_weights"

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from liverseg.errors import InputError
+from liverseg.networks import DeepLabV3Plus, load_weights
+
+
+def small_network(num_classes: int = 2) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, num_classes, 1))
+
+
+def one_sentence(message: str) -> bool:
+    return "\n" not in message and message.endswith(".") and ". " not in message
+
+
+def test_plain_state_dict(tmp_path: Path) -> None:
+    source, path = small_network(), tmp_path / "model.pt"
+    nn.init.normal_(source[0].weight)
+    torch.save(source.state_dict(), path)
+    target = small_network()
+    assert load_weights(target, path) is target
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in target.state_dict().items())
+
+
+def test_checkpoint_of_a_training_run(tmp_path: Path) -> None:
+    source, path = small_network(), tmp_path / "checkpoint.pt"
+    nn.init.normal_(source[0].weight)
+    optimizer = torch.optim.SGD(source.parameters(), lr=0.1, momentum=0.9)
+    source(torch.randn(2, 1, 8, 8)).sum().backward()
+    optimizer.step()
+    torch.save({"model": source.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}, path)
+    target = load_weights(small_network(), str(path))
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in target.state_dict().items())
+
+
+def test_other_network_is_refused_and_the_network_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    state = small_network(num_classes=5).state_dict()
+    del state["0.weight"]
+    state |= {"3.weight": torch.zeros(1), "3.bias": torch.zeros(1)}
+    nn.init.ones_(state["0.bias"])
+    torch.save(state, path)
+    target = small_network()
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    with pytest.raises(InputError) as caught:
+        load_weights(target, path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "1 missing (first: 0.weight)" in message
+    assert "2 unexpected (first: 3.weight)" in message
+    assert "2 of another shape (first: 2.weight is (5, 4, 1, 1) instead of (2, 4, 1, 1))" in message
+    assert "num_classes" in message
+    assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
+
+
+def test_other_number_of_classes_names_the_classifier(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(DeepLabV3Plus(num_classes=5).state_dict(), path)
+    with pytest.raises(InputError, match=r"2 of another shape \(first: classifier.weight is \(5, 256, 1, 1\)"):
+        load_weights(DeepLabV3Plus(num_classes=2), path)
+
+
+def damage(path: Path, case: str) -> None:
+    torch.save(small_network().state_dict(), path)
+    whole = path.read_bytes()
+    if case == "missing":
+        path.unlink()
+    elif case == "folder":
+        path.unlink()
+        path.mkdir()
+    elif case == "empty":
+        path.write_bytes(b"")
+    elif case == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif case == "truncated old format":
+        torch.save(small_network().state_dict(), path, _use_new_zipfile_serialization=False)
+        path.write_bytes(path.read_bytes()[:700])
+    elif case == "text":
+        path.write_bytes(b"hello world")
+    elif case == "web page":
+        path.write_bytes(b"<!doctype html><html>404</html>")
+    elif case == "pickled network":
+        torch.save(small_network(), path)
+    elif case == "TorchScript":
+        torch.jit.script(small_network()).save(path)
+    elif case == "tensor":
+        torch.save(torch.zeros(3), path)
+    elif case == "list":
+        torch.save([1, 2], path)
+    elif case == "no tensors":
+        torch.save({"epoch": 3, "network": small_network().state_dict()}, path)
+    elif case == "empty dict":
+        torch.save({"model": {}}, path)
+
+
+@pytest.mark.filterwarnings("ignore:.*TorchScript.*:UserWarning")
+@pytest.mark.parametrize(
+    ("case", "found", "advice"),
+    [
+        ("missing", "can not be read (No such file or directory)", "check the path"),
+        ("folder", "can not be read (Is a directory)", "check the path"),
+        ("empty", "is truncated, damaged or no weights file", "copy or download it again"),
+        ("truncated", "is truncated, damaged or no weights file", "copy or download it again"),
+        ("truncated old format", "is truncated, damaged or no weights file", "copy or download it again"),
+        ("text", "is truncated, damaged or no weights file", "copy or download it again"),
+        ("web page", "is truncated, damaged or no weights file", "copy or download it again"),
+        ("pickled network", "holds Python objects or TorchScript code", "save the state dict alone"),
+        ("TorchScript", "holds Python objects or TorchScript code", "save the state dict alone"),
+        ("tensor", "holds a Tensor", "save the state dict alone"),
+        ("list", "holds a list", "save the state dict alone"),
+        ("no tensors", "holds a dict with no tensor under 2 of 2 keys (first: 'epoch')", 'under the key "model"'),
+        ("empty dict", "holds a dict with no keys", 'under the key "model"'),
+    ],
+)
+def test_file_that_is_no_state_dict_gets_one_sentence(tmp_path: Path, case: str, found: str, advice: str) -> None:
+    path = tmp_path / "model.pt"
+    damage(path, case)
+    with pytest.raises(InputError, match=re.escape(f"{path} {found}")) as caught:
+        load_weights(small_network(), path)
+    assert advice in str(caught.value)
+    assert one_sentence(str(caught.value).replace(str(path), "PATH"))
+
+
+def test_file_cannot_run_code(tmp_path: Path) -> None:
+    path, trace = tmp_path / "model.pt", tmp_path / "trace"
+
+    class Payload:
+        def __reduce__(self) -> tuple:
+            return Path.touch, (trace,)
+
+    torch.save({"0.weight": Payload()}, path)
+    with pytest.raises(InputError, match="Python objects"):
+        load_weights(small_network(), path)
+    assert not trace.exists()
