@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -50,7 +48,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         reason = error.strerror or str(error)
         raise InputError(f"{path} can not be read ({reason}): check the path of the weights file.") from error
     except Exception as error:  # the unpickler meets damaged bytes with a dozen types, KeyError and AssertionError too
-        if zipfile.is_zipfile(path) and (isinstance(error, pickle.UnpicklingError) or "TorchScript" in str(error)):
+        if "GLOBAL" in str(error) or "TorchScript" in str(error):  # GLOBAL is pickle's opcode for a class or function
             found = "holds Python objects or TorchScript code, which are not loaded because they can run code"
             raise InputError(f"{path} {found}; {wanted}: save the state dict alone.") from error
         found = "is truncated, damaged or no weights file"
@@ -63,6 +61,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if others or not state:
         found = f"no tensor under {len(others)} of {len(state)} keys (first: {others[0]!r})" if others else "no keys"
         raise InputError(f'{path} holds a dict with {found}; {wanted}, alone or under the key "model".')
+    # A plain dict drops the version that a state dict carries, by which PyTorch would insist on batch norm's counters.
     return dict(state)
 
 
@@ -95,5 +94,4 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: str, 
     if found:
         name = f"{type(network).__name__} of liverseg {__version__}"
         raise InputError(f"{source} does not fit {name}: of its {len(own)} keys {', '.join(found)}; {advice}.")
-    # A plain dict, because the version that a state dict carries would make PyTorch insist on the counters.
-    network.load_state_dict(dict(state))
+    network.load_state_dict(state)

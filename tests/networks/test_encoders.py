@@ -27,7 +27,9 @@ def reference(randomise_batch_norms) -> nn.Module:
 def weights(reference: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reference's state dict as a file as torchvision's is: without the counters of batch norm."""
     path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
-    state = {k: v for k, v in reference.state_dict().items() if not k.endswith("num_batches_tracked")}
+    state = reference.state_dict()
+    for key in [key for key in state if key.endswith("num_batches_tracked")]:
+        del state[key]
     torch.save(state, path)
     return path
 

@@ -29,6 +29,15 @@ def test_plain_state_dict(tmp_path: Path) -> None:
     assert all(torch.equal(value, source.state_dict()[key]) for key, value in target.state_dict().items())
 
 
+def test_state_dict_without_the_counters_of_batch_norm(tmp_path: Path) -> None:
+    source, path = small_network(), tmp_path / "model.pt"
+    nn.init.normal_(source[1].running_mean)
+    state = source.state_dict()
+    del state["1.num_batches_tracked"]
+    torch.save(state, path)
+    assert torch.equal(load_weights(small_network(), path)[1].running_mean, source[1].running_mean)
+
+
 def test_checkpoint_of_a_training_run(tmp_path: Path) -> None:
     source, path = small_network(), tmp_path / "checkpoint.pt"
     nn.init.normal_(source[0].weight)
@@ -88,6 +97,8 @@ def damage(path: Path, case: str) -> None:
         path.write_bytes(b"<!doctype html><html>404</html>")
     elif case == "pickled network":
         torch.save(small_network(), path)
+    elif case == "pickled network, old format":
+        torch.save(small_network(), path, _use_new_zipfile_serialization=False)
     elif case == "TorchScript":
         torch.jit.script(small_network()).save(path)
     elif case == "tensor":
@@ -112,6 +123,7 @@ def damage(path: Path, case: str) -> None:
         ("text", "is truncated, damaged or no weights file", "copy or download it again"),
         ("web page", "is truncated, damaged or no weights file", "copy or download it again"),
         ("pickled network", "holds Python objects or TorchScript code", "save the state dict alone"),
+        ("pickled network, old format", "holds Python objects or TorchScript code", "save the state dict alone"),
         ("TorchScript", "holds Python objects or TorchScript code", "save the state dict alone"),
         ("tensor", "holds a Tensor", "save the state dict alone"),
         ("list", "holds a list", "save the state dict alone"),
