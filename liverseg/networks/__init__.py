@@ -1,4 +1,4 @@
-"""Networks, one file each."""
+"""The networks that the bundles' configs name, and how to load their weights."""
 
 from liverseg.networks.deeplabv3plus import DeepLabV3Plus
 from liverseg.networks.weights import load_weights

@@ -3,103 +3,109 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from liverseg.networks.blocks import conv_bn_relu
-from liverseg.networks.encoders import ResNet18Encoder
-
-
-class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: parallel dilated convolutions, joined by a 1×1 convolution.
-
-    Chen et al., "Rethinking atrous convolution for semantic image segmentation", 2017, figure 5. A rate of 1 is a 1×1
-    convolution, as there.
-
-    Args:
-        in_channels: input channels.
-        rates: dilation of each branch.
-        image_pooling: add a branch with the mean over the image.
-        channels: channels of each branch and of the output.
-    """
-
-    def __init__(self, in_channels: int, rates: Sequence[int], image_pooling: bool, channels: int = 256) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(
-            conv_bn_relu(in_channels, channels, 1 if rate == 1 else 3, dilation=rate) for rate in rates
-        )
-        # No batch norm on the pooled 1×1 features: over a batch of one it has nothing to compute statistics from.
-        self.pooling = (
-            nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(in_channels, channels, 1), nn.ReLU(inplace=True))
-            if image_pooling
-            else None
-        )
-        self.project = conv_bn_relu(channels * (len(rates) + int(image_pooling)), channels, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, in_channels, H, W) → (B, channels, H, W)."""
-        features = [branch(x) for branch in self.branches]
-        if self.pooling is not None:
-            features.append(self.pooling(x).expand(-1, -1, x.shape[2], x.shape[3]))
-        return self.project(torch.cat(features, 1))
+from liverseg.networks.encoders import ResNet18Encoder, load_resnet18_weights
 
 
 class DeepLabV3Plus(nn.Module):
-    """DeepLab v3+ with a ResNet-18 encoder, as papers A and B used it: MATLAB's 100 layers.
+    """DeepLab v3+ on a dilated ResNet-18, for 2-D images of any size.
 
-    Chen et al., "Encoder-decoder with atrous separable convolution for semantic image segmentation", ECCV 2018, here
-    with plain convolutions. Takes images of any size: they are padded at the bottom and right to a multiple of the
-    output stride by repeating the edge, which unlike zeros puts no new contour there, and the logits are cropped back.
+    Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018, in the
+    form of MATLAB's ``deeplabv3plusLayers`` with ``resnet18``: ASPP, 1x1 to 256, up-sampled to stride 4, joined with
+    the low-level features through 1x1 to 48, two 3x3 to 256, classifier, up-sampled by 4. Every convolution but the
+    classifier has batch norm and ReLU.
+
+    The image is padded below and on the right to a multiple of ``output_stride`` and the logits are cropped back. The
+    padding repeats the edge pixels: zeros would draw an edge into any image whose background is not 0, and the value of
+    air depends on the intensity scaling before the network.
 
     Args:
-        in_channels: 1 for a slice, 3 or 5 for a slice with its neighbours (2.5-D).
-        num_classes: output channels, background included.
-        output_stride: input size divided by the size of the deepest features: 16, or 8 for finer ones.
-        aspp_rates: dilations of the spatial pyramid at output stride 16; they double at 8.
-        image_pooling: add the image-wide mean to the pyramid.
-        dropout: probability before the decoder and before the classifier.
-        encoder_weights: path or URL of torchvision's `resnet18` file; `None` starts from random weights.
-        encoder_weights_sha256: sha256 of that file.
+        in_channels: channels of the input: 1, or 3 or 5 neighbouring slices.
+        num_classes: channels of the output, background included.
+        output_stride: 16 or 8, input pixels per pixel of the high-level features; 8 takes about twice the time.
+        aspp_rates: dilation of each ASPP branch; rate 1 is a 1x1 convolution. With output stride 8, (1, 12, 24, 36)
+            reaches as far as the default does with 16.
+        image_pooling: add the ASPP branch that averages over the whole image.
+        dropout: probability with which a value of the ASPP output is dropped in training.
+        encoder_weights: path or URL of torchvision's ``resnet18`` state dict; None starts from random weights.
+        encoder_weights_sha256: SHA-256 of that file, needed with it. For torchvision's ``resnet18-f37072fd.pth`` it is
+            f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec.
 
     Raises:
-        InputError: for another output stride, or weights that do not fit.
+        InputError: ``output_stride`` is neither 16 nor 8, or the encoder weights can not be used.
     """
 
     def __init__(
         self,
         in_channels: int = 1,
         num_classes: int = 2,
+        *,
         output_stride: int = 16,
         aspp_rates: Sequence[int] = (1, 6, 12, 18),
         image_pooling: bool = False,
         dropout: float = 0.0,
-        encoder_weights: str | None = None,
+        encoder_weights: str | Path | None = None,
         encoder_weights_sha256: str | None = None,
     ) -> None:
         super().__init__()
         self.output_stride = output_stride
-        self.encoder = ResNet18Encoder(in_channels, output_stride, encoder_weights, encoder_weights_sha256)
-        rates = [rate if rate == 1 else rate * 16 // output_stride for rate in aspp_rates]
-        self.aspp = ASPP(self.encoder.high_channels, rates, image_pooling)
+        self.encoder = ResNet18Encoder(in_channels, output_stride)
+        self.aspp = ASPP(512, aspp_rates, image_pooling)
         self.dropout = nn.Dropout(dropout)
-        self.low_level = conv_bn_relu(self.encoder.low_channels, 48, 1)
-        self.decoder = nn.Sequential(conv_bn_relu(256 + 48, 256, 3), conv_bn_relu(256, 256, 3))
+        self.skip = _conv_bn_relu(64, 48, 1)
+        self.decoder = nn.Sequential(_conv_bn_relu(256 + 48, 256, 3), _conv_bn_relu(256, 256, 3))
         self.classifier = nn.Conv2d(256, num_classes, 1)
+        if encoder_weights is not None:
+            load_resnet18_weights(self.encoder, encoder_weights, encoder_weights_sha256)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, in_channels, H, W) → logits (B, num_classes, H, W)."""
-        height, width = x.shape[2], x.shape[3]
-        stride = self.output_stride
-        padded = F.pad(x, [0, -width % stride, 0, -height % stride], mode="replicate")
-        low, high = self.encoder(padded)
-        low = self.low_level(low)
-        high = _upsample(self.dropout(self.aspp(high)), low.shape[2], low.shape[3])
-        features = self.dropout(self.decoder(torch.cat([high, low], 1)))
-        logits = _upsample(self.classifier(features), padded.shape[2], padded.shape[3])
-        return logits[:, :, :height, :width]
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, in_channels, H, W) to logits (B, num_classes, H, W)."""
+        height, width = x.shape[-2], x.shape[-1]
+        x = F.pad(x, (0, -width % self.output_stride, 0, -height % self.output_stride), mode="replicate")
+        low, high = self.encoder(x)
+        high = self.dropout(self.aspp(high))
+        high = F.interpolate(high, size=low.shape[-2:], mode="bilinear", align_corners=False)
+        y = self.classifier(self.decoder(torch.cat([high, self.skip(low)], dim=1)))
+        y = F.interpolate(y, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        # Cropped by negative padding: a slice makes torch.export tell padded sizes from others and refuse one kind.
+        return F.pad(y, (0, width - x.shape[-1], 0, height - x.shape[-2]))
 
 
-def _upsample(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    return F.interpolate(x, size=[height, width], mode="bilinear", align_corners=False)
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: parallel convolutions of different dilation (Chen et al. 2017, section 3.3).
+
+    Args:
+        in_channels: channels of the input.
+        rates: dilation of each branch; rate 1 is a 1x1 convolution, the others are 3x3.
+        image_pooling: add a branch that averages over the whole map. It has a bias in place of batch norm, which can
+            not be computed from the single value per channel that a batch of one image leaves in training.
+    """
+
+    def __init__(self, in_channels: int, rates: Sequence[int], image_pooling: bool) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(_conv_bn_relu(in_channels, 256, 1 if rate == 1 else 3, rate) for rate in rates)
+        self.image_pooling: nn.Module | None = None
+        if image_pooling:
+            self.image_pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(in_channels, 256, 1), nn.ReLU())
+        self.project = _conv_bn_relu(256 * (len(rates) + int(image_pooling)), 256, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, 256, H, W)."""
+        features = [branch(x) for branch in self.branches]
+        if self.image_pooling is not None:
+            features.append(self.image_pooling(x).expand(-1, -1, x.shape[-2], x.shape[-1]))
+        return self.project(torch.cat(features, dim=1))
+
+
+def _conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1) -> nn.Sequential:
+    padding = dilation * (kernel_size // 2)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )

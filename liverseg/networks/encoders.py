@@ -1,106 +1,161 @@
-"""Encoders with the parameter names of torchvision's networks, so that their ImageNet weights load."""
+"""Encoders that start from ImageNet weights, with torchvision's parameter names."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+from pathlib import Path
+from urllib.parse import urlparse
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from liverseg.errors import InputError
-from liverseg.networks.weights import fetch, load_state_dict, read_state_dict
+from liverseg.networks.weights import load_strictly, read_state_dict
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions around a shortcut: He et al., "Deep residual learning", CVPR 2016, figure 5 left.
+    """Two 3x3 convolutions around which the input is added (He et al. 2016, figure 5 left).
 
     Args:
-        in_channels: input channels.
-        channels: output channels.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
         stride: of the first convolution.
-        dilations: of the first and the second convolution.
+        dilation1: dilation of the first convolution.
+        dilation2: dilation of the second convolution.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int, dilations: tuple[int, int]) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, dilation1: int, dilation2: int) -> None:
         super().__init__()
-        first, second = dilations
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=first, dilation=first, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=dilation1, dilation=dilation1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=second, dilation=second, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.downsample = (
-            nn.Identity()
-            if in_channels == channels
-            else nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
-        )
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=dilation2, dilation=dilation2, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.downsample: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, in_channels, H, W) → (B, channels, H/stride, W/stride)."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, out_channels, H / stride, W / stride)."""
         y = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(y)) + self.downsample(x))
+        y = self.bn2(self.conv2(y))
+        return self.relu(y + self.downsample(x))
 
 
 class ResNet18Encoder(nn.Module):
-    """ResNet-18 without its classifier, with dilation in place of the last strides.
+    """The convolutions of ResNet-18 with the last strides turned into dilation (He et al. 2016; Chen et al. 2018).
 
-    A stage whose stride is taken away keeps the previous dilation in its first convolution and doubles it from there
-    on, so every kernel still looks at what it was trained on: Chen et al., "Rethinking atrous convolution for semantic
-    image segmentation", 2017, section 3.
+    ResNet-18 halves the image five times, to 1/32. For ``output_stride`` 16 the last halving is left out, for 8 the
+    last two, and every later 3x3 convolution has its taps spread by the factor left out, so that the weights see the
+    same neighbours as before: the output at every second (fourth) position is what the plain ResNet-18 gives.
+    The parameter names are those of torchvision's ``resnet18`` without ``fc``.
 
     Args:
-        in_channels: image channels.
-        output_stride: input size divided by the size of the last features: 16 or 8.
-        weights: path or URL of torchvision's `resnet18` state dict. The first convolution is adapted to `in_channels`.
-        weights_sha256: the file's sha256.
+        in_channels: channels of the input.
+        output_stride: 16 or 8, input pixels per pixel of the last feature map.
 
     Raises:
-        InputError: for another output stride, or weights that do not fit.
+        InputError: ``output_stride`` is neither 16 nor 8.
     """
 
-    low_channels = 64
-    high_channels = 512
-
-    def __init__(
-        self,
-        in_channels: int = 1,
-        output_stride: int = 16,
-        weights: str | None = None,
-        weights_sha256: str | None = None,
-    ) -> None:
+    def __init__(self, in_channels: int = 3, output_stride: int = 16) -> None:
         super().__init__()
         if output_stride not in (8, 16):
-            raise InputError(f"output_stride is {output_stride}, expected 16 or 8: set it to one of these.")
+            raise InputError(f"output_stride is {output_stride!r}; expected 16 or 8: set one of the two.")
         self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = _stage(64, 64, stride=1, dilations=(1, 1))
-        self.layer2 = _stage(64, 128, stride=2, dilations=(1, 1))
-        self.layer3 = _stage(128, 256, *((1, (1, 2)) if output_stride == 8 else (2, (1, 1))))
-        self.layer4 = _stage(256, 512, 1, (2, 4) if output_stride == 8 else (1, 2))
-        if weights is not None:
-            path = fetch(weights, weights_sha256)
-            state = {key: value for key, value in read_state_dict(path).items() if not key.startswith("fc.")}
-            if "conv1.weight" in state:
-                state["conv1.weight"] = adapt_first_convolution(state["conv1.weight"], in_channels)
-            load_state_dict(self, state, str(path))
+        dilate3 = output_stride == 8
+        self.layer1 = _stage(64, 64, stride=1, dilation=1)
+        self.layer2 = _stage(64, 128, stride=2, dilation=1)
+        self.layer3 = _stage(128, 256, stride=1 if dilate3 else 2, dilation=1, dilate=dilate3)
+        self.layer4 = _stage(256, 512, stride=1, dilation=2 if dilate3 else 1, dilate=True)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # as in training from scratch by He et al. 2015, and in torchvision
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, in_channels, H, W) → features (B, 64, H/4, W/4) and (B, 512, H/output_stride, W/output_stride)."""
-        low = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(x)))))
-        return low, self.layer4(self.layer3(self.layer2(low)))
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode an image.
+
+        Args:
+            x: (B, in_channels, H, W).
+
+        Returns:
+            low-level features (B, 64, H / 4, W / 4) of ``layer1`` and high-level features
+            (B, 512, H / output_stride, W / output_stride) of ``layer4``; sizes are rounded up.
+        """
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        low = self.layer1(x)
+        high = self.layer4(self.layer3(self.layer2(low)))
+        return low, high
 
 
-def _stage(in_channels: int, channels: int, stride: int, dilations: tuple[int, int]) -> nn.Sequential:
-    before, after = dilations
+def _stage(in_channels: int, out_channels: int, stride: int, dilation: int, dilate: bool = False) -> nn.Sequential:
+    """Two blocks; ``dilate`` says that their stride of 2 is replaced by doubling the ``dilation`` before them."""
+    # The first convolution reads the map from before the stride, so only those after it are spread.
+    after = 2 * dilation if dilate else dilation
     return nn.Sequential(
-        BasicBlock(in_channels, channels, stride, (before, after)), BasicBlock(channels, channels, 1, (after, after))
+        BasicBlock(in_channels, out_channels, stride, dilation, after),
+        BasicBlock(out_channels, out_channels, 1, after, after),
     )
 
 
-def adapt_first_convolution(weight: torch.Tensor, in_channels: int) -> torch.Tensor:
-    """Turn a convolution for RGB, (N, 3, h, w), into one for `in_channels`: (N, in_channels, h, w).
+def load_resnet18_weights(encoder: ResNet18Encoder, source: str | Path, sha256: str | None) -> None:
+    """Load torchvision's ``resnet18`` state dict into ``encoder``.
 
-    Each channel gets the sum over RGB divided by `in_channels`, so that a grey image repeated over the channels gives
-    what it gave as RGB.
+    The classifier ``fc`` is left out. If the encoder does not have three channels, each of its k channels gets the mean
+    over R, G and B of the first convolution, times 3 / k (for one channel: the sum). On k equal channels the
+    convolution then gives what the original gives on the same grey image as R = G = B, so the batch norms that follow,
+    which know the scale of ImageNet's activations, stay right.
+
+    Args:
+        encoder: the encoder to fill, in place.
+        source: path or URL of the file. A URL is downloaded once, to ``torch.hub.get_dir()/checkpoints``.
+        sha256: SHA-256 of the file in hexadecimal, checked before anything is read from it.
+
+    Raises:
+        InputError: the file can not be had, has another SHA-256, or holds other weights.
     """
-    return weight.sum(1, keepdim=True).div(in_channels).repeat(1, in_channels, 1, 1)
+    state = read_state_dict(_verified_file(source, sha256))
+    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    in_channels = encoder.conv1.in_channels
+    rgb = state.get("conv1.weight")
+    if rgb is not None and rgb.ndim == 4 and rgb.shape[1] == 3 and in_channels != 3:
+        grey = rgb.sum(dim=1, keepdim=True) / in_channels
+        state["conv1.weight"] = grey.expand(-1, in_channels, -1, -1)
+    load_strictly(encoder, state, str(source), "give torchvision's resnet18 file as encoder_weights")
+
+
+def _verified_file(source: str | Path, sha256: str | None) -> Path:
+    """Return the local path of ``source``, downloaded if it is a URL, once its SHA-256 is known to be ``sha256``."""
+    if not sha256:
+        message = f"encoder_weights_sha256 is not set for {source}; set it to the SHA-256 of the file you trust"
+        raise InputError(f"{message} (sha256sum FILE prints it).")
+    expected = sha256.lower()
+    path = Path(source)
+    if "://" in str(source):
+        path = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(urlparse(str(source)).path))
+        if not path.is_file():
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                torch.hub.download_url_to_file(str(source), str(path), hash_prefix=expected)
+            except OSError as error:
+                advice = "download the file elsewhere and give its path as encoder_weights"
+                raise InputError(f"{source} can not be downloaded ({error}): {advice}.") from error
+            except RuntimeError as error:  # raised for a wrong hash only, and the message holds both digests
+                advice = "correct encoder_weights or encoder_weights_sha256"
+                raise InputError(f"{source} does not have the SHA-256 it should ({error}): {advice}.") from error
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{path} can not be read ({reason}): check encoder_weights.") from error
+    if found != expected:
+        advice = "correct encoder_weights_sha256, or replace the file"
+        raise InputError(f"{path} has SHA-256 {found}; expected {expected}: {advice}.")
+    return path

@@ -1,101 +1,97 @@
-"""Read weights from files, strictly."""
+"""Read network weights from files, and say in one sentence why a file does not fit."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlparse
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from liverseg import __version__
 from liverseg.errors import InputError
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def load_weights(network: Network, path: str | os.PathLike[str]) -> Network:
-    """Load a state dict, or the `model` of a checkpoint, into `network` and return it.
+def load_weights(network: Network, path: str | Path) -> Network:
+    """Load the weights in ``path`` into ``network``, which stays as it was if they do not fit.
+
+    Args:
+        network: the network to fill, in place.
+        path: a file that ``torch.save`` wrote: a state dict, or a training checkpoint that holds one under ``"model"``.
+
+    Returns:
+        ``network`` itself.
 
     Raises:
-        InputError: for a missing or unreadable file, or weights whose keys or shapes are not the network's.
+        InputError: the file is missing, damaged, holds no state dict, or holds the weights of another network.
     """
-    load_state_dict(network, read_state_dict(path), str(path))
+    advice = "give weights made with this network and config (check num_classes, in_channels and the network's options)"
+    load_strictly(network, read_state_dict(path), str(path), advice)
     return network
 
 
-def read_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """Read a state dict from a file, or the one under `model` in a training checkpoint, onto the CPU.
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read the state dict in ``path``, or the one under its key ``"model"``, onto the CPU.
+
+    Only tensors and plain containers are unpickled (``weights_only=True``), so a file can not run code.
 
     Raises:
-        InputError: for a file that is missing, damaged, or holds something else.
+        InputError: the file is missing, damaged, or holds something else.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: there are no weights: train first, or set the path to a file of weights.")
+    wanted = "expected what torch.save(network.state_dict(), path) writes"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, OSError) as error:
-        raise InputError(
-            f"{path}: not readable as weights ({str(error).splitlines()[0] if str(error) else type(error).__name__}), "
-            "expected a state dict saved by torch.save: replace the file."
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("model"), dict):
-        state = state["model"]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{path}: holds no state dict (a {type(state).__name__}): save the network's state_dict().")
-    return state
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{path} can not be read ({reason}): check the path of the weights file.") from error
+    except Exception as error:  # the unpickler meets damaged bytes with a dozen types, KeyError and AssertionError too
+        if "GLOBAL" in str(error) or "TorchScript" in str(error):  # GLOBAL is pickle's opcode for a class or function
+            found = "holds Python objects or TorchScript code, which are not loaded because they can run code"
+            raise InputError(f"{path} {found}; {wanted}: save the state dict alone.") from error
+        found = "is truncated, damaged or no weights file"
+        raise InputError(f"{path} {found}; {wanted}: copy or download it again.") from error
+
+    state = content.get("model", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping):
+        raise InputError(f"{path} holds a {type(state).__name__}; {wanted}: save the state dict alone.")
+    others = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if others or not state:
+        found = f"no tensor under {len(others)} of {len(state)} keys (first: {others[0]!r})" if others else "no keys"
+        raise InputError(f'{path} holds a dict with {found}; {wanted}, alone or under the key "model".')
+    # A plain dict drops the version that a state dict carries, by which PyTorch would insist on batch norm's counters.
+    return dict(state)
 
 
-def load_state_dict(network: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
-    """Load `state` into `network` if keys and shapes are the same.
+def load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: str, advice: str) -> None:
+    """Load ``state`` into ``network`` if keys and shapes are equal; else change nothing and raise.
+
+    Args:
+        network: the network to fill, in place.
+        state: tensors by parameter name.
+        source: where ``state`` comes from, for the message.
+        advice: what the user can do about a mismatch, for the message.
 
     Raises:
-        InputError: naming `source` and the first key of each kind of difference.
+        InputError: how many keys are missing, unexpected and of another shape, with the first of each.
     """
     own = network.state_dict()
-    differences = {
-        "missing": [key for key in own if key not in state],
-        "unexpected": [key for key in state if key not in own],
-        "of another shape": [
-            f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-            for key in own
-            if key in state and state[key].shape != own[key].shape
-        ],
-    }
-    found = [f"{len(keys)} keys are {kind} (first: {keys[0]})" for kind, keys in differences.items() if keys]
+    # Files older than PyTorch 0.4.1, such as torchvision's ResNets, have no counters; PyTorch starts them at 0.
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
+    reshaped = [key for key in own if key in state and own[key].shape != state[key].shape]
+    found = []
+    if missing:
+        found.append(f"{len(missing)} missing (first: {missing[0]})")
+    if unexpected:
+        found.append(f"{len(unexpected)} unexpected (first: {unexpected[0]})")
+    if reshaped:
+        key = reshaped[0]
+        shapes = f"{tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        found.append(f"{len(reshaped)} of another shape (first: {key} is {shapes})")
     if found:
-        raise InputError(
-            f"{source}: these are weights of another network than {type(network).__name__}: {', '.join(found)}; "
-            "take the config that they were trained with (num_classes, in_channels, network), or other weights."
-        )
+        name = f"{type(network).__name__} of liverseg {__version__}"
+        raise InputError(f"{source} does not fit {name}: of its {len(own)} keys {', '.join(found)}; {advice}.")
     network.load_state_dict(state)
-
-
-def fetch(source: str, sha256: str | None) -> Path:
-    """The local path of `source`, a path or a URL; a URL is downloaded once into torch's hub folder.
-
-    Raises:
-        InputError: for a missing file, a URL without sha256, a failed download, or a file with another sha256.
-    """
-    path = Path(source)
-    if urlparse(source).scheme in ("http", "https", "file"):
-        if sha256 is None:
-            raise InputError(f"{source}: a URL needs encoder_weights_sha256, found none: give the file's sha256.")
-        path = Path(torch.hub.get_dir()) / "checkpoints" / f"{sha256[:16]}-{Path(urlparse(source).path).name}"
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                torch.hub.download_url_to_file(source, str(path))
-            except OSError as error:
-                raise InputError(f"{source}: the download failed ({error}): check the address and network.") from error
-    if not path.is_file():
-        raise InputError(f"{path}: there are no such weights: mend the path in encoder_weights.")
-    if sha256 is not None:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != sha256:
-            raise InputError(f"{path}: its sha256 is {found}, expected {sha256}: delete the file and fetch it again.")
-    return path

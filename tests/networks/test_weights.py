@@ -1,69 +1,153 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from liverseg.errors import InputError
-from liverseg.networks import load_weights
+from liverseg.networks import DeepLabV3Plus, load_weights
 
 
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+def small_network(num_classes: int = 2) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, num_classes, 1))
 
 
-@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"model": state, "epoch": 3}])
-def test_loads_a_state_dict_and_a_checkpoint(tmp_path, wrap):
-    source, target = nn.Linear(3, 2), nn.Linear(3, 2)
-    torch.save(wrap(source.state_dict()), tmp_path / "model.pt")
-    assert load_weights(target, tmp_path / "model.pt") is target
-    assert same(source, target)
+def one_sentence(message: str) -> bool:
+    return "\n" not in message and message.endswith(".") and ". " not in message
 
 
-def test_weights_of_another_network_name_the_keys_and_change_nothing(tmp_path):
-    torch.save({"weight": torch.zeros(5, 3), "extra": torch.zeros(1)}, tmp_path / "model.pt")
-    network = nn.Linear(3, 2)
-    before = nn.Linear(3, 2)
-    before.load_state_dict(network.state_dict())
-    with pytest.raises(InputError) as error:
-        load_weights(network, tmp_path / "model.pt")
-    for words in (
-        "model.pt",
-        "1 keys are missing (first: bias)",
-        "unexpected (first: extra)",
-        "(5, 3) instead of (2, 3)",
-    ):
-        assert words in str(error.value)
-    assert same(network, before)
+def test_plain_state_dict(tmp_path: Path) -> None:
+    source, path = small_network(), tmp_path / "model.pt"
+    nn.init.normal_(source[0].weight)
+    torch.save(source.state_dict(), path)
+    target = small_network()
+    assert load_weights(target, path) is target
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in target.state_dict().items())
 
 
-class Code:
-    def __reduce__(self):
-        return (print, ("run",))
+def test_state_dict_without_the_counters_of_batch_norm(tmp_path: Path) -> None:
+    source, path = small_network(), tmp_path / "model.pt"
+    nn.init.normal_(source[1].running_mean)
+    state = source.state_dict()
+    del state["1.num_batches_tracked"]
+    torch.save(state, path)
+    assert torch.equal(load_weights(small_network(), path)[1].running_mean, source[1].running_mean)
 
 
+def test_checkpoint_of_a_training_run(tmp_path: Path) -> None:
+    source, path = small_network(), tmp_path / "checkpoint.pt"
+    nn.init.normal_(source[0].weight)
+    optimizer = torch.optim.SGD(source.parameters(), lr=0.1, momentum=0.9)
+    source(torch.randn(2, 1, 8, 8)).sum().backward()
+    optimizer.step()
+    torch.save({"model": source.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}, path)
+    target = load_weights(small_network(), str(path))
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in target.state_dict().items())
+
+
+def test_other_network_is_refused_and_the_network_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    state = small_network(num_classes=5).state_dict()
+    del state["0.weight"]
+    state |= {"3.weight": torch.zeros(1), "3.bias": torch.zeros(1)}
+    nn.init.ones_(state["0.bias"])
+    torch.save(state, path)
+    target = small_network()
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    with pytest.raises(InputError) as caught:
+        load_weights(target, path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "1 missing (first: 0.weight)" in message
+    assert "2 unexpected (first: 3.weight)" in message
+    assert "2 of another shape (first: 2.weight is (5, 4, 1, 1) instead of (2, 4, 1, 1))" in message
+    assert "num_classes" in message
+    assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
+
+
+def test_other_number_of_classes_names_the_classifier(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(DeepLabV3Plus(num_classes=5).state_dict(), path)
+    with pytest.raises(InputError, match=r"2 of another shape \(first: classifier.weight is \(5, 256, 1, 1\)"):
+        load_weights(DeepLabV3Plus(num_classes=2), path)
+
+
+def damage(path: Path, case: str) -> None:
+    torch.save(small_network().state_dict(), path)
+    whole = path.read_bytes()
+    if case == "missing":
+        path.unlink()
+    elif case == "folder":
+        path.unlink()
+        path.mkdir()
+    elif case == "empty":
+        path.write_bytes(b"")
+    elif case == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif case == "truncated old format":
+        torch.save(small_network().state_dict(), path, _use_new_zipfile_serialization=False)
+        path.write_bytes(path.read_bytes()[:700])
+    elif case == "text":
+        path.write_bytes(b"hello world")
+    elif case == "web page":
+        path.write_bytes(b"<!doctype html><html>404</html>")
+    elif case == "pickled network":
+        torch.save(small_network(), path)
+    elif case == "pickled network, old format":
+        torch.save(small_network(), path, _use_new_zipfile_serialization=False)
+    elif case == "TorchScript":
+        torch.jit.script(small_network()).save(path)
+    elif case == "tensor":
+        torch.save(torch.zeros(3), path)
+    elif case == "list":
+        torch.save([1, 2], path)
+    elif case == "no tensors":
+        torch.save({"epoch": 3, "network": small_network().state_dict()}, path)
+    elif case == "empty dict":
+        torch.save({"model": {}}, path)
+
+
+@pytest.mark.filterwarnings("ignore:.*TorchScript.*:UserWarning")
 @pytest.mark.parametrize(
-    ("write", "words"),
+    ("case", "found", "advice"),
     [
-        (lambda path: None, "there are no weights"),
-        (lambda path: path.write_bytes(b"no weights"), "not readable as weights"),
-        (lambda path: path.write_bytes(b""), "not readable as weights"),
-        (lambda path: torch.save(Code(), path), "not readable as weights"),
-        (lambda path: torch.save([1, 2], path), "holds no state dict"),
-        (lambda path: torch.save({"a": "text"}, path), "holds no state dict"),
+        ("missing", "can not be read (No such file or directory)", "check the path"),
+        ("folder", "can not be read (Is a directory)", "check the path"),
+        ("empty", "is truncated, damaged or no weights file", "copy or download it again"),
+        ("truncated", "is truncated, damaged or no weights file", "copy or download it again"),
+        ("truncated old format", "is truncated, damaged or no weights file", "copy or download it again"),
+        ("text", "is truncated, damaged or no weights file", "copy or download it again"),
+        ("web page", "is truncated, damaged or no weights file", "copy or download it again"),
+        ("pickled network", "holds Python objects or TorchScript code", "save the state dict alone"),
+        ("pickled network, old format", "holds Python objects or TorchScript code", "save the state dict alone"),
+        ("TorchScript", "holds Python objects or TorchScript code", "save the state dict alone"),
+        ("tensor", "holds a Tensor", "save the state dict alone"),
+        ("list", "holds a list", "save the state dict alone"),
+        ("no tensors", "holds a dict with no tensor under 2 of 2 keys (first: 'epoch')", 'under the key "model"'),
+        ("empty dict", "holds a dict with no keys", 'under the key "model"'),
     ],
 )
-def test_what_is_no_weights_is_refused(tmp_path, capsys, write, words):
-    write(tmp_path / "model.pt")
-    with pytest.raises(InputError, match=rf"model\.pt: .*{words}") as error:
-        load_weights(nn.Linear(1, 1), tmp_path / "model.pt")
-    assert "\n" not in str(error.value)
-    assert capsys.readouterr().out == ""
-
-
-def test_a_truncated_file_is_refused(tmp_path):
+def test_file_that_is_no_state_dict_gets_one_sentence(tmp_path: Path, case: str, found: str, advice: str) -> None:
     path = tmp_path / "model.pt"
-    torch.save(nn.Linear(100, 100).state_dict(), path)
-    path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(InputError, match="not readable as weights"):
-        load_weights(nn.Linear(100, 100), path)
+    damage(path, case)
+    with pytest.raises(InputError, match=re.escape(f"{path} {found}")) as caught:
+        load_weights(small_network(), path)
+    assert advice in str(caught.value)
+    assert one_sentence(str(caught.value).replace(str(path), "PATH"))
+
+
+def test_file_cannot_run_code(tmp_path: Path) -> None:
+    path, trace = tmp_path / "model.pt", tmp_path / "trace"
+
+    class Payload:
+        def __reduce__(self) -> tuple:
+            return Path.touch, (trace,)
+
+    torch.save({"0.weight": Payload()}, path)
+    with pytest.raises(InputError, match="Python objects"):
+        load_weights(small_network(), path)
+    assert not trace.exists()
