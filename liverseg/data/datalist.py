@@ -108,7 +108,9 @@ def load_datalist(datalist: str | os.PathLike[str], section: str, fold: int = 0)
 
 
 def _section(path: Path, content: dict[str, Any], section: str, fold: int) -> list[Item]:
-    known = {key: _as_items(path, content, key) for key in ("training", "validation", "test") if key in content}
+    known: dict[str, list[Item]] = {
+        key: _as_items(path, content, key) for key in ("training", "validation", "test") if key in content
+    }
     if section not in ("training", "validation") or "validation" in known:
         if section not in known:
             raise InputError(f"{path}: there is no section {section!r}, only {sorted(known)}: name one of these.")
@@ -159,7 +161,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _with_absolute_paths(path: Path, item: Item) -> Item:
-    files = {key: str((path.parent / item[key]).resolve()) for key in ("image", "label") if key in item}
+    files: Item = {key: str((path.parent / item[key]).resolve()) for key in ("image", "label") if key in item}
     for key, file in files.items():
         if not Path(file).exists():
             raise InputError(f"{file}: the {key} named in {path} is not there: mend the path or remove the entry.")

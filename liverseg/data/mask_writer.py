@@ -16,8 +16,10 @@ class MaskWriter(NibabelWriter):
     MONAI's own drops the last axis of a one-slice volume with the channel, or keeps the channel as a fourth axis.
     """
 
-    def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: Any) -> None:
-        """Take a mask of shape (1, H, W, D)."""
+    def set_data_array(
+        self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, squeeze_end_dims: bool = False, **kwargs: Any
+    ) -> None:
+        """Take a mask of shape (1, H, W, D), of which no axis but the channel is dropped."""
         super().set_data_array(data_array, channel_dim, squeeze_end_dims=False)
         self.data_obj = self.data_obj[..., 0]
 

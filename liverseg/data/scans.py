@@ -73,7 +73,7 @@ def _voxels(image: str, spacing: Sequence[float]) -> float:
     if Path(image).is_dir():
         return 512 * 512 * 300
     try:
-        header = nib.load(image).header
+        header: Any = nib.load(image).header
     except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
         raise InputError(f"{image}: not a readable NIfTI file ({error}): replace it or remove it.") from error
     sizes_mm = [n * mm for n, mm in zip(header.get_data_shape(), header.get_zooms(), strict=True)]

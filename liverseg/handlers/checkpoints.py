@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from torch.nn.parallel import DistributedDataParallel
 
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
@@ -62,7 +63,7 @@ class Checkpoints:
         self.last_path = Path(ckpt_dir) / "checkpoint.pt"
         self.best_path = Path(ckpt_dir) / "model.pt"
         self.record_path = Path(ckpt_dir) / "model.json"
-        self.network = network.module if hasattr(network, "module") else network
+        self.network = network.module if isinstance(network, DistributedDataParallel) else network
         self.parts = {"model": self.network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         self.evaluator = evaluator
         # A digest and not the names, which may tell of patients: this record goes out with the model.
@@ -80,24 +81,26 @@ class Checkpoints:
 
     def start(self, engine: Engine) -> None:
         """Load the last checkpoint if asked to, and find the metric that a new `model.pt` has to beat."""
+        state: Any = engine.state
         check_writable(self.last_path.parent)
-        engine.state.best_metric, engine.state.best_metric_epoch = float("-inf"), 0
+        state.best_metric, state.best_metric_epoch = float("-inf"), 0
         if self.resume and self.last_path.is_file():
-            self._load(engine)
+            self._load(state)
         elif self.resume:
             logger.warning("%s: nothing to resume from, so the training starts at epoch 1.", self.last_path)
-        self.bar = max(engine.state.best_metric, self._recorded_metric())
+        self.bar = max(state.best_metric, self._recorded_metric())
 
     def epoch_completed(self, engine: Engine) -> None:
         """Save what this epoch reached, on rank 0 only; stop when patience has run out, on every rank."""
-        state = engine.state
+        state: Any = engine.state
         validated = self.evaluator.state.epoch == state.epoch and self.evaluator.state.metrics
         metric = float(self.evaluator.state.metrics[self.key_metric]) if validated else float("-inf")
         if metric > state.best_metric:
             state.best_metric, state.best_metric_epoch = metric, state.epoch
         if metric > self.bar:
             self.bar = metric
-            self._save_best(engine)
+            if state.rank == 0:
+                self._save_best(state.epoch)
         if state.rank == 0:
             checkpoint = {name: part.state_dict() for name, part in self.parts.items()}
             checkpoint |= {name: getattr(state, name) for name in STATE}
@@ -106,9 +109,7 @@ class Checkpoints:
             logger.info("Stopping early: the best %s was at epoch %d.", self.key_metric, state.best_metric_epoch)
             engine.terminate()
 
-    def _save_best(self, engine: Engine) -> None:
-        if engine.state.rank != 0:
-            return
+    def _save_best(self, epoch: int) -> None:
         record = self._record()
         if self.best_path.is_file() and record.get("validation_sha256") != self.validation_sha256:
             made = datetime.fromtimestamp(self.best_path.stat().st_mtime).strftime("%Y-%m-%dT%H-%M-%S")
@@ -119,11 +120,11 @@ class Checkpoints:
         write_atomically(self.best_path, lambda file: torch.save(model, file))
         record = {
             self.key_metric: self.bar,
-            "epoch": engine.state.epoch,
+            "epoch": epoch,
             "validation_sha256": self.validation_sha256,
         }
         write_atomically(self.record_path, lambda file: file.write(json.dumps(record, indent=1).encode()))
-        logger.info("New best %s %.4f at epoch %d: %s", self.key_metric, self.bar, engine.state.epoch, self.best_path)
+        logger.info("New best %s %.4f at epoch %d: %s", self.key_metric, self.bar, epoch, self.best_path)
 
     def _record(self) -> dict[str, Any]:
         return json.loads(self.record_path.read_text()) if self.record_path.is_file() else {}
@@ -136,9 +137,9 @@ class Checkpoints:
             return bar
         return float("-inf")
 
-    def _load(self, engine: Engine) -> None:
+    def _load(self, state: Any) -> None:
         try:
-            checkpoint = torch.load(self.last_path, map_location=engine.state.device, weights_only=True)
+            checkpoint = torch.load(self.last_path, map_location=state.device, weights_only=True)
             for name, part in self.parts.items():
                 part.load_state_dict(checkpoint[name])
         except (RuntimeError, KeyError, ValueError, EOFError) as error:
@@ -147,5 +148,5 @@ class Checkpoints:
                 "resume with the settings it was made with, or without --resume."
             ) from error
         for name in STATE:
-            setattr(engine.state, name, checkpoint[name])
-        logger.info("Resuming after epoch %d from %s.", engine.state.epoch, self.last_path)
+            setattr(state, name, checkpoint[name])
+        logger.info("Resuming after epoch %d from %s.", state.epoch, self.last_path)

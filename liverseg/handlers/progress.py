@@ -21,7 +21,7 @@ class Progress:
 
     def attach(self, engine: Engine) -> None:
         """Show the bar while `engine` runs."""
-        if engine.state.rank != 0:
+        if engine.state.rank != 0:  # type: ignore[attr-defined]
             return
         bar = ProgressBar(persist=True, desc=self.desc, bar_format=None)
         if isinstance(engine, Trainer):

@@ -25,8 +25,8 @@ class RunSummary:
     """Write `history.csv` after every epoch, and at the end `metrics.json`, also printed as the last line.
 
     Put it after `Checkpoints`, which keeps the best metric in the engine's state. `history.csv` holds epoch, iteration,
-    loss (mean over the epoch), learning_rate, the validation metric where the epoch was validated, and seconds since the
-    start. A resumed run appends to it.
+    loss (mean over the epoch), learning_rate, the validation metric where the epoch was validated, and seconds since
+    the start. A resumed run appends to it.
 
     Args:
         output_dir: the folder for both files.
@@ -46,7 +46,7 @@ class RunSummary:
 
     def attach(self, engine: Engine) -> None:
         """Act on the events of `engine`, the trainer, on rank 0 only."""
-        if engine.state.rank == 0:
+        if engine.state.rank == 0:  # type: ignore[attr-defined]
             engine.add_event_handler(Events.STARTED, self.start)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 from ignite.engine import Engine, Events
+from torch.nn.parallel import DistributedDataParallel
 
 from liverseg.networks import load_weights
 
@@ -22,14 +24,15 @@ class WeightsLoader:
     """
 
     def __init__(self, network: torch.nn.Module, path: str | os.PathLike[str] | None) -> None:
-        self.network = network.module if hasattr(network, "module") else network
+        self.network = network.module if isinstance(network, DistributedDataParallel) else network
         self.path = path
 
     def attach(self, engine: Engine) -> None:
         """Load at the start of `engine`."""
-        if self.path is not None:
-            engine.add_event_handler(Events.STARTED, self)
+        engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Load the weights."""
-        load_weights(self.network, self.path)
+        """Load the weights, if there are any to load."""
+        if self.path is None:
+            return
+        load_weights(self.network, Path(self.path))

@@ -14,8 +14,8 @@ from liverseg.errors import InputError
 class ScaleWindowd(MapTransform):
     """Map the intensities of `window` to 0…1 and clip the rest, in place.
 
-    The same values as MONAI's `ScaleIntensityRanged(a_min, a_max, 0, 1, clip=True)`, which needs the volume three times:
-    3 GB more for 512×512×1000.
+    The same values as MONAI's `ScaleIntensityRanged(a_min, a_max, 0, 1, clip=True)`, which holds the volume three times
+    over while it works: 3 GB for 512×512×1000.
 
     Args:
         keys: float tensors, any shape; they are changed.

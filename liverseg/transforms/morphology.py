@@ -102,7 +102,8 @@ def dilate(mask: Mask, element: NDArray[np.bool_]) -> Mask:
 
 def erode(mask: Mask, element: NDArray[np.bool_]) -> Mask:
     """Binary erosion: the dilation of the background, which is nowhere outside the image."""
-    return dilate(mask ^ 1, element) ^ 1
+    one = np.uint8(1)
+    return dilate(mask ^ one, element) ^ one
 
 
 def _first_largest(components: NDArray[np.integer], sizes: NDArray[np.integer]) -> Mask:

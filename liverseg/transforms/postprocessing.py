@@ -35,8 +35,8 @@ def _to_array(img: NdarrayOrTensor) -> NDArray[Any]:
         img = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     if img.ndim != 4 or img.shape[0] != 1 or img.size == 0:
         raise InputError(
-            f"label map: found shape {tuple(img.shape)}, expected (1, H, W, D) with at least one voxel: give one volume "
-            "with a channel axis (argmax of the network's output, keepdim)."
+            f"label map: found shape {tuple(img.shape)}, expected (1, H, W, D) with at least one voxel: give one "
+            "volume with a channel axis (argmax of the network's output, keepdim)."
         )
     return img[0]
 
@@ -85,7 +85,7 @@ def _label_spans(labels: NDArray[Any]) -> dict[int, tuple[int, int]]:
 class _PerLabel(Transform):
     """Applies `process` to the mask of each label, cropped to the label and one voxel of background around it."""
 
-    backend = [TransformBackends.NUMPY]
+    backend = [TransformBackends.NUMPY]  # noqa: RUF012 MONAI's own name and type
 
     def __init__(self, labels: Sequence[int] | None) -> None:
         if labels is not None and 0 in labels:
@@ -123,7 +123,7 @@ class _PerLabel(Transform):
                 logger.warning("%s: nothing of label %d is left.", type(self).__name__, label)
             if untouched is not None:
                 result = result & ~untouched[start:][box]
-            np.copyto(output[start:][box], label, where=result)
+            np.copyto(output[start:][box], output.dtype.type(label), where=result)
         return convert_to_dst_type(output[None], img)[0]
 
 
@@ -192,7 +192,7 @@ class ErodeKeepLargestDilate(_PerLabel):
 class SmoothEdges(_PerLabel):
     """Algorithm 3: in each slice keep the pixels whose 5 × 5 mean is above one half; outside the image is zero.
 
-    Zero outside is what MATLAB's ``imfilter`` pads with: corners of a mask at the border of the image are rounded, and a
+    Zero outside is what MATLAB's ``imfilter`` pads with: corners of a mask at the border of the image are rounded, a
     slice of fewer than three pixels across comes out empty.
 
     Args:

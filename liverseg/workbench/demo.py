@@ -68,7 +68,10 @@ def demo(
     for name, choice in POSTPROCESSINGS.items():
         evaluations[name] = out / "evaluation" / choice
         if not (evaluations[name] / "summary.json").is_file():
-            options = {"output_dir": str(evaluations[name]), "mask_cleaning": f"@postprocessings#{choice}"}
+            options: dict[str, Any] = {
+                "output_dir": str(evaluations[name]),
+                "mask_cleaning": f"@postprocessings#{choice}",
+            }
             _run(console, bundle, "evaluating", ["train", "evaluate"], {**paths, **SETTINGS, **options})
 
     console.rule("4/5 Segmentation")
