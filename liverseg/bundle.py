@@ -41,6 +41,17 @@ def require(version: str) -> ModuleType:
     return liverseg
 
 
+def is_true(value: bool | str) -> bool:
+    """The meaning of `true` or `false` as a config or a command line gives it: there, `false` arrives as text.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if str(value).lower() not in ("true", "false"):
+        raise InputError(f"found {value!r} for a switch, expected true or false: write it as --amp false.")
+    return str(value).lower() == "true"
+
+
 def select_device(name: str | torch.device | None = None) -> torch.device:
     """The device called `name`, or the first GPU if there is one and else the CPU.
 

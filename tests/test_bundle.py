@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import liverseg
-from liverseg.bundle import require, select_device, sentence
+from liverseg.bundle import is_true, require, select_device, sentence
 from liverseg.errors import InputError
 
 
@@ -19,6 +19,16 @@ def test_require_gives_the_package_with_its_rooms():
 def test_another_version_says_which_was_found_where_and_what_to_do(version):
     with pytest.raises(InputError, match=rf"liverseg: found liverseg 0\.1\.0, expected {version} .*: install"):
         require(version)
+
+
+@pytest.mark.parametrize(("value", "meaning"), [(True, True), ("true", True), ("False", False), (False, False)])
+def test_switches_mean_what_a_command_line_says(value, meaning):
+    assert is_true(value) is meaning
+
+
+def test_a_switch_that_is_neither():
+    with pytest.raises(InputError, match="found 'no'"):
+        is_true("no")
 
 
 def test_the_device():

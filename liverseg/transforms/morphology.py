@@ -122,18 +122,27 @@ def open_largest(mask: Mask, radii: Sequence[float], keep_largest: bool = True) 
     If the erosion leaves nothing, the result is empty.
     """
     element = ellipsoid(radii)
-    opened = np.zeros_like(mask)
     eroded = erode(mask, element)
     box = bounding_box(eroded, [n // 2 for n in element.shape])
     if box is None:
-        return opened
-    core = eroded[box]
+        return eroded
+    core = np.ascontiguousarray(eroded[box])
+    # Whole volumes of labels and masks: each is let go before the next is made.
+    del eroded
     if keep_largest:
-        components, count = cc3d.connected_components(core, connectivity=26, return_N=True)
-        if count > 1:
-            core = _first_largest(components, np.bincount(components.reshape(-1)))
+        core = _largest(core)
+    opened = np.zeros_like(mask)
     opened[box] = dilate(core, element)
     return opened
+
+
+def _largest(mask: Mask) -> Mask:
+    components, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
+    if count < 2:
+        return mask
+    # Plane by plane: bincount makes an int64 copy of what it counts.
+    sizes = sum(np.bincount(plane.reshape(-1), minlength=count + 1) for plane in components)
+    return _first_largest(components, np.asarray(sizes))
 
 
 def _smooth(section: Mask, size: int, threshold: float) -> Mask:

@@ -118,7 +118,8 @@ class _PerLabel(Transform):
             mask = (labels[start : stop + 1] == label).view(np.uint8)
             box = bounding_box(mask, (1, 1, 1))
             assert box is not None
-            result = self.process(np.ascontiguousarray(mask[box]), spacing).view(np.bool_)
+            mask = np.ascontiguousarray(mask[box])
+            result = self.process(mask, spacing).view(np.bool_)
             if not result.any():
                 logger.warning("%s: nothing of label %d is left.", type(self).__name__, label)
             if untouched is not None:
