@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -39,7 +40,7 @@ class Checkpoints:
         optimizer: its optimiser.
         lr_scheduler: its learning-rate scheduler.
         evaluator: the validation engine.
-        validation_data: the items of the validation set, `{"image": …}`.
+        validation_data: the items of the validation set, `{"image": …}`, known by file name and size.
         key_metric: the metric of `evaluator` to compare, larger is better.
         resume: go on from `checkpoint.pt` where there is one.
         patience: stop after this many epochs without a better model; 0 never stops.
@@ -67,8 +68,9 @@ class Checkpoints:
         self.parts = {"model": self.network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         self.evaluator = evaluator
         # A digest and not the names, which may tell of patients: this record goes out with the model.
-        names = sorted(Path(str(item["image"])).name for item in validation_data)
-        self.validation_sha256 = hashlib.sha256("\n".join(names).encode()).hexdigest()
+        images = [Path(str(item["image"])) for item in validation_data]
+        known_by = sorted(f"{image.name} {image.stat().st_size}" for image in images)
+        self.validation_sha256 = hashlib.sha256("\n".join(known_by).encode()).hexdigest()
         self.key_metric = key_metric
         self.resume = resume
         self.patience = patience
@@ -142,7 +144,7 @@ class Checkpoints:
             checkpoint = torch.load(self.last_path, map_location=state.device, weights_only=True)
             for name, part in self.parts.items():
                 part.load_state_dict(checkpoint[name])
-        except (RuntimeError, KeyError, ValueError, EOFError) as error:
+        except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
             raise InputError(
                 f"{self.last_path}: not a checkpoint of this network and optimiser ({str(error).splitlines()[0]}): "
                 "resume with the settings it was made with, or without --resume."

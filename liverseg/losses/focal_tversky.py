@@ -33,5 +33,5 @@ class FocalTverskyLoss(TverskyLoss):
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The loss, a scalar, from logits (B, C, H, W[, D]) and a target of the same shape or (B, 1, …)."""
-        # Rounding can leave a perfect class at −1e-8, which has no real power.
-        return super().forward(input, target).clamp(min=0).pow(1 / self.gamma).mean()
+        # At zero the power has no finite gradient, and rounding can leave a perfect class below zero.
+        return super().forward(input, target).clamp(min=1e-7).pow(1 / self.gamma).mean()

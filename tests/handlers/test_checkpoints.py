@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import resource
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,13 @@ from liverseg.handlers import Checkpoints, RunSummary
 class Run:
     """A real trainer of a tiny network whose validation metric per epoch is given."""
 
-    def __init__(self, folder, metrics, cases=("a.nii", "b.nii"), width=2, learning_rate=0.1, **options):
+    def __init__(
+        self, folder, metrics, cases=("a.nii", "b.nii"), content=b"scan", width=2, learning_rate=0.1, **options
+    ):
+        scans = next(parent for parent in folder.parents if parent.is_dir())
+        validation_data = [{"image": str(scans / case)} for case in cases]
+        for item in validation_data:
+            Path(item["image"]).write_bytes(content)
         torch.manual_seed(0)
         self.network = torch.nn.Conv2d(1, width, 1)
         self.optimizer = torch.optim.SGD(self.network.parameters(), learning_rate, momentum=0.9)
@@ -44,7 +51,7 @@ class Run:
                     self.optimizer,
                     self.scheduler,
                     self.evaluator,
-                    [{"image": f"/data/{case}"} for case in cases],
+                    validation_data,
                     **options,
                 ),
                 RunSummary(folder / "out", self.evaluator),
@@ -117,6 +124,12 @@ def test_a_model_validated_on_other_scans_is_kept_beside(tmp_path):
     other = Run(tmp_path, [0.3], cases=("c.nii",), learning_rate=0.2).run()
     assert same(load(tmp_path / "model.pt"), other.states[0])
     assert [path.read_bytes() for path in tmp_path.glob("model_*.pt")] == [before]
+
+
+def test_another_scan_of_the_same_name_is_another_scan(tmp_path):
+    Run(tmp_path, [0.8]).run()
+    other = Run(tmp_path, [0.3], content=b"another scan", learning_rate=0.2).run()
+    assert same(load(tmp_path / "model.pt"), other.states[0])
 
 
 def test_patience_stops_the_training(tmp_path):
