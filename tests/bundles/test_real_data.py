@@ -66,9 +66,9 @@ def test_the_mask_lies_on_the_scans_grid(overfitted, samples, tmp_path, name):
     mask, scan = nib.load(path), LoadImage()(samples / name)
     assert mask.shape == tuple(scan.shape)
     assert np.allclose(mask.affine, scan.affine, atol=1e-3)
-    found = np.asarray(mask.dataobj).astype(bool)
-    assert found.any()
+    # What a network that knows one scan by heart finds in another is chance; in its own it must find the liver.
     if name == "ts_ct.nii.gz":
+        found = np.asarray(mask.dataobj).astype(bool)
         liver = np.asarray(nib.load(samples / "ts_ct_organs.nii.gz").dataobj) == 5
         assert 2 * (found & liver).sum() / (found.sum() + liver.sum()) >= 0.9
 
