@@ -42,10 +42,11 @@ def ellipsoid(radii: Sequence[float]) -> NDArray[np.bool_]:
 
 def bounding_box(mask: Mask, margin: Sequence[int]) -> Box | None:
     """The smallest box around the mask, widened by `margin` voxels per axis inside the image; None if empty."""
-    rows = np.flatnonzero([section.any() for section in mask])
+    marked = mask.view(np.bool_)  # `any` and `or` end early on bool alone
+    rows = np.flatnonzero([section.any() for section in marked])
     if rows.size == 0:
         return None
-    plane = np.bitwise_or.reduce(mask[rows[0] : rows[-1] + 1], axis=0)
+    plane = np.logical_or.reduce(marked[rows[0] : rows[-1] + 1], axis=0)
     found = (rows, np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0)))
     return tuple(slice(max(f[0] - m, 0), f[-1] + 1 + m) for f, m in zip(found, margin, strict=True))
 
@@ -145,10 +146,20 @@ def _largest(mask: Mask) -> Mask:
     return _first_largest(components, np.asarray(sizes))
 
 
-def _smooth(section: Mask, size: int, threshold: float) -> Mask:
-    area = size * size
-    limit = sum(n / area <= threshold for n in range(1, area + 1))
-    depth = cv2.CV_8U if area < 256 else cv2.CV_32S
+def _largest_in_slice(section: Mask) -> Mask:
+    """The largest 8-connected component of a slice that is not empty; among equals the first in C order."""
+    flooded = section.copy()
+    row, column = divmod(int(flooded.argmax()), flooded.shape[1])
+    area = cv2.floodFill(flooded, None, (column, row), 2, flags=8)[0]
+    # Most often there is one component, or the first is more than half: four times as fast as labelling.
+    if 2 * area >= cv2.countNonZero(section):
+        return (flooded == 2).view(np.uint8)
+    _, components, statistics, _ = cv2.connectedComponentsWithStats(section, connectivity=8)
+    return _first_largest(components, statistics[:, cv2.CC_STAT_AREA])
+
+
+def _smooth(section: Mask, size: int, limit: int) -> Mask:
+    depth = cv2.CV_8U if size < 16 else cv2.CV_32S
     counts = cv2.boxFilter(section, depth, (size, size), normalize=False, borderType=cv2.BORDER_CONSTANT)
     return (counts > limit).view(np.uint8)
 
@@ -166,10 +177,10 @@ def _by_slice(mask: Mask, axis: int, function: Callable[[Mask], Mask]) -> Mask:
         sections = cv2.transpose(mask.reshape(-1, mask.shape[2])).reshape(-1, *mask.shape[:2])
     else:
         sections = np.moveaxis(mask, axis, 0)
-    changed = np.zeros_like(sections)
+    marked, changed = sections.view(np.bool_), np.zeros(sections.shape, np.uint8)
 
     def work(index: int) -> None:
-        if sections[index].any():
+        if marked[index].any():
             changed[index] = function(sections[index])
 
     in_threads(work, range(len(sections)))
@@ -178,9 +189,15 @@ def _by_slice(mask: Mask, axis: int, function: Callable[[Mask], Mask]) -> Mask:
     return np.moveaxis(changed, 0, axis)
 
 
+def _limit(size: int, threshold: float) -> int:
+    """The largest count of foreground in size × size pixels whose mean is not above the threshold."""
+    return sum(count / size**2 <= threshold for count in range(1, size**2 + 1))
+
+
 def smooth_slices(mask: Mask, axis: int, size: int, threshold: float) -> Mask:
     """Keeps, in each slice along `axis`, the pixels whose size × size mean, zero outside, is above `threshold`."""
-    return _by_slice(mask, axis, lambda section: _smooth(section, size, threshold))
+    limit = _limit(size, threshold)
+    return _by_slice(mask, axis, lambda section: _smooth(section, size, limit))
 
 
 def clean_slices(
@@ -193,6 +210,7 @@ def clean_slices(
     """
     element = ellipsoid([r for i, r in enumerate(radii) if i != axis]).view(np.uint8)
     reach_rows, reach_columns = (n // 2 for n in element.shape)
+    limit = _limit(size, threshold)
 
     def clean(section: Mask) -> Mask:
         cleaned = np.zeros_like(section)
@@ -207,11 +225,9 @@ def clean_slices(
         )
         core = np.ascontiguousarray(eroded[box])
         if keep_largest:
-            count, components, statistics, _ = cv2.connectedComponentsWithStats(core, connectivity=8)
-            if count > 2:
-                core = _first_largest(components, statistics[:, cv2.CC_STAT_AREA])
+            core = _largest_in_slice(core)
         opened = cv2.dilate(core, element, borderType=cv2.BORDER_CONSTANT)
-        cleaned[box] = _smooth(_fill_holes(opened), size, threshold)
+        cleaned[box] = _smooth(_fill_holes(opened), size, limit)
         return cleaned
 
     return _by_slice(mask, axis, clean)
