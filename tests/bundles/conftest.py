@@ -4,12 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from bundle_runs import BUNDLE, SHORT, monai_bundle, write_dataset
-
-
-@pytest.fixture(scope="session")
-def dataset(tmp_path_factory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data"))
+from bundle_runs import BUNDLE, SHORT, monai_bundle
 
 
 @pytest.fixture(scope="session")

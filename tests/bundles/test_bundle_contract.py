@@ -92,13 +92,13 @@ def test_training_and_inference_see_the_same(bundle):
 
 @pytest.mark.filterwarnings("ignore:parsing config_file")
 @pytest.mark.parametrize("name", ["train.json", "inference.json"])
-def test_has_the_properties_that_monai_asks_for(bundle, name, blob_scans, tmp_path, caplog):
+def test_has_the_properties_that_monai_asks_for(bundle, name, dataset, tmp_path, caplog):
     workflow = create_workflow(
         config_file=str(bundle / "configs" / name),
         workflow_type="train" if name == "train.json" else "infer",
         logging_file=False,
         bundle_root=str(bundle),
-        dataset_dir=str(blob_scans),
+        dataset_dir=str(dataset),
         output_dir=str(tmp_path / "output"),
         ckpt_dir=str(tmp_path / "models"),
     )
