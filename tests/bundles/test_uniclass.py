@@ -17,19 +17,10 @@ from monai.bundle import create_workflow
 from liverseg.bundle import sentence
 from liverseg.networks import DeepLabV3Plus
 
-ORGANS = ("liver", "lesion")
-OVERLAY = {
-    "network_def#num_classes": 2,
-    "organ_networks": {
-        "_target_": "liverseg.networks.UniclassNetworks",
-        "_requires_": "@liverseg",
-        "networks": dict.fromkeys(ORGANS, "%network_def"),
-    },
-    "network": "$@organ_networks.to(@liverseg.bundle.select_device(@device), memory_format=torch.channels_last)",
-    "organ_models": {name: f"$@ckpt_dir + '/{name}/model.pt'" for name in ORGANS},
-    "ckpt_path": "@organ_models",
-}
-SETTINGS = {"spacing": SHORT["spacing"], "amp": False, "mask_cleaning": "@postprocessings#none"}
+ABDOMEN = BUNDLE.parent / "deeplabv3_abdomen_mr"
+OVERLAY = json.loads((ABDOMEN / "configs" / "uniclass.json").read_text())
+ORGANS = list(OVERLAY["organ_networks"]["networks"])
+SETTINGS = {"spacing": SHORT["spacing"], "amp": False, "modality": "ct", "mask_cleaning": "@postprocessings#none"}
 
 
 def slices(dataset: Path) -> torch.Tensor:
@@ -42,8 +33,7 @@ def slices(dataset: Path) -> torch.Tensor:
 def bundle(tmp_path_factory, dataset) -> Path:
     """A copy of the bundle with the overlay and a model per organ, of random weights."""
     ignore = shutil.ignore_patterns("models", "eval", "output")
-    folder = shutil.copytree(BUNDLE, tmp_path_factory.mktemp("uniclass") / BUNDLE.name, ignore=ignore)
-    (folder / "configs" / "uniclass.json").write_text(json.dumps(OVERLAY))
+    folder = shutil.copytree(ABDOMEN, tmp_path_factory.mktemp("uniclass") / ABDOMEN.name, ignore=ignore)
     for seed, name in enumerate(ORGANS):
         torch.manual_seed(seed)
         network = DeepLabV3Plus().eval()
@@ -67,8 +57,8 @@ def merged_by_hand(bundle, dataset) -> np.ndarray:
             probabilities.append(network(slices(dataset)).double().softmax(1)[:, 1].numpy())
     p = np.stack(probabilities)
     mask = np.where(p.max(0) > 0.5, p.argmax(0) + 1, 0).transpose(1, 2, 0)
-    assert min(np.bincount(mask.ravel(), minlength=3)) > mask.size / 20
-    assert ((p > 0.5).sum(0) == 2).any()
+    assert min(np.bincount(mask.ravel(), minlength=5)) > mask.size / 50
+    assert ((p > 0.5).sum(0) >= 2).any()
     return mask
 
 
@@ -84,7 +74,7 @@ def run(bundle: Path, dataset: Path, output_dir: Path, *names: str, **settings) 
 
 
 def test_inference_gives_the_merge_of_the_organs_own_networks(bundle, dataset, merged_by_hand, tmp_path):
-    run(bundle, dataset, tmp_path, "inference", output_postfix="organs")
+    run(bundle, dataset, tmp_path, "inference")
     mask = np.asarray(nib.load(tmp_path / "volume-4_organs.nii.gz").dataobj)
     assert mask.shape == merged_by_hand.shape
     # Convolutions of other batches round otherwise, which may turn a tie.
@@ -92,8 +82,7 @@ def test_inference_gives_the_merge_of_the_organs_own_networks(bundle, dataset, m
 
 
 def test_evaluation_measures_the_merged_mask(bundle, dataset, merged_by_hand, tmp_path):
-    classes = {"background": [0], **{name: [value] for value, name in enumerate(ORGANS, start=1)}}
-    run(bundle, dataset, tmp_path, "train", "evaluate", classes=classes)
+    run(bundle, dataset, tmp_path, "train", "evaluate")
     with (tmp_path / "cases.csv").open(newline="") as file:
         found = {row["class"]: float(row["dice"]) for row in csv.DictReader(file)}
     label = np.asarray(nib.load(dataset / "segmentation-4.nii").dataobj)
@@ -105,10 +94,15 @@ def test_evaluation_measures_the_merged_mask(bundle, dataset, merged_by_hand, tm
 
 def test_models_are_given_by_organ_and_a_missing_one_is_named(bundle, dataset, merged_by_hand, tmp_path):
     models = {name: str(shutil.copy(bundle / "models" / name / "model.pt", tmp_path / name)) for name in ORGANS}
-    swapped = {"liver": models["lesion"], "lesion": models["liver"]}
+    swapped = {**models, "liver": models["spleen"], "spleen": models["liver"]}
     run(bundle, dataset, tmp_path, "inference", organ_models=swapped)
-    mask = np.asarray(nib.load(tmp_path / "volume-4_liver.nii.gz").dataobj)
-    assert (mask != np.array([0, 2, 1])[merged_by_hand]).mean() < 1e-3
+    mask = np.asarray(nib.load(tmp_path / "volume-4_organs.nii.gz").dataobj)
+    assert (mask != np.array([0, 4, 2, 3, 1])[merged_by_hand]).mean() < 1e-3
     with pytest.raises(Exception) as error:
         run(bundle, dataset, tmp_path, "inference", organ_models={"liver": models["liver"]})
-    assert "found weights for liver, expected liver, lesion" in (sentence(error.value) or "")
+    assert f"found weights for liver, expected {', '.join(ORGANS)}" in (sentence(error.value) or "")
+
+
+def test_the_organs_stand_in_the_order_of_the_classes():
+    classes = json.loads((ABDOMEN / "configs" / "train.json").read_text())["classes"]
+    assert ["background", *ORGANS] == list(classes)
