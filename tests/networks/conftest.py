@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -33,27 +35,56 @@ def randomise_batch_norms() -> Callable[[nn.Module], None]:
 def check_segmentation_network(
     tmp_path: Path, randomise_batch_norms: Callable[[nn.Module], None]
 ) -> Callable[..., None]:
-    """Return ``check(build, in_channels, num_classes)``; ``build()`` makes a new network with random weights."""
+    """Return ``check(build, in_channels, num_classes, stride)``; ``build()`` makes a network with random weights."""
 
-    def check(build: Build, in_channels: int, num_classes: int) -> None:
+    def check(build: Build, in_channels: int, num_classes: int, stride: int) -> None:
         torch.manual_seed(0)
         network = build().eval()
         randomise_batch_norms(network)
-        images = [torch.randn(2, in_channels, *size) for size in ((64, 96), (61, 83), (33, 40))]
+        shapes = ((1, 64, 80), (2, 61, 67), (1, 33, 40))
+        images = [torch.randn(batch, in_channels, height, width) for batch, height, width in shapes]
         with torch.no_grad():
             logits = [network(image) for image in images]
         for image, y in zip(images, logits, strict=True):
-            assert y.shape == (2, num_classes, *image.shape[2:])
+            assert y.shape == (len(image), num_classes, *image.shape[2:])
             assert y.dtype == torch.float32
             assert y.isfinite().all()
             assert y.std() > 0
 
+        _check_sizes(network, images[1], logits[1], stride)
         _check_state_dict(network, build, images[1], logits[1], tmp_path / "model.pt")
         _check_exports(network, images, logits)
         _check_number_formats(network, images[1], logits[1])
         _check_gradients(build(), images[0])
 
     return check
+
+
+@pytest.fixture(scope="session")
+def count_operations() -> Callable[[nn.Module], Counter[str]]:
+    """Return a function that counts a network's operations by name, without padding by 0 and dropout of nothing."""
+
+    def count(network: nn.Module) -> Counter[str]:
+        image = torch.zeros(1, 1, 64, 64, device=next(network.parameters()).device)
+        nodes = torch.export.export(network.eval(), (image,)).graph.nodes
+        calls = [node for node in nodes if node.op == "call_function"]
+        return Counter(node.target.overloadpacket.__name__.rstrip("_") for node in calls if not _no_effect(node))
+
+    return count
+
+
+def _no_effect(node: torch.fx.Node) -> bool:
+    name = node.target.overloadpacket.__name__
+    return (name == "pad" and not any(node.args[1])) or (name.startswith("dropout") and node.args[1] == 0)
+
+
+def _check_sizes(network: nn.Module, image: torch.Tensor, logits: torch.Tensor, stride: int) -> None:
+    height, width = image.shape[2:]
+    by_hand = np.pad(image, ((0, 0), (0, 0), (0, -height % stride), (0, -width % stride)), mode="edge")
+    with torch.no_grad():
+        torch.testing.assert_close(network(torch.from_numpy(by_hand))[:, :, :height, :width], logits)
+        for size in ((1, 1), (1, 200), (15, 17)):
+            assert network(image[:1, :, :1, :1].expand(-1, -1, *size)).shape == (1, logits.shape[1], *size)
 
 
 def _check_state_dict(network: nn.Module, build: Build, image: torch.Tensor, logits: torch.Tensor, path: Path) -> None:
@@ -72,7 +103,6 @@ def _check_exports(network: nn.Module, images: list[torch.Tensor], logits: list[
         for image, y in zip(images, logits, strict=True):
             torch.testing.assert_close(scripted(image), y)
             torch.testing.assert_close(program(image), y)
-        torch.testing.assert_close(program(images[1][:1]), logits[1][:1])
 
 
 def _check_number_formats(network: nn.Module, image: torch.Tensor, logits: torch.Tensor) -> None:

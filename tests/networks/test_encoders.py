@@ -9,7 +9,7 @@ from monai.networks.nets import resnet18
 from torch import nn
 
 from liverseg.errors import InputError
-from liverseg.networks.encoders import ResNet18Encoder, load_imagenet_weights
+from liverseg.networks.encoders import ResNet18Encoder, VGGEncoder, load_imagenet_weights
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +194,109 @@ def test_weights_of_another_network_name_the_keys(reference: nn.Module, tmp_path
 def test_other_output_strides_are_refused(output_stride: int) -> None:
     with pytest.raises(InputError, match=r"output_stride is .*; expected 16 or 8"):
         ResNet18Encoder(1, output_stride)
+
+
+@pytest.fixture(scope="module")
+def vgg16() -> nn.ModuleDict:
+    """VGG-16 as torchvision's is laid out, but with 64 in place of 4096 channels and 10 in place of 1000 classes."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    before = 3
+    for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0):
+        layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU()] if width else [nn.MaxPool2d(2, 2)]
+        before = width or before
+    classifier = [nn.Linear(512 * 7 * 7, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 64), nn.ReLU(), nn.Dropout()]
+    classifier.append(nn.Linear(64, 10))
+    network = nn.ModuleDict({"features": nn.Sequential(*layers), "classifier": nn.Sequential(*classifier)}).eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.05 if parameter.ndim == 1 else (2 / parameter[0].numel()) ** 0.5)
+    return network
+
+
+@pytest.fixture(scope="module")
+def vgg16_weights(vgg16: nn.ModuleDict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "vgg16.pth"
+    torch.save(vgg16.state_dict(), path)
+    return path
+
+
+def test_vgg16_with_weights_gives_the_maps_of_the_original(vgg16: nn.ModuleDict, vgg16_weights: Path) -> None:
+    encoder = VGGEncoder(3, fc_channels=64).eval()
+    load_imagenet_weights(encoder, vgg16_weights, digest(vgg16_weights))
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ends, pooled = encoder(x)
+        pools = [4, 9, 16, 23, 30]
+        y = x
+        for i, layer in enumerate(vgg16["features"]):
+            if i in pools:
+                torch.testing.assert_close(ends[pools.index(i)], y)
+            y = layer(y)
+            if i in pools[:-1]:
+                torch.testing.assert_close(pooled[pools.index(i)], y)
+        fc7 = vgg16["classifier"][:6](y.flatten(1))
+    assert [len(ends), len(pooled)] == [6, 4]
+    assert fc7.std() > 0.1
+    torch.testing.assert_close(ends[5][:, :, 3, 3], fc7, rtol=1e-4, atol=1e-4)
+
+
+def test_vgg16_without_fully_connected_layers_takes_the_convolutions(vgg16, vgg16_weights: Path) -> None:
+    encoder = VGGEncoder(3, dropout=0.5)
+    load_imagenet_weights(encoder, vgg16_weights, digest(vgg16_weights))
+    expected = {f"features.{key}": value for key, value in vgg16["features"].state_dict().items()}
+    assert encoder.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in encoder.state_dict().items())
+
+
+def test_fully_connected_layers_of_another_width_are_left_out(vgg16, vgg16_weights: Path) -> None:
+    encoder = VGGEncoder(3, fc_channels=32)
+    before = {key: value.clone() for key, value in encoder.classifier.state_dict().items()}
+    load_imagenet_weights(encoder, vgg16_weights, digest(vgg16_weights))
+    assert torch.equal(encoder.features[28].weight, vgg16["features"][28].weight)
+    assert all(torch.equal(value, before[key]) for key, value in encoder.classifier.state_dict().items())
+
+
+@pytest.mark.parametrize("in_channels", [1, 5])
+def test_first_convolution_of_vgg16_sees_a_grey_image_as_the_original(vgg16, vgg16_weights, in_channels) -> None:
+    encoder = VGGEncoder(in_channels)
+    load_imagenet_weights(encoder, vgg16_weights, digest(vgg16_weights))
+    grey = torch.randn(1, 1, 12, 12, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        y = encoder.features[0](grey.expand(-1, in_channels, -1, -1))
+        torch.testing.assert_close(y, vgg16["features"][0](grey.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
+
+
+def without_fully_connected(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in state.items() if not key.startswith("classifier.")}
+
+
+def with_another_last_map(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return state | {"classifier.0.weight": torch.zeros(64, 512 * 6 * 6)}
+
+
+def of_vgg13(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in state.items() if not key.startswith(("features.26.", "features.28."))}
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (without_fully_connected, "of its 30 keys 4 missing (first: classifier.0.weight)"),
+        (with_another_last_map, "classifier.0.weight is (64, 18432) instead of (64, 512, 7, 7)"),
+        (of_vgg13, "of its 30 keys 4 missing (first: features.26.weight)"),
+    ],
+)
+def test_weights_that_are_no_vgg16_change_nothing(vgg16, tmp_path: Path, change, found: str) -> None:
+    path = tmp_path / "other.pth"
+    torch.save(change(vgg16.state_dict()), path)
+    encoder = VGGEncoder(1, fc_channels=64)
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    with pytest.raises(InputError, match="give torchvision's vgg16 file as encoder_weights") as caught:
+        load_imagenet_weights(encoder, path, digest(path))
+    assert found in str(caught.value)
+    assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
+
+
+def test_resnet18_is_no_vgg16(weights: Path) -> None:
+    with pytest.raises(InputError, match=r"26 missing \(first: features.0.weight\).*torchvision's vgg16 file"):
+        load_imagenet_weights(VGGEncoder(1), weights, digest(weights))

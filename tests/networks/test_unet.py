@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from liverseg.errors import InputError
+from liverseg.networks import UNet
+from liverseg.networks.encoders import VGGEncoder
+
+STAGES = {
+    "plain": [(64, 64), (128, 128), (256, 256), (512, 512), (1024, 1024)],
+    "vgg16": [(64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)],
+}
+
+
+@pytest.mark.parametrize(("in_channels", "num_classes", "encoder"), [(1, 2, "plain"), (5, 3, "vgg16")])
+def test_is_a_segmentation_network(check_segmentation_network, in_channels, num_classes, encoder) -> None:
+    check_segmentation_network(
+        lambda: UNet(in_channels, num_classes, encoder=encoder), in_channels, num_classes, stride=16
+    )
+
+
+def test_layers_are_the_58_of_the_papers(count_operations) -> None:
+    with torch.device("meta"):
+        counts = count_operations(UNet())
+    assert counts == {"conv2d": 19, "relu": 22, "max_pool2d": 4, "dropout": 2, "conv_transpose2d": 4, "cat": 4}
+    # MATLAB's list also has the input, the softmax and the pixel classification.
+    assert counts.total() + 3 == 58
+
+
+def test_layers_on_vgg16_are_three_convolutions_more(count_operations) -> None:
+    with torch.device("meta"):
+        counts = count_operations(UNet(encoder="vgg16"))
+    assert counts == {"conv2d": 22, "relu": 25, "max_pool2d": 4, "dropout": 2, "conv_transpose2d": 4, "cat": 4}
+
+
+@pytest.mark.parametrize("encoder", ["plain", "vgg16"])
+def test_number_of_parameters(encoder: str) -> None:
+    def convolution(inputs: int, outputs: int, size: int) -> int:
+        return (inputs * size * size + 1) * outputs
+
+    widths = [width for stage in STAGES[encoder] for width in stage]
+    expected = sum(convolution(*pair, 3) for pair in zip([3, *widths], widths, strict=False))
+    below = widths[-1]
+    for width in (512, 256, 128, 64):
+        expected += convolution(below, width, 2) + convolution(2 * width, width, 3) + convolution(width, width, 3)
+        below = width
+    expected += convolution(64, 5, 1)
+    with torch.device("meta"):
+        network = UNet(3, 5, encoder=encoder)
+    assert sum(p.numel() for p in network.parameters()) == expected
+
+
+def unet_by_hand(network: UNet, x: torch.Tensor, encoder: str, dropout: float) -> torch.Tensor:
+    """The 58 layers one after the other, with the network's parameters in their order."""
+    parameters = iter(network.parameters())
+
+    def convolve_relu(x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, next(parameters), next(parameters), padding=1).clamp(min=0)
+
+    skips = []
+    for number, stage in enumerate(STAGES[encoder]):
+        if skips:
+            x = F.max_pool2d(skips[-1], 2)
+        for _ in stage:
+            x = convolve_relu(x)
+        if number >= 3:
+            x = F.dropout(x, dropout)
+        skips.append(x)
+    for skip in skips[-2::-1]:
+        up = F.conv_transpose2d(x, next(parameters), next(parameters), stride=2).clamp(min=0)
+        x = convolve_relu(convolve_relu(torch.cat([up, skip], 1)))
+    return F.conv2d(x, next(parameters), next(parameters))
+
+
+@pytest.mark.parametrize("encoder", ["plain", "vgg16"])
+@pytest.mark.parametrize("training", [False, True])
+def test_equals_the_layers_written_out(encoder: str, training: bool) -> None:
+    torch.manual_seed(0)
+    network = UNet(3, 4, encoder=encoder).double().train(training)
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.1)
+    x = torch.randn(2, 3, 32, 48, dtype=torch.float64)
+    with torch.no_grad():
+        torch.manual_seed(1)
+        y = network(x)
+        torch.manual_seed(1)
+        expected = unet_by_hand(network, x, encoder, dropout=0.5 if training else 0.0)
+    torch.testing.assert_close(y, expected)
+
+
+def test_first_weights_are_those_of_he() -> None:
+    torch.manual_seed(0)
+    network = UNet()
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            n = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
+            tolerance = 4 / (2 * module.weight.numel()) ** 0.5  # four standard errors
+            assert module.weight.std().item() == pytest.approx((2 / n) ** 0.5, rel=tolerance)
+            assert not module.bias.any()
+
+
+def test_dropout_is_a_setting() -> None:
+    torch.manual_seed(0)
+    network = UNet(dropout=0.0).train()
+    x = torch.randn(1, 1, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(network(x), network(x))
+
+
+def test_encoder_weights_reach_the_encoder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = VGGEncoder(3)
+    path = tmp_path / "vgg16.pth"
+    torch.save(source.state_dict(), path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    network = UNet(3, encoder="vgg16", encoder_weights=path, encoder_weights_sha256=sha256)
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in network.encoder.state_dict().items())
+    with pytest.raises(InputError, match="SHA-256"):
+        UNet(3, encoder="vgg16", encoder_weights=path, encoder_weights_sha256="0" * 64)
+    with pytest.raises(InputError, match=r"vgg16.pth' with encoder 'plain'; expected weights with 'vgg16' only"):
+        UNet(3, encoder_weights=path, encoder_weights_sha256=sha256)
+
+
+def test_other_encoders_are_refused() -> None:
+    with pytest.raises(InputError, match="encoder is 'resnet18'; expected 'plain' or 'vgg16'"):
+        UNet(encoder="resnet18")
