@@ -122,7 +122,7 @@ def test_labels_stand_for_their_confidence():
     indices = probabilities.argmax(0)
     labels = np.array([0, 5, 7], np.uint8)[indices]
     for confidence in (0.6, 0.9):
-        spread = np.where(np.arange(3)[:, None, None, None] == indices, confidence, (1 - confidence) / 2)
+        spread = np.where(np.arange(3)[:, None, None, None] == indices, confidence, 1 - confidence) / (2 - confidence)
         found = apply(labels, image, label_confidence=confidence, **KERNELS)
         expected = apply(spread.astype(np.float32), image, **KERNELS)
         assert np.array_equal(found, np.array([0, 5, 7])[expected])
@@ -165,20 +165,26 @@ def test_slices_are_on_their_own_in_2d():
     assert whole[..., 4].all()
 
 
-def test_looks_no_further_than_the_margin():
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_looks_as_far_as_the_margin(spatial_dims):
     """Twice 3 mm around the foreground: 6, 3 and 2 voxels."""
     rng = np.random.default_rng(1)
-    spacing, kernels = (1, 2, 3), {"smoothness_mm": 1.0, "appearance_mm": 3.0}
+    spacing, kernels = (1, 2, 3), {"spatial_dims": spatial_dims, "smoothness_mm": 1.0, "appearance_mm": 3.0}
     labels = np.zeros((40, 30, 20), np.uint8)
-    labels[15:25, 12:20, 8:13] = rng.integers(0, 3, (10, 8, 5))
+    labels[15:25, 12:20, 8:13] = rng.integers(1, 3, (10, 8, 5))
     labels[15, 12, 8] = labels[24, 19, 12] = 1
     image = rng.random(labels.shape).astype(np.float32)
-    inside = (slice(9, 31), slice(9, 23), slice(6, 15))
+    inside = (slice(9, 31), slice(9, 23), slice(6, 15) if spatial_dims == 3 else slice(8, 13))
     expected = np.zeros_like(labels)
     expected[inside] = apply(labels[inside].copy(), image[inside].copy(), spacing, **kernels)
-    assert expected.any()
-    image[np.isin(np.arange(40), np.arange(9, 31), invert=True)] = np.nan
+    assert (expected != labels).any()
+    outside = np.ones(labels.shape, bool)
+    outside[inside] = False
+    image[outside] = np.nan
     assert np.array_equal(apply(labels, image, spacing, **kernels), expected)
+    image[9, 9, inside[2].start] = np.nan
+    with pytest.raises(InputError, match="intensities from nan"):
+        apply(labels, image, spacing, **kernels)
 
 
 @pytest.mark.parametrize("value", [0, 1, 4])
@@ -198,8 +204,10 @@ def test_probabilities_of_nothing_but_background_give_an_empty_mask():
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32, torch.bfloat16])
 def test_takes_label_maps_of_any_type(dtype):
     _, noisy, image = ball()
-    found = DenseCRF()(tensor(noisy[None]).to(dtype), tensor(image[None]))
-    assert np.array_equal(np.asarray(found)[0], apply(noisy, image))
+    pred = tensor(noisy[None]).to(dtype)
+    found = DenseCRF()(pred, tensor(image[None]))
+    assert np.array_equal(np.asarray(found)[0], apply(noisy.copy(), image))
+    assert torch.equal(pred.as_tensor(), torch.tensor(noisy[None]).to(dtype))
 
 
 def test_probabilities_of_zero_and_one_are_taken():
