@@ -26,7 +26,7 @@ from liverseg.workbench.datasets.layout import Case, Layout, Volume
 from liverseg.workbench.report.overlays import MASK_COLOUR, REFERENCE_COLOUR
 
 Report = dict[str, Any]
-CASES = "check"
+NIFTI, CASES = ("images", "labels"), "check"
 
 
 def convert(layout: Layout, root: Path, out: Path, num_folds: int, seed: int) -> Path:
@@ -132,13 +132,17 @@ def _check_cases(cases: Sequence[Case], out: Path, layout: Layout) -> list[Repor
 
 def _do(case: Case, out: Path, layout: Layout) -> Report:
     image, label, volume = case.image, case.label, None
+    for partial in out.glob("*/.*"):
+        # What a run that was killed while it wrote has left.
+        if partial.parent.name in (*NIFTI, CASES) and partial.name.startswith(f".{case.name}."):
+            partial.unlink()
     try:
         if layout.read:
             volume = layout.read(case.image, case.label)
     except InputError as error:
         return _report(case, out, image, label, Judgement(broken=[str(error)]))
     if volume is not None:
-        image, label = (out / kind / f"{case.name}.nii.gz" for kind in ("images", "labels"))
+        image, label = (out / kind / f"{case.name}.nii.gz" for kind in NIFTI)
         _write_nifti(label, volume.label, volume.affine)
         _write_nifti(image, _as_stored(volume), volume.affine)
         volume = None
@@ -194,9 +198,6 @@ def _as_stored(volume: Volume) -> np.ndarray:
 
 def _write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
     path.parent.mkdir(exist_ok=True)
-    # What a run that was killed while it wrote has left.
-    for partial in path.parent.glob(f".{path.name}.*"):
-        partial.unlink()
     nifti = nib.Nifti1Image(array, affine)
     nifti.header.set_xyzt_units("mm")
 
