@@ -62,6 +62,13 @@ def test_a_mask_over_air_is_broken(tmp_path, modality):
     assert any("does not lie over the liver" in reason for reason in found.broken)
 
 
+def test_a_dark_liver_in_mr_is_suspicious_only(tmp_path):
+    scan = trees.phantom(0, "mr")
+    # As iron makes it.
+    found = judged(tmp_path, np.where(scan.organs == 7, 15, scan.image), scan.labels, scan.affine, modality="mr")
+    assert found.verdict == "suspicious" and "as dark as air" in found.suspicious[0]
+
+
 def test_a_mask_over_fat_is_broken(tmp_path):
     scan = trees.phantom(0)
     label = ndimage.binary_erosion(scan.organs == 1).astype(np.uint8)
@@ -91,11 +98,17 @@ def test_a_value_without_a_name_is_broken(tmp_path):
     assert found.broken == ["the label holds 0.5, 7, 255, which stands for nothing in this data set"]
 
 
-def test_spacing_in_metres_is_broken_and_no_affine_is_suspicious(tmp_path):
+def test_spacing_in_metres_is_broken(tmp_path):
     scan = trees.phantom(0)
     found = judged(tmp_path, scan.image, scan.labels, scan.affine / 1000 + np.diag([0, 0, 0, 0.999]))
     assert "the spacing is 0.007×0.007×0.0095 mm, expected 0.3 to 10 mm" in found.broken[0]
-    found = judged(tmp_path, scan.image, scan.labels, np.eye(4))
+
+
+@pytest.mark.parametrize(("diagonal", "axcodes"), [((1, 1, 1, 1), "RAS"), ((-1, -1, 1, 1), "LPS")])
+def test_an_identity_affine_is_suspicious(tmp_path, diagonal, axcodes):
+    scan = trees.phantom(0)
+    image, label = (trees.turned(array, scan.affine, axcodes)[0] for array in (scan.image, scan.labels))
+    found = judged(tmp_path, image, label, np.diag(np.float64(diagonal)))
     assert found.verdict == "suspicious"
     assert found.suspicious == ["the affine is the identity: spacing and orientation are lost"]
 

@@ -13,6 +13,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from monai.data import MetaTensor
+from scipy import ndimage
 
 from liverseg.transforms import LoadVolumed
 from liverseg.workbench.report.overlays import CT_HOLDS_HU, Scan, plane_png
@@ -22,8 +23,8 @@ SPACING_MM = (0.3, 10.0)
 # The median of a liver: a fatty one without contrast agent comes down to about 0 HU, fat itself is at -100 HU, and no
 # liver in a contrast phase comes near 250 HU.
 LIVER_HU = (-30.0, 250.0)
-# In MR, air is dark: below this share of the brightest tissue.
-MR_AIR_SHARE = 0.1
+# In MR, air is below this share of the brightest tissue; so is some tissue, but that lies within brighter one.
+MR_DARK_SHARE = 0.1
 MR_BRIGHTEST_PERCENTILE = 99.0
 # Soft tissue with its neighbours; how far outside something lies says nothing more.
 CT_CLIP_HU = (-200.0, 300.0)
@@ -84,7 +85,8 @@ def judge(image_path: Path, label_path: Path, labels: Mapping[str, str], modalit
             "shape": list(shape),
             "spacing_mm": [round(float(mm), 4) for mm in nib.affines.voxel_sizes(stored)],
             "orientation": "".join(nib.aff2axcodes(stored)),
-            "identity_affine": bool(np.allclose(stored, np.eye(4))),
+            # A writer in LPS, as ITK is, leaves the first two axes mirrored where it knows nothing.
+            "identity_affine": bool(np.allclose(np.abs(stored), np.eye(4))),
             "intensity_min": low,
             "intensity_max": high,
             "voxels": {labels.get(f"{value:g}", f"{value:g}"): count for value, count in sorted(counts.items())},
@@ -146,28 +148,39 @@ def _check_organ(found: Judgement, scan: Scan, *, ct: bool) -> None:
         "median": median,
         "volume_ml": round(scan.mask_ml, 1),
     }
-    sample = scan.image[tuple(slice(None, None, max(1, n // 64)) for n in scan.image.shape)]
+    coarse = tuple(slice(None, None, max(1, n // 64)) for n in scan.image.shape)
+    sample = scan.image[coarse]
     if ct:
-        clip, plausible = CT_CLIP_HU, LIVER_HU
-        unlike = (
-            f"the median under the liver's mask is {median:.0f} HU, expected {LIVER_HU[0]:.0f} to {LIVER_HU[1]:.0f} HU"
-        )
+        clip, plausible, body_from = CT_CLIP_HU, LIVER_HU, BODY_HU
+        low, high = LIVER_HU
+        if not low <= median <= high:
+            found.broken.append(
+                f"the median under the liver's mask is {median:.0f} HU, expected {low:.0f} to {high:.0f} HU: "
+                "the mask does not lie over the liver"
+            )
     else:
         brightest = float(np.percentile(sample, MR_BRIGHTEST_PERCENTILE))
-        clip, plausible = (float(sample.min()), brightest), (MR_AIR_SHARE * brightest, math.inf)
-        unlike = (
-            f"the median under the liver's mask is {median:.0f}, as dark as air "
-            f"({100 * MR_AIR_SHARE:.0f} % of the brightest tissue is {plausible[0]:.0f})"
-        )
-    if not plausible[0] <= median <= plausible[1]:
-        found.broken.append(f"{unlike}: the mask does not lie over the liver")
+        body_from = MR_DARK_SHARE * brightest
+        clip, plausible = (float(sample.min()), brightest), (body_from, math.inf)
+        dark = f"the median under the liver's mask is {median:.0f}, as dark as air (brightest tissue: {brightest:.0f})"
+        if median < body_from and _outside(sample > body_from, scan.mask[coarse]) > 0.5:
+            found.broken.append(f"{dark}, and most of it is outside the body: the mask does not lie over the liver")
+        elif median < body_from:
+            found.suspicious.append(dark)
     if flip := _better_flip(scan, clip, plausible):
         found.broken.append(f"the mask fits the scan when it is flipped {flip}, and not as it is")
-    if (left_mm := _left_of_body(scan, sample, BODY_HU if ct else plausible[0])) > LEFT_MM:
+    # A mask that is flipped itself says nothing about the scan.
+    elif (left_mm := _left_of_body(scan, sample, body_from)) > LEFT_MM:
         found.suspicious.append(
             f"the liver lies {left_mm:.0f} mm to the left of the body's middle: the scan is flipped left-right, its "
             "affine is wrong, or the organs are mirrored (situs inversus)"
         )
+
+
+def _outside(body: np.ndarray, mask: np.ndarray) -> float:
+    """Share of the mask that no body surrounds in its axial slice."""
+    filled = np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(body, -1, 0)], axis=-1)
+    return 1 - float(filled[mask].mean()) if mask.any() else 0.0
 
 
 def _better_flip(scan: Scan, clip: tuple[float, float], plausible: tuple[float, float]) -> str:
