@@ -118,6 +118,14 @@ def test_a_file_that_is_no_image_is_named(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
+def test_a_colour_picture_is_named(tmp_path):
+    folder = series(
+        tmp_path, Columns=56 // 4, SamplesPerPixel=4, PhotometricInterpretation="CMYK", PlanarConfiguration=0
+    )
+    with pytest.raises(InputError, match=r"0\.dcm: its pixels have the shape \(48, 14, 4\), expected one grey slice"):
+        read_slices(folder)
+
+
 def test_fractions_of_a_unit_are_kept(tmp_path):
     folder = series(tmp_path, RescaleSlope=0.5, RescaleIntercept=-1024)
     image, _, _ = trees.pair(0, "LPS")

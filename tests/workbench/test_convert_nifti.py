@@ -78,9 +78,12 @@ def test_msd_takes_training_and_leaves_the_test_set_out(tmp_path):
     assert sorted(item["image"] for item in items) == sorted(str(root / "imagesTr" / name) for name in names)
     written = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert written["test"] == [] and written["labels"]["2"] == "lesion"
-    same = run("msd", root, "--out", root)
-    assert isinstance(same.exception, InputError) and "holds the data set itself" in str(same.exception)
-    assert json.loads((root / "dataset.json").read_text())["test"]
+    # The data set's own datalist, and that of another, are never overwritten.
+    for command, out in (("msd", root), ("lits", tmp_path / "out")):
+        before = (out / "dataset.json").read_bytes()
+        other = run(command, root, "--out", out)
+        assert isinstance(other.exception, InputError) and "choose another folder" in str(other.exception)
+        assert (out / "dataset.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"training": [1]}', '{"training": [{"image": "a"}]}', '{"test": []}'])

@@ -45,14 +45,12 @@ def convert(layout: Layout, root: Path, out: Path, num_folds: int, seed: int) ->
         The datalist. Broken cases are not in it, suspicious ones are.
 
     Raises:
-        InputError: when `root` is not such a data set, `out` cannot be written, and, once everything is written, when a
-            case is broken or too few patients are left for the folds.
+        InputError: when `root` is not such a data set, `out` cannot be written or holds another one, and, once
+            everything is written, when a case is broken or too few patients are left for the folds.
     """
-    if out.resolve() == root.resolve():
-        raise InputError(f"{out}: it holds the data set itself, expected another folder: choose one with --out.")
-    cases = layout.find(root)
-    reports = _check_cases(cases, check_writable(out), layout)
     path = out / "dataset.json"
+    _check_own(path, layout)
+    reports = _check_cases(layout.find(root), check_writable(out), layout)
     good = [report for report in reports if report["verdict"] != BROKEN]
     patients = len({report["patient"] for report in good})
     if patients >= num_folds or len(good) == len(reports):
@@ -93,6 +91,21 @@ def check_datalist(path: Path) -> Path:
     layout = Layout(str(content.get("name") or path.parent.name), None, labels, lambda _: cases)
     _complain(_check_cases(cases, check_writable(path.parent), layout), path.parent, f"still in {path.name}")
     return path.parent / "check.html"
+
+
+def _check_own(path: Path, layout: Layout) -> None:
+    """Raise InputError where another data set's datalist would be overwritten."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("name")
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, AttributeError):
+        found = None
+    if found != layout.name:
+        raise InputError(
+            f"{path}: a datalist of {found or 'something else'} is there, expected none or that of {layout.name}: "
+            "choose another folder with --out."
+        )
 
 
 def _complain(reports: Sequence[Report], out: Path, consequence: str) -> None:

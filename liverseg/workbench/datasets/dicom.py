@@ -125,6 +125,10 @@ def _read_slice(path: Folder) -> Slice:
     ) as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise InputError(f"{path}: not readable as a DICOM image ({reason}): download it again.") from error
+    if pixels.ndim != 2:
+        raise InputError(
+            f"{path}: its pixels have the shape {pixels.shape}, expected one grey slice: take it out of the folder."
+        )
     pixels = pixels * float(dataset.get("RescaleSlope", 1)) + float(dataset.get("RescaleIntercept", 0))
 
     def numbers(keyword: str) -> np.ndarray | None:
