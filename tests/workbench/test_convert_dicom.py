@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import dataset_trees as trees
@@ -13,6 +14,7 @@ from liverseg.data import load_datalist
 from liverseg.errors import InputError
 from liverseg.workbench.cli import app
 from liverseg.workbench.datasets.chaos import CHAOS_CT, CHAOS_MR
+from liverseg.workbench.datasets.convert import convert
 from liverseg.workbench.datasets.dicom import order_and_affine, read_slices
 from liverseg.workbench.datasets.ircadb import IRCADB
 
@@ -68,6 +70,24 @@ def test_ircadb_joins_lesions_and_nothing_else(tmp_path):
     assert len(items) == 3
     for item in items:
         assert_is(item, *truth[int(item["patient"].removeprefix("ircadb-"))])
+
+
+def test_broken_ircadb_patients_are_named(tmp_path):
+    trees.ircadb(tmp_path)
+    (tmp_path / "3Dircadb1.1" / "MASKS_DICOM" / "liver").rename(tmp_path / "3Dircadb1.1" / "MASKS_DICOM" / "foie")
+    archive = tmp_path / "3Dircadb1.2" / "PATIENT_DICOM.zip"
+    archive.write_bytes(archive.read_bytes()[:1000])
+    (tmp_path / "3Dircadb1.3" / "MASKS_DICOM" / "livertumors" / "image_4").unlink()
+    shutil.copytree(tmp_path / "3Dircadb1.3", tmp_path / "3Dircadb1.4")
+    shutil.rmtree(tmp_path / "3Dircadb1.4" / "MASKS_DICOM")
+    with pytest.raises(InputError, match=r"4 of 4 cases are broken .*ircadb-1, ircadb-2, ircadb-3, ircadb-4"):
+        convert(IRCADB, tmp_path, tmp_path / "out", 2, 0)
+    report = json.loads((tmp_path / "out" / "check.json").read_text())
+    reasons = [case["reasons"][0] for case in report["cases"]]
+    assert "no folder liver in it" in reasons[0]
+    assert "PATIENT_DICOM.zip: not a whole zip file" in reasons[1]
+    assert "livertumors: 19 of (48, 56) pixels, but the scan has 20" in reasons[2]
+    assert "MASKS_DICOM: there is no such folder, nor MASKS_DICOM.zip" in reasons[3]
 
 
 def series(tmp_path, **tags):

@@ -117,7 +117,7 @@ def _in_ras_order(volume: MetaTensor) -> tuple[np.ndarray, np.ndarray]:
 def _count_values(label: np.ndarray) -> Counter[float]:
     counts: Counter[float] = Counter()
     for plane in np.moveaxis(label, -1, 0):
-        # Sorting, as np.unique does, takes 50 times as long, and is for labels that are none.
+        # np.unique sorts, which is slow, and only needed for values that are no labels.
         small = plane.astype(np.uint8)
         if np.array_equal(small, plane):
             values, numbers = np.arange(256), np.bincount(small.ravel(), minlength=256)
