@@ -75,7 +75,10 @@ def test_the_command_prints_the_sentence_and_fails(tmp_path):
     assert "Traceback" not in run.stderr
 
 
-@pytest.mark.parametrize("verb", [[], ["data"], ["data", "phantoms"], ["data", "split"], ["zoo", "build"], ["demo"]])
+DATA_VERBS = ("phantoms", "split", "chaos-ct", "chaos-mr", "lits", "msd", "ircadb", "btcv", "check")
+
+
+@pytest.mark.parametrize("verb", [[], ["data"], *(["data", verb] for verb in DATA_VERBS), ["zoo", "build"], ["demo"]])
 def test_every_verb_has_help(verb):
     result = CliRunner().invoke(app, [*verb, "--help"])
     assert result.exit_code == 0

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-app = typer.Typer(help="Write phantoms, or split a folder of scans by patient.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from liverseg.workbench.datasets.layout import Layout
+
+app = typer.Typer(
+    help="Write phantoms, take up public data sets as they are downloaded, split a folder, check a data set.",
+    no_args_is_help=True,
+)
 
 Folds = Annotated[int, typer.Option(help="Folds for cross-validation, split by patient.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same data set.")]
+Root = Annotated[Path, typer.Argument(help="Folder with the data set, unpacked as it was downloaded.")]
+Out = Annotated[
+    Path, typer.Option(help="Folder to write: dataset.json, check.html, check.json, and NIfTI files of DICOM.")
+]
 
 
 @app.command()
@@ -73,3 +83,88 @@ def split(
     from liverseg.workbench.datasets.split import split_folder
 
     typer.echo(split_folder(folder, images, labels, test_share, folds, seed))
+
+
+@app.command("chaos-ct")
+def chaos_ct(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
+    """CHAOS, CT: DICOM with PNG masks to NIfTI; 1 liver.
+
+    Example: liverseg data chaos-ct downloads/CHAOS --out data/chaos_ct
+    """
+    from liverseg.workbench.datasets.chaos import CHAOS_CT
+
+    _convert(CHAOS_CT, root, out, folds, seed)
+
+
+@app.command("chaos-mr")
+def chaos_mr(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
+    """CHAOS, MR T1-DUAL: DICOM with PNG masks to NIfTI; 1 liver, 2 right kidney, 3 left kidney, 4 spleen.
+
+    The in-phase and the out-phase series share a mask and stay together in a fold. T2-SPIR is left out.
+
+    Example: liverseg data chaos-mr downloads/CHAOS --out data/chaos_mr
+    """
+    from liverseg.workbench.datasets.chaos import CHAOS_MR
+
+    _convert(CHAOS_MR, root, out, folds, seed)
+
+
+@app.command()
+def lits(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
+    """LiTS: volume-N.nii with segmentation-N.nii, used where they are; 1 liver, 2 lesion.
+
+    Example: liverseg data lits downloads/LiTS --out data/lits
+    """
+    from liverseg.workbench.datasets.nifti import LITS
+
+    _convert(LITS, root, out, folds, seed)
+
+
+@app.command()
+def msd(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
+    """Medical Segmentation Decathlon, Task03_Liver: NIfTI, used where it is; 1 liver, 2 lesion.
+
+    Example: liverseg data msd downloads/Task03_Liver --out data/msd
+    """
+    from liverseg.workbench.datasets.nifti import MSD
+
+    _convert(MSD, root, out, folds, seed)
+
+
+@app.command()
+def ircadb(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
+    """3D-IRCADb-01: DICOM folders or zips to NIfTI, the lesions joined; 1 liver, 2 lesion.
+
+    Example: liverseg data ircadb downloads/3Dircadb1 --out data/ircadb
+    """
+    from liverseg.workbench.datasets.ircadb import IRCADB
+
+    _convert(IRCADB, root, out, folds, seed)
+
+
+@app.command()
+def btcv(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
+    """BTCV, abdomen: NIfTI, used where it is; 13 organs, 6 is the liver.
+
+    Example: liverseg data btcv downloads/Abdomen --out data/btcv
+    """
+    from liverseg.workbench.datasets.nifti import BTCV
+
+    _convert(BTCV, root, out, folds, seed)
+
+
+@app.command()
+def check(datalist: Annotated[Path, typer.Argument(help="A dataset.json.")]) -> None:
+    """Write check.html and check.json beside DATALIST: geometry, intensities, labels, a picture and a verdict each.
+
+    Example: liverseg data check data/lits/dataset.json
+    """
+    from liverseg.workbench.datasets.convert import check_datalist
+
+    typer.echo(check_datalist(datalist))
+
+
+def _convert(layout: Layout, root: Path, out: Path, folds: int, seed: int) -> None:
+    from liverseg.workbench.datasets.convert import convert
+
+    typer.echo(convert(layout, root, out, folds, seed))

@@ -1,0 +1,111 @@
+"""CHAOS as it is downloaded: DICOM series with masks as PNG files (Kavur et al. 2019, doi 10.5281/zenodo.3431873).
+
+    Train_Sets/CT/<patient>/DICOM_anon/*.dcm, Ground/*.png
+    Train_Sets/MR/<patient>/T1DUAL/DICOM_anon/{InPhase,OutPhase}/*.dcm, Ground/*.png
+
+A PNG belongs to the DICOM file of the same place in the order of the file names. The names run from head to foot in CT,
+against the positions, so that slices sorted by position meet the masks in reverse.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from liverseg.errors import InputError
+from liverseg.workbench.datasets.dicom import order_and_affine, read_slices, require_pydicom, stack
+from liverseg.workbench.datasets.layout import Case, Layout, Volume, by_number, first_folder, not_empty
+
+# Grey values of the MR masks: what the data set's documentation calls the range of each organ.
+MR_GREY = {1: range(55, 71), 2: range(110, 136), 3: range(175, 201), 4: range(240, 256)}
+
+
+def find_ct(root: Path) -> list[Case]:
+    """List the patients of the CT part."""
+    require_pydicom()
+    folder = first_folder(root, "Train_Sets/CT", "CT", "*/Train_Sets/CT")
+    cases = [
+        Case(f"ct-{patient.name}", f"ct-{patient.name}", patient / "DICOM_anon", patient / "Ground")
+        for patient in folder.iterdir()
+        if patient.is_dir() and not patient.name.startswith(".")
+    ]
+    return not_empty(cases, folder, "one folder a patient")
+
+
+def find_mr(root: Path) -> list[Case]:
+    """List the in-phase and out-phase series of T1-DUAL, which share one mask. T2-SPIR is left out."""
+    require_pydicom()
+    folder = first_folder(root, "Train_Sets/MR", "MR", "*/Train_Sets/MR")
+    cases = [
+        Case(
+            f"mr-{patient.name}-{phase.removesuffix('Phase').lower()}",
+            f"mr-{patient.name}",
+            patient / "T1DUAL" / "DICOM_anon" / phase,
+            patient / "T1DUAL" / "Ground",
+        )
+        for patient in folder.iterdir()
+        if patient.is_dir() and not patient.name.startswith(".")
+        for phase in ("InPhase", "OutPhase")
+    ]
+    return not_empty(cases, folder, "one folder a patient")
+
+
+def read_ct(image: Path, label: Path) -> Volume:
+    """Read a CT series and its liver masks (any value above 0 is liver)."""
+    return _read(image, label, None)
+
+
+def read_mr(image: Path, label: Path) -> Volume:
+    """Read an MR series and its masks of four organs."""
+    return _read(image, label, MR_GREY)
+
+
+def _read(image: Path, label: Path, greys: dict[int, range] | None) -> Volume:
+    for folder in (image, label):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: there is no such folder, expected it beside the others: unpack CHAOS again.")
+    slices = read_slices(image)
+    files = sorted(label.glob("[!.]*.png"), key=by_number)
+    if len(files) != len(slices):
+        raise InputError(
+            f"{label}: {len(files)} masks for {len(slices)} DICOM files, expected one for each: unpack CHAOS again."
+        )
+    shape = slices[0].pixels.shape
+    masks = [_read_mask(path, shape, greys) for path in files]
+    order, affine = order_and_affine(slices, image)
+    return Volume(stack([each.pixels for each in slices], order), stack(masks, order), affine)
+
+
+def _read_mask(path: Path, shape: tuple[int, ...], greys: dict[int, range] | None) -> np.ndarray:
+    import cv2
+
+    grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if grey is None:
+        raise InputError(f"{path}: not readable as a picture, expected a PNG: unpack CHAOS again.")
+    if grey.shape != shape:
+        raise InputError(
+            f"{path}: the mask has {grey.shape[0]}×{grey.shape[1]} pixels, the scan {shape[0]}×{shape[1]}, expected "
+            "the same: unpack CHAOS again."
+        )
+    if greys is None:
+        return (grey > 0).astype(np.uint8)
+    values = np.zeros(256, np.uint8)
+    for value, span in greys.items():
+        values[span.start : span.stop] = value
+    mask = values[grey]
+    if (unknown := grey[(mask == 0) & (grey > 0)]).size:
+        raise InputError(
+            f"{path}: {unknown.size} pixels of grey {unknown[0]}, expected 0, 63, 126, 189 and 252: unpack CHAOS again."
+        )
+    return mask
+
+
+CHAOS_CT = Layout("chaos-ct", "ct", {"0": "background", "1": "liver"}, find_ct, read_ct)
+CHAOS_MR = Layout(
+    "chaos-mr",
+    "mr",
+    {"0": "background", "1": "liver", "2": "right kidney", "3": "left kidney", "4": "spleen"},
+    find_mr,
+    read_mr,
+)

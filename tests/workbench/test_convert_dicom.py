@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import dataset_trees as trees
+import nibabel as nib
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from liverseg.data import load_datalist
+from liverseg.errors import InputError
+from liverseg.workbench.cli import app
+from liverseg.workbench.datasets.chaos import CHAOS_CT, CHAOS_MR
+from liverseg.workbench.datasets.convert import convert
+from liverseg.workbench.datasets.dicom import order_and_affine, read_slices
+from liverseg.workbench.datasets.ircadb import IRCADB
+
+
+def run(*arguments) -> None:
+    result = CliRunner().invoke(app, ["data", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0
+
+
+def assert_is(item, image, label, affine) -> None:
+    for key, array in (("image", image), ("label", label)):
+        written = nib.load(item[key])
+        assert np.array_equal(np.asarray(written.dataobj), array), key
+        assert np.allclose(written.affine, affine, atol=1e-4), key
+
+
+def everything(path) -> list[dict]:
+    return [*load_datalist(path, "training"), *load_datalist(path, "validation")]
+
+
+def test_chaos_ct_pairs_by_file_name_and_orders_by_position(tmp_path):
+    truth = trees.chaos_ct(tmp_path / "CHAOS")
+    run("chaos-ct", tmp_path / "CHAOS", "--out", tmp_path / "out", "--folds", 3)
+    items = everything(tmp_path / "out" / "dataset.json")
+    assert sorted(item["patient"] for item in items) == ["ct-1", "ct-10", "ct-2"]
+    for item in items:
+        assert_is(item, *truth[int(item["patient"].removeprefix("ct-"))])
+    content = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert content["labels"] == {"0": "background", "1": "liver"}
+    assert nib.load(items[0]["image"]).get_data_dtype() == np.int16
+
+
+def test_chaos_mr_has_two_scans_of_a_patient_in_one_fold(tmp_path):
+    truth = trees.chaos_mr(tmp_path)
+    run("chaos-mr", tmp_path, "--out", tmp_path / "out", "--folds", 3)
+    content = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert content["labels"]["2"] == "right kidney" and content["labels"]["4"] == "spleen"
+    assert len(content["training"]) == 6
+    for patient, (image, label, affine) in truth.items():
+        items = [item for item in everything(tmp_path / "out" / "dataset.json") if item["patient"] == f"mr-{patient}"]
+        assert len({item["fold"] for item in items}) == 1
+        phases = {item["image"].rsplit("-", 1)[1].split(".")[0]: item for item in items}
+        assert_is(phases["in"], image, label, affine)
+        assert_is(phases["out"], np.rint(0.8 * image), label, affine)
+    report = json.loads((tmp_path / "out" / "check.json").read_text())
+    assert report["ok"] == 6, [case["reasons"] for case in report["cases"]]
+
+
+def test_ircadb_joins_lesions_and_nothing_else(tmp_path):
+    truth = trees.ircadb(tmp_path)
+    run("ircadb", tmp_path, "--out", tmp_path / "out", "--folds", 3)
+    items = everything(tmp_path / "out" / "dataset.json")
+    assert len(items) == 3
+    for item in items:
+        assert_is(item, *truth[int(item["patient"].removeprefix("ircadb-"))])
+
+
+def test_broken_ircadb_patients_are_named(tmp_path):
+    trees.ircadb(tmp_path)
+    (tmp_path / "3Dircadb1.1" / "MASKS_DICOM" / "liver").rename(tmp_path / "3Dircadb1.1" / "MASKS_DICOM" / "foie")
+    archive = tmp_path / "3Dircadb1.2" / "PATIENT_DICOM.zip"
+    archive.write_bytes(archive.read_bytes()[:1000])
+    (tmp_path / "3Dircadb1.3" / "MASKS_DICOM" / "livertumors" / "image_4").unlink()
+    shutil.copytree(tmp_path / "3Dircadb1.3", tmp_path / "3Dircadb1.4")
+    shutil.rmtree(tmp_path / "3Dircadb1.4" / "MASKS_DICOM")
+    with pytest.raises(InputError, match=r"4 of 4 cases are broken .*ircadb-1, ircadb-2, ircadb-3, ircadb-4"):
+        convert(IRCADB, tmp_path, tmp_path / "out", 2, 0)
+    report = json.loads((tmp_path / "out" / "check.json").read_text())
+    reasons = [case["reasons"][0] for case in report["cases"]]
+    assert "no folder liver in it" in reasons[0]
+    assert "PATIENT_DICOM.zip: not a whole zip file" in reasons[1]
+    assert "livertumors: 19 of (48, 56) pixels, but the scan has 20" in reasons[2]
+    assert "MASKS_DICOM: there is no such folder, nor MASKS_DICOM.zip" in reasons[3]
+
+
+def series(tmp_path, **tags):
+    image, _, affine = trees.pair(0, "LPS")
+    trees.write_series(tmp_path / "s", image, affine, [f"{k}.dcm" for k in range(image.shape[2])], **tags)
+    return tmp_path / "s"
+
+
+def test_a_series_with_a_gap_says_between_which_files(tmp_path):
+    folder = series(tmp_path)
+    (folder / "7.dcm").unlink()
+    slices = read_slices(folder)
+    with pytest.raises(InputError, match=r"19\.00 mm between 6\.dcm and 8\.dcm, 9\.50 mm between most slices"):
+        order_and_affine(slices, folder)
+
+
+def test_a_slice_twice_is_refused(tmp_path):
+    folder = series(tmp_path)
+    (folder / "3 copy.dcm").write_bytes((folder / "3.dcm").read_bytes())
+    slices = read_slices(folder)
+    with pytest.raises(InputError, match=r"0\.00 mm between 3"):
+        order_and_affine(slices, folder)
+
+
+@pytest.mark.parametrize("tag", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
+def test_a_series_without_geometry_is_refused(tmp_path, tag):
+    folder = series(tmp_path, **{tag: None})
+    slices = read_slices(folder)
+    with pytest.raises(InputError, match=r"0\.dcm lacks its position, orientation or spacing"):
+        order_and_affine(slices, folder)
+
+
+def test_two_series_in_a_folder_are_refused(tmp_path):
+    folder = series(tmp_path)
+    image, _, affine = trees.pair(0, "LPS")
+    trees.write_series(folder, image[:20], affine, ["scout.dcm"])
+    with pytest.raises(InputError, match=r"the size of scout\.dcm is \(48, 20\), that of 0\.dcm is \(48, 56\)"):
+        read_slices(folder)
+
+
+@pytest.mark.parametrize("content", [b"no DICOM", None])
+def test_a_file_that_is_no_image_is_named(tmp_path, content):
+    folder = series(tmp_path)
+    whole = (folder / "4.dcm").read_bytes()
+    (folder / "4.dcm").write_bytes(content or whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"4\.dcm: not readable as a DICOM image") as error:
+        read_slices(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_colour_picture_is_named(tmp_path):
+    folder = series(
+        tmp_path, Columns=56 // 4, SamplesPerPixel=4, PhotometricInterpretation="CMYK", PlanarConfiguration=0
+    )
+    with pytest.raises(InputError, match=r"0\.dcm: its pixels have the shape \(48, 14, 4\), expected one grey slice"):
+        read_slices(folder)
+
+
+def test_fractions_of_a_unit_are_kept(tmp_path):
+    folder = series(tmp_path, RescaleSlope=0.5, RescaleIntercept=-1024)
+    image, _, _ = trees.pair(0, "LPS")
+    assert np.array_equal(read_slices(folder)[3].pixels, (image[:, :, 3].T + 1024) * 0.5 - 1024)
+
+
+@pytest.mark.parametrize("layout", [CHAOS_CT, CHAOS_MR, IRCADB], ids=lambda layout: layout.name)
+def test_pydicom_is_asked_for(tmp_path, monkeypatch, layout):
+    # How Python marks a package that cannot be imported.
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(InputError, match=r"pydicom is not installed.*liverseg\[dicom\]"):
+        layout.find(tmp_path)
