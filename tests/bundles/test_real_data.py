@@ -17,6 +17,7 @@ from liverseg.networks import load_weights
 
 pytestmark = pytest.mark.real_data
 
+ABDOMEN = BUNDLE.parent / "deeplabv3_abdomen_mr"
 CLASSES = {"background": None, "liver": [5]}
 SETTINGS = {"spacing": [2.0, 2.0, -1], "spatial_size": [192, 160], "classes": CLASSES}
 
@@ -24,24 +25,27 @@ SETTINGS = {"spacing": [2.0, 2.0, -1], "spatial_size": [192, 160], "classes": CL
 @pytest.fixture(scope="module")
 def overfitted(tmp_path_factory) -> Path:
     """A training on one scan, validated on the same: nothing but learning by heart."""
+    return overfit(tmp_path_factory.mktemp("overfit"), BUNDLE, "ts_ct", SETTINGS, max_epochs=30)
+
+
+def overfit(folder: Path, bundle: Path, name: str, settings: dict, max_epochs: int) -> Path:
     samples = Path(__file__).resolve().parents[3] / "shared" / "samples"
     if not samples.is_dir():
         pytest.skip(f"the real scans are not there: {samples}")
-    folder = tmp_path_factory.mktemp("overfit")
-    item = {"image": str(samples / "ts_ct.nii.gz"), "label": str(samples / "ts_ct_organs.nii.gz")}
+    item = {"image": str(samples / f"{name}.nii.gz"), "label": str(samples / f"{name}_organs.nii.gz")}
     validation, training = ({**item, "patient": name, "fold": n} for n, name in enumerate(("validation", "training")))
     # Eight times the same scan: an epoch of eight steps, so that writing checkpoints takes no time.
     (folder / "dataset.json").write_text(json.dumps({"training": [validation, *[training] * 8]}))
     create_workflow(
-        config_file=str(BUNDLE / "configs" / "train.json"),
+        config_file=str(bundle / "configs" / "train.json"),
         workflow_type="train",
         bundle_root=str(folder),
         dataset_dir=str(folder),
-        **SETTINGS,
+        **settings,
         batch_size=1,
         slices_per_volume=6,
         foreground_ratio=0.8,
-        max_epochs=30,
+        max_epochs=max_epochs,
         val_interval=10,
     ).run()
     return folder
@@ -52,18 +56,22 @@ def test_the_chain_learns_one_scan_by_heart(overfitted):
     assert metrics["best_val_mean_dice"] >= 0.95
 
 
+def segment(trained: Path, bundle: Path, scan: Path, output_dir: Path, settings: dict) -> tuple:
+    create_workflow(
+        config_file=str(bundle / "configs" / "inference.json"),
+        workflow_type="infer",
+        bundle_root=str(trained),
+        dataset_dir=str(scan),
+        output_dir=str(output_dir),
+        spacing=settings["spacing"],
+    ).run()
+    (path,) = output_dir.glob("*.nii.gz")
+    return nib.load(path), LoadImage()(scan)
+
+
 @pytest.mark.parametrize("name", ["ts_ct.nii.gz", "crlm_ct_1006.nii.gz", "ts_ct_dicom"])
 def test_the_mask_lies_on_the_scans_grid(overfitted, samples, tmp_path, name):
-    create_workflow(
-        config_file=str(BUNDLE / "configs" / "inference.json"),
-        workflow_type="infer",
-        bundle_root=str(overfitted),
-        dataset_dir=str(samples / name),
-        output_dir=str(tmp_path),
-        spacing=SETTINGS["spacing"],
-    ).run()
-    (path,) = tmp_path.glob("*_liver.nii.gz")
-    mask, scan = nib.load(path), LoadImage()(samples / name)
+    mask, scan = segment(overfitted, BUNDLE, samples / name, tmp_path, SETTINGS)
     assert mask.shape == tuple(scan.shape)
     assert np.allclose(mask.affine, scan.affine, atol=1e-3)
     # What a network that knows one scan by heart finds in another is chance; in its own it must find the liver.
@@ -71,6 +79,28 @@ def test_the_mask_lies_on_the_scans_grid(overfitted, samples, tmp_path, name):
         found = np.asarray(mask.dataobj).astype(bool)
         liver = np.asarray(nib.load(samples / "ts_ct_organs.nii.gz").dataobj) == 5
         assert 2 * (found & liver).sum() / (found.sum() + liver.sum()) >= 0.9
+
+
+ORGANS = {"background": None, "liver": [5], "right_kidney": [2], "left_kidney": [3], "spleen": [1]}
+MR = {"spacing": [3.0, 3.0, -1], "spatial_size": [112, 96], "classes": ORGANS}
+
+
+@pytest.fixture(scope="module")
+def overfitted_mr(tmp_path_factory) -> Path:
+    """The same for four organs in MRI."""
+    return overfit(tmp_path_factory.mktemp("overfit_mr"), ABDOMEN, "ts_mr", MR, max_epochs=20)
+
+
+def test_four_organs_in_mr_are_learned_by_heart(overfitted_mr):
+    metrics = json.loads((overfitted_mr / "eval" / "metrics.json").read_text())
+    assert metrics["best_val_mean_dice"] >= 0.85
+
+
+def test_the_mr_mask_lies_on_the_grid_of_another_scan(overfitted_mr, samples, tmp_path):
+    mask, scan = segment(overfitted_mr, ABDOMEN, samples / "cmb_mr_t2_visit1.nii.gz", tmp_path, MR)
+    assert mask.shape == tuple(scan.shape)
+    assert np.allclose(mask.affine, scan.affine, atol=1e-3)
+    assert set(np.unique(mask.dataobj)) <= {0, 1, 2, 3, 4}
 
 
 def test_the_saved_model_is_the_one_that_was_validated(overfitted):
