@@ -225,7 +225,7 @@ class SegmentationReport:
 
 
 def mask_file_name(image: str) -> str:
-    """The name of the mask of the scan `image`: scans of one name in different folders have masks of different names."""
+    """The name of the mask of the scan `image`: no other scan has the same, whatever folder it lies in."""
     stem = Path(image).name.removesuffix(".gz").removesuffix(".nii")
     return f"{stem}_{hashlib.sha256(image.encode()).hexdigest()[:8]}.nii.gz"
 
