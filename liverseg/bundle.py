@@ -6,8 +6,10 @@ import importlib
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, TracebackType
+from typing import Any
 
 import torch
 from monai.bundle import ReferenceResolver
@@ -50,6 +52,17 @@ def is_true(value: bool | str) -> bool:
     if str(value).lower() not in ("true", "false"):
         raise InputError(f"found {value!r} for a switch, expected true or false: write it as --amp false.")
     return str(value).lower() == "true"
+
+
+def choose(key: str, value: str, choices: Mapping[str, Any]) -> Any:
+    """The one of `choices` that `value`, the setting called `key`, names.
+
+    Raises:
+        InputError: for a name that is not there.
+    """
+    if value not in choices:
+        raise InputError(f"{key}: found {value!r}, expected one of {', '.join(choices)}: set it to one of these.")
+    return choices[value]
 
 
 def select_device(name: str | torch.device | None = None) -> torch.device:

@@ -16,10 +16,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from liverseg import __version__
-from liverseg.data.phantom import make_phantom
+from liverseg.data.phantom import Phantom, make_phantom
+from liverseg.data.phantom_anatomy import ORGANS
 from liverseg.errors import InputError
 
 _MARK = "liverseg phantom"
+
+LITS_LABELS = {"0": "background", "1": "liver", "2": "lesion"}
+# In the order of the grey values of CHAOS's MRI labels: 63, 126, 189, 252.
+CHAOS_LABELS = {"0": "background", "1": "liver", "2": "right_kidney", "3": "left_kidney", "4": "spleen"}
 
 
 def write_phantoms(
@@ -31,10 +36,11 @@ def write_phantoms(
     spacing: Sequence[float] = (3.0, 3.0, 5.0),
     modality: str = "ct",
     phase: str = "portal",
+    organs: bool = False,
     num_test: int = 0,
     num_workers: int = 2,
 ) -> list[dict[str, str]]:
-    """Write phantoms as pairs of NIfTI files: the scan as int16, its LiTS labels (1 liver, 2 lesion) as uint8.
+    """Write phantoms as pairs of NIfTI files: the scan as int16, its labels (`LITS_LABELS`) as uint8.
 
     A case that is there already, made by this version with the same arguments, is left as it is; one that is truncated
     or made otherwise is written anew. Files appear whole or not at all.
@@ -47,6 +53,7 @@ def write_phantoms(
         spacing: voxel size in mm along x, y, z.
         modality: "ct" or "mr".
         phase: CT contrast phase, as for `make_phantom`.
+        organs: label liver, kidneys and spleen (`CHAOS_LABELS`) in place of liver and lesions.
         num_test: how many `test-volume-N.nii` with `test-segmentation-N.nii` in addition, of other patients.
         num_workers: phantoms made at the same time.
 
@@ -71,14 +78,14 @@ def write_phantoms(
     def write(item: dict[str, str], kind: str, number: int) -> None:
         # Hashed, so that data sets of neighbouring seeds share no patient.
         patient = int(np.random.SeedSequence([seed, bool(kind), number]).generate_state(1)[0])
-        arguments = (__version__, patient, tuple(shape), tuple(spacing), modality, phase)
+        arguments = (__version__, patient, tuple(shape), tuple(spacing), modality, phase, organs)
         mark = f"{_MARK} {hashlib.sha256(repr(arguments).encode()).hexdigest()[:32]}"
         paths = [folder / item["image"], folder / item["label"]]
         if all([_is_whole(path, mark) for path in paths]):
             return
         phantom = make_phantom(patient, shape, spacing, modality=modality, phase=phase)
         _save(paths[0], phantom.image.astype(np.int16), phantom.affine, mark)
-        _save(paths[1], phantom.labels, phantom.affine, mark)
+        _save(paths[1], _organ_labels(phantom) if organs else phantom.labels, phantom.affine, mark)
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,6 +98,13 @@ def write_phantoms(
             f"{folder}: cannot be written ({error.strerror}), expected a folder with room; choose another or free some."
         ) from error
     return items
+
+
+def _organ_labels(phantom: Phantom) -> NDArray[np.uint8]:
+    values = np.zeros(len(ORGANS), np.uint8)
+    for value, name in CHAOS_LABELS.items():
+        values[ORGANS[name]] = int(value)
+    return values[phantom.organs]
 
 
 def _is_whole(path: Path, mark: str) -> bool:

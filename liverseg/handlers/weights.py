@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from ignite.engine import Engine, Events
 from torch.nn.parallel import DistributedDataParallel
 
-from liverseg.networks import load_weights
+from liverseg.errors import InputError
+from liverseg.networks import UniclassNetworks, load_weights
 
 
 class WeightsLoader:
@@ -17,13 +19,18 @@ class WeightsLoader:
 
     Args:
         network: the network, or its DistributedDataParallel wrapper.
-        path: a state dict, as `Checkpoints` writes `model.pt`; `None` loads nothing.
+        path: a state dict, as `Checkpoints` writes `model.pt`, or one for each organ of `UniclassNetworks`, by name;
+            `None` loads nothing.
 
     Raises:
-        InputError: as `load_weights` raises it.
+        InputError: as `load_weights` raises it, and for weights by organ where there is only one network.
     """
 
-    def __init__(self, network: torch.nn.Module, path: str | os.PathLike[str] | None) -> None:
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        path: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None,
+    ) -> None:
         self.network = network.module if isinstance(network, DistributedDataParallel) else network
         self.path = path
 
@@ -35,4 +42,12 @@ class WeightsLoader:
         """Load the weights, if there are any to load."""
         if self.path is None:
             return
-        load_weights(self.network, Path(self.path))
+        if not isinstance(self.path, Mapping):
+            load_weights(self.network, Path(self.path))
+        elif isinstance(self.network, UniclassNetworks):
+            self.network.load_weights(self.path)
+        else:
+            raise InputError(
+                f"found weights for {', '.join(self.path)}, expected one path for {type(self.network).__name__}: give "
+                "one path, or use the config of one network per organ."
+            )

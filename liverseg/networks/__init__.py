@@ -1,6 +1,10 @@
 """The networks that the bundles' configs name, and how to load their weights."""
 
 from liverseg.networks.deeplabv3plus import DeepLabV3Plus
+from liverseg.networks.fcn import FCN8s
+from liverseg.networks.simple import SimpleNet
+from liverseg.networks.unet import UNet
+from liverseg.networks.uniclass import UniclassNetworks
 from liverseg.networks.weights import load_weights
 
-__all__ = ["DeepLabV3Plus", "load_weights"]
+__all__ = ["DeepLabV3Plus", "FCN8s", "SimpleNet", "UNet", "UniclassNetworks", "load_weights"]

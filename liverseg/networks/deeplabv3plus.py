@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from liverseg.networks.encoders import ResNet18Encoder, load_resnet18_weights
+from liverseg.networks.blocks import crop, pad_to_multiple
+from liverseg.networks.encoders import ResNet18Encoder, load_imagenet_weights
 
 
 class DeepLabV3Plus(nn.Module):
@@ -20,9 +21,8 @@ class DeepLabV3Plus(nn.Module):
     the low-level features through 1x1 to 48, two 3x3 to 256, classifier, up-sampled by 4. Every convolution but the
     classifier has batch norm and ReLU.
 
-    The image is padded below and on the right to a multiple of ``output_stride`` and the logits are cropped back. The
-    padding repeats the edge pixels: zeros would draw an edge into any image whose background is not 0, and the value of
-    air depends on the intensity scaling before the network.
+    The image is padded below and on the right to a multiple of ``output_stride`` with its edge pixels, and the logits
+    are cropped back.
 
     Args:
         in_channels: channels of the input: 1, or 3 or 5 neighbouring slices.
@@ -61,19 +61,18 @@ class DeepLabV3Plus(nn.Module):
         self.decoder = nn.Sequential(_conv_bn_relu(256 + 48, 256, 3), _conv_bn_relu(256, 256, 3))
         self.classifier = nn.Conv2d(256, num_classes, 1)
         if encoder_weights is not None:
-            load_resnet18_weights(self.encoder, encoder_weights, encoder_weights_sha256)
+            load_imagenet_weights(self.encoder, encoder_weights, encoder_weights_sha256)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (B, in_channels, H, W) to logits (B, num_classes, H, W)."""
         height, width = x.shape[-2], x.shape[-1]
-        x = F.pad(x, (0, -width % self.output_stride, 0, -height % self.output_stride), mode="replicate")
+        x = pad_to_multiple(x, self.output_stride)
         low, high = self.encoder(x)
         high = self.dropout(self.aspp(high))
         high = F.interpolate(high, size=low.shape[-2:], mode="bilinear", align_corners=False)
         y = self.classifier(self.decoder(torch.cat([high, self.skip(low)], dim=1)))
         y = F.interpolate(y, size=x.shape[-2:], mode="bilinear", align_corners=False)
-        # Cropped by negative padding: a slice makes torch.export tell padded sizes from others and refuse one kind.
-        return F.pad(y, (0, width - x.shape[-1], 0, height - x.shape[-2]))
+        return crop(y, height, width)
 
 
 class ASPP(nn.Module):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liverseg.errors import InputError
@@ -104,12 +106,92 @@ def _stage(in_channels: int, out_channels: int, stride: int, dilation: int, dila
     )
 
 
-def load_resnet18_weights(encoder: ResNet18Encoder, source: str | Path, sha256: str | None) -> None:
-    """Load torchvision's ``resnet18`` state dict into ``encoder``.
+VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
-    The classifier ``fc`` is left out. If the encoder does not have three channels, each of its k channels gets the mean
-    over R, G and B of the first convolution, times 3 / k (for one channel: the sum). On k equal channels the
-    convolution then gives what the original gives on the same grey image as R = G = B, so the batch norms that follow,
+
+class VGGEncoder(nn.Module):
+    """Stages of 3x3 convolutions with ReLU and 2x2 max pooling between them (Simonyan & Zisserman 2015).
+
+    With the default ``stages`` it is VGG-16, with the parameter names of torchvision's ``vgg16``. The fully connected
+    layers fc6 and fc7 are there on request, as convolutions (Long et al. 2015): at the middle of the 7x7 map that a
+    224x224 image leaves, they give what the fully connected layers give.
+
+    Args:
+        in_channels: channels of the input.
+        stages: output channels of the convolutions of each stage.
+        dropout: probability with which a value is dropped in training at the end of the fourth and the fifth stage.
+        fc_channels: output channels of fc6 (7x7, same padding) and fc7 (1x1), each followed by ReLU and dropout 0.5;
+            None leaves them out.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        stages: Sequence[Sequence[int]] = VGG16_STAGES,
+        *,
+        dropout: float = 0.0,
+        fc_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.features = nn.Sequential()
+        self.pools: list[int] = []
+        index = 0
+        channels = in_channels
+        for number, widths in enumerate(stages, start=1):
+            if number > 1:
+                self.pools.append(len(self.features))
+                self.features.add_module(str(index), nn.MaxPool2d(2))
+                index += 1
+            for width in widths:
+                self.features.add_module(str(index), nn.Conv2d(channels, width, 3, padding=1))
+                self.features.add_module(str(index + 1), nn.ReLU(inplace=True))
+                channels = width
+                index += 2
+            if number >= 4 and dropout > 0:  # under a name, for the numbers are torchvision's
+                self.features.add_module(f"dropout{number}", nn.Dropout(dropout))
+        self.classifier: nn.Module | None = None
+        if fc_channels is not None:
+            self.classifier = nn.Sequential(
+                nn.Conv2d(channels, fc_channels, 7, padding=3),
+                nn.ReLU(inplace=True),
+                nn.Dropout(0.5),
+                nn.Conv2d(fc_channels, fc_channels, 1),
+                nn.ReLU(inplace=True),
+                nn.Dropout(0.5),
+            )
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Encode an image.
+
+        Args:
+            x: (B, in_channels, H, W).
+
+        Returns:
+            the map at the end of each stage, (B, C, H / 2^i, W / 2^i) for i = 0, 1, ..., then with ``fc_channels``
+            that of fc7 at half the last size; and the map after each pooling between stages. Sizes are rounded down.
+        """
+        ends: list[Tensor] = []
+        pooled: list[Tensor] = []
+        for i, layer in enumerate(self.features):
+            if i in self.pools:
+                ends.append(x)
+                pooled.append(layer(x))
+                x = pooled[-1]
+            else:
+                x = layer(x)
+        ends.append(x)
+        if self.classifier is not None:
+            ends.append(self.classifier(F.max_pool2d(x, 2)))
+        return ends, pooled
+
+
+def load_imagenet_weights(encoder: ResNet18Encoder | VGGEncoder, source: str | Path, sha256: str | None) -> None:
+    """Load torchvision's ``resnet18`` or ``vgg16`` state dict into ``encoder``.
+
+    The layer that gives the 1000 classes is left out. So are fc6 and fc7 of VGG-16, unless the encoder has them with as
+    many channels as the file (torchvision: 4096). If the encoder does not have three channels, each of its k channels
+    gets the mean over R, G and B of the first convolution, times 3 / k (for one channel: the sum). On k equal channels
+    the convolution then gives what the original gives on the same grey image as R = G = B, so the layers that follow,
     which know the scale of ImageNet's activations, stay right.
 
     Args:
@@ -121,13 +203,34 @@ def load_resnet18_weights(encoder: ResNet18Encoder, source: str | Path, sha256: 
         InputError: the file can not be had, has another SHA-256, or holds other weights.
     """
     state = read_state_dict(_verified_file(source, sha256))
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    in_channels = encoder.conv1.in_channels
-    rgb = state.get("conv1.weight")
+    own = encoder.state_dict()
+    state = {key: value for key, value in state.items() if key in own or not key.startswith(("fc.", "classifier."))}
+    if isinstance(encoder, VGGEncoder):
+        state |= _fully_connected_as_convolutions(state, own)
+    first = next(iter(own))
+    in_channels = own[first].shape[1]
+    rgb = state.get(first)
     if rgb is not None and rgb.ndim == 4 and rgb.shape[1] == 3 and in_channels != 3:
         grey = rgb.sum(dim=1, keepdim=True) / in_channels
-        state["conv1.weight"] = grey.expand(-1, in_channels, -1, -1)
-    load_strictly(encoder, state, str(source), "give torchvision's resnet18 file as encoder_weights")
+        state[first] = grey.expand(-1, in_channels, -1, -1)
+    name = "resnet18" if isinstance(encoder, ResNet18Encoder) else "vgg16"
+    load_strictly(encoder, state, str(source), f"give torchvision's {name} file as encoder_weights")
+
+
+def _fully_connected_as_convolutions(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return fc6 and fc7 of ``state`` in the shapes of ``own``, or those of ``own`` where their channels differ."""
+    convolutions = {key: value for key, value in own.items() if key.startswith("classifier.")}
+    bias = state.get("classifier.0.bias")
+    if bias is None or not convolutions:
+        return {}
+    if bias.shape != convolutions["classifier.0.bias"].shape:
+        return convolutions
+    return {
+        # The columns of fc6 run over channel, row and column of the last map, as the dimensions of a kernel do.
+        key: state[key].reshape(value.shape)
+        for key, value in convolutions.items()
+        if key in state and state[key].numel() == value.numel()
+    }
 
 
 def _verified_file(source: str | Path, sha256: str | None) -> Path:

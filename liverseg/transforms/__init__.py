@@ -1,5 +1,6 @@
 """Transforms that MONAI lacks."""
 
+from liverseg.transforms.crf import DenseCRF, DenseCRFd
 from liverseg.transforms.intensity import ScaleWindowd
 from liverseg.transforms.labels import MapLabelsd
 from liverseg.transforms.load import LoadVolumed
@@ -16,6 +17,8 @@ from liverseg.transforms.slices import RandSlicesd, stack_slices
 __all__ = [
     "CleanSlices",
     "CleanSlicesd",
+    "DenseCRF",
+    "DenseCRFd",
     "ErodeKeepLargestDilate",
     "ErodeKeepLargestDilated",
     "LoadVolumed",

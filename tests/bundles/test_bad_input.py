@@ -31,6 +31,7 @@ def error_line(run) -> str:
     [
         ({"loss": "@losses#dise"}, ["losses", "dise", "dice_ce", "iou_xy", "focal_tversky"]),
         ({"mask_cleaning": "@postprocessings#x"}, ["postprocessings", "clean_slices"]),
+        ({"modality": "pet"}, ["modality", "'pet'", "ct, mr"]),
         ({"device": "cuda:7"}, ["cuda:7", "--device cpu"]),
         ({"dataset_dir": "/gone"}, ["/gone/dataset.json", "no such datalist"]),
     ],

@@ -43,6 +43,17 @@ def without_requires(value):
     return [without_requires(item) for item in value] if isinstance(value, list) else value
 
 
+def without_initial_weights(parser):
+    """The network, and where a bundle has a choice of them all, as training and inference must both have it."""
+    networks = [parser["network_def"], *(parser.get().get("networks") or {}).values()]
+    return [
+        {key: value for key, value in network.items() if not key.startswith("encoder_weights")}
+        if isinstance(network, dict)
+        else network
+        for network in networks
+    ]
+
+
 def test_there_are_bundles():
     assert BUNDLES
 
@@ -82,9 +93,8 @@ def test_network_takes_and_gives_what_metadata_says(bundle, name):
 def test_training_and_inference_see_the_same(bundle):
     train, infer = config(bundle, "train.json"), config(bundle, "inference.json")
     assert train.get_parsed_content("num_classes") == infer.get_parsed_content("num_classes")
-    network_def = infer["network_def"]
-    assert {key: train["network_def"].get(key) for key in network_def} == network_def
-    both = set(train.get()) & set(infer.get()) - {"num_classes", "network_def"} - OWN
+    assert without_initial_weights(train) == without_initial_weights(infer)
+    both = set(train.get()) & set(infer.get()) - {"num_classes", "network_def", "networks"} - OWN
     assert {"spacing", "hu_window", "in_channels", "postprocessings"} <= both
     different = {key for key in both if without_requires(train[key]) != without_requires(infer[key])}
     assert different == set()

@@ -1,4 +1,4 @@
-"""Every loss of the bundle's train.json against its formula, written out in float64."""
+"""Every loss of the bundles' train.json against its formula, written out in float64, for two classes and for five."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-CONFIG = Path(__file__).resolve().parents[2] / "bundles" / "deeplabv3_liver" / "configs" / "train.json"
-WEIGHTS = torch.tensor([0.4, 1.6])
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
+NUM_CLASSES = {"deeplabv3_liver": 2, "deeplabv3_abdomen_mr": 5}
+WEIGHTS = [0.4, 1.6, 1.1, 0.7, 1.2]
 EPSILON = 1e-5  # MONAI adds it to numerator and denominator.
 
 
@@ -22,7 +23,7 @@ def probabilities(logits):
 
 def sums(logits, target):
     """TP, FP, FN of each class over the whole batch, with probabilities for the prediction."""
-    p, g = probabilities(logits), np.eye(2)[target[:, 0]].transpose(0, 3, 1, 2)
+    p, g = probabilities(logits), np.eye(logits.shape[1])[target[:, 0]].transpose(0, 3, 1, 2)
     axes = (0, 2, 3)
     return (p * g).sum(axes), (p * (1 - g)).sum(axes), ((1 - p) * g).sum(axes), g.sum(axes), p.sum(axes)
 
@@ -50,9 +51,9 @@ def generalized_dice(logits, target, weight):
 
 
 FORMULAS = {
-    "dice_ce": lambda x, y: 1 - dice(x, y).mean() + cross_entropy(x, y, [1, 1]),
+    "dice_ce": lambda x, y: 1 - dice(x, y).mean() + cross_entropy(x, y, np.ones(5)),
     "dice": lambda x, y: 1 - dice(x, y).mean(),
-    "dice_no_background": lambda x, y: 1 - dice(x, y)[1],
+    "dice_no_background": lambda x, y: 1 - dice(x, y)[1:].mean(),
     "iou": lambda x, y: 1 - tversky(x, y, 1, 1).mean(),
     "iou_xy": lambda x, y: 1 - tversky(x, y, 0.5, 1.5).mean(),
     "iou_15_05": lambda x, y: 1 - tversky(x, y, 1.5, 0.5).mean(),
@@ -64,54 +65,66 @@ FORMULAS = {
     "generalized_dice_uniform": lambda x, y: generalized_dice(x, y, np.ones_like),
     "generalized_dice_simple": lambda x, y: generalized_dice(x, y, lambda g: 1 / g),
     "generalized_dice_square": lambda x, y: generalized_dice(x, y, lambda g: 1 / g**2),
+    "per_organ": lambda x, y: 1 - np.append(tversky(x, y, 0.5, 1.5)[1:], tversky(x, y, 1, 1)[0]).mean(),
 }
 
 
-def build(name, **override):
+@pytest.fixture(params=NUM_CLASSES)
+def bundle(request):
+    return request.param
+
+
+def config(bundle):
+    return BUNDLES / bundle / "configs" / "train.json"
+
+
+def build(bundle, name, **override):
     parser = ConfigParser()
-    parser.read_config(CONFIG)
-    parser["bundle_root"] = str(CONFIG.parents[1])
-    parser["losses#cross_entropy#weight"] = "$torch.tensor([0.4, 1.6], dtype=torch.float64)"
+    parser.read_config(config(bundle))
+    parser["bundle_root"] = str(BUNDLES / bundle)
+    weights = WEIGHTS[: NUM_CLASSES[bundle]]
+    parser["losses#cross_entropy#weight"] = f"$torch.tensor({weights}, dtype=torch.float64)"
     for key, value in override.items():
         parser[key] = value
     return parser.get_parsed_content(f"losses#{name}")
 
 
-def batch():
+def batch(bundle):
     generator = np.random.default_rng(0)
-    logits = generator.normal(0, 2, (3, 2, 9, 7))
-    target = (generator.random((3, 1, 9, 7)) < 0.2).astype(np.int64)
-    return logits, target
+    num_classes = NUM_CLASSES[bundle]
+    logits = generator.normal(0, 2, (3, num_classes, 9, 7))
+    shares = [0.8, *[0.2 / (num_classes - 1)] * (num_classes - 1)]
+    return logits, generator.choice(num_classes, (3, 1, 9, 7), p=shares)
 
 
-def test_every_loss_of_the_config_has_a_formula_here():
-    assert set(json.loads(CONFIG.read_text())["losses"]) == set(FORMULAS)
+def test_every_loss_of_the_config_has_a_formula_here(bundle):
+    assert set(json.loads(config(bundle).read_text())["losses"]) == set(FORMULAS)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_loss_equals_its_formula(name):
-    logits, target = batch()
-    value = build(name)(torch.tensor(logits), torch.tensor(target))
+def test_loss_equals_its_formula(bundle, name):
+    logits, target = batch(bundle)
+    value = build(bundle, name)(torch.tensor(logits), torch.tensor(target))
     assert float(value) == pytest.approx(FORMULAS[name](logits, target), abs=1e-7)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_a_perfect_prediction_has_almost_no_loss_and_a_wrong_one_much(name):
-    _, target = batch()
-    onehot = torch.nn.functional.one_hot(torch.tensor(target[:, 0]), 2).movedim(-1, 1).double()
-    loss = build(name)
+def test_a_perfect_prediction_has_almost_no_loss_and_a_wrong_one_much(bundle, name):
+    _, target = batch(bundle)
+    onehot = torch.nn.functional.one_hot(torch.tensor(target[:, 0]), NUM_CLASSES[bundle]).movedim(-1, 1).double()
+    loss = build(bundle, name)
     assert float(loss(40 * onehot, torch.tensor(target))) < 1e-4
     assert float(loss(-40 * onehot, torch.tensor(target))) > 0.9
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_gradients_are_finite_where_a_class_is_missing(name):
-    logits = torch.zeros(2, 2, 5, 5, dtype=torch.float64, requires_grad=True)
-    build(name)(logits, torch.zeros(2, 1, 5, 5, dtype=torch.uint8)).backward()
+def test_gradients_are_finite_where_a_class_is_missing(bundle, name):
+    logits = torch.zeros(2, NUM_CLASSES[bundle], 5, 5, dtype=torch.float64, requires_grad=True)
+    build(bundle, name)(logits, torch.zeros(2, 1, 5, 5, dtype=torch.uint8)).backward()
     assert torch.isfinite(logits.grad).all()
 
 
-def test_iou_xy_takes_alpha_with_alpha_plus_beta_two():
-    logits, target = batch()
-    value = build("iou_xy", iou_xy_alpha=1.3)(torch.tensor(logits), torch.tensor(target))
+def test_iou_xy_takes_alpha_with_alpha_plus_beta_two(bundle):
+    logits, target = batch(bundle)
+    value = build(bundle, "iou_xy", iou_xy_alpha=1.3)(torch.tensor(logits), torch.tensor(target))
     assert float(value) == pytest.approx(1 - tversky(logits, target, 1.3, 0.7).mean(), abs=1e-7)

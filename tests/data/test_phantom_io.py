@@ -39,6 +39,19 @@ def test_files_are_those_of_lits(tmp_path):
         assert set(np.unique(classes)) <= {0, 1, 2}
 
 
+def test_organ_labels_are_those_of_chaos(tmp_path):
+    (item,) = write_phantoms(tmp_path, 1, modality="mr", organs=True, **GRID)
+    labels = np.asarray(nib.load(tmp_path / item["label"]).dataobj)
+    # RAS+: x grows to the patient's right, where the liver and the right kidney lie.
+    x = {value: np.argwhere(labels == value)[:, 0].mean() for value in (1, 2, 3, 4)}
+    middle = np.argwhere(nib.load(tmp_path / item["image"]).get_fdata() > 60)[:, 0].mean()
+    assert set(np.unique(labels)) == {0, 1, 2, 3, 4}
+    assert max(x[3], x[4]) < middle < min(x[1], x[2])
+    assert (labels == 1).sum() > (labels == 4).sum() > (labels == 2).sum()
+    write_phantoms(tmp_path, 1, modality="mr", **GRID)
+    assert set(np.unique(nib.load(tmp_path / item["label"]).dataobj)) <= {0, 1, 2}
+
+
 def test_cases_and_seeds_are_different_patients(tmp_path):
     write_phantoms(tmp_path / "a", 2, seed=0, num_test=1, **GRID)
     write_phantoms(tmp_path / "b", 2, seed=1, **GRID)

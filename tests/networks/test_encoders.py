@@ -9,7 +9,7 @@ from monai.networks.nets import resnet18
 from torch import nn
 
 from liverseg.errors import InputError
-from liverseg.networks.encoders import ResNet18Encoder, load_resnet18_weights
+from liverseg.networks.encoders import ResNet18Encoder, load_imagenet_weights
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def digest(path: Path) -> str:
 
 def loaded(weights: Path, in_channels: int = 3, output_stride: int = 16) -> ResNet18Encoder:
     encoder = ResNet18Encoder(in_channels, output_stride).eval()
-    load_resnet18_weights(encoder, weights, digest(weights))
+    load_imagenet_weights(encoder, weights, digest(weights))
     return encoder
 
 
@@ -128,30 +128,30 @@ def test_url_is_downloaded_once_to_the_hub_folder(
     served = tmp_path / "served.pth"
     served.write_bytes(weights.read_bytes())
     encoder = ResNet18Encoder(3)
-    load_resnet18_weights(encoder, served.as_uri(), digest(weights))
+    load_imagenet_weights(encoder, served.as_uri(), digest(weights))
     assert digest(tmp_path / "home/hub/checkpoints/served.pth") == digest(weights)
     served.unlink()
-    load_resnet18_weights(encoder, served.as_uri(), digest(weights).upper())
+    load_imagenet_weights(encoder, served.as_uri(), digest(weights).upper())
 
 
 def test_url_with_another_digest_leaves_no_file(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(InputError, match=f"{'0' * 64}.*{digest(weights)}"):
-        load_resnet18_weights(ResNet18Encoder(3), weights.as_uri(), "0" * 64)
+        load_imagenet_weights(ResNet18Encoder(3), weights.as_uri(), "0" * 64)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_url_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(InputError, match=r"absent.pth can not be downloaded .*give its path as encoder_weights"):
-        load_resnet18_weights(ResNet18Encoder(3), (tmp_path / "absent.pth").as_uri(), "0" * 64)
+        load_imagenet_weights(ResNet18Encoder(3), (tmp_path / "absent.pth").as_uri(), "0" * 64)
 
 
 def test_wrong_digest_names_both_and_changes_nothing(weights: Path) -> None:
     encoder = ResNet18Encoder(3)
     before = encoder.conv1.weight.clone()
     with pytest.raises(InputError, match=f"has SHA-256 {digest(weights)}; expected {'a' * 64}"):
-        load_resnet18_weights(encoder, weights, "a" * 64)
+        load_imagenet_weights(encoder, weights, "a" * 64)
     assert torch.equal(encoder.conv1.weight, before)
 
 
@@ -159,19 +159,19 @@ def test_bytes_are_not_unpickled_before_the_digest_is_right(tmp_path: Path) -> N
     path = tmp_path / "resnet18.pth"
     path.write_bytes(b"not a weights file")
     with pytest.raises(InputError, match="has SHA-256"):
-        load_resnet18_weights(ResNet18Encoder(3), path, "a" * 64)
+        load_imagenet_weights(ResNet18Encoder(3), path, "a" * 64)
     with pytest.raises(InputError, match="no weights file"):
-        load_resnet18_weights(ResNet18Encoder(3), path, digest(path))
+        load_imagenet_weights(ResNet18Encoder(3), path, digest(path))
 
 
 def test_digest_is_required(weights: Path) -> None:
     with pytest.raises(InputError, match=r"encoder_weights_sha256 is not set for .*resnet18.pth"):
-        load_resnet18_weights(ResNet18Encoder(3), weights, None)
+        load_imagenet_weights(ResNet18Encoder(3), weights, None)
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent.pth can not be read \(No such file"):
-        load_resnet18_weights(ResNet18Encoder(3), tmp_path / "absent.pth", "a" * 64)
+        load_imagenet_weights(ResNet18Encoder(3), tmp_path / "absent.pth", "a" * 64)
 
 
 def test_weights_of_another_network_name_the_keys(reference: nn.Module, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_weights_of_another_network_name_the_keys(reference: nn.Module, tmp_path
     path = tmp_path / "other.pth"
     torch.save(state, path)
     with pytest.raises(InputError) as caught:
-        load_resnet18_weights(ResNet18Encoder(1), path, digest(path))
+        load_imagenet_weights(ResNet18Encoder(1), path, digest(path))
     message = str(caught.value)
     assert "1 missing (first: layer1.0.conv1.weight)" in message
     assert "1 unexpected (first: layer9.weight)" in message

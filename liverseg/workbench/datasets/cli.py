@@ -25,20 +25,27 @@ def phantoms(
     ),
     spacing: Annotated[tuple[float, float, float], typer.Option(help="Voxel size in mm.")] = (3.0, 3.0, 5.0),
     modality: Annotated[str, typer.Option(help="ct or mr.")] = "ct",
+    organs: Annotated[
+        bool, typer.Option("--organs", help="Label liver, kidneys and spleen, as CHAOS does, not liver and lesions.")
+    ] = False,
     folds: Folds = 5,
     seed: Seed = 0,
 ) -> None:
     """Write synthetic abdominal scans with liver and lesions, named as LiTS names its files.
 
-    Example: liverseg data phantoms data/phantoms --cases 20 --test 4
+    Examples: liverseg data phantoms data/phantoms --cases 20 --test 4;
+    liverseg data phantoms data/mr --modality mr --organs
     """
     from liverseg.data import write_datalist, write_phantoms
+    from liverseg.data.phantom_io import CHAOS_LABELS, LITS_LABELS
 
-    items = write_phantoms(out, cases, seed=seed, shape=shape, spacing=spacing, modality=modality, num_test=test)
+    items = write_phantoms(
+        out, cases, seed=seed, shape=shape, spacing=spacing, modality=modality, organs=organs, num_test=test
+    )
     path = write_datalist(
         out / "dataset.json",
         items[:cases],
-        {"0": "background", "1": "liver", "2": "lesion"},
+        CHAOS_LABELS if organs else LITS_LABELS,
         test=items[cases:],
         num_folds=folds,
         seed=seed,

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 from liverseg.data import write_datalist
+from liverseg.data.phantom_io import LITS_LABELS
 from liverseg.errors import InputError
 
 
@@ -46,7 +47,7 @@ def split_folder(folder: Path, images: str, labels: str, test_share: float, num_
     return write_datalist(
         folder / "dataset.json",
         items[num_test:],
-        {"0": "background", "1": "liver", "2": "lesion"},
+        LITS_LABELS,
         test=items[:num_test],
         num_folds=num_folds,
         seed=seed,

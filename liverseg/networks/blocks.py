@@ -1,0 +1,35 @@
+"""Pieces that several networks share."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Pad images (B, C, H, W) below and on the right until height and width are multiples of ``multiple``.
+
+    The padding repeats the edge pixels: zeros would draw an edge into any image whose background is not 0, and the
+    value of air depends on the intensity scaling before the network.
+    """
+    return F.pad(x, (0, -x.shape[-1] % multiple, 0, -x.shape[-2] % multiple), mode="replicate")
+
+
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """Take the upper left ``height`` x ``width`` pixels of (B, C, H, W): what ``pad_to_multiple`` added goes."""
+    # By negative padding: a slice makes torch.export tell padded sizes from others and refuse one kind.
+    return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
+
+
+def initialise_he(network: nn.Module) -> None:
+    """Draw the weights of all convolutions from N(0, 2 / n) and set their biases to 0, in place.
+
+    n is kernel height x kernel width x input channels, for up-convolutions too: MATLAB's ``WeightsInitializer="he"``,
+    which its ``unetLayers`` gives to every convolution (He et al., "Delving deep into rectifiers", ICCV 2015).
+    """
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            inputs = module.in_channels * module.weight[0, 0].numel()
+            nn.init.normal_(module.weight, std=(2 / inputs) ** 0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
