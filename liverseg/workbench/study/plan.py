@@ -179,7 +179,7 @@ def _arguments(run_id: str, cell: Cell, configs: list[str], options: dict[str, A
 
 
 def literal(value: Any) -> str:
-    """A value as the command line of monai.bundle reads it: Python, with the double quotes that a shell leaves alone."""
+    """A value as the command line of monai.bundle reads it: Python, with double quotes, which are easy to quote."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{literal(key)}: {literal(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):

@@ -46,7 +46,7 @@ def bars_png(table: StudyTable) -> bytes | None:
         papers = [value.paper if value and value.paper is not None else math.nan for value in values]
         axes.hlines(
             papers, places - width / 2, places + width / 2, color=PAPER_COLOUR, linewidth=1.8,
-            label="paper" if index == len(columns) - 1 and np.isfinite(papers).any() else None,
+            label="paper" if index == len(columns) - 1 and np.isfinite(papers).any() else "",
         )  # fmt: skip
     axes.set_xticks(range(len(rows)), rows, rotation=20 if max(map(len, rows)) > 14 else 0)
     axes.set(ylabel="IoU", ylim=(0, 1.02))

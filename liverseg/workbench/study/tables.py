@@ -282,7 +282,7 @@ def cell_lines(value: Value | None) -> list[str]:
 def explanations(table: StudyTable) -> list[str]:
     """What the numbers are, which cases are named by number, and what is missing."""
     texts = [
-        "Each place: our mean ± sd over folds and seeds; the difference to the reference in percentage points (pp) and, "
+        "Each place: our mean ± sd over folds and seeds; difference to the reference in percentage points (pp) and, "
         "where cases can be paired, p of a two-sided Wilcoxon signed-rank test over them, not corrected for the number "
         "of tests; the paper's number, and in brackets ours less the paper's.",
         *(["The cases: " + "; ".join(table.notes) + "."] if table.notes else []),
