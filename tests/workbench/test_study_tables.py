@@ -214,7 +214,8 @@ def test_the_page_shows_tables_and_pictures(tmp_path):
         mask = nib.load(item["label"])
         nib.save(mask, folder / "evaluation/none/masks" / mask_file_name(item["image"]))
     cell = {
-        "data": "ct", "network": "A", "loss": "dice", "task": "liver", "fold": 0, "dataset": {"dataset_dir": str(scans)},
+        "data": "ct", "network": "A", "loss": "dice", "task": "liver", "fold": 0,
+        "dataset": {"dataset_dir": str(scans)},
         "settings": {"classes": {"background": None, "liver": [1, 2]}},
     }  # fmt: skip
     plan = table_plan({"a": {"IoU": place("iou:liver", "cell")}})

@@ -114,7 +114,7 @@ def _choose(study: Study, wanted: Calibration) -> tuple[str, str]:
 
 
 def _open_search(storage: str, name: str, study: Study, wanted: Calibration) -> optuna.Study:
-    """The trials so far; those that were killed are marked so and come first again."""
+    """The trials so far; those that were killed are marked as failed, and come again."""
     import optuna
 
     # Trials of other folds or settings cannot be compared with these.

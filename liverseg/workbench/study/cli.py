@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from liverseg.errors import InputError
+
 app = typer.Typer(help="Compare networks, losses and post-processing in one command.", no_args_is_help=True)
 
 StudyFile = Annotated[Path, typer.Argument(help="A YAML file, or paper_a.yaml, paper_b.yaml, quick.yaml as shipped.")]
@@ -56,7 +58,11 @@ def run(
         failed = Runner(out, workers, content.keep_models, console).run(list(plan.cells.values()))
         page = write_page(out)
     console.print(f"Open [bold]{page}[/bold] in a browser.")
-    _stop_if(failed)
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(plan.cells)} trainings failed, so their places in the tables are empty: "
+            + "; ".join(f"{name}: {line}" for name, line in failed.items())
+        )
 
 
 @app.command()
@@ -105,13 +111,3 @@ def calibrate(
 
 def _out(out: Path | None, study: Path) -> Path:
     return (out or Path("studies_out") / study.stem).resolve()
-
-
-def _stop_if(failed: dict[str, str]) -> None:
-    from liverseg.errors import InputError
-
-    if failed:
-        raise InputError(
-            f"{len(failed)} trainings failed, so the tables have empty places: "
-            + "; ".join(f"{name}: {line}" for name, line in failed.items())
-        )
