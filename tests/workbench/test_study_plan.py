@@ -120,6 +120,20 @@ def test_the_name_of_a_cell_follows_all_that_decides_its_result(folder):
     assert name(data=moved) != before
 
 
+def test_a_row_with_one_number_in_a_column_of_another_metric(folder):
+    table = {
+        "where": {"data": "ct", "network": "A", "loss": "dice", "task": "liver"},
+        "rows": {"all": {}, "cleaning": {"column": "time", "metric": "postprocessing_seconds"}},
+        "columns": {"time": {"metric": "training_minutes"}, "IoU": {"metric": "mean_iou"}},
+    }
+    places = plan_of(folder, tables={"t": table}).tables["t"]["places"]
+    assert {column: place["metric"] for column, place in places["all"].items()} == {
+        "time": "training_minutes",
+        "IoU": "mean_iou",
+    }
+    assert [place["metric"] for place in places["cleaning"].values()] == ["postprocessing_seconds"]
+
+
 def test_one_network_for_each_class(folder):
     data = {"mr": {"dataset_dir": str(folder / "scans"), "labels": {"liver": [1], "spleen": [2]}}}
     table = {

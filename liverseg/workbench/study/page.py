@@ -12,7 +12,7 @@ import jinja2
 from liverseg.files import check_writable, write_atomically
 from liverseg.workbench.report.overlays import MASK_COLOUR, REFERENCE_COLOUR
 from liverseg.workbench.study.plots import bars_png, curves_png, overlays
-from liverseg.workbench.study.tables import StudyTable, cell_lines, explanations, read_plan, write_tables
+from liverseg.workbench.study.tables import PLACE, StudyTable, cell_lines, read_plan, remarks, write_tables
 
 
 def write_page(out: Path) -> Path:
@@ -38,6 +38,7 @@ def write_page(out: Path) -> Path:
         tables=[_table(out, table) for table in tables],
         curves=list(_curves(out, plan)),
         scans=[_scan(out, scan) for scan in overlays(out, plan)],
+        place=PLACE,
         phantoms=plan["phantoms"],
         mask_colour=MASK_COLOUR,
         reference_colour=REFERENCE_COLOUR,
@@ -55,7 +56,7 @@ def _table(out: Path, table: StudyTable) -> dict[str, Any]:
         "title": table.title,
         "columns": table.columns,
         "rows": rows,
-        "texts": explanations(table),
+        "texts": remarks(table),
         "files": [f"tables/{stem}.csv", f"tables/{stem}.md"],
         "bars": png and _write(out, f"{stem}_bars", png),
     }

@@ -243,11 +243,16 @@ class _Table:
             if kind:
                 resolved["derived"][row] = kind
                 continue
-            resolved["places"][row] = {
-                column: self._place(row, column, {**self.table["where"], **row_keys, **column_keys})
-                for column, column_keys in columns.items()
-                if row_keys.get("column", column) == column
-            }
+            where = self.table["where"]
+            if "column" in row_keys:
+                # The row borrows the column's place for a number of its own.
+                column = row_keys["column"]
+                resolved["places"][row] = {column: self._place(row, column, where | columns[column] | row_keys)}
+            else:
+                resolved["places"][row] = {
+                    column: self._place(row, column, where | row_keys | column_keys)
+                    for column, column_keys in columns.items()
+                }
         return resolved
 
     def _check_labels(self, rows: Any, columns: Any) -> None:
@@ -262,6 +267,8 @@ class _Table:
             if label is not None and label not in {**rows, **columns}:
                 raise self._wrong("reference", label, "the label of a row or column")
         for row, entry in rows.items():
+            if entry.get("column", next(iter(columns))) not in columns:
+                raise self._wrong(f"rows: {row}: column", entry["column"], "the label of a column")
             for label in entry.get("difference", []):
                 if label not in rows:
                     raise self._wrong(f"rows: {row}: difference", label, "the label of a row")

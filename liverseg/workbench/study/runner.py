@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -118,7 +119,7 @@ class Runner:
             on_done: called after each that ends well.
 
         Returns:
-            For each cell that failed, the last line of its log.
+            For each cell that failed, what its log says of it.
         """
         done = [cell for cell in cells if is_done(cell, self.out)]
         for cell in done:
@@ -175,7 +176,7 @@ class Runner:
         step = running.steps.pop(0)
         if status != 0 or not step.result.is_file():
             log = folder / f"{step.name}.log"
-            self.failed[running.cell.name] = f"{_last_line(log)} ({log})"
+            self.failed[running.cell.name] = f"{_reason(log)} ({log})"
             self.running.remove(running)
             return True
         return False
@@ -281,9 +282,13 @@ def _recorded_seconds(folder: Path) -> float:
     return json.loads((folder / "cell.json").read_text())["seconds"] or 0.0
 
 
-def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "no output"
+def _reason(log: Path) -> str:
+    """What the last command in the log ended with: its sentence, or the error that a traceback began with."""
+    text = log.read_text(errors="replace").replace("\r", "\n")
+    lines = [line.strip() for line in text[text.rfind("$ python ") :].splitlines() if line.strip()]
+    sentences = [line for line in lines if line.startswith("error: ")]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
+    return [*sentences, *errors[:1], lines[-1]][0]
 
 
 def _duration(seconds: float) -> str:

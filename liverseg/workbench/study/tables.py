@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,12 @@ from liverseg.files import check_writable, write_atomically
 from liverseg.workbench.study.metrics import is_share, read_cases, read_metric
 
 Labels = tuple[str, str]
+
+PLACE = (
+    "In each place: our mean ± sd over folds and seeds; the difference to the reference in percentage points (pp) and, "
+    "where cases can be paired, p of a two-sided Wilcoxon signed-rank test over them, not corrected for the number of "
+    "tests; the paper's number, and in brackets ours less the paper's."
+)
 
 
 @dataclass
@@ -120,31 +127,30 @@ def compute_table(out: Path, name: str, plan: Mapping[str, Any]) -> StudyTable:
 def _read_place(out: Path, place: Mapping[str, Any], table: StudyTable) -> Value | None:
     metric, postprocessings = place["metric"], place["postprocessings"]
     runs: list[list[float]] = []
-    cases: dict[str, list[float]] | None = {}
+    cases: dict[str, list[float]] = {}
+    missing = []
     for part in place["parts"]:
         runs.append([])
         for cell in part:
             folder = out / "cells" / cell
             try:
-                found = read_cases(folder, metric, postprocessings[0])
+                for case, share in (read_cases(folder, metric, postprocessings[0]) or {}).items():
+                    cases.setdefault(case, []).append(share)
                 if not metric.startswith("case_iou"):
                     number = read_metric(folder, metric, postprocessings)
                     runs[-1].append(float("nan") if number is None else number)
             except FileNotFoundError as error:
-                line = f"{cell}: {Path(str(error.filename)).relative_to(folder)} is not there"
-                if line not in table.missing:
-                    table.missing.append(line)
-                return None
-            if found is None:
-                cases = None
-            elif cases is not None:
-                for case, share in found.items():
-                    cases.setdefault(case, []).append(share)
-    by_case = None if cases is None else {case: float(np.mean(shares)) for case, shares in cases.items()}
-    if metric.startswith("case_iou") and by_case is not None:
+                missing.append(f"{cell}: {Path(str(error.filename)).relative_to(folder)} is not there")
+    table.missing += [line for line in missing if line not in table.missing]
+    if missing:
+        return None
+    by_case = {case: float(np.mean(shares)) for case, shares in cases.items()}
+    if metric.startswith("case_iou"):
         return _one_case(by_case, metric, table)
-    with np.errstate(all="ignore"):
-        return Value(metric, np.nanmean(np.array(runs), axis=0), by_case)
+    with warnings.catch_warnings():
+        # Of a class that is in no mask of any part.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return Value(metric, np.nanmean(np.array(runs), axis=0), by_case or None)
 
 
 def _one_case(by_case: dict[str, float], metric: str, table: StudyTable) -> Value | None:
@@ -262,46 +268,44 @@ def to_markdown(table: StudyTable) -> str:
     for row in table.rows:
         cells = ["<br>".join(cell_lines(table.values.get((row, column)))) for column in table.columns]
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *(f"{note}\n" for note in explanations(table))])
+    return "\n".join([*lines, "", f"{PLACE}\n", *(f"{text}\n" for text in remarks(table))])
 
 
 def cell_lines(value: Value | None) -> list[str]:
     """What a place says: our mean ± sd, its difference to the reference with the test, the paper's number."""
     if value is None:
         return [""]
-    sd = "" if value.sd is None else f" ± {number(value.sd, value.metric).lstrip('+')}"
-    lines = [number(value.mean, value.metric) + sd + (" pp" if value.metric == "pp" else "")]
+    digits = _digits(value.mean, value.metric)
+    sign = "+" if value.metric == "pp" else ""
+    mean = "–" if np.isnan(value.mean) else f"{value.mean:{sign}.{digits}f}".replace("-", "−")
+    sd = "" if value.sd is None else f" ± {value.sd:.{digits}f}"
+    lines = [mean + sd + (" pp" if value.metric == "pp" else "")]
     if value.difference_pp is not None:
-        lines.append(signed(value.difference_pp) + ("" if value.p_value is None else f", p {_p_text(value.p_value)}"))
+        lines.append(_signed(value.difference_pp) + ("" if value.p_value is None else f", p {_p_text(value.p_value)}"))
     if value.paper is not None:
         to_paper = value.difference_to_paper_pp
-        lines.append(f"paper {value.paper:g}" + ("" if to_paper is None else f" ({signed(to_paper)})"))
+        lines.append(f"paper {value.paper:g}" + ("" if to_paper is None else f" ({_signed(to_paper)})"))
     return lines
 
 
-def explanations(table: StudyTable) -> list[str]:
-    """What the numbers are, which cases are named by number, and what is missing."""
-    texts = [
-        "Each place: our mean ± sd over folds and seeds; difference to the reference in percentage points (pp) and, "
-        "where cases can be paired, p of a two-sided Wilcoxon signed-rank test over them, not corrected for the number "
-        "of tests; the paper's number, and in brackets ours less the paper's.",
-        *(["The cases: " + "; ".join(table.notes) + "."] if table.notes else []),
-    ]
-    return texts + [f"Missing: {line}." for line in table.missing]
+def remarks(table: StudyTable) -> list[str]:
+    """Which cases are named by number, and what is missing."""
+    cases = ["The cases: " + "; ".join(table.notes) + "."] if table.notes else []
+    return cases + [f"Missing: {line}." for line in table.missing]
 
 
-def number(value: float, metric: str) -> str:
-    """A number with the digits that its metric deserves."""
-    if not np.isfinite(value):
-        return "–"
+def _digits(value: float, metric: str) -> int:
+    """Digits after the point: as many as the metric deserves, or three that count for seconds and minutes."""
     if metric == "pp":
-        return f"{value:+.1f}".replace("-", "−")
+        return 1
     if is_share(metric):
-        return f"{value:.3f}"
-    return f"{value:.0f}" if metric in ("epochs", "iterations", "memory_mb", "rank") else f"{value:.3g}"
+        return 3
+    if metric in ("epochs", "iterations", "memory_mb", "rank") or not np.isfinite(value) or value == 0:
+        return 0
+    return max(0, 2 - int(np.floor(np.log10(abs(value)))))
 
 
-def signed(pp: float) -> str:
+def _signed(pp: float) -> str:
     """A difference in percentage points."""
     return f"{pp:+.1f} pp".replace("-", "−")
 
