@@ -79,7 +79,7 @@ def test_a_killed_study_repeats_no_finished_cell_and_resumes_the_others(tmp_path
     started = psutil.Process(first.pid).children(recursive=True)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    _, alive = psutil.wait_procs(started, timeout=20)
+    _, alive = psutil.wait_procs(started, timeout=5)
     assert not alive, "a command of the killed study goes on"
     done = next(path.parent.parent.parent for path in cells.glob("*/evaluation/none/summary.json"))
     half = next(folder for folder in cells.iterdir() if folder != done)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from liverseg.data import load_datalist
 from liverseg.handlers.report import mask_file_name
@@ -78,6 +79,7 @@ def curves_png(out: Path, plan: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
             axes.set_title(label, fontsize=9)
             axes.grid(alpha=0.3)
             axes.tick_params(labelsize=8)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.spines[["top", "right"]].set_visible(False)
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
