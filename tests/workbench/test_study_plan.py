@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from liverseg.errors import InputError
 from liverseg.workbench.study import read
+from liverseg.workbench.study.cells import literal, make_cell, steps
 from liverseg.workbench.study.cli import app
-from liverseg.workbench.study.plan import literal, make_cell, make_plan, steps
+from liverseg.workbench.study.plan import make_plan
 from liverseg.workbench.study.read import find_study, read_study
 
 BUNDLES = ROOT / "bundles"

@@ -14,7 +14,8 @@ from liverseg.data import load_datalist
 from liverseg.errors import InputError
 from liverseg.workbench.study.page import write_page
 from liverseg.workbench.study.read import PAPERS
-from liverseg.workbench.study.tables import compute_table, wilcoxon_p, write_tables
+from liverseg.workbench.study.render import write_tables
+from liverseg.workbench.study.tables import compute_table, wilcoxon_p
 
 CLASSES = ["background", "liver", "spleen"]
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
-from liverseg.workbench.study.plan import Cell, literal, make_cell
+from liverseg.workbench.study.cells import Cell, literal, make_cell
 from liverseg.workbench.study.read import Study, check_setting
 from liverseg.workbench.study.runner import Runner, cell_folder, lock, make_phantoms
 

@@ -35,8 +35,9 @@ def run(
     """
     from rich.console import Console
 
+    from liverseg.workbench.study.cells import steps
     from liverseg.workbench.study.page import write_page
-    from liverseg.workbench.study.plan import make_plan, save_plan, steps
+    from liverseg.workbench.study.plan import make_plan, save_plan
     from liverseg.workbench.study.read import find_study, read_study
     from liverseg.workbench.study.runner import Runner, cell_folder, lock, make_phantoms, shell_line
 

@@ -12,7 +12,8 @@ import jinja2
 from liverseg.files import check_writable, write_atomically
 from liverseg.workbench.report.overlays import MASK_COLOUR, REFERENCE_COLOUR
 from liverseg.workbench.study.plots import bars_png, curves_png, overlays
-from liverseg.workbench.study.tables import PLACE, StudyTable, cell_lines, read_plan, remarks, write_tables
+from liverseg.workbench.study.render import PLACE, cell_lines, remarks, write_tables
+from liverseg.workbench.study.tables import StudyTable, read_plan
 
 
 def write_page(out: Path) -> Path:

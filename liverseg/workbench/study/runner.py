@@ -24,8 +24,8 @@ from rich.table import Table
 
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
+from liverseg.workbench.study.cells import Cell, Step, phantoms_folder, python_command, steps
 from liverseg.workbench.study.metrics import last_epoch
-from liverseg.workbench.study.plan import Cell, Step, phantoms_folder, python_command, steps
 from liverseg.workbench.study.read import Study
 
 PR_SET_PDEATHSIG = 1
