@@ -172,7 +172,7 @@ def test_a_missing_cell_leaves_its_place_empty_and_is_named(tmp_path):
     write_tables(tmp_path)
     markdown = (tmp_path / "tables" / "own.md").read_text()
     assert "| a |  |" in markdown
-    assert "| b | 0.500<br>paper 0.8 (−30.0 pp) |" in markdown
+    assert "| b | 0.500<br>paper 0.80 (−30.0 pp) |" in markdown
     assert "Missing: away1: evaluation/none/cases.csv is not there." in markdown
     table = pd.read_csv(tmp_path / "tables" / "own.csv", index_col=0)
     assert np.isnan(table.loc["a", "c"])

@@ -79,7 +79,10 @@ def cell_lines(value: Value | None) -> list[str]:
         lines.append(_signed(value.difference_pp) + ("" if value.p_value is None else f", p {_p_text(value.p_value)}"))
     if value.paper is not None:
         to_paper = value.difference_to_paper_pp
-        lines.append(f"paper {value.paper:g}" + ("" if to_paper is None else f" ({_signed(to_paper)})"))
+        printed = (
+            f"{value.paper:.2f}" if is_share(value.metric) and round(value.paper, 2) == value.paper else value.paper
+        )
+        lines.append(f"paper {printed}" + ("" if to_paper is None else f" ({_signed(to_paper)})"))
     return lines
 
 
