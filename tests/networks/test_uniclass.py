@@ -60,7 +60,7 @@ def test_it_is_a_segmentation_network(check_segmentation_network):
     def small_network() -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
 
-    check_segmentation_network(lambda: UniclassNetworks({name: small_network() for name in ORGANS}), 1, 4)
+    check_segmentation_network(lambda: UniclassNetworks({name: small_network() for name in ORGANS}), 1, 4, stride=1)
 
 
 def test_each_organ_loads_its_own_weights_in_any_order(tmp_path):

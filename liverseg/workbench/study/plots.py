@@ -50,7 +50,8 @@ def bars_png(table: StudyTable) -> bytes | None:
             papers, places - width / 2, places + width / 2, color=PAPER_COLOUR, linewidth=1.8,
             label="paper" if index == len(columns) - 1 and np.isfinite(papers).any() else "",
         )  # fmt: skip
-    axes.set_xticks(range(len(rows)), [textwrap.fill(row, 15, break_long_words=False) for row in rows])
+    letters = max(8, 60 // len(rows))
+    axes.set_xticks(range(len(rows)), [textwrap.fill(row, letters, break_long_words=False) for row in rows])
     axes.set(ylabel="IoU", ylim=(0, 1.02))
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
