@@ -60,7 +60,7 @@ def test_it_is_a_segmentation_network(check_segmentation_network):
     def small_network() -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
 
-    check_segmentation_network(lambda: UniclassNetworks({name: small_network() for name in ORGANS}), 1, 4)
+    check_segmentation_network(lambda: UniclassNetworks({name: small_network() for name in ORGANS}), 1, 4, stride=1)
 
 
 def test_each_organ_loads_its_own_weights_in_any_order(tmp_path):
@@ -75,7 +75,7 @@ def test_each_organ_loads_its_own_weights_in_any_order(tmp_path):
 
 @pytest.mark.parametrize("names", [(), ("liver", "spleen"), (*ORGANS, "pancreas")])
 def test_weights_for_other_organs_are_refused(names):
-    found = f"found weights for {', '.join(names) or 'no organ'}, expected {', '.join(ORGANS)}"
+    found = f"found weights for {', '.join(names) or 'no network'}, expected {', '.join(ORGANS)}"
     with pytest.raises(InputError, match=re.escape(found)):
         convolutions(0).load_weights(dict.fromkeys(names, "model.pt"))
 
