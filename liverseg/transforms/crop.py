@@ -67,11 +67,11 @@ class CropToLabeld(MapTransform):
             file = label.meta.get("filename_or_obj", self.label_key)
             raise InputError(f"{file}: found no foreground, expected some to crop to: take the case out of the data.")
         crop = SpatialCrop(roi_slices=box)
-        outside = crop(label).as_tensor() == 0
         # Copies, for a cached view would keep the whole volume.
         cropped = {key: crop(data[key]).clone() for key in self.keys}
         if self.outside_value is not None:
+            outside = cropped[self.label_key] == 0
             for key in self.keys:
                 if key != self.label_key:
-                    cropped[key].as_tensor()[outside] = self.outside_value
+                    cropped[key].masked_fill_(outside, self.outside_value)
         return {**data, **cropped}

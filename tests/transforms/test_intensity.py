@@ -83,5 +83,5 @@ def test_equalisation_is_in_place_keeps_the_affine_and_takes_any_memory_order():
 def test_intensities_that_were_not_scaled_are_refused(value):
     volume = torch.full((1, 4, 4, 2), 0.5)
     volume[0, 1, 1, 1] = value
-    with pytest.raises(InputError, match="image: found intensities from .* expected 0 to 1"):
+    with pytest.raises(InputError, match=r"image: found intensities from .* expected 0 to 1"):
         EqualizeHistogramd("image")({"image": volume})
