@@ -11,7 +11,7 @@ from ignite.engine import Engine, Events
 from torch.nn.parallel import DistributedDataParallel
 
 from liverseg.errors import InputError
-from liverseg.networks import UniclassNetworks, load_weights
+from liverseg.networks import LiverLesionNetworks, UniclassNetworks, load_weights
 
 
 class WeightsLoader:
@@ -19,11 +19,11 @@ class WeightsLoader:
 
     Args:
         network: the network, or its DistributedDataParallel wrapper.
-        path: a state dict, as `Checkpoints` writes `model.pt`, or one for each organ of `UniclassNetworks`, by name;
-            `None` loads nothing.
+        path: a state dict, as `Checkpoints` writes `model.pt`, or one for each network of `UniclassNetworks`
+            or `LiverLesionNetworks`, by name; `None` loads nothing.
 
     Raises:
-        InputError: as `load_weights` raises it, and for weights by organ where there is only one network.
+        InputError: as `load_weights` raises it, and for weights by name where there is only one network.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class WeightsLoader:
             return
         if not isinstance(self.path, Mapping):
             load_weights(self.network, Path(self.path))
-        elif isinstance(self.network, UniclassNetworks):
+        elif isinstance(self.network, (UniclassNetworks, LiverLesionNetworks)):
             self.network.load_weights(self.path)
         else:
             raise InputError(
                 f"found weights for {', '.join(self.path)}, expected one path for {type(self.network).__name__}: give "
-                "one path, or use the config of one network per organ."
+                "one path, or use the config of several networks."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,6 +20,30 @@ def crop(x: Tensor, height: int, width: int) -> Tensor:
     """Take the upper left ``height`` x ``width`` pixels of (B, C, H, W): what ``pad_to_multiple`` added goes."""
     # By negative padding: a slice makes torch.export tell padded sizes from others and refuse one kind.
     return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
+
+
+class MixedPool2d(nn.Module):
+    """Max or average pooling, drawn at random in training; their mean at test.
+
+    λ·max + (1 − λ)·average with λ 0 or 1 at equal odds (Yu et al., "Mixed Pooling for Convolutional Neural Networks",
+    RSKT 2014). λ is drawn in each forward pass, for each image and feature map on its own, from torch's generator of
+    the device. At test λ is its expectation, 1/2, so the weights carry no record of the draws.
+
+    Args:
+        kernel_size: and stride, in pixels.
+    """
+
+    def __init__(self, kernel_size: int) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H / kernel_size, W / kernel_size), sizes rounded down."""
+        highest = F.max_pool2d(x, self.kernel_size)
+        average = F.avg_pool2d(x, self.kernel_size)
+        if not self.training:
+            return (highest + average) / 2
+        return torch.where(torch.rand(x.shape[0], x.shape[1], 1, 1, device=x.device) < 0.5, highest, average)
 
 
 def initialise_he(network: nn.Module) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liverseg.errors import InputError
+from liverseg.networks.blocks import MixedPool2d
 from liverseg.networks.weights import load_strictly, read_state_dict
 
 
@@ -107,10 +108,11 @@ def _stage(in_channels: int, out_channels: int, stride: int, dilation: int, dila
 
 
 VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+POOLINGS = {"max": nn.MaxPool2d, "mixed": MixedPool2d}
 
 
 class VGGEncoder(nn.Module):
-    """Stages of 3x3 convolutions with ReLU and 2x2 max pooling between them (Simonyan & Zisserman 2015).
+    """Stages of 3x3 convolutions with ReLU and 2x2 pooling between them (Simonyan & Zisserman 2015).
 
     With the default ``stages`` it is VGG-16, with the parameter names of torchvision's ``vgg16``. The fully connected
     layers fc6 and fc7 are there on request, as convolutions (Long et al. 2015): at the middle of the 7x7 map that a
@@ -120,8 +122,12 @@ class VGGEncoder(nn.Module):
         in_channels: channels of the input.
         stages: output channels of the convolutions of each stage.
         dropout: probability with which a value is dropped in training at the end of the fourth and the fifth stage.
+        pooling: "max" or "mixed" (`MixedPool2d`) between the stages.
         fc_channels: output channels of fc6 (7x7, same padding) and fc7 (1x1), each followed by ReLU and dropout 0.5;
             None leaves them out.
+
+    Raises:
+        InputError: ``pooling`` is neither of the two.
     """
 
     def __init__(
@@ -130,9 +136,12 @@ class VGGEncoder(nn.Module):
         stages: Sequence[Sequence[int]] = VGG16_STAGES,
         *,
         dropout: float = 0.0,
+        pooling: str = "max",
         fc_channels: int | None = None,
     ) -> None:
         super().__init__()
+        if pooling not in POOLINGS:
+            raise InputError(f"pooling is {pooling!r}; expected 'max' or 'mixed': set one of the two.")
         self.features = nn.Sequential()
         self.pools: list[int] = []
         index = 0
@@ -140,7 +149,7 @@ class VGGEncoder(nn.Module):
         for number, widths in enumerate(stages, start=1):
             if number > 1:
                 self.pools.append(len(self.features))
-                self.features.add_module(str(index), nn.MaxPool2d(2))
+                self.features.add_module(str(index), POOLINGS[pooling](2))
                 index += 1
             for width in widths:
                 self.features.add_module(str(index), nn.Conv2d(channels, width, 3, padding=1))

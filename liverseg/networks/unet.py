@@ -30,6 +30,11 @@ class UNet(nn.Module):
     that of the bridge, so that depth, skips (before each of the four poolings) and decoder stay as they are. VGG-16's
     fifth pooling, after which nothing would follow, is left out.
 
+    With ``pooling="mixed"`` it is the "Mixed U-Net" of the paper on liver and lesions in LiTS: nine levels of two 3x3
+    convolutions with ReLU, dropout 0.5, and mixed pooling in the place of max pooling. What that paper calls
+    "upsampling", with no more detail, is read as the U-Net's up-convolution. Its sigmoid belongs to the loss: two
+    logits whose softmax is the sigmoid of their difference.
+
     The image is padded below and on the right to a multiple of 16 with its edge pixels, and the logits are cropped
     back.
 
@@ -37,13 +42,14 @@ class UNet(nn.Module):
         in_channels: channels of the input: 1, or 3 or 5 neighbouring slices.
         num_classes: channels of the output, background included.
         encoder: "plain" or "vgg16".
+        pooling: "max" or "mixed" (`MixedPool2d`). The weights of one fit the other.
         dropout: probability with which a value is dropped in training at the end of the fourth stage and the bridge.
         encoder_weights: path or URL of torchvision's ``vgg16`` state dict; None starts from random weights.
         encoder_weights_sha256: SHA-256 of that file, needed with it. For torchvision's ``vgg16-397923af.pth`` it is
             397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0.
 
     Raises:
-        InputError: ``encoder`` is neither of the two, or the encoder weights can not be used.
+        InputError: ``encoder`` or ``pooling`` is neither of its two, or the encoder weights can not be used.
     """
 
     def __init__(
@@ -52,6 +58,7 @@ class UNet(nn.Module):
         num_classes: int = 2,
         *,
         encoder: str = "plain",
+        pooling: str = "max",
         dropout: float = 0.5,
         encoder_weights: str | Path | None = None,
         encoder_weights_sha256: str | None = None,
@@ -63,7 +70,7 @@ class UNet(nn.Module):
             found = f"encoder_weights is {str(encoder_weights)!r} with encoder {encoder!r}"
             raise InputError(f"{found}; expected weights with 'vgg16' only: set encoder to 'vgg16' or leave them out.")
         stages = ENCODERS[encoder]
-        self.encoder = VGGEncoder(in_channels, stages, dropout=dropout)
+        self.encoder = VGGEncoder(in_channels, stages, dropout=dropout, pooling=pooling)
         self.decoder = nn.ModuleList()
         channels = stages[-1][-1]
         for width in (512, 256, 128, 64):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from liverseg.errors import InputError
-from liverseg.networks.weights import load_weights
+from liverseg.networks.weights import load_weights_by_name
 
 
 class UniclassNetworks(nn.Module):
@@ -44,18 +44,5 @@ class UniclassNetworks(nn.Module):
         return torch.cat([torch.zeros_like(margins[0]), torch.cat(margins, dim=1)], dim=1)
 
     def load_weights(self, paths: Mapping[str, str | os.PathLike[str]]) -> None:
-        """Load each organ's own weights, as its training wrote them.
-
-        Args:
-            paths: path of the weights by organ, in any order.
-
-        Raises:
-            InputError: for an organ without path or a path without organ, and as `liverseg.networks.load_weights`.
-        """
-        if set(paths) != set(self.networks):
-            raise InputError(
-                f"found weights for {', '.join(paths) or 'no organ'}, expected {', '.join(self.networks)}: give one "
-                "path for each organ that has a network."
-            )
-        for name, network in self.networks.items():
-            load_weights(network, os.fspath(paths[name]))
+        """Load each organ's own weights from its path, as `liverseg.networks.weights.load_weights_by_name`."""
+        load_weights_by_name(dict(self.networks.items()), paths)

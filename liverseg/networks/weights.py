@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -31,6 +32,23 @@ def load_weights(network: Network, path: str | Path) -> Network:
     advice = "give weights made with this network and config (check num_classes, in_channels and the network's options)"
     load_strictly(network, read_state_dict(path), str(path), advice)
     return network
+
+
+def load_weights_by_name(networks: Mapping[str, nn.Module], paths: Mapping[str, str | os.PathLike[str]]) -> None:
+    """Load weights of its own into each of several networks, as its training wrote them.
+
+    Args:
+        networks: the networks to fill, in place, by name.
+        paths: path of the weights by the same names, in any order.
+
+    Raises:
+        InputError: for a network without path or a path without network, and as `load_weights`.
+    """
+    if set(paths) != set(networks):
+        found = f"found weights for {', '.join(paths) or 'no network'}, expected {', '.join(networks)}"
+        raise InputError(f"{found}: give one path for each network.")
+    for name, network in networks.items():
+        load_weights(network, os.fspath(paths[name]))
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """Transforms that MONAI lacks."""
 
 from liverseg.transforms.crf import DenseCRF, DenseCRFd
-from liverseg.transforms.intensity import ScaleWindowd
+from liverseg.transforms.crop import CropToLabeld, foreground_box
+from liverseg.transforms.intensity import EqualizeHistogramd, ScaleWindowd
 from liverseg.transforms.labels import MapLabelsd
 from liverseg.transforms.load import LoadVolumed
 from liverseg.transforms.postprocessing import (
@@ -17,8 +18,10 @@ from liverseg.transforms.slices import RandSlicesd, stack_slices
 __all__ = [
     "CleanSlices",
     "CleanSlicesd",
+    "CropToLabeld",
     "DenseCRF",
     "DenseCRFd",
+    "EqualizeHistogramd",
     "ErodeKeepLargestDilate",
     "ErodeKeepLargestDilated",
     "LoadVolumed",
@@ -27,5 +30,6 @@ __all__ = [
     "ScaleWindowd",
     "SmoothEdges",
     "SmoothEdgesd",
+    "foreground_box",
     "stack_slices",
 ]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SliceInferer
-from monai.transforms import Spacing
+from monai.transforms import Resize, Spacing
 
 from liverseg.errors import InputError
 from liverseg.inferers import AutocastInferer, VolumeSliceInferer
@@ -88,6 +88,51 @@ def test_training_and_inference_resample_alike():
     assert float((here - trained_on.as_tensor()[:30, :45]).abs().max()) < 0.03
 
 
+def test_slices_are_resized_as_monai_resizes_them_in_training():
+    volume, seen = torch.rand(1, 1, 60, 90, 4), []
+
+    def network(x):
+        seen.append(x)
+        return torch.cat([x, x], 1)
+
+    labels = VolumeSliceInferer(size=(24, 100), amp=False)(volume, network)
+    trained_on = Resize(spatial_size=(24, 100, -1))(volume[0])[0]
+    assert torch.allclose(seen[0][:, 0].permute(1, 2, 0), torch.as_tensor(trained_on), atol=1e-6)
+    assert labels.shape == volume.shape
+
+
+@pytest.mark.parametrize("size", [(32, 32), (96, 40)])
+def test_resizing_there_and_back_shifts_nothing(size):
+    volume = smooth_volume((64, 64, 3), np.diag([0.7, 1.9, 5.0, 1.0]))
+    labels = VolumeSliceInferer(size=size, amp=False)(volume, Threshold())
+    expected = volume > 0.5
+    centres = [np.argwhere(np.asarray(mask[0, 0])).mean(0) for mask in (labels, expected)]
+    assert np.abs(centres[0] - centres[1]).max() < 0.05
+    assert float((labels.bool() ^ expected).sum() / expected.sum()) < 0.05
+
+
+def test_flips_average_the_probabilities_of_all_passes():
+    volume, network = torch.randn(1, 1, 17, 22, 5), small_network()
+    labels = VolumeSliceInferer(flips=[[0], [1], [0, 1]], sw_batch_size=2, amp=False)(volume, network)
+    slices = volume[0].permute(3, 0, 1, 2)
+    probabilities = np.zeros((5, 3, 17, 22))
+    for axes in ((), (0,), (1,), (0, 1)):
+        flipped = np.flip(slices.numpy(), [2 + axis for axis in axes]).copy()
+        with torch.no_grad():
+            e = np.exp(network(torch.from_numpy(flipped)).double().numpy())
+        probabilities += np.flip(e / e.sum(1, keepdims=True), [2 + axis for axis in axes])
+    assert np.array_equal(labels[0, 0], probabilities.argmax(1).transpose(1, 2, 0))
+    assert not torch.equal(labels, VolumeSliceInferer(amp=False)(volume, network))
+
+
+def test_a_network_without_sense_of_direction_needs_no_flips():
+    volume, network = smooth_volume((20, 24, 3), np.eye(4)), Threshold()
+    plain = VolumeSliceInferer(size=(30, 30), amp=False)(volume, network)
+    assert len(network.shapes) == 1
+    assert torch.equal(VolumeSliceInferer(size=(30, 30), flips=[[0], [0, 1]], amp=False)(volume, network), plain)
+    assert len(network.shapes) == 1 + 3
+
+
 def test_neighbouring_slices_are_channels():
     network = Threshold()
     VolumeSliceInferer(num_slices=3, amp=False)(torch.rand(1, 1, 8, 8, 5), network)
@@ -119,3 +164,7 @@ def test_wrong_input_is_refused():
         VolumeSliceInferer()(torch.rand(1, 8, 8, 5), Threshold())
     with pytest.raises(InputError, match="without affine"):
         VolumeSliceInferer(spacing=(1, 1))(torch.rand(1, 1, 8, 8, 5), Threshold())
+    with pytest.raises(InputError, match=r"spacing \[1.0, 1.0\] with size \[96, 96\]"):
+        VolumeSliceInferer(spacing=(1, 1), size=(96, 96))
+    with pytest.raises(InputError, match=r"flips is \[\[2\]\]"):
+        VolumeSliceInferer(flips=[[2]])

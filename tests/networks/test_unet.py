@@ -18,10 +18,13 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize(("in_channels", "num_classes", "encoder"), [(1, 2, "plain"), (5, 3, "vgg16")])
-def test_is_a_segmentation_network(check_segmentation_network, in_channels, num_classes, encoder) -> None:
+@pytest.mark.parametrize(
+    ("in_channels", "num_classes", "encoder", "pooling"),
+    [(1, 2, "plain", "max"), (5, 3, "vgg16", "max"), (1, 2, "plain", "mixed")],
+)
+def test_is_a_segmentation_network(check_segmentation_network, in_channels, num_classes, encoder, pooling) -> None:
     check_segmentation_network(
-        lambda: UNet(in_channels, num_classes, encoder=encoder), in_channels, num_classes, stride=16
+        lambda: UNet(in_channels, num_classes, encoder=encoder, pooling=pooling), in_channels, num_classes, stride=16
     )
 
 
@@ -56,8 +59,27 @@ def test_number_of_parameters(encoder: str) -> None:
     assert sum(p.numel() for p in network.parameters()) == expected
 
 
-def unet_by_hand(network: UNet, x: torch.Tensor, encoder: str, dropout: float) -> torch.Tensor:
+def test_the_mixed_unet_has_both_poolings_and_the_weights_of_the_other(count_operations) -> None:
+    with torch.device("meta"):
+        mixed, plain = UNet(pooling="mixed"), UNet()
+        counts = count_operations(mixed)
+    assert counts["max_pool2d"] == counts["avg_pool2d"] == 4
+    assert [(k, v.shape) for k, v in mixed.state_dict().items()] == [
+        (k, v.shape) for k, v in plain.state_dict().items()
+    ]
+
+
+def pool_by_hand(x: torch.Tensor, pooling: str, training: bool) -> torch.Tensor:
+    highest, average = F.max_pool2d(x, 2), F.avg_pool2d(x, 2)
+    if pooling == "max":
+        return highest
+    share = (torch.rand(*x.shape[:2], 1, 1) < 0.5).double() if training else 0.5
+    return share * highest + (1 - share) * average
+
+
+def unet_by_hand(network: UNet, x: torch.Tensor, encoder: str, pooling: str, training: bool) -> torch.Tensor:
     """The 58 layers one after the other, with the network's parameters in their order."""
+    dropout = 0.5 if training else 0.0
     parameters = iter(network.parameters())
 
     def convolve_relu(x: torch.Tensor) -> torch.Tensor:
@@ -66,7 +88,7 @@ def unet_by_hand(network: UNet, x: torch.Tensor, encoder: str, dropout: float) -
     skips = []
     for number, stage in enumerate(STAGES[encoder]):
         if skips:
-            x = F.max_pool2d(skips[-1], 2)
+            x = pool_by_hand(skips[-1], pooling, training)
         for _ in stage:
             x = convolve_relu(x)
         if number >= 3:
@@ -78,11 +100,11 @@ def unet_by_hand(network: UNet, x: torch.Tensor, encoder: str, dropout: float) -
     return F.conv2d(x, next(parameters), next(parameters))
 
 
-@pytest.mark.parametrize("encoder", ["plain", "vgg16"])
+@pytest.mark.parametrize(("encoder", "pooling"), [("plain", "max"), ("vgg16", "max"), ("plain", "mixed")])
 @pytest.mark.parametrize("training", [False, True])
-def test_equals_the_layers_written_out(encoder: str, training: bool) -> None:
+def test_equals_the_layers_written_out(encoder: str, pooling: str, training: bool) -> None:
     torch.manual_seed(0)
-    network = UNet(3, 4, encoder=encoder).double().train(training)
+    network = UNet(3, 4, encoder=encoder, pooling=pooling).double().train(training)
     for name, parameter in network.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(parameter, std=0.1)
@@ -91,7 +113,7 @@ def test_equals_the_layers_written_out(encoder: str, training: bool) -> None:
         torch.manual_seed(1)
         y = network(x)
         torch.manual_seed(1)
-        expected = unet_by_hand(network, x, encoder, dropout=0.5 if training else 0.0)
+        expected = unet_by_hand(network, x, encoder, pooling, training)
     torch.testing.assert_close(y, expected)
 
 
@@ -131,3 +153,8 @@ def test_encoder_weights_reach_the_encoder(tmp_path: Path) -> None:
 def test_other_encoders_are_refused() -> None:
     with pytest.raises(InputError, match="encoder is 'resnet18'; expected 'plain' or 'vgg16'"):
         UNet(encoder="resnet18")
+
+
+def test_other_poolings_are_refused() -> None:
+    with pytest.raises(InputError, match="pooling is 'average'; expected 'max' or 'mixed'"):
+        UNet(pooling="average")

@@ -75,7 +75,7 @@ def test_each_organ_loads_its_own_weights_in_any_order(tmp_path):
 
 @pytest.mark.parametrize("names", [(), ("liver", "spleen"), (*ORGANS, "pancreas")])
 def test_weights_for_other_organs_are_refused(names):
-    found = f"found weights for {', '.join(names) or 'no organ'}, expected {', '.join(ORGANS)}"
+    found = f"found weights for {', '.join(names) or 'no network'}, expected {', '.join(ORGANS)}"
     with pytest.raises(InputError, match=re.escape(found)):
         convolutions(0).load_weights(dict.fromkeys(names, "model.pt"))
 

@@ -1,0 +1,84 @@
+"""The liver first, then the lesions in it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+
+from liverseg.inferers.volume_slices import VolumeSliceInferer, affine_of, plain
+from liverseg.transforms.crop import foreground_box
+
+logger = logging.getLogger(__name__)
+
+
+class TwoStageInferer(Inferer):
+    """Segment the liver in whole slices and the lesions in the box around it, as classes on the input's grid.
+
+    The two stages of the paper on the Mixed U-Net for LiTS, for `LiverLesionNetworks`. `CropToLabeld` shows the lesion
+    network in training what it sees here. Where the liver stage finds no liver there is no lesion, and a volume without
+    liver gets an empty mask and a warning in the log.
+
+    Beside the input, memory holds one uint8 label volume, the crop of the image and its labels.
+
+    Args:
+        liver: how the liver network runs over the volume.
+        lesion: how the lesion network runs over the crop.
+        liver_cleaning: transform of the liver mask (1, H, W, D), a `MetaTensor` of 0 and 1, before it is used, for
+            instance `ErodeKeepLargestDilate`; None leaves it.
+        margin_mm: by which the box of the liver is widened in the plane of the slices, to either side.
+        outside_value: the value that the lesion network sees outside the liver; None leaves the image as it is.
+    """
+
+    def __init__(
+        self,
+        liver: VolumeSliceInferer,
+        lesion: VolumeSliceInferer,
+        liver_cleaning: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        margin_mm: float = 10,
+        outside_value: float | None = None,
+    ) -> None:
+        self.liver = liver
+        self.lesion = lesion
+        self.liver_cleaning = liver_cleaning
+        self.margin_mm = margin_mm
+        self.outside_value = outside_value
+
+    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """0 background, 1 liver, 2 lesion, uint8, shape (B, 1, H, W, D), on the device of `inputs`.
+
+        Args:
+            inputs: a `MetaTensor` of shape (B, 1, H, W, D).
+            network: `LiverLesionNetworks`, or any other with two-class networks as `liver` and `lesion`.
+            args: further arguments of both networks.
+            kwargs: further keyword arguments of both networks.
+
+        Raises:
+            InputError: for inputs that are not (B, 1, H, W, D), or have no affine.
+        """
+        affines = [affine_of(inputs, index) for index in range(inputs.shape[0])]
+        labels = self.liver(inputs, network.liver, *args, **kwargs)
+        for index, affine in enumerate(affines):
+            label = plain(labels)[index, 0]
+            if self.liver_cleaning is not None:
+                label.copy_(plain(self.liver_cleaning(MetaTensor(label[None], affine=affine)))[0])
+            box = foreground_box(label, affine, self.margin_mm)
+            if box is None:
+                logger.warning("%s: no liver found, so its mask is empty.", _name(inputs, index))
+                continue
+            crop, liver = plain(inputs)[index, 0][box], label[box]
+            if self.outside_value is not None:
+                crop = crop.masked_fill(liver == 0, self.outside_value)
+            # The affine is for the spacing alone, which a crop does not change.
+            lesion = self.lesion(MetaTensor(crop[None, None], affine=affine), network.lesion, *args, **kwargs)
+            liver += liver * plain(lesion)[0, 0]
+        return labels
+
+
+def _name(inputs: torch.Tensor, index: int) -> str:
+    files = inputs.meta.get("filename_or_obj") if isinstance(inputs, MetaTensor) else None
+    return str(files[index]) if isinstance(files, list) else f"scan {index + 1} of the batch"

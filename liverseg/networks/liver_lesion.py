@@ -1,0 +1,47 @@
+"""A network for the liver and one for the lesions in it, merged into one segmentation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from liverseg.networks.weights import load_weights_by_name
+
+
+class LiverLesionNetworks(nn.Module):
+    """Two two-class networks as one network of 0 background, 1 liver and 2 lesion, lesions inside the liver only.
+
+    With the margins of the two, foreground minus background logit, the logits are
+
+        background = −liver,  liver = min(liver, −lesion),  lesion = min(liver, lesion):
+
+    that of a class is the least margin of all that must hold for it. So the class of largest logit is background where
+    the liver network says background, whatever the lesion network says there, and elsewhere what the lesion network
+    says.
+
+    Both networks see the whole image here, as export and checks of a network need it. `TwoStageInferer` runs them on
+    volumes, the second in the liver that the first has found.
+
+    Args:
+        liver: maps (B, C, H, W) to logits (B, 2, H, W) of background and liver.
+        lesion: maps (B, C, H, W) to logits (B, 2, H, W) of no lesion and lesion.
+    """
+
+    def __init__(self, liver: nn.Module, lesion: nn.Module) -> None:
+        super().__init__()
+        self.liver = liver
+        self.lesion = lesion
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to logits (B, 3, H, W)."""
+        outside, inside = self.liver(x).split(1, dim=1)
+        healthy, diseased = self.lesion(x).split(1, dim=1)
+        liver, lesion = inside - outside, diseased - healthy
+        return torch.cat([-liver, torch.minimum(liver, -lesion), torch.minimum(liver, lesion)], dim=1)
+
+    def load_weights(self, paths: Mapping[str, str | os.PathLike[str]]) -> None:
+        """Load the weights of "liver" and "lesion" from their paths, as `load_weights_by_name`."""
+        load_weights_by_name(dict(self.named_children()), paths)
