@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import monai
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
@@ -18,6 +21,7 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
+from monai.engines import IterationEvents
 from monai.utils import convert_to_tensor
 
 import liverseg
@@ -38,7 +42,10 @@ class SegmentationReport:
     - ``pooled``: `pooled_metrics` over all voxels and ``mean_bf_score`` over all axial slices, background included;
     - ``cases``: for each class and metric of ``cases.csv`` the mean, sd (of a sample, n − 1) and median over the
       ``count`` cases that have a value; for each class, ``empty_predictions`` and ``empty_references`` count the cases
-      without a voxel of it.
+      without a voxel of it;
+    - ``seconds``: the same four figures over the cases of ``inference_per_slice`` (the inferer: resampling, network,
+      label map; divided by the number of axial slices) and ``postprocessing_per_case`` (the evaluator's
+      `postprocessing`). A batch of several scans counts in equal parts.
 
     A case is known by its image file. One that comes twice, as a padded distributed sampler gives it, counts once. With
     several ranks the first one writes. Both files are replaced whole: no reader meets half of one.
@@ -50,6 +57,8 @@ class SegmentationReport:
         label_key: key of the reference, (1, H, W, D) class indices of any dtype; a MetaTensor, its affine gives the
             spacing.
         pred_key: key of the prediction, (1, H, W, D) class indices of any dtype, on the grid of the label.
+        masks_dir: folder for the predictions as NIfTI, each on the grid of its label and named by `mask_file_name`;
+            None writes none.
 
     Raises:
         InputError: when the run starts, if `output_dir` cannot be written to; during the run, if a label map is not one
@@ -64,26 +73,43 @@ class SegmentationReport:
         image_key: str = "image",
         label_key: str = "label",
         pred_key: str = "pred",
+        masks_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.class_names = list(class_names)
         self.image_key = image_key
         self.label_key = label_key
         self.pred_key = pred_key
+        self.masks_dir = None if masks_dir is None else Path(masks_dir)
         self._cases: dict[str, dict[str, Any]] = {}
+        self._times_s: list[float] = []
 
     def attach(self, engine: Engine) -> None:
         """Hook into the evaluator, whose `decollate` must be on (MONAI's default)."""
         engine.add_event_handler(Events.STARTED, self._start)
+        # MONAI runs the postprocessing on MODEL_COMPLETED, and registered it before any handler.
+        for event in (Events.ITERATION_STARTED, IterationEvents.FORWARD_COMPLETED, IterationEvents.MODEL_COMPLETED):
+            engine.add_event_handler(event, self._note_time)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
         engine.add_event_handler(Events.COMPLETED, self._write)
 
     def _start(self, engine: Engine) -> None:
         self._cases = {}
         check_writable(self.output_dir)
+        if self.masks_dir:
+            check_writable(self.masks_dir)
+
+    def _note_time(self, engine: Engine) -> None:
+        if torch.cuda.is_available():
+            # The GPU works behind the program's back.
+            torch.cuda.synchronize()
+        self._times_s.append(time.perf_counter())
 
     def _measure(self, engine: Engine) -> None:
-        for item in engine.state.output:  # type: ignore[union-attr]
+        items: list[Any] = engine.state.output  # type: ignore[assignment]
+        started, inferred, processed = self._times_s
+        self._times_s = []
+        for item in items:
             file = getattr(item[self.image_key], "meta", {}).get("filename_or_obj")
             if not file:
                 raise InputError(
@@ -91,9 +117,22 @@ class SegmentationReport:
                     "that the case is known by; load it with LoadImaged."
                 )
             try:
-                self._cases[str(file)] = self._measure_case(item)
+                case = self._measure_case(item)
             except InputError as error:
                 raise InputError(f"{file}: {error}") from error
+            case["seconds"] = {
+                "inference_per_slice": (inferred - started) / len(items) / item[self.label_key].shape[-1],
+                "postprocessing_per_case": (processed - inferred) / len(items),
+            }
+            self._cases[str(file)] = case
+            if self.masks_dir:
+                self._save_mask(self.masks_dir / mask_file_name(str(file)), item)
+
+    def _save_mask(self, path: Path, item: dict[str, Any]) -> None:
+        mask = item[self.pred_key][0].to(torch.uint8).cpu().numpy()
+        partial = path.with_name(f".{path.name}")
+        nib.save(nib.Nifti1Image(mask, item[self.label_key].affine.cpu().numpy()), partial)
+        os.replace(partial, path)
 
     def _measure_case(self, item: dict[str, torch.Tensor]) -> dict[str, Any]:
         label = item[self.label_key]
@@ -164,13 +203,7 @@ class SegmentationReport:
         for class_name, table in pd.DataFrame(rows).groupby("class", sort=False):
             per_class[str(class_name)] = {
                 **{
-                    str(metric): {
-                        "mean": float(values.mean()),
-                        "sd": float(values.std()),
-                        "median": float(values.median()),
-                        "count": int(values.count()),
-                    }
-                    for metric, values in table.drop(columns=["case", "class"]).items()
+                    str(metric): _statistics(values) for metric, values in table.drop(columns=["case", "class"]).items()
                 },
                 "empty_predictions": int((table["volume_ml"] == 0).sum()),
                 "empty_references": int((table["reference_volume_ml"] == 0).sum()),
@@ -179,12 +212,31 @@ class SegmentationReport:
             "number_of_cases": len(cases),
             "pooled": pooled,
             "cases": per_class,
+            "seconds": {
+                str(name): _statistics(values)
+                for name, values in pd.DataFrame([case["seconds"] for case in cases]).items()
+            },
             "versions": {
                 "torch": str(torch.__version__),
                 "monai": monai.__version__,
                 "liverseg": liverseg.__version__,
             },
         }
+
+
+def mask_file_name(image: str) -> str:
+    """The name of the mask of the scan `image`: no other scan has the same, whatever folder it lies in."""
+    stem = Path(image).name.removesuffix(".gz").removesuffix(".nii")
+    return f"{stem}_{hashlib.sha256(image.encode()).hexdigest()[:8]}.nii.gz"
+
+
+def _statistics(values: pd.Series) -> dict[str, float]:
+    return {
+        "mean": float(values.mean()),
+        "sd": float(values.std()),
+        "median": float(values.median()),
+        "count": int(values.count()),
+    }
 
 
 def _null_for_nan(value: Any) -> Any:

@@ -5,6 +5,7 @@ import logging
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import monai
@@ -15,11 +16,12 @@ import pytest
 import torch
 from monai.data import DataLoader, Dataset, DistributedSampler, MetaTensor
 from monai.engines import SupervisedEvaluator
+from monai.inferers import SimpleInferer
 from monai.transforms import AsDiscreted, Compose, EnsureChannelFirstd, LoadImaged
 
 import liverseg
 from liverseg.errors import InputError
-from liverseg.handlers.report import SegmentationReport
+from liverseg.handlers.report import SegmentationReport, mask_file_name
 from liverseg.metrics import bf_scores, case_metrics
 
 NAMES = ["background", "liver", "lesion"]
@@ -60,13 +62,25 @@ def make_cases(folder: Path) -> list[dict[str, str]]:
     return cases
 
 
-def evaluate(cases, report, sampler=None, postprocessing=None):
+class Slow:
+    """Takes a tenth of a second for each call."""
+
+    def __init__(self, run):
+        self.run = run
+
+    def __call__(self, *args):
+        time.sleep(0.1)
+        return self.run(*args)
+
+
+def evaluate(cases, report, sampler=None, postprocessing=None, inferer=None):
     load = Compose([LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"])])
     dataset = Dataset(cases, load)
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(dataset, batch_size=2, sampler=sampler(dataset) if sampler else None),
         network=ImageIsTheAnswer(),
+        inferer=inferer,
         postprocessing=postprocessing or AsDiscreted("pred", argmax=True),
         val_handlers=[report],
     )
@@ -129,6 +143,33 @@ def test_report_of_an_evaluation(tmp_path, caplog):
     assert f"mean IoU {pooled['mean_iou']:.4f}" in lines[0]
 
 
+def test_time_is_counted_where_it_is_spent(tmp_path):
+    cases = make_cases(tmp_path)
+    answer, argmax = SimpleInferer(), AsDiscreted("pred", argmax=True)
+    evaluate(cases, SegmentationReport(tmp_path / "post", NAMES), postprocessing=Slow(argmax))
+    evaluate(cases, SegmentationReport(tmp_path / "network", NAMES), inferer=Slow(answer))
+    post, network = (read(tmp_path / name)[1]["seconds"] for name in ("post", "network"))
+    assert post["postprocessing_per_case"]["count"] == 3
+    assert post["postprocessing_per_case"]["median"] >= 0.1
+    assert post["postprocessing_per_case"]["median"] > 6 * post["inference_per_slice"]["median"]
+    # Batches of two scans and one, each of six slices: .1 s shared by two, .1 s for the third.
+    assert network["inference_per_slice"]["mean"] >= 0.2 / 3 / 6
+    assert network["postprocessing_per_case"]["median"] < 6 * network["inference_per_slice"]["median"]
+
+
+def test_masks_lie_on_the_grid_of_the_label(tmp_path):
+    cases = make_cases(tmp_path)
+    (tmp_path / "other").mkdir()
+    same_name = write_case(tmp_path / "other", "a", np.full((20, 16, 6), 2), np.full((20, 16, 6), 2))
+    evaluate([*cases, same_name], SegmentationReport(tmp_path / "eval", NAMES, masks_dir=tmp_path / "masks"))
+    assert len(list((tmp_path / "masks").iterdir())) == 4
+    for case in [*cases, same_name]:
+        mask = nib.load(tmp_path / "masks" / mask_file_name(case["image"]))
+        assert np.array_equal(mask.dataobj, nib.load(case["image"]).dataobj)
+        assert mask.get_data_dtype() == np.uint8
+        assert np.allclose(mask.affine, np.diag([*SPACING_MM, 1]))
+
+
 def test_a_second_run_starts_afresh_and_replaces_the_files(tmp_path):
     cases = make_cases(tmp_path)
     report = SegmentationReport(tmp_path / "eval", NAMES)
@@ -155,8 +196,10 @@ def test_two_processes_write_what_one_writes(tmp_path):
     for process in processes:
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0, output
-    for file in ("cases.csv", "summary.json"):
-        assert (tmp_path / "two" / file).read_text() == (tmp_path / "one" / file).read_text()
+    (one, summary), (two, other) = read(tmp_path / "one"), read(tmp_path / "two")
+    pd.testing.assert_frame_equal(one, two)
+    assert summary.pop("seconds").keys() == other.pop("seconds").keys()
+    assert json.dumps(summary) == json.dumps(other)
 
 
 def test_folder_that_cannot_be_written_stops_before_the_first_case(tmp_path):

@@ -99,11 +99,16 @@ def load_scan(
     """
     paths = {"image": image_path, "mask": mask_path} | ({} if reference_path is None else {"reference": reference_path})
     volumes = LoadVolumed(list(paths))({key: os.fspath(path) for key, path in paths.items()})
-    affine = volumes["mask"].affine.numpy()
-    image, spacing_mm = _in_ras_order(volumes.pop("image"))
-    masks = {key: _in_ras_order(volumes.pop(key))[0] > 0 for key in list(volumes)}
-    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
-    return Scan(image, masks["mask"], masks.get("reference"), spacing_mm, voxel_ml)
+    return make_scan(volumes["image"], volumes["mask"], volumes.get("reference"))
+
+
+def make_scan(image: MetaTensor, mask: MetaTensor, reference: MetaTensor | None = None) -> Scan:
+    """A scan of volumes of shape (1, H, W, D) that show the same part of space, each in any orientation."""
+    voxel_ml = abs(float(np.linalg.det(mask.affine[:3, :3].numpy()))) / 1000
+    volume, spacing_mm = _in_ras_order(image)
+    masks = [None if other is None else _in_ras_order(other)[0] > 0 for other in (mask, reference)]
+    assert masks[0] is not None
+    return Scan(volume, masks[0], masks[1], spacing_mm, voxel_ml)
 
 
 def _in_ras_order(volume: MetaTensor) -> tuple[np.ndarray, tuple[float, ...]]:

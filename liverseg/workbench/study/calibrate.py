@@ -1,0 +1,176 @@
+"""Tune a config value on the validation folds with Optuna."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from liverseg.errors import InputError
+from liverseg.files import check_writable, write_atomically
+from liverseg.workbench.study.cells import Cell, literal, make_cell
+from liverseg.workbench.study.read import Study, check_setting
+from liverseg.workbench.study.runner import Runner, cell_folder, lock, make_phantoms
+
+if TYPE_CHECKING:
+    import optuna
+
+# What both papers tried.
+PAPERS_ALPHAS = (0.5, 1.0, 1.5)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What to tune, on what: the options of `liverseg study calibrate`."""
+
+    key: str
+    low: float
+    high: float
+    log: bool
+    trials: int
+    data: str | None
+    network: str | None
+    loss: str
+    task: str
+
+
+def calibrate_study(study: Study, wanted: Calibration, out: Path, workers: int | None, console: Console) -> float:
+    """Find the value with the best mean validation Dice over the study's folds and seeds, and say how to use it.
+
+    Every trial is a cell for each fold and seed in `out`, so a trial that was killed trains only what is missing. The
+    trials are in `calibrate.db`. The Dice is the training's own (`val_mean_dice` of the model that it keeps).
+
+    Args:
+        study: what `read_study` returns; its tables are not used.
+        wanted: what to tune; `trials` counts those of earlier calls.
+        out: the folder for everything.
+        workers: trainings at once.
+        console: where to show progress.
+
+    Returns:
+        The best value.
+
+    Raises:
+        InputError: for a key, network or data set that the study does not have, a range that is none, or a training
+            that fails.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise InputError("optuna: not installed, expected it for calibrate: pip install 'liverseg[study]'.") from error
+
+    data, network = _choose(study, wanted)
+    name = f"{data}_{network}_{wanted.task}_{wanted.loss}_{wanted.key}"
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with lock(out):
+        make_phantoms(study, out)
+
+        def cells(value: float) -> list[Cell]:
+            choice = {"data": data, "network": network, "loss": wanted.loss, "task": wanted.task}
+            return [
+                make_cell(study, out, fold=fold, seed=seed, extra={wanted.key: value}, **choice)
+                for fold in study.folds
+                for seed in study.seeds
+            ]
+
+        cells(wanted.low)  # What is wrong with the choice is said before anything runs.
+        search = _open_search(f"sqlite:///{out / 'calibrate.db'}", name, study, wanted)
+        while (count := len(_finished(search))) < wanted.trials:
+            trial = search.ask()
+            value = trial.suggest_float(wanted.key, wanted.low, wanted.high, log=wanted.log)
+            console.print(f"Trial {count + 1} of {wanted.trials}: {wanted.key} {value:.4g}")
+            runner = Runner(out, workers, study.keep_models, console)
+            failed = runner.run(cells(value))
+            if failed:
+                search.tell(trial, state=optuna.trial.TrialState.FAIL)
+                raise InputError(f"{wanted.key} {value:.4g}: the training failed: {next(iter(failed.values()))}")
+            dice = [_validation_dice(cell_folder(cell, out)) for cell in cells(value)]
+            search.tell(trial, sum(dice) / len(dice))
+            console.print(f"  validation Dice {sum(dice) / len(dice):.4f}, best {search.best_value:.4f}")
+        picture = check_writable(out / "plots") / f"calibrate_{name.replace('#', '-')}.png"
+        _plot(search, wanted, picture)
+    best = float(search.best_params[wanted.key])
+    _say(study, network, wanted, best, search.best_value, picture, console)
+    return best
+
+
+def _choose(study: Study, wanted: Calibration) -> tuple[str, str]:
+    data, network = wanted.data or next(iter(study.data)), wanted.network or next(iter(study.networks))
+    for key, chosen, known in (("data", data, study.data), ("network", network, study.networks)):
+        if chosen not in known:
+            raise InputError(f"{study.path}: --{key}: found {chosen}, expected one of {', '.join(known)}: choose one.")
+    classes = study.data[data]["labels"]
+    if wanted.task not in ("all", *classes):
+        raise InputError(f"--task: found {wanted.task}, expected all or one of {', '.join(classes)}: choose one.")
+    if not wanted.low < wanted.high or (wanted.log and wanted.low <= 0):
+        raise InputError(f"--low {wanted.low} --high {wanted.high}: expected low below high, above 0 with --log.")
+    check_setting("--key", study.bundles[study.networks[network]["bundle"]], wanted.key, None)
+    return data, network
+
+
+def _open_search(storage: str, name: str, study: Study, wanted: Calibration) -> optuna.Study:
+    """The trials so far; those that were killed are marked as failed, and come again."""
+    import optuna
+
+    # Trials of other folds or settings cannot be compared with these.
+    settings = json.dumps([study.settings, study.data, study.networks, study.folds, study.seeds, study.losses])
+    search = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    if search.user_attrs.setdefault("settings", settings) != settings:
+        raise InputError(f"{storage}: holds trials of {name} with other settings: give another folder with --out.")
+    search.set_user_attr("settings", settings)
+    if not search.trials and wanted.key == "iou_xy_alpha":
+        for alpha in PAPERS_ALPHAS:
+            if wanted.low <= alpha <= wanted.high:
+                search.enqueue_trial({wanted.key: alpha})
+    for trial in search.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        search.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        search.enqueue_trial(trial.params)
+    # With the same seed a second call would draw the same values as the first one.
+    search.sampler = optuna.samplers.TPESampler(n_startup_trials=5, seed=len(search.trials))
+    return search
+
+
+def _finished(search: optuna.Study) -> list[Any]:
+    import optuna
+
+    return search.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+
+
+def _validation_dice(folder: Path) -> float:
+    dice = json.loads((folder / "training" / "metrics.json").read_text())["best_val_mean_dice"]
+    if dice is None:
+        raise InputError(f"{folder}: the training was never validated: give a val_interval of at most max_epochs.")
+    return float(dice)
+
+
+def _plot(search: optuna.Study, wanted: Calibration, path: Path) -> None:
+    points = sorted((trial.params[wanted.key], trial.value) for trial in _finished(search))
+    figure = Figure((6, 3.6), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*zip(*points, strict=True), color="#2f6db3", marker="o", markersize=5, linewidth=1)
+    axes.plot(search.best_params[wanted.key], search.best_value, "o", markersize=11, mfc="none", mec="#b85c00", mew=2)
+    axes.set_title(f"best {search.best_value:.3f} at {search.best_params[wanted.key]:.4g}", fontsize=10)
+    axes.set(xlabel=wanted.key, ylabel="Mean validation Dice", xscale="log" if wanted.log else "linear")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    write_atomically(path, lambda file: figure.savefig(file, format="png"))
+
+
+def _say(
+    study: Study, network: str, wanted: Calibration, best: float, dice: float, picture: Path, console: Console
+) -> None:
+    value = float(f"{best:.4g}")
+    loss = study.losses.get(wanted.loss, {"loss": f"@losses#{wanted.loss}"})["loss"]
+    console.print(f"Best mean validation Dice {dice:.4f} with {wanted.key} {value:g}; {picture}", soft_wrap=True)
+    console.print(f'To train with it:  --loss "{loss}" --{wanted.key} {value:g}', soft_wrap=True, markup=False)
+    if wanted.key == "iou_xy_alpha" and wanted.loss == "iou_xy":
+        bundle = study.bundles[study.networks[network]["bundle"]]
+        whole = {**bundle.train["losses"]["iou_xy"], "alpha": value, "beta": round(2 - value, 6)}
+        console.print(f"As one value:      --loss '{literal(whole)}'", soft_wrap=True, markup=False)
+    if math.isclose(best, wanted.low, rel_tol=0.02) or math.isclose(best, wanted.high, rel_tol=0.02):
+        console.print("The best value lies at the end of the range: try a wider one.")

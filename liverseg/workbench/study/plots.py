@@ -1,0 +1,138 @@
+"""Pictures of a study: bars, training curves, and the best and worst cases with their masks."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from liverseg.data import load_datalist
+from liverseg.handlers.report import mask_file_name
+from liverseg.transforms import LoadVolumed, MapLabelsd
+from liverseg.workbench.report.overlays import make_scan, plane_png
+from liverseg.workbench.study.tables import StudyTable
+
+COLOURS = ("#2f6db3", "#e08a1e", "#3a9a5b", "#b0413e", "#7a5aa6", "#5b6770")
+PAPER_COLOUR = "#1c2126"
+IOU = ("iou", "mean_iou", "case_iou")
+
+
+def bars_png(table: StudyTable) -> bytes | None:
+    """PNG of a table's IoUs, a group of bars for each row, with sd and the paper's numbers; None without any IoU."""
+    shown = {labels: value for labels, value in table.values.items() if value.metric.partition(":")[0] in IOU}
+    rows = [row for row in table.rows if any(labels[0] == row for labels in shown)]
+    columns = [column for column in table.columns if any(labels[1] == column for labels in shown)]
+    if not shown:
+        return None
+    figure = Figure((max(6.0, 1.2 + len(rows) * (0.35 + 0.32 * len(columns))), 3.6), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(columns)
+    for index, column in enumerate(columns):
+        values = [shown.get((row, column)) for row in rows]
+        places = np.arange(len(rows)) + (index - (len(columns) - 1) / 2) * width
+        heights = [value.mean if value else math.nan for value in values]
+        errors = [(value.sd or 0) if value else 0 for value in values]
+        axes.bar(
+            places, heights, 0.92 * width, label=column, color=COLOURS[index % len(COLOURS)], yerr=errors,
+            error_kw={"ecolor": "#444", "elinewidth": 1, "capsize": 2},
+        )  # fmt: skip
+        papers = [value.paper if value and value.paper is not None else math.nan for value in values]
+        axes.hlines(
+            papers, places - width / 2, places + width / 2, color=PAPER_COLOUR, linewidth=1.8,
+            label="paper" if index == len(columns) - 1 and np.isfinite(papers).any() else "",
+        )  # fmt: skip
+    axes.set_xticks(range(len(rows)), [textwrap.fill(row, 15, break_long_words=False) for row in rows])
+    axes.set(ylabel="IoU", ylim=(0, 1.02))
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
+    return _png(figure)
+
+
+def curves_png(out: Path, plan: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    """Title and PNG of the training loss over the epochs, for each data set and task."""
+    groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    for name, cell in plan["cells"].items():
+        history = out / "cells" / name / "training" / "history.csv"
+        if history.is_file():
+            groups[f"{cell['data']} {cell['task']}"][f"{cell['network']}, {cell['loss']}"].append(history)
+    for title, panels in groups.items():
+        columns = min(4, len(panels))
+        lines = math.ceil(len(panels) / columns)
+        figure = Figure((2.9 * columns + 0.3, 2.1 * lines + 0.4), dpi=130, layout="constrained")
+        grid = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
+        for axes, (label, histories) in zip(grid, panels.items(), strict=False):
+            for index, history in enumerate(histories):
+                table = pd.read_csv(history)
+                marker = "." if len(table) < 3 else None
+                axes.plot(table["epoch"], table["loss"], color=COLOURS[index % len(COLOURS)], lw=1.1, marker=marker)
+            axes.set_title(label, fontsize=9)
+            axes.grid(alpha=0.3)
+            axes.tick_params(labelsize=8)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.spines[["top", "right"]].set_visible(False)
+        for axes in grid[len(panels) :]:
+            axes.set_visible(False)
+        figure.supxlabel("Epoch", fontsize=9)
+        figure.supylabel("Training loss", fontsize=9)
+        figure.suptitle(f"Data: {title.replace(' ', ', task: ', 1)}", fontsize=10)
+        yield title, _png(figure)
+
+
+def overlays(out: Path, plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The best and the worst case of the best network and loss, for each data set and task: file, caption, PNG."""
+    for (data, task), kinds in _evaluated(out, plan).items():
+        means = {kind: table["iou"].mean() for kind, table in kinds.items() if not table.empty}
+        if not means:
+            continue
+        kind = max(means, key=lambda kind: means[kind])
+        cases = kinds[kind].set_index("case")
+        for word, case in (("best", cases["iou"].idxmax()), ("worst", cases["iou"].idxmin())):
+            chosen = cases.loc[case]
+            png = _overlay(Path(chosen["folder"]), str(case), plan["cells"][chosen["cell"]])
+            if png:
+                name = Path(str(case)).name
+                caption = f"{data}, {task}, {', '.join(kind)}: {word} case {name}, IoU {chosen['iou']:.3f}"
+                yield {"file": f"{data} {task} {word}", "caption": caption, "png": png}
+
+
+def _evaluated(out: Path, plan: dict[str, Any]) -> dict[tuple[str, str], dict[tuple[str, str], pd.DataFrame]]:
+    """For each data set and task, and in it for each network and loss, the mean IoU of each case without cleaning."""
+    found: dict[tuple[str, str], dict[tuple[str, str], list[pd.DataFrame]]] = defaultdict(lambda: defaultdict(list))
+    for name, cell in plan["cells"].items():
+        folder = out / "cells" / name / "evaluation" / "none"
+        if (folder / "cases.csv").is_file():
+            table = pd.read_csv(folder / "cases.csv").groupby("case", as_index=False)["iou"].mean().dropna()
+            table = table.assign(folder=str(folder), cell=name)
+            found[cell["data"], cell["task"]][cell["network"], cell["loss"]].append(table)
+    return {key: {kind: pd.concat(tables) for kind, tables in kinds.items()} for key, kinds in found.items()}
+
+
+def _overlay(evaluation: Path, case: str, cell: dict[str, Any]) -> bytes | None:
+    """PNG of a case with its mask and reference; None where its files are there no more."""
+    dataset = cell["dataset"]
+    datalist = dataset.get("datalist", f"{dataset['dataset_dir']}/dataset.json")
+    mask = evaluation / "masks" / mask_file_name(case)
+    if not (mask.is_file() and Path(datalist).is_file()):
+        return None
+    label = next(item["label"] for item in load_datalist(datalist, "validation", cell["fold"]) if item["image"] == case)
+    load = LoadVolumed("volume")
+    image, predicted, reference = (load({"volume": str(path)})["volume"] for path in (case, mask, label))
+    reference = MapLabelsd("volume", cell["settings"]["classes"])({"volume": reference})["volume"]
+    return plane_png(make_scan(image, predicted, reference), "axial")
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()

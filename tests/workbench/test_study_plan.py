@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from bundle_runs import ROOT, write_dataset
+from typer.testing import CliRunner
+
+from liverseg.errors import InputError
+from liverseg.workbench.study import read
+from liverseg.workbench.study.cells import literal, make_cell, steps
+from liverseg.workbench.study.cli import app
+from liverseg.workbench.study.plan import make_plan
+from liverseg.workbench.study.read import find_study, read_study
+
+BUNDLES = ROOT / "bundles"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    write_dataset(tmp_path / "scans")
+    return tmp_path
+
+
+def study_file(folder: Path, **changes) -> Path:
+    """A study of two networks and two losses in two tables, with `changes` to it; None takes a key out."""
+    where = {"data": "ct", "network": "A", "loss": "dice", "task": "liver", "metric": "mean_iou"}
+    content = {
+        "data": {"ct": {"dataset_dir": str(folder / "scans"), "labels": {"liver": [1, 2]}}},
+        "networks": {"A": {"bundle": "deeplabv3_liver"}, "B": {"bundle": "unet_liver"}},
+        "losses": {"mine": {"loss": "@losses#iou_xy", "iou_xy_alpha": 0.7}},
+        "settings": {"max_epochs": 2, "spacing": [6.0, 6.0, -1.0]},
+        "folds": [0, 1],
+        "tables": {
+            "networks": {
+                "where": where,
+                "rows": {"a": {"network": "A"}, "b": {"network": "B"}},
+                "columns": {"IoU": {}, "Dice": {"metric": "dice:liver"}},
+            },
+            "losses": {
+                "where": where,
+                "rows": {"dice": {}, "mine": {"loss": "mine"}},
+                "columns": {"raw": {}, "clean": {"postprocessing": "clean_slices"}},
+                "reference": "dice",
+            },
+        },
+    } | changes
+    path = folder / "study.yaml"
+    path.write_text(
+        yaml.safe_dump({key: value for key, value in content.items() if value is not None}, sort_keys=False)
+    )
+    return path
+
+
+def plan_of(folder: Path, **changes):
+    return make_plan(read_study(study_file(folder, **changes), BUNDLES), folder / "out")
+
+
+def test_a_training_that_two_tables_need_is_one_cell(folder):
+    plan = plan_of(folder)
+    found = [(cell.network, cell.loss, cell.fold, cell.postprocessings) for cell in plan.cells.values()]
+    both, raw = ["none", "clean_slices"], ["none"]
+    assert sorted(found) == [
+        ("A", "dice", 0, both),
+        ("A", "dice", 1, both),
+        ("A", "mine", 0, both),
+        ("A", "mine", 1, both),
+        ("B", "dice", 0, raw),
+        ("B", "dice", 1, raw),
+    ]
+    places = plan.tables["losses"]["places"]
+    assert places["dice"]["raw"]["parts"] == plan.tables["networks"]["places"]["a"]["IoU"]["parts"]
+    assert places["dice"]["raw"]["reference"] is None
+    assert places["mine"]["clean"]["reference"] == ["dice", "clean"]
+
+
+def test_the_shipped_studies_hold_the_papers_trainings(folder, monkeypatch):
+    plan = make_plan(read_study(find_study(Path("studies/quick.yaml")), BUNDLES), folder)
+    first = [cell for cell in plan.cells.values() if cell.fold == 0]
+    assert sum(cell.data == "ct" for cell in first) == 4 + 5  # networks, then the losses that Table 8 did not need
+    assert sum(cell.network == "DeepLabV3" and cell.data == "mr" for cell in first) == 3
+    assert sum(cell.network != "DeepLabV3" and cell.data == "mr" for cell in first) == 3 + 5 + 4 * 3
+    assert len(plan.cells) - len(first) == 12 + 8
+    # The papers' own studies plan the same ones, on data that has to be there.
+    for name, count in (("paper_a.yaml", 12), ("paper_b.yaml", 20)):
+        with pytest.raises(InputError, match=r"chaos_.*there is no such datalist"):
+            make_plan(read_study(find_study(Path(name)), BUNDLES), folder)
+        content = yaml.safe_load(find_study(Path(name)).read_text())
+        for entry in content["data"].values():
+            entry["dataset_dir"] = str(folder / "scans")
+        (folder / name).write_text(yaml.safe_dump(content | {"folds": [0]}))
+        cells = make_plan(read_study(folder / name, BUNDLES), folder).cells.values()
+        assert len(cells) == count
+        assert all(cell.settings["val_interval"] == cell.settings["max_epochs"] == 500 for cell in cells)
+
+
+def test_the_name_of_a_cell_follows_all_that_decides_its_result(folder):
+    def name(**changes) -> str:
+        study = read_study(study_file(folder, **changes), BUNDLES)
+        choice = {"data": "ct", "network": "A", "loss": "dice", "task": "liver", "fold": 0, "seed": 0}
+        return make_cell(study, folder, **choice).name
+
+    before = name()
+    assert re.fullmatch(r"ct_A_dice_liver_fold0_seed0_[0-9a-f]{8}", before)
+    assert name(folds=[0]) == name(tables={"A9": None}) == before
+    assert name(settings={"max_epochs": 3, "spacing": [6.0, 6.0, -1.0]}) != before
+    (folder / "scans").rename(folder / "moved")
+    moved = {"ct": {"dataset_dir": str(folder / "moved"), "labels": {"liver": [1, 2]}}}
+    assert name(data=moved) == before
+    moved["ct"]["labels"] = {"liver": [1]}
+    assert name(data=moved) != before
+    datalist = folder / "moved" / "dataset.json"
+    content = json.loads(datalist.read_text())
+    content["training"].pop()
+    datalist.write_text(json.dumps(content))
+    moved["ct"]["labels"] = {"liver": [1, 2]}
+    assert name(data=moved) != before
+
+
+def test_a_row_with_one_number_in_a_column_of_another_metric(folder):
+    table = {
+        "where": {"data": "ct", "network": "A", "loss": "dice", "task": "liver"},
+        "rows": {"all": {}, "cleaning": {"column": "time", "metric": "postprocessing_seconds"}},
+        "columns": {"time": {"metric": "training_minutes"}, "IoU": {"metric": "mean_iou"}},
+    }
+    places = plan_of(folder, tables={"t": table}).tables["t"]["places"]
+    assert {column: place["metric"] for column, place in places["all"].items()} == {
+        "time": "training_minutes",
+        "IoU": "mean_iou",
+    }
+    assert [place["metric"] for place in places["cleaning"].values()] == ["postprocessing_seconds"]
+
+
+def test_one_network_for_each_class(folder):
+    data = {"mr": {"dataset_dir": str(folder / "scans"), "labels": {"liver": [1], "spleen": [2]}}}
+    table = {
+        "where": {"data": "mr", "network": "A", "loss": "dice", "task": "each"},
+        "rows": {"background": {"metric": "iou:background"}, "spleen": {"metric": "iou:spleen"}},
+        "columns": {"uniclass": {}, "multiclass": {"task": "all"}},
+    }
+    plan = plan_of(folder, data=data, tables={"t": table}, folds=[0])
+    classes = {cell.task: cell.settings["classes"] for cell in plan.cells.values()}
+    assert classes == {
+        "liver": {"background": None, "liver": [1]},
+        "spleen": {"background": None, "spleen": [2]},
+        "all": {"background": None, "liver": [1], "spleen": [2]},
+    }
+    places = plan.tables["t"]["places"]
+    tasks = [[plan.cells[name].task for part in place["parts"] for name in part] for place in (
+        places["background"]["uniclass"], places["spleen"]["uniclass"], places["spleen"]["multiclass"],
+    )]  # fmt: skip
+    assert tasks == [["liver", "spleen"], ["spleen"], ["all"]]
+
+
+def test_the_dry_run_lists_the_bundles_own_commands(folder):
+    arguments = ["run", str(study_file(folder)), "--dry-run", "--out", str(folder / "out"), "--bundles", str(BUNDLES)]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert not (folder / "out").exists()
+    commands = [shlex.split(line) for line in result.stdout.splitlines() if not line.startswith("#")]
+    assert [command[5] for command in commands].count("--config_file") == len(commands) == 6 + 4 * 2 + 2
+    training = next(command for command in commands if "training" in command and "0.7" in command)
+    values = dict(zip(training[5::2], training[6::2], strict=True))
+    assert values["--loss"] == "@losses#iou_xy"
+    assert values["--iou_xy_alpha"] == "0.7"
+    assert values["--classes"] == '{"background": None, "liver": [1, 2]}'
+    assert values["--resume"] == "True"
+    assert result.stdout.splitlines()[-1].startswith("# 6 trainings")
+    evaluations = [command for command in commands if "evaluating" in command]
+    assert all(command[command.index("--section") + 1] == "validation" for command in evaluations)
+
+
+def test_masks_go_where_the_report_handler_of_the_bundle_is(folder):
+    cell = next(iter(plan_of(folder).cells.values()))
+    _, evaluation, *_ = steps(cell, folder)
+    name = next(word for word in evaluation.arguments if word.endswith("masks_dir"))
+    handlers = cell.bundle.evaluate["validate#handlers"]
+    assert handlers[int(name.split("#")[2])]["_target_"] == "liverseg.handlers.SegmentationReport"
+
+
+def test_literal_is_what_python_reads():
+    value = {"a": None, "b": [1, 2.5, True], "c": {"d": 'x"y'}}
+    assert eval(literal(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"netwroks": {}}, r"found the key netwroks, expected only data, folds"),
+        ({"networks": None}, r"found no networks"),
+        ({"networks": {"A": {"bundel": "x"}}}, r"networks: A: found the key bundel"),
+        ({"networks": {"A": {"bundle": "resnet"}}}, r"there is no bundle .*resnet: name one of .*deeplabv3_liver"),
+        ({"settings": {"max_epoch": 3}}, r"settings: found max_epoch, which .*train.json does not have"),
+        ({"settings": {"optimizer": "@optimizers#adm"}}, r"found @optimizers#adm, expected one of adam, sgd"),
+        ({"losses": {"mine": {"loss": "@losses#iou_zz"}}}, r"losses: mine: loss: found @losses#iou_zz, expected one"),
+        ({"losses": {"mine": "iou"}}, r"losses: mine: found 'iou', expected settings"),
+        ({"folds": 5}, r"folds: found 5, expected whole numbers"),
+        ({"folds": [7]}, r"there is no fold 7"),
+        ({"keep_models": "no"}, r"keep_models: found 'no', expected true or false"),
+        ({"tables": {"A12": None}}, r"there is no such table in the papers: choose one of A7, A8"),
+        ({"tables": {"A9": {"colums": {}}}}, r"tables: A9: found the key colums"),
+        ({"tables": ["A9"]}, r"tables: A9: .*network: found DeepLabV3, expected one of A, B"),
+        ({"data": {"ct": {"labels": {"liver": [1]}}}}, r"expected one of dataset_dir, datalist and phantoms"),
+        ({"data": {"ct": {"phantoms": {}, "labels": 1}}}, r"labels: found 1, expected the label values"),
+        ({"data": {"ct": {"phantoms": {"size": 3}, "labels": {"liver": [1]}}}}, r"phantoms: found the key size"),
+        (
+            {"data": {"ct": {"dataset_dir": "nowhere", "labels": {"liver": [1]}}}},
+            r"nowhere/dataset.json: there is no such",
+        ),
+        (
+            {"data": {"ct": {"phantoms": {"folds": 2}, "labels": {"liver": [1]}}}, "folds": [2]},
+            r"have the folds 0 to 1",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_runs(folder, changes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        plan_of(folder, **changes)
+
+
+@pytest.mark.parametrize(
+    ("where", "sentence"),
+    [
+        ({"loss": "dicee"}, r"loss: found dicee, expected one of .*cross_entropy.*mine"),
+        ({"task": "spleen"}, r"task: found spleen, expected all, each or one of liver"),
+        ({"postprocessing": "polish"}, r"postprocessing: found polish, expected one of none"),
+        ({"metric": "iou:spleen"}, r"metric: found iou:spleen"),
+        ({"metrik": "x"}, r"where: found metrik, expected one of"),
+        ({"data": "mr"}, r"data: found mr, expected one of ct"),
+    ],
+)
+def test_a_wrong_place_of_a_table_is_named(folder, where, sentence):
+    good = {"data": "ct", "network": "A", "loss": "dice", "task": "liver", "metric": "mean_iou"}
+    table = {"where": good | where, "rows": {"r": {}}, "columns": {"c": {}}}
+    with pytest.raises(InputError, match=sentence):
+        plan_of(folder, tables={"t": table})
+
+
+def test_a_file_that_is_no_study(folder):
+    (folder / "broken.yaml").write_text("data: [")
+    with pytest.raises(InputError, match="not readable as YAML"):
+        read_study(folder / "broken.yaml", BUNDLES)
+    with pytest.raises(InputError, match=r"or one of paper_a.yaml, paper_b.yaml, quick.yaml"):
+        find_study(Path("fast.yaml"))
+
+
+def test_every_table_of_the_papers_has_a_number_or_null_in_every_place():
+    papers = yaml.safe_load(read.PAPERS.read_text())
+    assert {name[:3].strip() for name in papers} == {"A7", "A8", "A9", "A10", "A11", "B1", "B2", "B3", "B4"}
+    for table in papers.values():
+        assert list(table["paper"]) == list(table["rows"])
+        assert {len(numbers) for numbers in table["paper"].values()} == {len(table["columns"])}
+    # Paper B's averages are those of the rows above them, uniclass with the background of .99 that Table 4 leaves out.
+    for name, column in (("B1", 0), ("B1", 1), ("B3", 3), ("B4", 3), ("B4", 5)):
+        numbers = [papers[name]["paper"][row][column] for row in papers["B1"]["rows"]]
+        values = [0.99 if value is None else value for value in numbers[:-1]]
+        assert sum(values) / len(values) == pytest.approx(numbers[-1], abs=0.006)

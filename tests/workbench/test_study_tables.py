@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from bundle_runs import write_dataset
+from scipy.stats import wilcoxon
+
+from liverseg.data import load_datalist
+from liverseg.errors import InputError
+from liverseg.workbench.study.page import write_page
+from liverseg.workbench.study.read import PAPERS
+from liverseg.workbench.study.render import write_tables
+from liverseg.workbench.study.tables import compute_table, wilcoxon_p
+
+CLASSES = ["background", "liver", "spleen"]
+
+
+def write_cell(out: Path, name: str, ious: dict[str, list[float]], pooled: dict[str, float], cleaning="none") -> Path:
+    """The files that a bundle leaves, with the IoU of each case; `pooled` has the IoU of each class."""
+    folder = out / "cells" / name
+    evaluation = folder / "evaluation" / cleaning
+    evaluation.mkdir(parents=True)
+    (folder / "training").mkdir(exist_ok=True)
+    rows = [
+        {"case": case, "class": CLASSES[1 + index], "iou": iou, "dice": 2 * iou / (1 + iou)}
+        for case, values in ious.items()
+        for index, iou in enumerate(values)
+    ]
+    pd.DataFrame(rows).to_csv(evaluation / "cases.csv", index=False)
+    summary = {
+        "pooled": {
+            "global_accuracy": 0.9,
+            "mean_iou": float(np.mean(list(pooled.values()))),
+            "classes": {key: {"iou": iou} for key, iou in pooled.items()},
+        },
+        "seconds": {"inference_per_slice": {"mean": 0.02}, "postprocessing_per_case": {"mean": 1.5}},
+    }
+    (evaluation / "summary.json").write_text(json.dumps(summary))
+    facts = {"seconds": 90, "peak_memory_gb": 1.5, "peak_gpu_memory_gb": None}
+    (folder / "training" / "metrics.json").write_text(json.dumps(facts))
+    (folder / "training" / "history.csv").write_text("epoch,iteration,loss,seconds\n1,4,0.9,1\n2,8,0.5,2\n")
+    return folder
+
+
+def place(metric: str, *cells: str, reference=None, postprocessings=("none",)) -> dict:
+    return {
+        "metric": metric,
+        "postprocessings": list(postprocessings),
+        "parts": [list(cells)],
+        "reference": reference,
+    }
+
+
+def table_plan(places: dict, derived: dict | None = None, paper: dict | None = None) -> dict:
+    rows = [*places, *(derived or {})]
+    columns = list(next(iter(places.values())))
+    return {
+        "title": "Title", "rows": rows, "columns": columns,
+        "places": places, "derived": derived or {}, "paper": paper or {},
+    }  # fmt: skip
+
+
+def test_mean_sd_difference_and_test_by_hand(tmp_path):
+    rng = np.random.default_rng(0)
+    raw = rng.uniform(0.5, 0.8, 12)
+    clean = raw + rng.uniform(-0.02, 0.1, 12)
+    for fold in (0, 1):
+        part = slice(6 * fold, 6 * fold + 6)
+        for name, values, liver in (("raw", raw, (0.70, 0.74)), ("clean", clean, (0.75, 0.77))):
+            cases = {f"/scans/{fold}{index}.nii": [iou] for index, iou in enumerate(values[part])}
+            write_cell(tmp_path, f"{name}{fold}", cases, {"background": 0.98, "liver": liver[fold]})
+    plan = table_plan(
+        {
+            "raw": {"IoU": place("iou:liver", "raw0", "raw1")},
+            "clean": {"IoU": place("iou:liver", "clean0", "clean1", reference=["raw", "IoU"])},
+        },
+        derived={"gain": {"difference": ["raw", "clean"]}},
+        paper={"raw": [0.88], "clean": [0.92], "gain": [4]},
+    )
+    values = compute_table(tmp_path, "t", plan).values
+    assert values["raw", "IoU"].mean == pytest.approx(0.72)
+    assert values["raw", "IoU"].sd == pytest.approx(0.02 * 2**0.5)  # of a sample of two: |difference| / √2
+    assert values["raw", "IoU"].difference_to_paper_pp == pytest.approx(-16)
+    assert values["raw", "IoU"].p_value is None
+    assert values["clean", "IoU"].difference_pp == pytest.approx(4)
+    assert values["clean", "IoU"].pairs == 12
+    assert values["clean", "IoU"].p_value == pytest.approx(wilcoxon(clean, raw).pvalue)
+    assert values["gain", "IoU"].mean == pytest.approx(4)
+    assert values["gain", "IoU"].sd == pytest.approx(100 * 0.02 / 2**0.5)
+
+
+def test_cases_are_paired_by_image_and_seeds_averaged():
+    # Six pairs, all better: two-sided p is 2 / 2⁶.
+    ours = {str(index): 0.8 + index / 100 for index in range(6)}
+    others = {str(index): 0.7 + index / 200 for index in reversed(range(6))} | {"other": 0.1}
+    assert wilcoxon_p(ours, others) == (pytest.approx(2 / 64), 6)
+    assert wilcoxon_p(ours, ours) == (1.0, 6)
+    assert wilcoxon_p({"0": 0.5}, {"0": 0.6}) == (None, 1)
+    assert wilcoxon_p(ours | {"5": float("nan")}, others)[1] == 5
+
+
+def test_cases_of_two_seeds_count_once(tmp_path):
+    for seed, shift in ((0, 0.0), (1, 0.1)):
+        for name, base in (("a", 0.5), ("b", 0.6)):
+            cases = {f"{index}.nii": [base + shift + index / 50] for index in range(4)}
+            write_cell(tmp_path, f"{name}{seed}", cases, {"background": 1, "liver": base + shift})
+    plan = table_plan(
+        {"a": {"c": place("iou:liver", "a0", "a1")}, "b": {"c": place("iou:liver", "b0", "b1", reference=["a", "c"])}}
+    )
+    value = compute_table(tmp_path, "t", plan).values["b", "c"]
+    assert value.pairs == 4
+    assert value.cases["3.nii"] == pytest.approx(0.6 + 0.05 + 0.06)
+
+
+def test_averages_and_ranks_over_organs_and_networks(tmp_path):
+    cases = {"1.nii": [0.6, 0.4], "2.nii": [0.8, 0.2]}
+    write_cell(tmp_path, "multi", cases, {"background": 0.99, "liver": 0.7, "spleen": 0.2})
+    write_cell(tmp_path, "liver", {"1.nii": [0.9], "2.nii": [0.8]}, {"background": 0.97, "liver": 0.8})
+    write_cell(tmp_path, "spleen", {"1.nii": [0.5], "2.nii": [0.5]}, {"background": 0.95, "liver": 0.5})
+    each = place("iou:background", "liver")
+    each["parts"] = [["liver"], ["spleen"]]
+    plan = table_plan(
+        {
+            "Background": {"multi": place("iou:background", "multi"), "uni": each},
+            "Liver": {
+                "multi": place("iou:liver", "multi"),
+                "uni": place("iou:liver", "liver", reference=["Liver", "multi"]),
+            },
+        },
+        derived={"Average": {"average": True}, "Rank": {"rank": True}},
+    )
+    each["reference"] = ["Background", "multi"]
+    values = compute_table(tmp_path, "t", plan).values
+    assert values["Background", "uni"].mean == pytest.approx(0.96)
+    assert values["Average", "multi"].mean == pytest.approx((0.99 + 0.7) / 2)
+    assert values["Average", "uni"].mean == pytest.approx((0.96 + 0.8) / 2)
+    assert values["Average", "uni"].difference_pp == pytest.approx(100 * (0.88 - 0.845))
+    assert values["Average", "uni"].cases == pytest.approx({"1.nii": 0.9, "2.nii": 0.8})
+    assert [values["Rank", column].mean for column in ("multi", "uni")] == [2, 1]
+
+
+def test_times_memory_and_single_cases(tmp_path):
+    cases = {"/b/2.nii": [0.5], "/a/1.nii": [0.7]}
+    for cleaning in ("none", "balls", "slices"):
+        write_cell(tmp_path, "cell", cases, {"background": 1, "liver": 0.6}, cleaning)
+    wanted = {
+        "training_minutes": 1.5, "epochs": 2, "iterations": 8, "memory_mb": 1500, "seconds_per_slice": 0.02,
+        "case_iou:1": 0.5, "case_iou:2": 0.7,
+    }  # fmt: skip
+    row = {metric: place(metric, "cell") for metric in wanted}
+    row["both"] = place("postprocessing_seconds", "cell", postprocessings=("balls", "slices"))
+    table = compute_table(tmp_path, "t", table_plan({"row": row}))
+    assert {column: value.mean for (_, column), value in table.values.items()} == pytest.approx(wanted | {"both": 3.0})
+    assert table.notes == ["1 is 2.nii", "2 is 1.nii"]
+
+
+def test_a_missing_cell_leaves_its_place_empty_and_is_named(tmp_path):
+    write_cell(tmp_path, "there0", {"1.nii": [0.5]}, {"background": 1, "liver": 0.5})
+    plan = table_plan(
+        {
+            "a": {"c": place("iou:liver", "there0", "away1")},
+            "b": {"c": place("iou:liver", "there0", reference=["a", "c"])},
+        },
+        paper={"a": [0.9], "b": [0.8]},
+    )
+    (tmp_path / "plan.json").write_text(json.dumps({"phantoms": False, "cells": {}, "tables": {"own": plan}}))
+    write_tables(tmp_path)
+    markdown = (tmp_path / "tables" / "own.md").read_text()
+    assert "| a |  |" in markdown
+    assert "| b | 0.500<br>paper 0.80 (−30.0 pp) |" in markdown
+    assert "Missing: away1: evaluation/none/cases.csv is not there." in markdown
+    table = pd.read_csv(tmp_path / "tables" / "own.csv", index_col=0)
+    assert np.isnan(table.loc["a", "c"])
+    assert table.loc["b", "c"] == 0.5
+    with pytest.raises(InputError, match=r"found no plan.json, expected the folder of a study"):
+        write_tables(tmp_path / "cells")
+
+
+def test_the_papers_numbers_stand_beside_ours(tmp_path):
+    """A sample of what METHODS.md and the papers print, against the layouts that every study uses."""
+    papers = yaml.safe_load(PAPERS.read_text())
+
+    def printed(table: str, row: str, column: str) -> float:
+        return papers[table]["paper"][row][list(papers[table]["columns"]).index(column)]
+
+    assert printed("A7", "U-Net", "Training time (min)") == 789
+    assert printed("A8", "FCN", "Weighted IoU") == 0.92
+    assert printed("A9", "dice", "IoU liver") == 0.84
+    assert printed("A10", "2D postprocessing", "IoU Seq 2") == 0.848
+    assert printed("A11 losses", "crossE", "MRI IoU liver") == 0.86
+    assert printed("B1", "Spleen", "FCN") == 0.74
+    assert printed("B2", "iou0515", "Mean sensitivity") == 0.94
+    assert printed("B3", "Liver", "IoU (α 1.5, β 0.5)") == 0.68
+    assert printed("B4", "Right kidney", "uniclass IoU") == 0.50
+
+
+def test_the_page_shows_tables_and_pictures(tmp_path):
+    import nibabel as nib
+
+    from liverseg.handlers.report import mask_file_name
+
+    scans = write_dataset(tmp_path / "scans")
+    items = load_datalist(scans / "dataset.json", "validation", 0)
+    folder = write_cell(
+        tmp_path, "cell", {item["image"]: [0.9 - index / 2] for index, item in enumerate(items)},
+        {"background": 1, "liver": 0.8},
+    )  # fmt: skip
+    (folder / "evaluation/none/masks").mkdir()
+    for item in items:
+        mask = nib.load(item["label"])
+        nib.save(mask, folder / "evaluation/none/masks" / mask_file_name(item["image"]))
+    cell = {
+        "data": "ct", "network": "A", "loss": "dice", "task": "liver", "fold": 0,
+        "dataset": {"dataset_dir": str(scans)},
+        "settings": {"classes": {"background": None, "liver": [1, 2]}},
+    }  # fmt: skip
+    plan = table_plan({"a": {"IoU": place("iou:liver", "cell")}})
+    content = {"phantoms": True, "cells": {"cell": cell}, "tables": {"own": plan}}
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    page = write_page(tmp_path).read_text()
+    assert "0.800" in page
+    assert "synthetic drawings" in page
+    pictures = {path.name for path in (tmp_path / "plots").iterdir()}
+    assert pictures == {"own_bars.png", "ct_liver_curves.png", "ct_liver_best.png", "ct_liver_worst.png"}
+    assert all(f'src="plots/{name}"' in page for name in pictures)
+    assert f"best case {Path(items[0]['image']).name}, IoU 0.900" in page
