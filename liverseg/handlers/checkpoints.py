@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler
 from torch.nn.parallel import DistributedDataParallel
 
 from liverseg.errors import InputError
@@ -32,6 +34,11 @@ class Checkpoints:
     which validation scans. A model of an earlier run is only replaced by a better one on the same validation scans; on
     other scans the two cannot be compared, and the earlier one is kept under the time it was made.
 
+    With `ema_momentum` the weights that `evaluator` validates and `model.pt` holds are the exponential moving average
+    w ← (1 − m)·w + m·θ of the weights θ after every iteration (Tarvainen and Valpola, "Mean teachers are better role
+    models", NeurIPS 2017, with α = 1 − m), from the weights that the training starts with; the buffers are those of the
+    network. `checkpoint.pt` holds both.
+
     Put it after the `ValidationHandler` in the trainer's handlers: it acts on the validation of the same epoch.
 
     Args:
@@ -44,9 +51,12 @@ class Checkpoints:
         key_metric: the metric of `evaluator` to compare, larger is better.
         resume: go on from `checkpoint.pt` where there is one.
         patience: stop after this many epochs without a better model; 0 never stops.
+        ema_momentum: m above, at least 0 and below 1. The average spans about 1 / m iterations, so a training needs
+            several times as many; 0 averages nothing.
 
     Raises:
-        InputError: for a folder that cannot be written, a checkpoint of another network, or a disk that is full.
+        InputError: for another `ema_momentum`, a folder that cannot be written, a checkpoint of another network or made
+            without the average, or a disk that is full.
     """
 
     def __init__(
@@ -60,6 +70,7 @@ class Checkpoints:
         key_metric: str = "val_mean_dice",
         resume: bool = False,
         patience: int = 0,
+        ema_momentum: float = 0,
     ) -> None:
         self.last_path = Path(ckpt_dir) / "checkpoint.pt"
         self.best_path = Path(ckpt_dir) / "model.pt"
@@ -75,17 +86,33 @@ class Checkpoints:
         self.resume = resume
         self.patience = patience
         self.bar = float("-inf")
+        if not 0 <= ema_momentum < 1:
+            raise InputError(
+                f"ema_momentum is {ema_momentum}, expected at least 0 and below 1: set it to 0.001, or to 0 for no "
+                "average."
+            )
+        self.ema = EMAHandler(self.network, ema_momentum) if ema_momentum else None
+        self.kept_network = self.ema.ema_model if self.ema else self.network
+        if self.ema:
+            self.parts["ema_model"] = self.kept_network
 
     def attach(self, engine: Engine) -> None:
         """Act at the start and after every epoch of `engine`, the trainer."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+        if self.ema:
+            self.ema.attach(engine)
+            self.evaluator.network = self.kept_network  # type: ignore[attr-defined]
+            self.evaluator.add_event_handler(Events.STARTED, self._share_buffers)
 
     def start(self, engine: Engine) -> None:
         """Load the last checkpoint if asked to, and find the metric that a new `model.pt` has to beat."""
         state: Any = engine.state
         check_writable(self.last_path.parent)
         state.best_metric, state.best_metric_epoch = float("-inf"), 0
+        if self.ema:
+            # Weights may have been loaded since the copy was made.
+            self.kept_network.load_state_dict(self.network.state_dict())
         if self.resume and self.last_path.is_file():
             self._load(state)
         elif self.resume:
@@ -111,6 +138,12 @@ class Checkpoints:
             logger.info("Stopping early: the best %s was at epoch %d.", self.key_metric, state.best_metric_epoch)
             engine.terminate()
 
+    def _share_buffers(self) -> None:
+        # As DistributedDataParallel does: every rank validates the model that rank 0 saves.
+        if dist.is_available() and dist.is_initialized():
+            for buffer in self.kept_network.buffers():
+                dist.broadcast(buffer, 0)
+
     def _save_best(self, epoch: int) -> None:
         record = self._record()
         if self.best_path.is_file() and record.get("validation_sha256") != self.validation_sha256:
@@ -118,7 +151,7 @@ class Checkpoints:
             kept = self.best_path.with_name(f"model_{made}.pt")
             logger.info("%s was validated on other scans, so it is kept as %s.", self.best_path, kept)
             os.replace(self.best_path, kept)
-        model = self.network.state_dict()
+        model = self.kept_network.state_dict()
         write_atomically(self.best_path, lambda file: torch.save(model, file))
         record = {
             self.key_metric: self.bar,
@@ -142,6 +175,8 @@ class Checkpoints:
     def _load(self, state: Any) -> None:
         try:
             checkpoint = torch.load(self.last_path, map_location=state.device, weights_only=True)
+            if "ema_model" in checkpoint and not self.ema:
+                raise KeyError("it holds an average, so set ema_momentum")
             for name, part in self.parts.items():
                 part.load_state_dict(checkpoint[name])
         except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:

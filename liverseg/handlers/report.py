@@ -27,7 +27,17 @@ from monai.utils import convert_to_tensor
 import liverseg
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
-from liverseg.metrics import bf_scores, case_metrics, confusion_matrix, mean_bf_score, pooled_metrics
+from liverseg.metrics import (
+    bf_scores,
+    case_metrics,
+    confusion_matrix,
+    lesion_burden,
+    lesion_metrics,
+    mean_bf_score,
+    pooled_lesion_metrics,
+    pooled_metrics,
+)
+from liverseg.metrics.lesions import COUNTS
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +55,11 @@ class SegmentationReport:
       without a voxel of it;
     - ``seconds``: the same four figures over the cases of ``inference_per_slice`` (the inferer: resampling, network,
       label map; divided by the number of axial slices) and ``postprocessing_per_case`` (the evaluator's
-      `postprocessing`). A batch of several scans counts in equal parts.
+      `postprocessing`). A batch of several scans counts in equal parts;
+    - ``lesions``, with `lesion_class`: `pooled_lesion_metrics` over the lesions of all cases.
+
+    With `lesion_class` the rows of that class in ``cases.csv`` also have the values of `lesion_metrics`, and with
+    `organ_class` those of `lesion_burden`; for the other classes these cells are empty.
 
     A case is known by its image file. One that comes twice, as a padded distributed sampler gives it, counts once. With
     several ranks the first one writes. Both files are replaced whole: no reader meets half of one.
@@ -59,11 +73,13 @@ class SegmentationReport:
         pred_key: key of the prediction, (1, H, W, D) class indices of any dtype, on the grid of the label.
         masks_dir: folder for the predictions as NIfTI, each on the grid of its label and named by `mask_file_name`;
             None writes none.
+        lesion_class: the one of `class_names` whose components are counted as lesions, as LiTS does; None counts none.
+        organ_class: the one of `class_names` that lies around the lesions; None leaves the burden out.
 
     Raises:
-        InputError: when the run starts, if `output_dir` cannot be written to; during the run, if a label map is not one
-            channel of indices of `class_names`, the two differ in shape, the image names no file or the label has no
-            affine.
+        InputError: if `lesion_class` or `organ_class` is no foreground class; when the run starts, if `output_dir`
+            cannot be written to; during the run, if a label map is not one channel of indices of `class_names`, the two
+            differ in shape, the image names no file or the label has no affine.
     """
 
     def __init__(
@@ -74,6 +90,8 @@ class SegmentationReport:
         label_key: str = "label",
         pred_key: str = "pred",
         masks_dir: str | os.PathLike[str] | None = None,
+        lesion_class: str | None = None,
+        organ_class: str | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.class_names = list(class_names)
@@ -81,6 +99,14 @@ class SegmentationReport:
         self.label_key = label_key
         self.pred_key = pred_key
         self.masks_dir = None if masks_dir is None else Path(masks_dir)
+        for key, name in (("lesion_class", lesion_class), ("organ_class", organ_class)):
+            if name is not None and name not in self.class_names[1:]:
+                raise InputError(
+                    f"{key}: found {name!r}, expected one of {', '.join(self.class_names[1:])}: name one of these, or "
+                    "null for none."
+                )
+        self.lesion_class = lesion_class
+        self.organ_class = organ_class
         self._cases: dict[str, dict[str, Any]] = {}
         self._times_s: list[float] = []
 
@@ -145,11 +171,18 @@ class SegmentationReport:
         prediction = self._label_map(item[self.pred_key], self.pred_key)
         reference = self._label_map(label, self.label_key)
         num_classes = len(self.class_names)
-        return {
+        case: dict[str, Any] = {
             "confusion": confusion_matrix(prediction, reference, num_classes),
             "bf_scores": bf_scores(prediction, reference, num_classes),
             "classes": case_metrics(prediction, reference, spacing_mm, self.class_names),
         }
+        if self.lesion_class is not None:
+            index = self.class_names.index(self.lesion_class)
+            lesions = case["classes"][self.lesion_class]
+            lesions |= lesion_metrics(prediction == index, reference == index)
+            if self.organ_class is not None:
+                lesions |= lesion_burden(lesions, case["classes"][self.organ_class])
+        return case
 
     @staticmethod
     def _label_map(tensor: torch.Tensor, key: str) -> np.ndarray:
@@ -184,9 +217,11 @@ class SegmentationReport:
             for name, case in cases.items()
             for class_name, metrics in case["classes"].items()
         ]
-        summary = self._summary(list(cases.values()), rows)
+        summary = self._summary(list(cases.values()))
 
-        table = pd.DataFrame(rows).to_csv(index=False)
+        frame = pd.DataFrame(rows)
+        # A column that is empty for some classes would turn whole numbers into 3.0.
+        table = frame.astype({name: "Int64" for name in COUNTS if name in frame}).to_csv(index=False)
         text = json.dumps(_null_for_nan(summary), indent=2, allow_nan=False)
         write_atomically(self.output_dir / "cases.csv", lambda file: file.write(table.encode()))
         write_atomically(self.output_dir / "summary.json", lambda file: file.write(f"{text}\n".encode()))
@@ -196,22 +231,25 @@ class SegmentationReport:
             f"mean BFScore {summary['pooled']['mean_bf_score']:.4f}; {self.output_dir / 'summary.json'}"
         )
 
-    def _summary(self, cases: list[dict[str, Any]], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def _summary(self, cases: list[dict[str, Any]]) -> dict[str, Any]:
         pooled = pooled_metrics(np.sum([case["confusion"] for case in cases], axis=0), self.class_names)
         pooled["mean_bf_score"] = mean_bf_score(np.concatenate([case["bf_scores"] for case in cases]))
         per_class: dict[str, dict[str, Any]] = {}
-        for class_name, table in pd.DataFrame(rows).groupby("class", sort=False):
-            per_class[str(class_name)] = {
-                **{
-                    str(metric): _statistics(values) for metric, values in table.drop(columns=["case", "class"]).items()
-                },
+        for name in self.class_names[1:]:
+            table = pd.DataFrame([case["classes"][name] for case in cases])
+            per_class[name] = {
+                **{str(metric): _statistics(values) for metric, values in table.items()},
                 "empty_predictions": int((table["volume_ml"] == 0).sum()),
                 "empty_references": int((table["reference_volume_ml"] == 0).sum()),
             }
+        lesions = {}
+        if self.lesion_class is not None:
+            lesions = {"lesions": pooled_lesion_metrics([case["classes"][self.lesion_class] for case in cases])}
         return {
             "number_of_cases": len(cases),
             "pooled": pooled,
             "cases": per_class,
+            **lesions,
             "seconds": {
                 str(name): _statistics(values)
                 for name, values in pd.DataFrame([case["seconds"] for case in cases]).items()

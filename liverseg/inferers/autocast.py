@@ -35,8 +35,13 @@ class AutocastInferer(Inferer):
     def __init__(self, amp: bool = True) -> None:
         self.amp = amp
 
-    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Logits of `network(inputs)`, shape (B, num_classes, H, W), float32."""
+    def __call__(
+        self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any
+    ) -> torch.Tensor | list[torch.Tensor]:
+        """Logits of `network(inputs)`, (B, num_classes, H, W[, D]), float32.
+
+        Of a network that returns a list or tuple, for MONAI's `DeepSupervisionLoss`, a list of them.
+        """
         with bf16_autocast(inputs.device, self.amp):
             logits = network(inputs, *args, **kwargs)
-        return logits.float()
+        return [level.float() for level in logits] if isinstance(logits, (list, tuple)) else logits.float()

@@ -2,5 +2,6 @@
 
 from liverseg.losses.focal_tversky import FocalTverskyLoss
 from liverseg.losses.per_class import PerClassLoss
+from liverseg.losses.top_k import DiceTopKLoss, TopKLoss
 
-__all__ = ["FocalTverskyLoss", "PerClassLoss"]
+__all__ = ["DiceTopKLoss", "FocalTverskyLoss", "PerClassLoss", "TopKLoss"]

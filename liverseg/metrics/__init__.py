@@ -1,5 +1,15 @@
 from liverseg.metrics.boundary import bf_scores, mean_bf_score
 from liverseg.metrics.case import case_metrics
 from liverseg.metrics.confusion import confusion_matrix, pooled_metrics
+from liverseg.metrics.lesions import lesion_burden, lesion_metrics, pooled_lesion_metrics
 
-__all__ = ["bf_scores", "case_metrics", "confusion_matrix", "mean_bf_score", "pooled_metrics"]
+__all__ = [
+    "bf_scores",
+    "case_metrics",
+    "confusion_matrix",
+    "lesion_burden",
+    "lesion_metrics",
+    "mean_bf_score",
+    "pooled_lesion_metrics",
+    "pooled_metrics",
+]

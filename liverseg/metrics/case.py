@@ -39,7 +39,7 @@ def case_metrics(
         InputError: shapes differ, not three axes, or a value is outside the classes.
     """
     check_label_maps(prediction, reference, len(class_names))
-    box = _bounding_box((prediction > 0) | (reference > 0))
+    box = bounding_box((prediction > 0) | (reference > 0))
     prediction, reference = prediction[box], reference[box]
     voxel_ml = math.prod(spacing_mm) / 1000
     metrics = {}
@@ -63,7 +63,7 @@ def case_metrics(
     return metrics
 
 
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     """Slices of the smallest box around the true voxels, empty ones if there are none."""
     box = []
     for axis in range(mask.ndim):

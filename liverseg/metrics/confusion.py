@@ -59,10 +59,11 @@ def pooled_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[st
     - ``global_accuracy``: correct voxels / all voxels.
     - ``classes[name]["accuracy"]``: TP / (TP + FN), the recall of the class; ``mean_accuracy`` is their mean.
     - ``classes[name]["iou"]``: TP / (TP + FP + FN); ``mean_iou`` is their mean, background included.
+    - ``classes[name]["dice"]``: 2 TP / (2 TP + FP + FN), not MATLAB's; what LiTS calls Dice global.
     - ``weighted_iou``: mean of the IoUs weighted by the number of reference voxels of the class.
 
-    Where a ratio is 0/0 (accuracy: the class is not in the reference; IoU: nor in the prediction) it is NaN and left
-    out of the mean.
+    Where a ratio is 0/0 (accuracy: the class is not in the reference; IoU and Dice: nor in the prediction) it is NaN
+    and left out of the mean.
 
     Args:
         confusion: (C, C) sum of `confusion_matrix` over the data set.
@@ -74,13 +75,14 @@ def pooled_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[st
     with np.errstate(invalid="ignore"):
         accuracy = true_positive / reference
         iou = true_positive / (reference + predicted - true_positive)
+        dice = 2 * true_positive / (reference + predicted)
         return {
             "global_accuracy": float(true_positive.sum() / reference.sum()),
             "mean_accuracy": float(np.nanmean(accuracy)),
             "mean_iou": float(np.nanmean(iou)),
             "weighted_iou": float(np.nansum(reference * iou) / reference.sum()),
             "classes": {
-                name: {"accuracy": float(a), "iou": float(i)}
-                for name, a, i in zip(class_names, accuracy, iou, strict=True)
+                name: {"accuracy": float(a), "iou": float(i), "dice": float(d)}
+                for name, a, i, d in zip(class_names, accuracy, iou, dice, strict=True)
             },
         }

@@ -36,13 +36,14 @@ def test_pooled_metrics_of_a_matrix_worked_out_by_hand():
     pooled = pooled_metrics(confusion, ["background", "liver", "spleen"])
     accuracies = {"background": 90 / 100, "liver": 36 / 40, "spleen": 5 / 10}
     ious = {"background": 90 / (100 + 9), "liver": 36 / (40 + 8), "spleen": 5 / (10 + 2)}
+    dices = {"background": 180 / (100 + 99), "liver": 72 / (40 + 44), "spleen": 10 / (10 + 7)}
     assert pooled["global_accuracy"] == pytest.approx(131 / 150)
     assert pooled["mean_accuracy"] == pytest.approx((0.9 + 0.9 + 0.5) / 3)
     assert pooled["mean_iou"] == pytest.approx(sum(ious.values()) / 3)
     weighted = (100 * ious["background"] + 40 * ious["liver"] + 10 * ious["spleen"]) / 150
     assert pooled["weighted_iou"] == pytest.approx(weighted)
     for name, values in pooled["classes"].items():
-        assert values == pytest.approx({"accuracy": accuracies[name], "iou": ious[name]})
+        assert values == pytest.approx({"accuracy": accuracies[name], "iou": ious[name], "dice": dices[name]})
 
 
 def test_pooling_is_not_the_mean_over_cases():
@@ -50,12 +51,14 @@ def test_pooling_is_not_the_mean_over_cases():
     large = np.array([[1000, 0], [0, 400]])
     pooled = pooled_metrics(small + large, ["background", "liver"])
     assert pooled["classes"]["liver"]["iou"] == pytest.approx(402 / 404)
+    assert pooled["classes"]["liver"]["dice"] == pytest.approx(804 / 806)
 
 
 def test_class_without_a_voxel_is_left_out_of_the_means():
     confusion = np.array([[90, 0, 0, 10], [0, 50, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     pooled = pooled_metrics(confusion, ["background", "liver", "nowhere", "only predicted"])
     assert np.isnan(pooled["classes"]["nowhere"]["iou"])
+    assert np.isnan(pooled["classes"]["nowhere"]["dice"])
     assert np.isnan(pooled["classes"]["only predicted"]["accuracy"])
     assert pooled["mean_accuracy"] == pytest.approx((0.9 + 1) / 2)
     assert pooled["mean_iou"] == pytest.approx((0.9 + 1 + 0) / 3)
