@@ -91,7 +91,8 @@ class VolumeSliceInferer(Inferer):
                     x = x.to(parameter.device, torch.float32)
                     x = _resize(x, size, "bilinear" if self.size is None else "area")
                     x = x.contiguous(memory_format=torch.channels_last)
-                    classes = _resize(self._scores(network, x, *args, **kwargs), volume.shape[:2]).argmax(1)
+                    scores = _resize(self._scores(network, x, *args, **kwargs), volume.shape[:2])
+                    classes = scores.max(1).indices  # argmax takes up to 50 times as long on a CPU
                     label[..., positions] = classes.permute(1, 2, 0).to(label)
         return labels
 

@@ -111,12 +111,13 @@ def test_resizing_there_and_back_shifts_nothing(size):
     assert float((labels.bool() ^ expected).sum() / expected.sum()) < 0.05
 
 
-def test_flips_average_the_probabilities_of_all_passes():
+@pytest.mark.parametrize("flips", [[[0]], [[1]], [[0], [1], [0, 1]]])
+def test_flips_average_the_probabilities_of_all_passes(flips):
     volume, network = torch.randn(1, 1, 17, 22, 5), small_network()
-    labels = VolumeSliceInferer(flips=[[0], [1], [0, 1]], sw_batch_size=2, amp=False)(volume, network)
+    labels = VolumeSliceInferer(flips=flips, sw_batch_size=2, amp=False)(volume, network)
     slices = volume[0].permute(3, 0, 1, 2)
     probabilities = np.zeros((5, 3, 17, 22))
-    for axes in ((), (0,), (1,), (0, 1)):
+    for axes in ([], *flips):
         flipped = np.flip(slices.numpy(), [2 + axis for axis in axes]).copy()
         with torch.no_grad():
             e = np.exp(network(torch.from_numpy(flipped)).double().numpy())
