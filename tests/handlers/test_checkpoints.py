@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import resource
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,17 +22,30 @@ class Run:
     """A real trainer of a tiny network whose validation metric per epoch is given."""
 
     def __init__(
-        self, folder, metrics, cases=("a.nii", "b.nii"), content=b"scan", width=2, learning_rate=0.1, **options
+        self,
+        folder,
+        metrics,
+        cases=("a.nii", "b.nii"),
+        content=b"scan",
+        width=2,
+        learning_rate=0.1,
+        scale=1,
+        parallel=False,
+        **options,
     ):
         scans = next(parent for parent in folder.parents if parent.is_dir())
         validation_data = [{"image": str(scans / case)} for case in cases]
         for item in validation_data:
             Path(item["image"]).write_bytes(content)
         torch.manual_seed(0)
-        self.network = torch.nn.Conv2d(1, width, 1)
+        self.network = torch.nn.Sequential(torch.nn.BatchNorm2d(1), torch.nn.Conv2d(1, width, 1))
+        if parallel:
+            self.network = torch.nn.parallel.DistributedDataParallel(self.network)
         self.optimizer = torch.optim.SGD(self.network.parameters(), learning_rate, momentum=0.9)
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 1, 0.5)
-        data = [{"image": torch.ones(1, 4, 4), "label": torch.ones(width, 4, 4)}] * 2
+        data = [
+            {"image": torch.arange(16.0).reshape(1, 4, 4) * n * scale, "label": torch.ones(width, 4, 4)} for n in (1, 2)
+        ]
         self.evaluator = SupervisedEvaluator(torch.device("cpu"), DataLoader(Dataset(data)), self.network)
         self.evaluator.add_event_handler(Events.COMPLETED, self._set_metric, metrics)
         self.states = []
@@ -60,7 +75,7 @@ class Run:
 
     def _set_metric(self, evaluator, metrics):
         evaluator.state.metrics["val_mean_dice"] = metrics[evaluator.state.epoch - 1]
-        self.states.append({key: value.clone() for key, value in self.network.state_dict().items()})
+        self.states.append({key: value.clone() for key, value in evaluator.network.state_dict().items()})
 
     def run(self):
         self.trainer.run()
@@ -142,6 +157,85 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
         Run(tmp_path, [0.5, 0.6], width=3, resume=True).run()
 
 
+def averaged(run, momentum):
+    """Follow the weights of a run that is about to start: their average after each iteration, in float64."""
+    averages = [{key: value.double() for key, value in run.network.named_parameters()}]
+
+    def follow(engine):
+        averages.append(
+            {
+                key: (1 - momentum) * averages[-1][key] + momentum * value.detach().double()
+                for key, value in run.network.named_parameters()
+            }
+        )
+
+    run.trainer.add_event_handler(Events.ITERATION_COMPLETED, follow)
+    return averages
+
+
+def test_the_average_is_validated_and_kept(tmp_path):
+    run = Run(tmp_path, [0.2, 0.8, 0.5], ema_momentum=0.3)
+    with torch.no_grad():  # weights that another handler loads before the first iteration
+        run.network[1].weight += 1
+    averages = averaged(run, 0.3)
+    run.run()
+    checkpoint, model = load(tmp_path / "checkpoint.pt"), load(tmp_path / "model.pt")
+    for state, iteration in ((run.states[0], 2), (model, 4), (checkpoint["ema_model"], 6)):
+        for key, value in averages[iteration].items():
+            torch.testing.assert_close(state[key].double(), value, rtol=1e-5, atol=1e-6)
+    assert same(model, run.states[1])
+    assert same(checkpoint["model"], run.network.state_dict())
+    assert not torch.equal(checkpoint["model"]["1.weight"], checkpoint["ema_model"]["1.weight"])
+    assert torch.equal(checkpoint["model"]["0.running_var"], checkpoint["ema_model"]["0.running_var"])
+
+
+def test_resuming_an_average_equals_never_having_stopped(tmp_path):
+    whole = Run(tmp_path / "whole", [0.1, 0.2, 0.3, 0.4], ema_momentum=0.1).run()
+    Run(tmp_path / "parts", [0.1, 0.2], ema_momentum=0.1).run()
+    resumed = Run(tmp_path / "parts", [0.1, 0.2, 0.3, 0.4], ema_momentum=0.1, resume=True).run()
+    assert all(same(one, other) for one, other in zip(resumed.states, whole.states[2:], strict=True))
+    assert same(resumed.network.state_dict(), whole.network.state_dict())
+    assert same(load(tmp_path / "parts" / "model.pt"), load(tmp_path / "whole" / "model.pt"))
+
+
+def test_no_average_leaves_everything_as_it_was(tmp_path):
+    run = Run(tmp_path, [0.5], ema_momentum=0).run()
+    assert run.evaluator.network is run.network
+    assert "ema_model" not in load(tmp_path / "checkpoint.pt")
+    assert not hasattr(run.trainer.state, "ema_momentum")
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 0.1), (0.1, 0)])
+def test_an_average_is_resumed_only_where_there_is_one(tmp_path, before, after):
+    Run(tmp_path, [0.5], ema_momentum=before).run()
+    with pytest.raises(InputError, match=r"checkpoint\.pt: not a checkpoint .*ema_mo.* resume with the settings"):
+        Run(tmp_path, [0.5, 0.6], ema_momentum=after, resume=True).run()
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1])
+def test_a_momentum_that_is_none_is_refused(tmp_path, momentum):
+    with pytest.raises(InputError, match=f"ema_momentum is {momentum}, expected at least 0 and below 1"):
+        Run(tmp_path, [0.5], ema_momentum=momentum)
+
+
+def test_every_process_validates_the_average_that_is_saved(tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(tmp_path), str(rank)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+    model, validated = load(tmp_path / "0" / "model.pt"), [load(tmp_path / f"validated_{rank}.pt") for rank in range(2)]
+    assert same(model, validated[0])
+    assert same(model, validated[1])
+
+
 @contextmanager
 def full_disk(free_bytes):
     """No file can grow past `free_bytes`: what a write meets on a full disk."""
@@ -176,3 +270,12 @@ def test_the_summary_is_the_last_line_printed_and_a_file(tmp_path, capsys):
     assert (printed["best_val_mean_dice"], printed["best_epoch"], printed["epochs"]) == (0.8, 2, 3)
     assert printed["peak_memory_gb"] > 0.05
     assert printed["versions"]["torch"] == torch.__version__
+
+
+if __name__ == "__main__":  # one rank of test_every_process_validates_the_average_that_is_saved
+    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting_point", rank=rank, world_size=2)
+    # Each rank with images of its own, so that the running means of the normalisation differ.
+    run = Run(folder / str(rank), [0.5], scale=1 + rank, parallel=True, ema_momentum=0.3).run()
+    torch.save(run.states[0], folder / f"validated_{rank}.pt")
+    torch.distributed.destroy_process_group()

@@ -22,7 +22,7 @@ from monai.transforms import AsDiscreted, Compose, EnsureChannelFirstd, LoadImag
 import liverseg
 from liverseg.errors import InputError
 from liverseg.handlers.report import SegmentationReport, mask_file_name
-from liverseg.metrics import bf_scores, case_metrics
+from liverseg.metrics import bf_scores, case_metrics, lesion_metrics
 
 NAMES = ["background", "liver", "lesion"]
 SPACING_MM = (0.8, 0.9, 2.5)
@@ -143,6 +143,58 @@ def test_report_of_an_evaluation(tmp_path, caplog):
     assert f"mean IoU {pooled['mean_iou']:.4f}" in lines[0]
 
 
+def test_lesions_are_counted_in_the_rows_of_their_class(tmp_path):
+    cases = make_cases(tmp_path)
+    found = np.zeros((20, 16, 6), int)
+    found[2:9, 2:9, 1:5], found[4:6, 4:6, 2:4] = 1, 2
+    cases.append(write_case(tmp_path, "d", found, found))
+    evaluate(cases, SegmentationReport(tmp_path / "eval", NAMES, lesion_class="lesion", organ_class="liver"))
+    evaluate(cases, SegmentationReport(tmp_path / "plain", NAMES))
+    table, summary = read(tmp_path / "eval")
+    plain, plain_summary = read(tmp_path / "plain")
+    pd.testing.assert_frame_equal(table[plain.columns], plain)
+
+    counts = ["reference_lesions", "predicted_lesions", "true_positive_lesions"]
+    shares = ["detection_precision", "detection_recall", "burden", "reference_burden"]
+    assert list(table.columns) == [*plain.columns, *counts, *shares]
+    assert table[table["class"] == "liver"][[*counts, *shares]].isna().all(axis=None)
+    rows = table[table["class"] == "lesion"].set_index("case")
+    for case in cases:
+        prediction, reference = (nib.load(case[key]).get_fdata() for key in ("image", "label"))
+        expected = lesion_metrics(prediction == 2, reference == 2)
+        for mask, name in ((prediction, "burden"), (reference, "reference_burden")):
+            expected[name] = (mask == 2).sum() / (mask > 0).sum() if mask.any() else math.nan
+        assert rows.loc[case["image"], [*counts, *shares]].to_dict() == pytest.approx(expected, nan_ok=True)
+    # The lesion of the fair case, moved by one of its three voxels, has an intersection over union of exactly a half.
+    assert rows["true_positive_lesions"].tolist() == [0, 0, 0, 1]
+    assert ",1,0,0,,0.0," in (tmp_path / "eval" / "cases.csv").read_text()  # whole numbers and an empty cell
+
+    pooled = summary.pop("lesions")
+    errors = (rows["burden"] - rows["reference_burden"]).dropna()
+    assert pooled == pytest.approx(
+        {
+            "reference_lesions": 4,
+            "predicted_lesions": 2,
+            "true_positive_lesions": 1,
+            "detection_precision": 1 / 2,
+            "detection_recall": 1 / 4,
+            "burden_rmse": math.sqrt((errors**2).mean()),
+            "burden_max_error": errors.abs().max(),
+        }
+    )
+    assert summary["cases"]["lesion"]["detection_recall"] == {"mean": 0.25, "sd": 0.5, "median": 0, "count": 4}
+    assert summary["cases"]["lesion"]["detection_precision"]["count"] == 2
+    assert summary["cases"]["liver"] == plain_summary["cases"]["liver"]
+    assert summary.keys() == plain_summary.keys()
+
+
+@pytest.mark.parametrize("key", ["lesion_class", "organ_class"])
+@pytest.mark.parametrize("name", ["tumour", "background"])
+def test_lesions_of_no_class_are_refused(tmp_path, key, name):
+    with pytest.raises(InputError, match=f"{key}: found '{name}', expected one of liver, lesion"):
+        SegmentationReport(tmp_path, NAMES, **{key: name})
+
+
 def test_time_is_counted_where_it_is_spent(tmp_path):
     cases = make_cases(tmp_path)
     answer, argmax = SimpleInferer(), AsDiscreted("pred", argmax=True)
@@ -182,7 +234,7 @@ def test_a_second_run_starts_afresh_and_replaces_the_files(tmp_path):
 
 def test_two_processes_write_what_one_writes(tmp_path):
     cases = make_cases(tmp_path)  # three cases on two ranks: the sampler gives one of them twice
-    evaluate(cases, SegmentationReport(tmp_path / "one", NAMES))
+    evaluate(cases, SegmentationReport(tmp_path / "one", NAMES, lesion_class="lesion", organ_class="liver"))
     arguments = [json.dumps(cases), str(tmp_path / "two"), str(tmp_path / "meeting_point")]
     processes = [
         subprocess.Popen(
@@ -241,7 +293,7 @@ if __name__ == "__main__":  # one rank of test_two_processes_write_what_one_writ
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=int(rank), world_size=2)
     evaluate(
         json.loads(cases),
-        SegmentationReport(output_dir, NAMES),
+        SegmentationReport(output_dir, NAMES, lesion_class="lesion", organ_class="liver"),
         sampler=lambda dataset: DistributedSampler(dataset, shuffle=False),
     )
     torch.distributed.destroy_process_group()
