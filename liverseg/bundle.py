@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -30,8 +31,7 @@ def require(version: str) -> ModuleType:
     Raises:
         InputError: when the liverseg found is of another version.
     """
-    main = getattr(sys.modules.get("__main__"), "__spec__", None)
-    if main is not None and main.name == "monai.bundle.__main__":
+    if _is_command_line():
         sys.excepthook = _print_sentence
     if liverseg.__version__.split(".")[:2] != version.split(".")[:2]:
         raise InputError(
@@ -65,6 +65,37 @@ def choose(key: str, value: str, choices: Mapping[str, Any]) -> Any:
     return choices[value]
 
 
+def run_stages(stages: Sequence[str]) -> None:
+    """Run the stages of a training one after the other, each in a process of its own.
+
+    For the id `training` of a bundle that trains several networks: the command line of this process is repeated for each
+    stage, with the id `run` and `--stage NAME`, and the first that fails ends the chain. `--stage` on the command line
+    runs this one only.
+
+    Args:
+        stages: their names, in order.
+
+    Raises:
+        InputError: outside a `python -m monai.bundle run training` command line, or for a stage that is not there.
+    """
+    arguments = sys.argv[1:]
+    if not _is_command_line() or "training" not in arguments:
+        raise InputError(
+            "training: found another program than `python -m monai.bundle run training`, which it repeats for each "
+            "stage: set stage, and run the id `run` for one after the other."
+        )
+    arguments[arguments.index("training")] = "run"
+    if "--stage" in arguments:
+        choose("stage", arguments[arguments.index("--stage") + 1], dict.fromkeys(stages))
+        commands = [arguments]
+    else:
+        commands = [[*arguments, "--stage", stage] for stage in stages]
+    for command in commands:
+        status = subprocess.run([sys.executable, "-m", "monai.bundle", *command], check=False).returncode
+        if status != 0:
+            sys.exit(status)
+
+
 def select_device(name: str | torch.device | None = None) -> torch.device:
     """The device called `name`, or the first GPU if there is one and else the CPU.
 
@@ -80,6 +111,11 @@ def select_device(name: str | torch.device | None = None) -> torch.device:
             "install the GPU's driver and a CUDA build of torch."
         )
     return device
+
+
+def _is_command_line() -> bool:
+    main = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return main is not None and main.name == "monai.bundle.__main__"
 
 
 def _print_sentence(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

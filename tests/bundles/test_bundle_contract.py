@@ -18,8 +18,9 @@ SCHEMA = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"
 BUNDLES = sorted(path.parents[1] for path in ROOT.glob("bundles/*/configs/metadata.json"))
 CONFIGS = ["metadata.json", "train.json", "evaluate.json", "inference.json", "multi_gpu_train.json", "logging.conf"]
 FILES = [*(f"configs/{name}" for name in CONFIGS), "docs/README.md", "docs/data_license.txt", "LICENSE"]
-# What train.json and inference.json name alike and need not agree on.
+# What train.json and inference.json name alike and need not agree on; where training goes by stages, also the others.
 OWN = {"output_dir", "mask_cleaning", "initialize", "run"}
+OWN_OF_STAGES = {"network", "ckpt_dir"}
 
 
 @pytest.fixture(params=BUNDLES, ids=lambda path: path.name)
@@ -45,7 +46,8 @@ def without_requires(value):
 
 def without_initial_weights(parser):
     """The network, and where a bundle has a choice of them all, as training and inference must both have it."""
-    networks = [parser["network_def"], *(parser.get().get("networks") or {}).values()]
+    single = [parser.get().get("stage_network"), *(parser.get().get("networks") or {}).values()]
+    networks = [parser["network_def"], *filter(None, single)]
     return [
         {key: value for key, value in network.items() if not key.startswith("encoder_weights")}
         if isinstance(network, dict)
@@ -94,7 +96,8 @@ def test_training_and_inference_see_the_same(bundle):
     train, infer = config(bundle, "train.json"), config(bundle, "inference.json")
     assert train.get_parsed_content("num_classes") == infer.get_parsed_content("num_classes")
     assert without_initial_weights(train) == without_initial_weights(infer)
-    both = set(train.get()) & set(infer.get()) - {"num_classes", "network_def", "networks"} - OWN
+    own = OWN | (OWN_OF_STAGES if "stage" in train.get() else set())
+    both = set(train.get()) & set(infer.get()) - {"num_classes", "network_def", "networks"} - own
     assert {"spacing", "hu_window", "in_channels", "postprocessings"} <= both
     different = {key for key in both if without_requires(train[key]) != without_requires(infer[key])}
     assert different == set()

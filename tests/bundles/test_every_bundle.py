@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import BUNDLE, SHORT
+from bundle_runs import BUNDLE, SHORT, monai_bundle
 from monai.bundle import create_workflow
 
 # The full FCN-8s has 134 million parameters.
@@ -47,3 +47,29 @@ def test_trains_evaluates_and_infers(name, dataset, tmp_path):
     assert np.allclose(mask.affine, scan.affine)
     assert set(np.unique(mask.dataobj)) <= set(range(labels))
     assert torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+
+
+@pytest.mark.slow
+def test_liver_and_lesion_networks_are_trained_one_after_the_other(dataset, tmp_path):
+    configs = BUNDLE.parent / "mixed_unet_lits" / "configs"
+    settings = {"bundle_root": tmp_path, "dataset_dir": dataset, "spatial_size": [32, 32]}
+    short = {"max_epochs": 1, "batch_size": 2, "slices_per_volume": 1}
+
+    def run(run_id, *files, **more):
+        config = str([str(configs / file) for file in files])
+        found = monai_bundle("run", run_id, "--config_file", config, cwd=tmp_path, **settings, **more)
+        assert found.returncode == 0, found.stderr[-3000:]
+
+    run("training", "train.json", **short)
+    for stage in ("liver", "lesion"):
+        assert json.loads((tmp_path / "eval" / stage / "metrics.json").read_text())["epochs"] == 1
+    made = (tmp_path / "models" / "liver" / "checkpoint.pt").stat().st_mtime
+    run("training", "train.json", **short, stage="lesion")
+    assert (tmp_path / "models" / "liver" / "checkpoint.pt").stat().st_mtime == made
+    run("evaluating", "train.json", "evaluate.json")
+    assert json.loads((tmp_path / "eval" / "summary.json").read_text())["lesions"]["reference_lesions"] == 1
+    run("inference", "inference.json")
+    mask, scan = nib.load(tmp_path / "output" / "volume-4_liver_lesion.nii.gz"), nib.load(dataset / "volume-4.nii")
+    assert mask.shape == scan.shape
+    assert np.allclose(mask.affine, scan.affine)
+    assert set(np.unique(mask.dataobj)) <= {0, 1, 2}
