@@ -27,7 +27,7 @@ def lesion_metrics(prediction: np.ndarray, reference: np.ndarray) -> dict[str, f
       reference lesion become one;
     - such a pair is one true positive if its intersection over union is above 0.5.
 
-    So a prediction over two lesions counts as one found and one missed, and a lesion predicted in two pieces as one
+    So a prediction that fits two lesions counts as one found and one missed, and two pieces that fit one lesion as one
     found and one piece too many. Among equals the component numbered first is taken.
 
     Two faults of that program are not repeated, so its own figures can differ, most where there are many lesions: it
