@@ -68,9 +68,9 @@ def choose(key: str, value: str, choices: Mapping[str, Any]) -> Any:
 def run_stages(stages: Sequence[str]) -> None:
     """Run the stages of a training one after the other, each in a process of its own.
 
-    For the id `training` of a bundle that trains several networks: the command line of this process is repeated for each
-    stage, with the id `run` and `--stage NAME`, and the first that fails ends the chain. `--stage` on the command line
-    runs this one only.
+    For the id `training` of a bundle that trains several networks: the command line of this process is repeated for
+    each stage, with the id `run` and `--stage NAME`, and the first that fails ends the chain. `--stage` on the command
+    line runs this one only.
 
     Args:
         stages: their names, in order.

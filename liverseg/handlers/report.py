@@ -59,7 +59,8 @@ class SegmentationReport:
     - ``lesions``, with `lesion_class`: `pooled_lesion_metrics` over the lesions of all cases.
 
     With `lesion_class` the rows of that class in ``cases.csv`` also have the values of `lesion_metrics`, and with
-    `organ_class` those of `lesion_burden`; for the other classes these cells are empty.
+    `organ_class` those of `lesion_burden`; for the other classes these cells are empty. The rows of `organ_class` are
+    then those of the organ with its lesions, as LiTS measures the liver; ``pooled`` keeps the classes apart.
 
     A case is known by its image file. One that comes twice, as a padded distributed sampler gives it, counts once. With
     several ranks the first one writes. Both files are replaced whole: no reader meets half of one.
@@ -181,7 +182,11 @@ class SegmentationReport:
             lesions = case["classes"][self.lesion_class]
             lesions |= lesion_metrics(prediction == index, reference == index)
             if self.organ_class is not None:
-                lesions |= lesion_burden(lesions, case["classes"][self.organ_class])
+                organ = self.organ_class
+                lesions |= lesion_burden(lesions, case["classes"][organ])
+                both = [index, self.class_names.index(organ)]
+                whole = [np.isin(label_map, both).view(np.uint8) for label_map in (prediction, reference)]
+                case["classes"][organ] = case_metrics(*whole, spacing_mm, ["background", organ])[organ]
         return case
 
     @staticmethod
