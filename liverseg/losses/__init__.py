@@ -1,6 +1,7 @@
 """Losses that MONAI lacks."""
 
 from liverseg.losses.focal_tversky import FocalTverskyLoss
+from liverseg.losses.level_ramp import LevelRampLoss
 from liverseg.losses.per_class import PerClassLoss
 
-__all__ = ["FocalTverskyLoss", "PerClassLoss"]
+__all__ = ["FocalTverskyLoss", "LevelRampLoss", "PerClassLoss"]

@@ -4,6 +4,7 @@ from liverseg.transforms.crf import DenseCRF, DenseCRFd
 from liverseg.transforms.intensity import ScaleWindowd
 from liverseg.transforms.labels import MapLabelsd
 from liverseg.transforms.load import LoadVolumed
+from liverseg.transforms.localise import LocalisePriord
 from liverseg.transforms.postprocessing import (
     CleanSlices,
     CleanSlicesd,
@@ -22,6 +23,7 @@ __all__ = [
     "ErodeKeepLargestDilate",
     "ErodeKeepLargestDilated",
     "LoadVolumed",
+    "LocalisePriord",
     "MapLabelsd",
     "RandSlicesd",
     "ScaleWindowd",
