@@ -206,9 +206,10 @@ class _GradCAM(nn.Module):
         try:
             with torch.enable_grad():
                 logits = self.network(x)
+                score = logits[:, 1].sum()
         finally:
             handle.remove()
-        gradient = torch.autograd.grad(logits[:, 1].sum(), kept)[0].float()
+        gradient = torch.autograd.grad(score, kept)[0].float()
         weighted = gradient.mean((2, 3), keepdim=True) * kept[0].detach().float()
         self.maps.append(F.relu(weighted.sum(1, keepdim=True)))
         return crop(logits.detach(), self.size[0], self.size[1])
