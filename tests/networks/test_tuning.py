@@ -213,7 +213,7 @@ def test_the_prior_gates_the_skips() -> None:
     assert torch.equal(*closed)
     changed = (opened[0] != opened[1])[0, 0]
     assert changed[80:112, 16:64].float().mean() > 0.9
-    # Six levels of two 3x3 convolutions reach 2 · (8 + 4 + 2 + 1) pixels and the border of an eighth.
+    # Four levels of two 3x3 convolutions reach 2 · (8 + 4 + 2 + 1) pixels and the border of an eighth.
     reach = torch.zeros_like(changed)
     reach[80 - 38 : 112 + 38, : 64 + 38] = True
     assert not (changed & ~reach).any()
