@@ -1,7 +1,8 @@
 """Losses that MONAI lacks."""
 
 from liverseg.losses.focal_tversky import FocalTverskyLoss
+from liverseg.losses.level_ramp import LevelRampLoss
 from liverseg.losses.per_class import PerClassLoss
 from liverseg.losses.top_k import DiceTopKLoss, TopKLoss
 
-__all__ = ["DiceTopKLoss", "FocalTverskyLoss", "PerClassLoss", "TopKLoss"]
+__all__ = ["DiceTopKLoss", "FocalTverskyLoss", "LevelRampLoss", "PerClassLoss", "TopKLoss"]

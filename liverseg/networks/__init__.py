@@ -4,8 +4,18 @@ from liverseg.networks.deeplabv3plus import DeepLabV3Plus
 from liverseg.networks.fcn import FCN8s
 from liverseg.networks.liver_lesion import LiverLesionNetworks
 from liverseg.networks.simple import SimpleNet
+from liverseg.networks.tuning import TuningNet
 from liverseg.networks.unet import UNet
 from liverseg.networks.uniclass import UniclassNetworks
 from liverseg.networks.weights import load_weights
 
-__all__ = ["DeepLabV3Plus", "FCN8s", "LiverLesionNetworks", "SimpleNet", "UNet", "UniclassNetworks", "load_weights"]
+__all__ = [
+    "DeepLabV3Plus",
+    "FCN8s",
+    "LiverLesionNetworks",
+    "SimpleNet",
+    "TuningNet",
+    "UNet",
+    "UniclassNetworks",
+    "load_weights",
+]

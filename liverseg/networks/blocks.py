@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,3 +60,54 @@ def initialise_he(network: nn.Module) -> None:
             nn.init.normal_(module.weight, std=(2 / inputs) ** 0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: parallel convolutions of different dilation (Chen et al. 2017, section 3.3).
+
+    Args:
+        in_channels: channels of the input.
+        rates: dilation of each branch; rate 1 is a 1x1 convolution, the others are 3x3.
+        image_pooling: add a branch that averages over the whole map. It has a bias in place of batch norm, which can
+            not be computed from the single value per channel that a batch of one image leaves in training.
+        image_pooling_norm: give that branch batch norm all the same, as Chen et al. do; a batch of one image is then
+            normalised with the running statistics.
+    """
+
+    def __init__(
+        self, in_channels: int, rates: Sequence[int], image_pooling: bool, image_pooling_norm: bool = False
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(conv_bn_relu(in_channels, 256, 1 if rate == 1 else 3, rate) for rate in rates)
+        self.image_pooling: nn.Module | None = None
+        if image_pooling:
+            self.image_pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(in_channels, 256, 1), nn.ReLU())
+            if image_pooling_norm:
+                convolution = nn.Conv2d(in_channels, 256, 1, bias=False)
+                self.image_pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), convolution, _PooledNorm(256), nn.ReLU())
+        self.project = conv_bn_relu(256 * (len(rates) + int(image_pooling)), 256, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, 256, H, W)."""
+        features = [branch(x) for branch in self.branches]
+        if self.image_pooling is not None:
+            features.append(self.image_pooling(x).expand(-1, -1, x.shape[-2], x.shape[-1]))
+        return self.project(torch.cat(features, dim=1))
+
+
+class _PooledNorm(nn.BatchNorm2d):
+    """Batch norm of (B, C, 1, 1) that takes the running statistics where B is 1, as there is nothing to estimate."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        training = self.training and x.shape[0] > 1
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training, 0.1, self.eps)
+
+
+def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1) -> nn.Sequential:
+    """Convolution that keeps the size, batch norm in place of its bias, and ReLU."""
+    padding = dilation * (kernel_size // 2)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from liverseg.networks.blocks import crop, pad_to_multiple
+from liverseg.networks.blocks import ASPP, conv_bn_relu, crop, pad_to_multiple
 from liverseg.networks.encoders import ResNet18Encoder, load_imagenet_weights
 
 
@@ -57,8 +57,8 @@ class DeepLabV3Plus(nn.Module):
         self.encoder = ResNet18Encoder(in_channels, output_stride)
         self.aspp = ASPP(512, aspp_rates, image_pooling)
         self.dropout = nn.Dropout(dropout)
-        self.skip = _conv_bn_relu(64, 48, 1)
-        self.decoder = nn.Sequential(_conv_bn_relu(256 + 48, 256, 3), _conv_bn_relu(256, 256, 3))
+        self.skip = conv_bn_relu(64, 48, 1)
+        self.decoder = nn.Sequential(conv_bn_relu(256 + 48, 256, 3), conv_bn_relu(256, 256, 3))
         self.classifier = nn.Conv2d(256, num_classes, 1)
         if encoder_weights is not None:
             load_imagenet_weights(self.encoder, encoder_weights, encoder_weights_sha256)
@@ -73,38 +73,3 @@ class DeepLabV3Plus(nn.Module):
         y = self.classifier(self.decoder(torch.cat([high, self.skip(low)], dim=1)))
         y = F.interpolate(y, size=x.shape[-2:], mode="bilinear", align_corners=False)
         return crop(y, height, width)
-
-
-class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: parallel convolutions of different dilation (Chen et al. 2017, section 3.3).
-
-    Args:
-        in_channels: channels of the input.
-        rates: dilation of each branch; rate 1 is a 1x1 convolution, the others are 3x3.
-        image_pooling: add a branch that averages over the whole map. It has a bias in place of batch norm, which can
-            not be computed from the single value per channel that a batch of one image leaves in training.
-    """
-
-    def __init__(self, in_channels: int, rates: Sequence[int], image_pooling: bool) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(_conv_bn_relu(in_channels, 256, 1 if rate == 1 else 3, rate) for rate in rates)
-        self.image_pooling: nn.Module | None = None
-        if image_pooling:
-            self.image_pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(in_channels, 256, 1), nn.ReLU())
-        self.project = _conv_bn_relu(256 * (len(rates) + int(image_pooling)), 256, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in_channels, H, W) to (B, 256, H, W)."""
-        features = [branch(x) for branch in self.branches]
-        if self.image_pooling is not None:
-            features.append(self.image_pooling(x).expand(-1, -1, x.shape[-2], x.shape[-1]))
-        return self.project(torch.cat(features, dim=1))
-
-
-def _conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1) -> nn.Sequential:
-    padding = dilation * (kernel_size // 2)
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )

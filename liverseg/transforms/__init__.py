@@ -5,6 +5,7 @@ from liverseg.transforms.crop import CropToLabeld, foreground_box
 from liverseg.transforms.intensity import EqualizeHistogramd, ScaleWindowd
 from liverseg.transforms.labels import MapLabelsd
 from liverseg.transforms.load import LoadVolumed
+from liverseg.transforms.localise import LocalisePriord
 from liverseg.transforms.postprocessing import (
     CleanSlices,
     CleanSlicesd,
@@ -25,6 +26,7 @@ __all__ = [
     "ErodeKeepLargestDilate",
     "ErodeKeepLargestDilated",
     "LoadVolumed",
+    "LocalisePriord",
     "MapLabelsd",
     "RandSlicesd",
     "ScaleWindowd",

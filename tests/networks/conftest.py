@@ -117,7 +117,9 @@ def _check_number_formats(network: nn.Module, image: torch.Tensor, logits: torch
 
 
 def _check_gradients(network: nn.Module, image: torch.Tensor) -> None:
-    network.train()(image).square().mean().backward()
+    outputs = network.train()(image)
+    outputs = outputs if isinstance(outputs, list) else [outputs]  # with deep supervision, one a level
+    torch.stack([output.square().mean() for output in outputs]).sum().backward()
     without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
     assert all(p.grad.isfinite().all() for p in network.parameters())
