@@ -185,8 +185,8 @@ class SegmentationReport:
                 organ = self.organ_class
                 lesions |= lesion_burden(lesions, case["classes"][organ])
                 both = [index, self.class_names.index(organ)]
-                whole = [np.isin(label_map, both).view(np.uint8) for label_map in (prediction, reference)]
-                case["classes"][organ] = case_metrics(*whole, spacing_mm, ["background", organ])[organ]
+                whole, reference = (np.isin(label_map, both).view(np.uint8) for label_map in (prediction, reference))
+                case["classes"][organ] = case_metrics(whole, reference, spacing_mm, ["background", organ])[organ]
         return case
 
     @staticmethod
