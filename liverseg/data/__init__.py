@@ -4,12 +4,17 @@ from liverseg.data.datalist import load_datalist, split_by_patient, write_datali
 from liverseg.data.mask_writer import MaskWriter
 from liverseg.data.phantom import make_phantom
 from liverseg.data.phantom_io import write_phantoms
+from liverseg.data.sampling import PatientSampler
 from liverseg.data.scans import cache_num, find_scans
-from liverseg.data.weights import inverse_frequency_weights
+from liverseg.data.voxel_counts import count_voxels
+from liverseg.data.weights import dice_weights, inverse_frequency_weights
 
 __all__ = [
     "MaskWriter",
+    "PatientSampler",
     "cache_num",
+    "count_voxels",
+    "dice_weights",
     "find_scans",
     "inverse_frequency_weights",
     "load_datalist",

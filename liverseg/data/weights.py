@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from liverseg.transforms import LoadVolumed, MapLabelsd
+from liverseg.data.voxel_counts import count_voxels
+from liverseg.errors import InputError
 
 
 def inverse_frequency_weights(
-    data: Sequence[Mapping[str, Any]], classes: Mapping[str, Sequence[int] | None]
+    data: Sequence[Mapping[str, Any]],
+    classes: Mapping[str, Sequence[int] | None],
+    datalist: str | os.PathLike[str] | None = None,
 ) -> torch.Tensor:
     """Weights w_c ∝ 1 / (voxels of class c in all labels of `data`), scaled to mean 1; shape (num_classes,).
 
@@ -22,14 +25,50 @@ def inverse_frequency_weights(
     Args:
         data: items with `label`.
         classes: as for `MapLabelsd`.
+        datalist: the file that `data` was read from, beside which the counts are remembered; None counts each time.
 
     Raises:
-        InputError: as `LoadVolumed` and `MapLabelsd` raise it.
+        InputError: as `count_voxels`.
     """
-    load, convert = LoadVolumed(keys="label"), MapLabelsd(keys="label", classes=classes)
-    counts = torch.zeros(len(classes), dtype=torch.float64)
-    for item in tqdm(data, desc="Counting voxels per class", unit="scan", delay=2):
-        label = convert(load({"label": item["label"]}))["label"]
-        counts += torch.bincount(label.flatten().long().as_tensor(), minlength=len(classes))
+    counts = count_voxels(data, classes, datalist)
     weights = torch.where(counts > 0, counts.sum() / counts.clamp(min=1), 0.0)
     return (weights / weights.mean()).float()
+
+
+def dice_weights(
+    data: Sequence[Mapping[str, Any]],
+    classes: Mapping[str, Sequence[int] | None],
+    power: int,
+    normalize: bool = False,
+    datalist: str | os.PathLike[str] | None = None,
+    spacing: Sequence[float] = (-1, -1, -1),
+) -> torch.Tensor:
+    """Weights w_c = N / (L·n_c^power + 1) of the Dice of each class, for `DiceLoss(weight=…)`; shape (num_classes,).
+
+    n_c is the voxels of class c in all labels of `data`, N their sum, L the number of classes, the background included:
+    the simple (power 1) and square (power 2) weights of Shen et al., "On the influence of Dice loss function in
+    multi-class organ segmentation of abdominal CT using 3D fully convolutional networks" (2018), eqs. 4 and 5.
+    MONAI's `GeneralizedDiceLoss` is another loss: weights from each batch, and a ratio of sums over the classes.
+
+    The square weights are tiny, 1e-10 for a background of 1e9 voxels. Adam divides a gradient by its own size plus
+    1e-8, so that loss as small as that hardly trains. `normalize` takes this out and leaves the ratios.
+
+    Args:
+        data: items with `label`.
+        classes: as for `MapLabelsd`.
+        power: 1 or 2.
+        normalize: scale the weights to mean 1.
+        datalist: the file that `data` was read from, beside which the counts are remembered; None counts each time.
+        spacing: mm of the voxels to count, those that the network sees.
+
+    Returns:
+        float64, for the square of a count is beyond float32's digits; a class that never occurs gets 0.
+
+    Raises:
+        InputError: for another `power`, and as `count_voxels`.
+    """
+    if power not in (1, 2):
+        raise InputError(f"power: found {power}, expected 1 (simple) or 2 (square): set it to one of these.")
+    counts = count_voxels(data, classes, datalist, spacing)
+    weights = torch.where(counts > 0, counts.sum() / (len(counts) * counts**power + 1), 0.0)
+    return weights / weights.mean() if normalize else weights

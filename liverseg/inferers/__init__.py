@@ -3,5 +3,6 @@
 from liverseg.inferers.autocast import AutocastInferer, bf16_autocast
 from liverseg.inferers.two_stage import TwoStageInferer
 from liverseg.inferers.volume_slices import VolumeSliceInferer
+from liverseg.inferers.volume_windows import VolumeWindowInferer
 
-__all__ = ["AutocastInferer", "TwoStageInferer", "VolumeSliceInferer", "bf16_autocast"]
+__all__ = ["AutocastInferer", "TwoStageInferer", "VolumeSliceInferer", "VolumeWindowInferer", "bf16_autocast"]

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.data import MetaTensor, affine_to_spacing
+from monai.data import MetaTensor
 from monai.inferers import Inferer
 from tqdm import tqdm
 
 from liverseg.errors import InputError
 from liverseg.inferers.autocast import bf16_autocast
 from liverseg.transforms.slices import stack_slices
+from liverseg.transforms.spacing import spaced_size
 
 
 class VolumeSliceInferer(Inferer):
@@ -111,15 +112,10 @@ class VolumeSliceInferer(Inferer):
         return tqdm(slabs, desc="Segmenting slices", unit="slab", delay=2, disable=not self.progress, leave=False)
 
     def _spaced_size(self, inputs: torch.Tensor, index: int) -> tuple[int, int]:
-        height, width = inputs.shape[2:4]
+        height, width, depth = inputs.shape[2:5]
         if all(value <= 0 for value in self.spacing):
             return height, width
-        own = affine_to_spacing(affine_of(inputs, index), r=3)[:2].tolist()
-        size = [
-            max(1, round(length * mm / target)) if target > 0 else length
-            for length, mm, target in zip((height, width), own, self.spacing, strict=True)
-        ]
-        return size[0], size[1]
+        return spaced_size((height, width, depth), affine_of(inputs, index), (*self.spacing, -1))[:2]
 
 
 def affine_of(inputs: torch.Tensor, index: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ from liverseg.networks.liver_lesion import LiverLesionNetworks
 from liverseg.networks.simple import SimpleNet
 from liverseg.networks.tuning import TuningNet
 from liverseg.networks.unet import UNet
+from liverseg.networks.unet3d import UNet3D
 from liverseg.networks.uniclass import UniclassNetworks
 from liverseg.networks.weights import load_weights
 
@@ -16,6 +17,7 @@ __all__ = [
     "SimpleNet",
     "TuningNet",
     "UNet",
+    "UNet3D",
     "UniclassNetworks",
     "load_weights",
 ]

@@ -15,6 +15,7 @@ from liverseg.transforms.postprocessing import (
     SmoothEdgesd,
 )
 from liverseg.transforms.slices import RandSlicesd, stack_slices
+from liverseg.transforms.spacing import ResampleVolumed, resize_volume, spaced_size
 
 __all__ = [
     "CleanSlices",
@@ -29,9 +30,12 @@ __all__ = [
     "LocalisePriord",
     "MapLabelsd",
     "RandSlicesd",
+    "ResampleVolumed",
     "ScaleWindowd",
     "SmoothEdges",
     "SmoothEdgesd",
     "foreground_box",
+    "resize_volume",
+    "spaced_size",
     "stack_slices",
 ]

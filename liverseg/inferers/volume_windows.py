@@ -1,0 +1,165 @@
+"""3-D networks on whole volumes: window by window to a label map on the volume's own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.data.utils import compute_importance_map, dense_patch_slices
+from monai.inferers import Inferer
+from tqdm import tqdm
+
+from liverseg.errors import InputError
+from liverseg.inferers.autocast import bf16_autocast
+from liverseg.inferers.volume_slices import affine_of, plain
+from liverseg.transforms.spacing import resize_volume, spaced_size
+
+PLANES = 4  # planes of the volume's own grid whose logits exist at a time
+
+
+class VolumeWindowInferer(Inferer):
+    """Segment volumes with a 3-D network in overlapping windows and return class indices on the input's grid.
+
+    The volume is resampled to the network's spacing as `ResampleVolumed` does it in training. The windows, their
+    Gaussian weights and the logits are those of MONAI's `sliding_window_inference(mode="gaussian")`, taken from one end
+    of the last axis to the other: planes that no further window reaches are resampled back, trilinearly over the same
+    extent, a few at a time, reduced to the class of largest logit, and forgotten. So the logits in memory are those of
+    one window's depth, whatever the number of slices, and none exist on the volume's own grid but for a few planes.
+
+    Args:
+        roi_size: voxels of a window along each axis, at the network's spacing. Smaller volumes are padded with zeros on
+            both sides.
+        spacing: the network's spacing in mm, as `ResampleVolumed` took it in training; −1 keeps the volume's own.
+        overlap: of neighbouring windows, as a share of their size, at least 0 and below 1.
+        sw_batch_size: windows per forward pass.
+        amp: allow bfloat16 where the device computes it natively.
+        progress: show a bar for volumes that take longer than two seconds.
+
+    Raises:
+        InputError: for another overlap.
+    """
+
+    def __init__(
+        self,
+        roi_size: Sequence[int] = (64, 64, 64),
+        spacing: Sequence[float] = (-1, -1, -1),
+        overlap: float = 0.5,
+        sw_batch_size: int = 4,
+        amp: bool = True,
+        progress: bool = False,
+    ) -> None:
+        if not 0 <= overlap < 1:
+            raise InputError(f"overlap is {overlap}, expected at least 0 and below 1: set it to 0.5.")
+        self.roi_size = tuple(int(length) for length in roi_size)
+        self.spacing = tuple(float(value) for value in spacing)
+        self.overlap = overlap
+        self.sw_batch_size = sw_batch_size
+        self.amp = amp
+        self.progress = progress
+
+    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Class indices, uint8, shape (B, 1, H, W, D), on the device of `inputs`.
+
+        Args:
+            inputs: shape (B, 1, H, W, D); a `MetaTensor` where `spacing` asks for resampling.
+            network: maps (N, 1, *roi_size) to logits (N, num_classes, *roi_size).
+            args: further arguments of the network.
+            kwargs: further keyword arguments of the network.
+
+        Raises:
+            InputError: for inputs that are not (B, 1, H, W, D), or without the affine that resampling needs.
+        """
+        if inputs.ndim != 5 or inputs.shape[1] != 1:
+            raise InputError(f"the inferer got shape {tuple(inputs.shape)}, expected (B, 1, H, W, D): check the keys.")
+        labels = torch.zeros_like(inputs, dtype=torch.uint8)
+        parameter = next(iter(network.parameters()), inputs) if isinstance(network, torch.nn.Module) else inputs
+        with torch.no_grad(), bf16_autocast(parameter.device, self.amp):
+            for index in range(inputs.shape[0]):
+                volume, label = plain(inputs)[index, 0], plain(labels)[index, 0]
+                if any(value > 0 for value in self.spacing):
+                    size = spaced_size(volume.shape, affine_of(inputs, index), self.spacing)
+                    volume = volume if size == tuple(volume.shape) else resize_volume(volume, size)
+                finished = self._finished_planes(volume, network, parameter.device, *args, **kwargs)
+                for position, logits in _planes_between(finished, volume.shape[-1], label.shape[-1]):
+                    scores = _resize(logits, label.shape[:2])
+                    classes = scores.max(1).indices  # argmax takes up to 50 times as long on a CPU
+                    label[..., position : position + len(classes)] = classes.permute(1, 2, 0).to(label)
+        return labels
+
+    def _finished_planes(
+        self, volume: torch.Tensor, network: Any, device: torch.device, *args: Any, **kwargs: Any
+    ) -> Iterator[torch.Tensor]:
+        """The blended logits of `volume` (h, w, d), plane after plane along d: (planes, num_classes, h, w)."""
+        missing = [max(roi - length, 0) for roi, length in zip(self.roi_size, volume.shape, strict=True)]
+        padded = F.pad(volume, [part for n in reversed(missing) for part in (n // 2, n - n // 2)])
+        inside = [slice(n // 2, n // 2 + length) for n, length in zip(missing, volume.shape, strict=True)]
+        step = [
+            roi if roi == length else max(int(roi * (1 - self.overlap)), 1)
+            for roi, length in zip(self.roi_size, padded.shape, strict=True)
+        ]
+        windows = sorted(dense_patch_slices(padded.shape, self.roi_size, step), key=lambda window: window[2].start)
+        starts = sorted({window[2].start for window in windows})
+        importance = compute_importance_map(self.roi_size, mode="gaussian", device=device)
+        height, width, depth = (*padded.shape[:2], self.roi_size[2])
+        weight = torch.zeros(height, width, depth, device=device)
+        logits: torch.Tensor | None = None
+        bar = tqdm(
+            total=len(windows), desc="Segmenting", unit="window", delay=2, disable=not self.progress, leave=False
+        )
+        for start, layer in groupby(windows, key=lambda window: window[2].start):
+            for batch in _batches(list(layer), self.sw_batch_size):
+                x = torch.stack([padded[window] for window in batch])[:, None].to(device, torch.float32)
+                x = x.contiguous(memory_format=torch.channels_last_3d)
+                found = network(x, *args, **kwargs).float()
+                if logits is None:
+                    logits = torch.zeros(found.shape[1], height, width, depth, device=device)
+                for window, scores in zip(batch, found, strict=True):
+                    logits[:, window[0], window[1]] += scores * importance
+                    weight[window[0], window[1]] += importance
+                bar.update(len(batch))
+            assert logits is not None
+            following = [other for other in starts if other > start]
+            done = following[0] - start if following else depth
+            planes = slice(max(inside[2].start - start, 0), min(inside[2].stop - start, done))
+            blended = logits[:, inside[0], inside[1], planes] / weight[inside[0], inside[1], planes]
+            yield blended.permute(3, 0, 1, 2)
+            for buffer in (logits, weight):
+                buffer[..., : depth - done] = buffer[..., done:].clone()
+                buffer[..., depth - done :] = 0
+        bar.close()
+
+
+def _planes_between(
+    finished: Iterator[torch.Tensor], source_depth: int, depth: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """From `source_depth` planes, linear between them, `depth` planes over the same extent, a few at a time.
+
+    Yields the position of the first and the planes, (up to PLANES, C, h, w).
+    """
+    sources = ((torch.arange(depth) + 0.5) * source_depth / depth - 0.5).clamp(0, source_depth - 1)
+    lower = sources.floor().long()
+    upper = (lower + 1).clamp(max=source_depth - 1)
+    position, first, held = 0, 0, None
+    for planes in finished:
+        held = planes if held is None else torch.cat([held, planes])
+        ready = int((upper < first + len(held)).sum())
+        for few in torch.arange(position, ready).split(PLANES) if ready > position else ():
+            share = (sources - lower)[few].to(held)[:, None, None, None]
+            yield int(few[0]), held[lower[few] - first].lerp(held[upper[few] - first], share)
+        position = ready
+        used = min(int(lower[min(position, depth - 1)]) - first, len(held))
+        held, first = held[used:], first + used
+
+
+def _batches(windows: list[Any], size: int) -> Iterator[list[Any]]:
+    for first in range(0, len(windows), size):
+        yield windows[first : first + size]
+
+
+def _resize(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    if tuple(logits.shape[2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
