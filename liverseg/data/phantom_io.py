@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,17 @@ _MARK = "liverseg phantom"
 LITS_LABELS = {"0": "background", "1": "liver", "2": "lesion"}
 # In the order of the grey values of CHAOS's MRI labels: 63, 126, 189, 252.
 CHAOS_LABELS = {"0": "background", "1": "liver", "2": "right_kidney", "3": "left_kidney", "4": "spleen"}
+# The organs of unet3d_abdomen in its order.
+ABDOMEN_LABELS = {
+    "0": "background",
+    "1": "aorta",
+    "2": "portal_vein",
+    "3": "liver",
+    "4": "spleen",
+    "5": "stomach",
+    "6": "gallbladder",
+    "7": "pancreas",
+}
 
 
 def write_phantoms(
@@ -36,11 +47,11 @@ def write_phantoms(
     spacing: Sequence[float] = (3.0, 3.0, 5.0),
     modality: str = "ct",
     phase: str = "portal",
-    organs: bool = False,
+    labels: Mapping[str, str] = LITS_LABELS,
     num_test: int = 0,
     num_workers: int = 2,
 ) -> list[dict[str, str]]:
-    """Write phantoms as pairs of NIfTI files: the scan as int16, its labels (`LITS_LABELS`) as uint8.
+    """Write phantoms as pairs of NIfTI files: the scan as int16, its labels as uint8.
 
     A case that is there already, made by this version with the same arguments, is left as it is; one that is truncated
     or made otherwise is written anew. Files appear whole or not at all.
@@ -53,7 +64,7 @@ def write_phantoms(
         spacing: voxel size in mm along x, y, z.
         modality: "ct" or "mr".
         phase: CT contrast phase, as for `make_phantom`.
-        organs: label liver, kidneys and spleen (`CHAOS_LABELS`) in place of liver and lesions.
+        labels: the value that each organ gets: `LITS_LABELS`, `CHAOS_LABELS` or `ABDOMEN_LABELS`.
         num_test: how many `test-volume-N.nii` with `test-segmentation-N.nii` in addition, of other patients.
         num_workers: phantoms made at the same time.
 
@@ -78,14 +89,16 @@ def write_phantoms(
     def write(item: dict[str, str], kind: str, number: int) -> None:
         # Hashed, so that data sets of neighbouring seeds share no patient.
         patient = int(np.random.SeedSequence([seed, bool(kind), number]).generate_state(1)[0])
-        arguments = (__version__, patient, tuple(shape), tuple(spacing), modality, phase, organs)
+        arguments = (__version__, patient, tuple(shape), tuple(spacing), modality, phase, tuple(labels.items()))
         mark = f"{_MARK} {hashlib.sha256(repr(arguments).encode()).hexdigest()[:32]}"
         paths = [folder / item["image"], folder / item["label"]]
         if all([_is_whole(path, mark) for path in paths]):
             return
         phantom = make_phantom(patient, shape, spacing, modality=modality, phase=phase)
         _save(paths[0], phantom.image.astype(np.int16), phantom.affine, mark)
-        _save(paths[1], _organ_labels(phantom) if organs else phantom.labels, phantom.affine, mark)
+        _save(
+            paths[1], phantom.labels if labels == LITS_LABELS else _organ_labels(phantom, labels), phantom.affine, mark
+        )
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,9 +113,9 @@ def write_phantoms(
     return items
 
 
-def _organ_labels(phantom: Phantom) -> NDArray[np.uint8]:
+def _organ_labels(phantom: Phantom, labels: Mapping[str, str]) -> NDArray[np.uint8]:
     values = np.zeros(len(ORGANS), np.uint8)
-    for value, name in CHAOS_LABELS.items():
+    for value, name in labels.items():
         values[ORGANS[name]] = int(value)
     return values[phantom.organs]
 

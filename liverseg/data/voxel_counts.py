@@ -97,7 +97,7 @@ def _state(label: str) -> dict[str, int]:
 
 def _is_current(found: Mapping[str, Any] | None, label: str) -> bool:
     state = _state(label)
-    return bool(found and state) and all(found.get(name) == value for name, value in state.items())
+    return found is not None and state != {} and all(found.get(name) == value for name, value in state.items())
 
 
 def _read(memory: Path) -> dict[str, Any]:

@@ -35,21 +35,14 @@ def resize_volume(volume: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     edges do not alias: at a quarter of the voxels along each axis a linear value would read 8 of 64.
     """
     height, width, depth = size
-    slabs = [
-        F.interpolate(
-            slab.permute(2, 0, 1)[:, None].float(),
-            (height, width),
-            mode="bilinear",
-            align_corners=False,
-            antialias=True,
-        )
-        for slab in volume.split(SLAB, dim=-1)
-    ]
+    slabs = [_average(slab.permute(2, 0, 1)[:, None].float(), (height, width)) for slab in volume.split(SLAB, dim=-1)]
     planes = torch.cat(slabs).reshape(1, 1, volume.shape[-1], height * width)
-    columns = F.interpolate(
-        planes, (depth, height * width), mode="bilinear", align_corners=False, antialias=True
-    )  # along D alone
+    columns = _average(planes, (depth, height * width))  # along D alone
     return columns.reshape(depth, height, width).permute(1, 2, 0)
+
+
+def _average(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 class ResampleVolumed(MapTransform):

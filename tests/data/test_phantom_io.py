@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from liverseg.data.phantom_io import write_phantoms
+from liverseg.data.phantom_io import ABDOMEN_LABELS, CHAOS_LABELS, write_phantoms
 from liverseg.errors import InputError
 
 GRID = {"shape": (40, 40, 20), "spacing": (8.0, 8.0, 10.0)}
@@ -40,7 +40,7 @@ def test_files_are_those_of_lits(tmp_path):
 
 
 def test_organ_labels_are_those_of_chaos(tmp_path):
-    (item,) = write_phantoms(tmp_path, 1, modality="mr", organs=True, **GRID)
+    (item,) = write_phantoms(tmp_path, 1, modality="mr", labels=CHAOS_LABELS, **GRID)
     labels = np.asarray(nib.load(tmp_path / item["label"]).dataobj)
     # RAS+: x grows to the patient's right, where the liver and the right kidney lie.
     x = {value: np.argwhere(labels == value)[:, 0].mean() for value in (1, 2, 3, 4)}
@@ -50,6 +50,14 @@ def test_organ_labels_are_those_of_chaos(tmp_path):
     assert (labels == 1).sum() > (labels == 4).sum() > (labels == 2).sum()
     write_phantoms(tmp_path, 1, modality="mr", **GRID)
     assert set(np.unique(nib.load(tmp_path / item["label"]).dataobj)) <= {0, 1, 2}
+
+
+def test_labels_of_the_abdomen_are_those_of_the_bundle(tmp_path):
+    (item,) = write_phantoms(tmp_path, 1, labels=ABDOMEN_LABELS, shape=(96, 96, 60), spacing=(4.0, 4.0, 4.0))
+    labels = np.asarray(nib.load(tmp_path / item["label"]).dataobj)
+    counts = dict(zip(ABDOMEN_LABELS.values(), np.bincount(labels.ravel(), minlength=8), strict=True))
+    assert min(counts.values()) > 0
+    assert counts["background"] > counts["liver"] > counts["spleen"] > counts["pancreas"] > counts["portal_vein"]
 
 
 def test_cases_and_seeds_are_different_patients(tmp_path):

@@ -38,6 +38,9 @@ def phantoms(
     organs: Annotated[
         bool, typer.Option("--organs", help="Label liver, kidneys and spleen, as CHAOS does, not liver and lesions.")
     ] = False,
+    abdomen: Annotated[
+        bool, typer.Option("--abdomen", help="Label aorta, portal vein and the five organs of unet3d_abdomen.")
+    ] = False,
     folds: Folds = 5,
     seed: Seed = 0,
 ) -> None:
@@ -47,15 +50,16 @@ def phantoms(
     liverseg data phantoms data/mr --modality mr --organs
     """
     from liverseg.data import write_datalist, write_phantoms
-    from liverseg.data.phantom_io import CHAOS_LABELS, LITS_LABELS
+    from liverseg.data.phantom_io import ABDOMEN_LABELS, CHAOS_LABELS, LITS_LABELS
 
+    names = ABDOMEN_LABELS if abdomen else CHAOS_LABELS if organs else LITS_LABELS
     items = write_phantoms(
-        out, cases, seed=seed, shape=shape, spacing=spacing, modality=modality, organs=organs, num_test=test
+        out, cases, seed=seed, shape=shape, spacing=spacing, modality=modality, labels=names, num_test=test
     )
     path = write_datalist(
         out / "dataset.json",
         items[:cases],
-        CHAOS_LABELS if organs else LITS_LABELS,
+        names,
         test=items[cases:],
         num_folds=folds,
         seed=seed,
