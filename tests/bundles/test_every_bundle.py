@@ -13,6 +13,16 @@ from monai.bundle import create_workflow
 
 # The full FCN-8s has 134 million parameters.
 SMALL = {"networks#fcn8s#fc_channels": 64}
+# The dataset's liver and lesion in the place of two of the seven organs.
+ABDOMEN = ("background", "artery", "portal_vein", "liver", "spleen", "stomach", "gallbladder", "pancreas")
+VOLUMES = {
+    "classes": {name: [value] if value < 3 else [] for value, name in enumerate(ABDOMEN)},
+    "spacing": [12, 12, 12],
+    "spatial_size": [16, 16, 16],
+    "iterations_per_epoch": 1,
+    "networks#paper#width": 4,
+    "networks#quality#init_filters": 4,
+}
 RUNS = {
     "unet_liver": {"modality": "mr"},
     "unet_liver vgg16": {"network_def#encoder": "vgg16"},
@@ -20,18 +30,20 @@ RUNS = {
     "fcn_liver simple": {"network_def": "@networks#simple"},
     "deeplabv3_abdomen_mr": {},
     "deeplabv3_abdomen_mr per_organ": {"loss": "@losses#per_organ"},
+    "unet3d_abdomen": {**VOLUMES, "loss": "@losses#dice_square"},
+    "unet3d_abdomen quality": {**VOLUMES, "tier": "quality"},
 }
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_trains_evaluates_and_infers(name, dataset, tmp_path):
     folder = BUNDLE.parent / name.split()[0] / "configs"
-    settings = {**RUNS[name], "bundle_root": str(tmp_path), "dataset_dir": str(dataset), "spacing": SHORT["spacing"]}
-    short = {"max_epochs": 1, "val_interval": 1, "spatial_size": SHORT["spatial_size"]}
+    settings = {"spacing": SHORT["spacing"], **RUNS[name], "bundle_root": str(tmp_path), "dataset_dir": str(dataset)}
+    short = {"spatial_size": SHORT["spatial_size"], **settings, "max_epochs": 1, "val_interval": 1}
 
     def run(files, kind, **more):
         config = [str(folder / file) for file in files]
-        create_workflow(config_file=config, workflow_type=kind, **settings, **more).run()
+        create_workflow(config_file=config, workflow_type=kind, **{**settings, **more}).run()
 
     run(["train.json"], "train", **short)
     run(["train.json", "evaluate.json"], "train")
