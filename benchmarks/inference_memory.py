@@ -1,6 +1,8 @@
 """Peak memory and time of segmenting one large scan with a bundle, by the bundle's own command.
 
 python benchmarks/inference_memory.py --shape 512 512 1000
+python benchmarks/inference_memory.py --bundle bundles/unet3d_abdomen --shape 512 512 600
+python benchmarks/inference_memory.py --bundle bundles/unet3d_abdomen --shape 512 512 600 --spacing 1.5 1.5 1.5
 """
 
 from __future__ import annotations
@@ -17,8 +19,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
-
-from liverseg.networks import DeepLabV3Plus
+from monai.bundle import ConfigParser
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,13 +39,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=ROOT / "bundles" / "deeplabv3_liver")
     parser.add_argument("--shape", type=int, nargs=3, default=(512, 512, 1000))
+    parser.add_argument("--spacing", type=float, nargs=3, help="in place of the bundle's")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scan, weights = Path(folder) / "scan.nii.gz", Path(folder) / "model.pt"
         write_scan(scan, tuple(arguments.shape))
         torch.manual_seed(0)
-        torch.save(DeepLabV3Plus().state_dict(), weights)
+        config = ConfigParser()
+        config.read_config(arguments.bundle / "configs" / "inference.json")
+        config["bundle_root"] = str(arguments.bundle)
+        torch.save(config.get_parsed_content("network_def").state_dict(), weights)
         command = [sys.executable, "-m", "monai.bundle", "run", "inference"]
         options = {
             "config_file": arguments.bundle / "configs" / "inference.json",
@@ -53,10 +58,13 @@ def main() -> None:
             "ckpt_path": weights,
             "output_dir": folder,
         }
+        if arguments.spacing:
+            options["spacing"] = arguments.spacing
         started = time.monotonic()
         subprocess.run([*command, *(str(x) for k, v in options.items() for x in (f"--{k}", v))], check=True)
         figures = {
             "shape": list(arguments.shape),
+            "spacing": arguments.spacing,
             "seconds": round(time.monotonic() - started, 1),
             "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9, 2),
             "threads": torch.get_num_threads(),
