@@ -2,6 +2,7 @@
 
 from liverseg.data.datalist import load_datalist, split_by_patient, write_datalist
 from liverseg.data.mask_writer import MaskWriter
+from liverseg.data.patches import find_patches, label_patches
 from liverseg.data.phantom import make_phantom
 from liverseg.data.phantom_io import write_phantoms
 from liverseg.data.scans import cache_num, find_scans
@@ -10,8 +11,10 @@ from liverseg.data.weights import inverse_frequency_weights
 __all__ = [
     "MaskWriter",
     "cache_num",
+    "find_patches",
     "find_scans",
     "inverse_frequency_weights",
+    "label_patches",
     "load_datalist",
     "make_phantom",
     "split_by_patient",

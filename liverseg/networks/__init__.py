@@ -1,5 +1,6 @@
 """The networks that the bundles' configs name, and how to load their weights."""
 
+from liverseg.networks.cascade import CascadeNetworks
 from liverseg.networks.deeplabv3plus import DeepLabV3Plus
 from liverseg.networks.fcn import FCN8s
 from liverseg.networks.liver_lesion import LiverLesionNetworks
@@ -10,6 +11,7 @@ from liverseg.networks.uniclass import UniclassNetworks
 from liverseg.networks.weights import load_weights
 
 __all__ = [
+    "CascadeNetworks",
     "DeepLabV3Plus",
     "FCN8s",
     "LiverLesionNetworks",
