@@ -7,7 +7,7 @@ from liverseg.networks.simple import SimpleNet
 from liverseg.networks.tuning import TuningNet
 from liverseg.networks.unet import UNet
 from liverseg.networks.uniclass import UniclassNetworks
-from liverseg.networks.weights import load_weights
+from liverseg.networks.weights import load_weights, merge_weights
 
 __all__ = [
     "DeepLabV3Plus",
@@ -18,4 +18,5 @@ __all__ = [
     "UNet",
     "UniclassNetworks",
     "load_weights",
+    "merge_weights",
 ]
