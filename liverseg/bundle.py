@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
-import subprocess
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -31,14 +30,14 @@ def require(version: str) -> ModuleType:
     Raises:
         InputError: when the liverseg found is of another version.
     """
-    if _is_command_line():
+    if is_command_line():
         sys.excepthook = _print_sentence
     if liverseg.__version__.split(".")[:2] != version.split(".")[:2]:
         raise InputError(
             f"{Path(liverseg.__file__).parent}: found liverseg {liverseg.__version__}, expected {version} for this "
             f"bundle: install liverseg {version}, or run bundles of different versions in processes of their own."
         )
-    for room in ("data", "handlers", "networks"):
+    for room in ("chain", "data", "handlers", "networks"):
         importlib.import_module(f"liverseg.{room}")
     return liverseg
 
@@ -65,37 +64,6 @@ def choose(key: str, value: str, choices: Mapping[str, Any]) -> Any:
     return choices[value]
 
 
-def run_stages(stages: Sequence[str]) -> None:
-    """Run the stages of a training one after the other, each in a process of its own.
-
-    For the id `training` of a bundle that trains several networks: the command line of this process is repeated for
-    each stage, with the id `run` and `--stage NAME`, and the first that fails ends the chain. `--stage` on the command
-    line runs this one only.
-
-    Args:
-        stages: their names, in order.
-
-    Raises:
-        InputError: outside a `python -m monai.bundle run training` command line, or for a stage that is not there.
-    """
-    arguments = sys.argv[1:]
-    if not _is_command_line() or "training" not in arguments:
-        raise InputError(
-            "training: found another program than `python -m monai.bundle run training`, which it repeats for each "
-            "stage: set stage, and run the id `run` for one after the other."
-        )
-    arguments[arguments.index("training")] = "run"
-    if "--stage" in arguments:
-        choose("stage", arguments[arguments.index("--stage") + 1], dict.fromkeys(stages))
-        commands = [arguments]
-    else:
-        commands = [[*arguments, "--stage", stage] for stage in stages]
-    for command in commands:
-        status = subprocess.run([sys.executable, "-m", "monai.bundle", *command], check=False).returncode
-        if status != 0:
-            sys.exit(status)
-
-
 def select_device(name: str | torch.device | None = None) -> torch.device:
     """The device called `name`, or the first GPU if there is one and else the CPU.
 
@@ -113,7 +81,8 @@ def select_device(name: str | torch.device | None = None) -> torch.device:
     return device
 
 
-def _is_command_line() -> bool:
+def is_command_line() -> bool:
+    """Whether this process was started as `python -m monai.bundle`."""
     main = getattr(sys.modules.get("__main__"), "__spec__", None)
     return main is not None and main.name == "monai.bundle.__main__"
 

@@ -2,6 +2,7 @@
 
 from liverseg.data.datalist import load_datalist, split_by_patient, write_datalist
 from liverseg.data.mask_writer import MaskWriter
+from liverseg.data.patches import find_patches, label_patches
 from liverseg.data.phantom import make_phantom
 from liverseg.data.phantom_io import write_phantoms
 from liverseg.data.sampling import PatientSampler
@@ -15,8 +16,10 @@ __all__ = [
     "cache_num",
     "count_voxels",
     "dice_weights",
+    "find_patches",
     "find_scans",
     "inverse_frequency_weights",
+    "label_patches",
     "load_datalist",
     "make_phantom",
     "split_by_patient",

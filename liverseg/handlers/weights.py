@@ -11,7 +11,7 @@ from ignite.engine import Engine, Events
 from torch.nn.parallel import DistributedDataParallel
 
 from liverseg.errors import InputError
-from liverseg.networks import LiverLesionNetworks, UniclassNetworks, load_weights
+from liverseg.networks import CascadeNetworks, LiverLesionNetworks, UniclassNetworks, load_weights
 
 
 class WeightsLoader:
@@ -19,8 +19,8 @@ class WeightsLoader:
 
     Args:
         network: the network, or its DistributedDataParallel wrapper.
-        path: a state dict, as `Checkpoints` writes `model.pt`, or one for each network of `UniclassNetworks`
-            or `LiverLesionNetworks`, by name; `None` loads nothing.
+        path: a state dict, as `Checkpoints` writes `model.pt`, or one for each network of `UniclassNetworks`,
+            `LiverLesionNetworks` or `CascadeNetworks`, by name; `None` loads nothing.
 
     Raises:
         InputError: as `load_weights` raises it, and for weights by name where there is only one network.
@@ -44,7 +44,7 @@ class WeightsLoader:
             return
         if not isinstance(self.path, Mapping):
             load_weights(self.network, Path(self.path))
-        elif isinstance(self.network, (UniclassNetworks, LiverLesionNetworks)):
+        elif isinstance(self.network, (CascadeNetworks, LiverLesionNetworks, UniclassNetworks)):
             self.network.load_weights(self.path)
         else:
             raise InputError(

@@ -1,8 +1,16 @@
 """Ways to run a network over what does not fit it in one piece."""
 
 from liverseg.inferers.autocast import AutocastInferer, bf16_autocast
+from liverseg.inferers.cascade import CascadeInferer
 from liverseg.inferers.two_stage import TwoStageInferer
 from liverseg.inferers.volume_slices import VolumeSliceInferer
 from liverseg.inferers.volume_windows import VolumeWindowInferer
 
-__all__ = ["AutocastInferer", "TwoStageInferer", "VolumeSliceInferer", "VolumeWindowInferer", "bf16_autocast"]
+__all__ = [
+    "AutocastInferer",
+    "CascadeInferer",
+    "TwoStageInferer",
+    "VolumeSliceInferer",
+    "VolumeWindowInferer",
+    "bf16_autocast",
+]

@@ -10,7 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 
-from liverseg.inferers.volume_slices import VolumeSliceInferer, affine_of, plain
+from liverseg.inferers.volume_slices import VolumeSliceInferer, affine_of, name_of, plain
 from liverseg.transforms.crop import foreground_box
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class TwoStageInferer(Inferer):
                 label.copy_(plain(self.liver_cleaning(MetaTensor(label[None], affine=affine)))[0])
             box = foreground_box(label, affine, self.margin_mm)
             if box is None:
-                logger.warning("%s: no liver found, so its mask is empty.", _name(inputs, index))
+                logger.warning("%s: no liver found, so its mask is empty.", name_of(inputs, index))
                 continue
             crop, liver = plain(inputs)[index, 0][box], label[box]
             if self.outside_value is not None:
@@ -77,8 +77,3 @@ class TwoStageInferer(Inferer):
             lesion = self.lesion(MetaTensor(crop[None, None], affine=affine), network.lesion, *args, **kwargs)
             liver += liver * plain(lesion)[0, 0]
         return labels
-
-
-def _name(inputs: torch.Tensor, index: int) -> str:
-    files = inputs.meta.get("filename_or_obj") if isinstance(inputs, MetaTensor) else None
-    return str(files[index]) if isinstance(files, list) else f"scan {index + 1} of the batch"

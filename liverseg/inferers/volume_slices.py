@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from liverseg.errors import InputError
 from liverseg.inferers.autocast import bf16_autocast
+from liverseg.networks.blocks import two_class_logits
 from liverseg.transforms.slices import stack_slices
 from liverseg.transforms.spacing import spaced_size
 
@@ -33,7 +34,7 @@ class VolumeSliceInferer(Inferer):
         flips: axes of (H, W) along which the slices are flipped for one more forward pass each, `[[0], [1], [0, 1]]`
             for all: test-time augmentation. The classes' probabilities are averaged, not the logits, so that no pass
             outvotes the others by being surer. A flip that training never showed makes masks worse.
-        num_slices: the network's input channels: 1, or 3 or 5 neighbouring slices (2.5-D).
+        num_slices: the network's input channels for each volume: 1, or 3 or 5 neighbouring slices (2.5-D).
         sw_batch_size: slices per forward pass.
         amp: allow bfloat16 where the device computes it natively.
         progress: show a bar for volumes that take longer than two seconds.
@@ -71,47 +72,74 @@ class VolumeSliceInferer(Inferer):
         """Class indices, uint8, shape (B, 1, H, W, D), on the device of `inputs`.
 
         Args:
-            inputs: shape (B, 1, H, W, D); a `MetaTensor` where `spacing` asks for resampling.
-            network: maps (N, num_slices, h, w) to logits (N, num_classes, h, w).
+            inputs: shape (B, C, H, W, D), C volumes on one grid; a `MetaTensor` where `spacing` asks for resampling.
+            network: maps (N, C · num_slices, h, w) to logits (N, num_classes, h, w), or to those of one foreground
+                class alone, (N, 1, h, w), whose sigmoid is its probability.
             args: further arguments of the network.
             kwargs: further keyword arguments of the network.
 
         Raises:
-            InputError: for inputs that are not (B, 1, H, W, D), or without the affine that resampling needs.
+            InputError: for inputs that are not (B, C, H, W, D), or without the affine that resampling needs.
         """
-        if inputs.ndim != 5 or inputs.shape[1] != 1:
-            raise InputError(f"the inferer got shape {tuple(inputs.shape)}, expected (B, 1, H, W, D): check the keys.")
-        labels = torch.zeros_like(inputs, dtype=torch.uint8)
-        parameter = next(iter(network.parameters()), inputs) if isinstance(network, torch.nn.Module) else inputs
-        with torch.no_grad(), bf16_autocast(parameter.device, self.amp):
-            for index in range(inputs.shape[0]):
-                size = self.size or self._spaced_size(inputs, index)
-                volume, label = plain(inputs)[index, 0], plain(labels)[index, 0]
-                for positions in self._slabs(volume.shape[-1]):
-                    x = stack_slices(volume, positions.to(volume.device), self.num_slices)
-                    x = x.to(parameter.device, torch.float32)
-                    x = _resize(x, size, "bilinear" if self.size is None else "area")
-                    x = x.contiguous(memory_format=torch.channels_last)
-                    scores = _resize(self._scores(network, x, *args, **kwargs), volume.shape[:2])
-                    classes = scores.max(1).indices  # argmax takes up to 50 times as long on a CPU
-                    label[..., positions] = classes.permute(1, 2, 0).to(label)
+        if inputs.ndim != 5:
+            raise InputError(f"the inferer got shape {tuple(inputs.shape)}, expected (B, C, H, W, D): check the keys.")
+        labels = torch.zeros_like(inputs[:, :1], dtype=torch.uint8)
+        for index in range(inputs.shape[0]):
+            label = plain(labels)[index, 0]
+            for positions, scores in self._slabs(inputs, index, network, *args, **kwargs):
+                classes = scores.max(1).indices  # argmax takes up to 50 times as long on a CPU
+                label[..., positions] = classes.permute(1, 2, 0).to(label)
         return labels
+
+    def probabilities(self, inputs: torch.Tensor, network: Any) -> Iterator[tuple[slice, torch.Tensor]]:
+        """For one volume after the other, slab by slab, where the slices lie and their probabilities.
+
+        Args:
+            inputs: as of a call, with B = 1.
+            network: as of a call.
+
+        Yields:
+            the slices' positions along D, and (num_classes, H, W, N) on the grid of `inputs`.
+        """
+        for positions, scores in self._slabs(inputs, 0, network):
+            probabilities = scores / (1 + len(self.flips)) if self.flips else scores.softmax(1)
+            yield positions, probabilities.permute(1, 2, 3, 0)
+
+    def _slabs(
+        self, inputs: torch.Tensor, index: int, network: Any, *args: Any, **kwargs: Any
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Positions and scores (N, num_classes, H, W) of a few slices at a time of one volume of the batch."""
+        parameter = next(iter(network.parameters()), inputs) if isinstance(network, torch.nn.Module) else inputs
+        size = self.slice_size(inputs, index)
+        volumes = plain(inputs)[index]
+        depth = volumes.shape[-1]
+        starts = range(0, depth, self.sw_batch_size)
+        for start in tqdm(starts, "Segmenting slices", unit="slab", delay=2, disable=not self.progress, leave=False):
+            positions = torch.arange(start, min(start + self.sw_batch_size, depth), device=volumes.device)
+            x = torch.cat([stack_slices(volume, positions, self.num_slices) for volume in volumes], dim=1)
+            x = x.to(parameter.device, torch.float32)
+            x = _resize(x, size, "bilinear" if self.size is None else "area")
+            x = x.contiguous(memory_format=torch.channels_last)
+            # No context may be open while a generator waits: its reader would be in it.
+            with torch.no_grad(), bf16_autocast(parameter.device, self.amp):
+                scores = self._scores(network, x, *args, **kwargs)
+            yield slice(start, start + len(positions)), _resize(scores, volumes.shape[1:3])
 
     def _scores(self, network: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Logits, or with flips the sum of the passes' probabilities."""
-        logits = network(x, *args, **kwargs).float()
+        logits = two_class_logits(network(x, *args, **kwargs).float())
         if not self.flips:
             return logits
         scores = logits.softmax(1)
         for axes in self.flips:
-            scores += network(x.flip(axes), *args, **kwargs).float().softmax(1).flip(axes)
+            flipped = two_class_logits(network(x.flip(axes), *args, **kwargs).float())
+            scores += flipped.softmax(1).flip(axes)
         return scores
 
-    def _slabs(self, depth: int) -> Any:
-        slabs = torch.arange(depth).split(self.sw_batch_size)
-        return tqdm(slabs, desc="Segmenting slices", unit="slab", delay=2, disable=not self.progress, leave=False)
-
-    def _spaced_size(self, inputs: torch.Tensor, index: int) -> tuple[int, int]:
+    def slice_size(self, inputs: torch.Tensor, index: int) -> tuple[int, int]:
+        """Pixels that the slices of one volume of a batch (B, C, H, W, D) are resampled to."""
+        if self.size is not None:
+            return self.size
         height, width, depth = inputs.shape[2:5]
         if all(value <= 0 for value in self.spacing):
             return height, width
@@ -132,6 +160,12 @@ def affine_of(inputs: torch.Tensor, index: int) -> torch.Tensor:
 def plain(tensor: torch.Tensor) -> torch.Tensor:
     """The same memory without metadata, which MONAI copies with every operation."""
     return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+
+
+def name_of(inputs: torch.Tensor, index: int) -> str:
+    """The file that one volume of a batch was read from, for messages."""
+    files = inputs.meta.get("filename_or_obj") if isinstance(inputs, MetaTensor) else None
+    return str(files[index]) if isinstance(files, list) else f"scan {index + 1} of the batch"
 
 
 def _resize(x: torch.Tensor, size: Sequence[int], mode: str = "bilinear") -> torch.Tensor:

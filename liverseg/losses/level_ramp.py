@@ -36,9 +36,9 @@ class LevelRampLoss(nn.Module):
         """The loss, a scalar in float32 or the type of float64 logits.
 
         Args:
-            input: logits of the target: the side outputs from level 2 to N, (B, 1, h, w) with h and w those of the
-                label divided by 2^(N−i) and rounded up, as `TuningNet` gives them in training; or the full-resolution
-                output alone, (B, 1, H, W).
+            input: logits of the target: the side outputs from level N down to 2, (B, 1, h, w) with h and w those of
+                the label divided by 2^(N−i) and rounded up, as `TuningNet` gives them in training; or the
+                full-resolution output alone, (B, 1, H, W).
             target: class indices 0 and 1 of any dtype, (B, 1, H, W).
 
         Raises:
@@ -51,18 +51,18 @@ class LevelRampLoss(nn.Module):
                 f"label: found values from {low:g} to {high:g}, expected the class indices 0 and 1: name two classes."
             )
         if not self.levels:
-            sides = sides[-1:]
+            sides = sides[:1]
         last = len(sides) + 1
-        total = sides[-1].new_zeros((), dtype=torch.promote_types(sides[-1].dtype, torch.float32))
-        for level, side in enumerate(sides, start=2):
+        total = sides[0].new_zeros((), dtype=torch.promote_types(sides[0].dtype, torch.float32))
+        for level, side in zip(range(last, 1, -1), sides, strict=True):
             logits = side.to(total.dtype)
             factor = 2 ** (last - level)
             label = F.max_pool2d(target.to(total.dtype), factor, ceil_mode=True)
             if logits.shape != label.shape:
                 raise InputError(
-                    f"side output {level - 1} of {len(sides)}: found shape {tuple(side.shape)}, expected "
+                    f"side output {last - level + 1} of {len(sides)}: found shape {tuple(side.shape)}, expected "
                     f"{tuple(label.shape)} for a label of shape {tuple(target.shape)}: give those of one channel, from "
-                    "the deepest to full resolution."
+                    "full resolution to the deepest."
                 )
             if level < last:
                 total = total + (last - level) * F.binary_cross_entropy_with_logits(logits, label)

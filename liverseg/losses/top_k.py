@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from liverseg.errors import InputError
+from liverseg.networks.blocks import two_class_logits
 
 
 class TopKLoss(nn.Module):
@@ -32,8 +33,13 @@ class TopKLoss(nn.Module):
         self.k = k
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss, a scalar, from logits (B, C, H, W[, D]) and class indices of any dtype (B, 1, H, W[, D])."""
-        voxels = functional.cross_entropy(logits, target.squeeze(1).long(), reduction="none").flatten()
+        """The loss, a scalar, from logits (B, C, H, W[, D]) and class indices of any dtype (B, 1, H, W[, D]).
+
+        One channel is the logit of the foreground, whose sigmoid is its probability.
+        """
+        voxels = functional.cross_entropy(
+            two_class_logits(logits), target.squeeze(1).long(), reduction="none"
+        ).flatten()
         return voxels.topk(math.ceil(self.k / 100 * len(voxels)), sorted=False).values.mean()
 
 
@@ -58,5 +64,6 @@ class DiceTopKLoss(nn.Module):
         self.lambda_top_k = lambda_top_k
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss, a scalar, from logits (B, C, H, W[, D]) and class indices of any dtype (B, 1, H, W[, D])."""
+        """The loss, a scalar, from logits and class indices as `TopKLoss` takes them."""
+        logits = two_class_logits(logits)
         return self.lambda_dice * self.dice(logits, target) + self.lambda_top_k * self.top_k(logits, target)

@@ -1,5 +1,6 @@
 """The networks that the bundles' configs name, and how to load their weights."""
 
+from liverseg.networks.cascade import CascadeNetworks
 from liverseg.networks.deeplabv3plus import DeepLabV3Plus
 from liverseg.networks.fcn import FCN8s
 from liverseg.networks.liver_lesion import LiverLesionNetworks
@@ -8,9 +9,10 @@ from liverseg.networks.tuning import TuningNet
 from liverseg.networks.unet import UNet
 from liverseg.networks.unet3d import UNet3D
 from liverseg.networks.uniclass import UniclassNetworks
-from liverseg.networks.weights import load_weights
+from liverseg.networks.weights import load_weights, merge_weights
 
 __all__ = [
+    "CascadeNetworks",
     "DeepLabV3Plus",
     "FCN8s",
     "LiverLesionNetworks",
@@ -20,4 +22,5 @@ __all__ = [
     "UNet3D",
     "UniclassNetworks",
     "load_weights",
+    "merge_weights",
 ]

@@ -24,6 +24,14 @@ def crop(x: Tensor, height: int, width: int) -> Tensor:
     return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
 
 
+def two_class_logits(logits: Tensor) -> Tensor:
+    """Logits (B, 2, …) of background and foreground for those of the foreground alone, (B, 1, …); others as they are.
+
+    Their softmax is the sigmoid of the one.
+    """
+    return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
+
+
 class MixedPool2d(nn.Module):
     """Max or average pooling, drawn at random in training; their mean at test.
 

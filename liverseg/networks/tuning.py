@@ -99,8 +99,9 @@ class TuningNet(nn.Module):
             x: (B, in_channels + 1, H, W), the prior from 0 to 1.
 
         Returns:
-            In eval mode (B, 1, H, W). In training mode, but not in TorchScript, a list of the side outputs from 1/8 to
-            full resolution, (B, 1, H / 8, W / 8), …, (B, 1, H, W) with sizes rounded up, for `LevelRampLoss`.
+            In eval mode (B, 1, H, W). In training mode, but not in TorchScript, a list of the side outputs from full
+            resolution to 1/8, (B, 1, H, W), …, (B, 1, H / 8, W / 8) with sizes rounded up, for `LevelRampLoss` or
+            MONAI's `DeepSupervisionLoss`.
         """
         height, width = x.shape[-2], x.shape[-1]
         image, prior = pad_to_multiple(x, 16).split([self.in_channels, 1], dim=1)
@@ -115,9 +116,9 @@ class TuningNet(nn.Module):
             y = stage(y, skips.pop() * box(prior))
             sides.append(output(y))
         if not torch.jit.is_scripting() and self.training:
-            factors = (8, 4, 2, 1)
+            factors = (1, 2, 4, 8)
             return [  # type: ignore[return-value]
-                crop(side, -(-height // f), -(-width // f)) for side, f in zip(sides, factors, strict=True)
+                crop(side, -(-height // f), -(-width // f)) for side, f in zip(sides[::-1], factors, strict=True)
             ]
         return crop(sides[-1], height, width)
 

@@ -2,10 +2,11 @@
 
 from liverseg.transforms.crf import DenseCRF, DenseCRFd
 from liverseg.transforms.crop import CropToLabeld, foreground_box
-from liverseg.transforms.intensity import EqualizeHistogramd, ScaleWindowd
+from liverseg.transforms.intensity import EqualizeHistogramd, MedianSlicesd, ScaleWindowd
 from liverseg.transforms.labels import MapLabelsd
 from liverseg.transforms.load import LoadVolumed
 from liverseg.transforms.localise import LocalisePriord
+from liverseg.transforms.patches import RandPatchesd
 from liverseg.transforms.postprocessing import (
     CleanSlices,
     CleanSlicesd,
@@ -29,6 +30,8 @@ __all__ = [
     "LoadVolumed",
     "LocalisePriord",
     "MapLabelsd",
+    "MedianSlicesd",
+    "RandPatchesd",
     "RandSlicesd",
     "ResampleVolumed",
     "ScaleWindowd",

@@ -44,7 +44,8 @@ class LocalisePriord(MapTransform, InvertibleTransform):
     - `mask_key`, uint8: the mask; and under `<mask_key>_empty` whether nothing was found.
 
     Where nothing is found, a warning is logged and the whole volume is kept, with "box" as prior 1 everywhere: training
-    goes on, and whoever infers reads `<mask_key>_empty` and gives an empty mask.
+    goes on, and whoever infers reads `<mask_key>_empty` and gives an empty mask. In a volume that is not cropped, as
+    for lesions in a liver that has none, nothing is a finding like any other and there is no warning.
 
     Grad-CAM (Selvaraju et al., ICCV 2017) is of the sum of the foreground's logits over a slice: the maps of
     `target_layer`, weighted with the mean gradient of that sum, summed over the channels and cut off below 0; then
@@ -54,14 +55,15 @@ class LocalisePriord(MapTransform, InvertibleTransform):
 
     Args:
         keys: the image, (1, H, W, D) with an affine, then what else is cropped with it, such as the label.
-        network: maps slices (N, C, h, w) to logits (N, 2, h, w) of background and target. It is set to eval mode and
-            its parameters are frozen at the first call.
+        network: maps slices (N, C, h, w) to logits (N, 2, h, w) of background and target, or (N, 1, h, w) of the
+            target. It is set to eval mode and its parameters are frozen at the first call.
         inferer: called with an image (1, 1, H, W, D) and the network, returns the mask, of the same shape, as
             `VolumeSliceInferer` does: each slice along the last axis goes through the network once, in order.
         weights: path of the network's weights, read at the first call; None leaves the network as it is.
         prior: "box", "gradcam" or "none".
         box_margin_mm: of the prior "box" around the mask.
-        crop_margin_mm: of the crop around the mask; more than `box_margin_mm`, or that prior is 1 everywhere.
+        crop_margin_mm: of the crop around the mask; more than `box_margin_mm`, or that prior is 1 everywhere. None
+            keeps the whole volume.
         postprocessing: a dictionary transform of `mask_key` that may read the image, such as
             `DenseCRFd(keys="localised", image_key="image")`.
         target_layer: name of the layer that Grad-CAM looks at; the default is the end of the bridge of `UNet`.
@@ -82,7 +84,7 @@ class LocalisePriord(MapTransform, InvertibleTransform):
         weights: str | Path | None = None,
         prior: str = "gradcam",
         box_margin_mm: float = 5,
-        crop_margin_mm: float = 20,
+        crop_margin_mm: float | None = 20,
         postprocessing: Callable[[Mapping[Hashable, Any]], Mapping[Hashable, Any]] | None = None,
         target_layer: str = "encoder.features.23",
         prior_key: str = "prior",
@@ -120,11 +122,12 @@ class LocalisePriord(MapTransform, InvertibleTransform):
             mask = self.postprocessing({self.image_key: image, self.mask_key: mask})[self.mask_key]
         d[self.mask_key] = mask
 
-        region = self._box(mask, self.crop_margin_mm)
+        region = self._box(mask, self.crop_margin_mm or 0)
         d[f"{self.mask_key}_empty"] = region is None
-        if region is None:
+        if region is None and self.crop_margin_mm is not None:
             name = image.meta.get("filename_or_obj", self.image_key)
             logger.warning("%s: the localisation network found nothing; the whole volume is kept.", name)
+        if region is None or self.crop_margin_mm is None:
             region = tuple(slice(0, length) for length in image.shape[1:])
         values = cam.volume(image.shape[1:], region) if cam is not None else self._box_or_ones(mask, region)
 
@@ -206,7 +209,7 @@ class _GradCAM(nn.Module):
         try:
             with torch.enable_grad():
                 logits = self.network(x)
-                score = logits[:, 1].sum()
+                score = logits[:, -1].sum()
         finally:
             handle.remove()
         gradient = torch.autograd.grad(score, kept)[0].float()

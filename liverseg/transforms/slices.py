@@ -24,7 +24,7 @@ def stack_slices(volume: torch.Tensor, positions: torch.Tensor, num_slices: int)
     Returns:
         Shape (N, num_slices, H, W).
     """
-    offsets = torch.arange(num_slices) - num_slices // 2
+    offsets = torch.arange(num_slices, device=positions.device) - num_slices // 2
     index = (positions[:, None] + offsets).clamp(0, volume.shape[-1] - 1)
     return volume[..., index].permute(2, 3, 0, 1)
 

@@ -131,7 +131,7 @@ class ByHand:
             y = self.convolve("decoder", F.dropout(y, self.dropout)).clamp(min=0)
             sides.append(self.convolve("outputs", y))
         assert not any(self.state.values())
-        return sides
+        return sides[::-1]
 
 
 @pytest.mark.parametrize("patches", ["tiles", "unshuffle"])
@@ -146,7 +146,7 @@ def test_equals_the_description_written_out(randomise_batch_norms, patches, leve
     x = torch.randn(2, 3, 48, 32, dtype=torch.float64)
     with torch.no_grad():
         expected = ByHand(network, dropout=0.0)(x, patches, levels)
-        torch.testing.assert_close(network(x), expected[-1])
+        torch.testing.assert_close(network(x), expected[0])
         # With batch norm alone in eval mode, training shows the dropout and the side outputs.
         network.train().aspp.eval()
         torch.manual_seed(1)
@@ -168,7 +168,7 @@ def test_training_gives_each_level_at_its_own_resolution() -> None:
     torch.manual_seed(0)
     network = TuningNet(first_filters=4).train()
     sides = network(torch.randn(2, 2, 61, 67))
-    assert [tuple(side.shape) for side in sides] == [(2, 1, 8, 9), (2, 1, 16, 17), (2, 1, 31, 34), (2, 1, 61, 67)]
+    assert [tuple(side.shape) for side in sides] == [(2, 1, 61, 67), (2, 1, 31, 34), (2, 1, 16, 17), (2, 1, 8, 9)]
 
 
 def test_a_batch_of_one_image_trains_and_leaves_finite_statistics() -> None:

@@ -53,7 +53,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Step:
-    """A command of a cell: its name, the arguments after `python`, and the file that is there once it is done."""
+    """A command of a cell: its name, the arguments after `python`, and the file that is there once it is done.
+
+    A bundle that trains by stages writes files of each, so the training's file is the study's own.
+    """
 
     name: str
     arguments: list[str]
@@ -106,7 +109,7 @@ def steps(cell: Cell, folder: Path) -> Iterator[Step]:
     """
     common = {"bundle_root": cell.bundle.folder, **cell.dataset, "ckpt_dir": folder / "models", **cell.settings}
     training = {"output_dir": folder / "training", "resume": True}
-    yield Step("training", _arguments("training", cell, ["train"], common | training), folder / "training/metrics.json")
+    yield Step("training", _arguments("training", cell, ["train"], common | training), folder / "training" / "done")
     handlers = cell.bundle.evaluate["validate#handlers"]
     report = next(i for i, handler in enumerate(handlers) if handler["_target_"].endswith(".SegmentationReport"))
     for name in cell.postprocessings:

@@ -152,7 +152,7 @@ class Runner:
         training, *evaluations = steps(cell, folder)
         todo = [step for step in evaluations if not step.result.is_file()]
         # A model that was not kept is needed once more where an evaluation has been added.
-        if not training.result.is_file() or not (folder / "models" / "model.pt").is_file():
+        if not training.result.is_file() or not any((folder / "models").rglob("model.pt")):
             training.result.unlink(missing_ok=True)
             todo.insert(0, training)
         slot = min(set(range(self.workers)) - {running.slot for running in self.running})
@@ -174,6 +174,8 @@ class Runner:
         assert running.log is not None
         running.log.close()
         step = running.steps.pop(0)
+        if status == 0 and step.name == "training":
+            step.result.touch()
         if status != 0 or not step.result.is_file():
             log = folder / f"{step.name}.log"
             self.failed[running.cell.name] = f"{_reason(log)} ({log})"
@@ -203,10 +205,10 @@ class Runner:
         self.running.remove(running)
         seconds = time.monotonic() - running.started
         self.seconds[running.cell.network].append(seconds)
-        # Only a training that goes on reads it, and it is three times as large as the model.
-        (folder / "models" / "checkpoint.pt").unlink(missing_ok=True)
-        if not self.keep_models:
-            (folder / "models" / "model.pt").unlink(missing_ok=True)
+        # Only a training that goes on reads checkpoints, and they are three times as large as the models.
+        for name in ("checkpoint.pt",) if self.keep_models else ("checkpoint.pt", "model.pt"):
+            for path in (folder / "models").rglob(name):
+                path.unlink()
         _write_record(running.cell, folder, seconds)
 
     def _report(self, cell: Cell, finished: int, count: int) -> None:

@@ -1,0 +1,146 @@
+"""Train several networks one after the other, or one in several rounds: a process for each, with the same command line.
+
+A process of its own frees a network's memory and its cached data before the next one starts, and leaves a chain that
+was killed where `--resume true` finds it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from liverseg.bundle import choose, is_command_line, is_true
+from liverseg.errors import InputError
+from liverseg.files import write_atomically
+
+
+def run_stages(stages: Sequence[Mapping[str, str]], alias: str = "training", run_id: str = "run") -> None:
+    """Run the stages of a training one after the other, each in a process of its own.
+
+    The command line of this process is repeated for each stage with the stage's settings, such as `--stage lesion`. A
+    setting that is on the command line already chooses the stages that have this value or do not have the setting; the
+    first stage that fails ends the chain.
+
+    Args:
+        stages: the settings of each, in order.
+        alias: the id that was typed.
+        run_id: the id that runs one stage.
+
+    Raises:
+        InputError: outside a `python -m monai.bundle run <alias>` command line, and for a value that no stage has.
+    """
+    arguments = _arguments(alias, run_id)
+    chosen = {key: value for stage in stages for key in stage if (value := _option(arguments, key)) is not None}
+    for key, value in chosen.items():
+        choose(key, value, dict.fromkeys(stage[key] for stage in stages if key in stage))
+    for stage in stages:
+        if all(stage.get(key, value) == value for key, value in chosen.items()):
+            _run(arguments, {key: value for key, value in stage.items() if key not in chosen})
+
+
+def run_rounds(rounds: int, ckpt_dir: str | os.PathLike[str], resume: bool | str = False, patience: int = 1) -> None:
+    """Fine-tune a trained network in rounds, each on what the round before has labelled, and keep the best.
+
+    Algorithm 1 of the cascade on LiTS. The id `run` with `--round N` labels patches with the model of round N − 1 and
+    trains in the folder `rounds/N`; round 0 is the model the rounds start from. A round's metric is the best of its
+    epochs on the validation scans. When the rounds end, the model of the best one is the `model.pt` of `ckpt_dir`, and
+    `rounds.csv` lists them all.
+
+    Args:
+        rounds: at most this many.
+        ckpt_dir: the folder of the trained `model.pt` and `model.json`; rounds go into its folder `rounds`.
+        resume: go on with rounds that were begun before; finished ones stay as they are.
+        patience: stop after this many rounds in a row that bring no better model; 0 never stops.
+
+    Raises:
+        InputError: outside a `python -m monai.bundle run rounds` command line, where there is no model to start from,
+            or are rounds already and `resume` is not set.
+    """
+    arguments = _arguments("rounds", "run")
+    trained, folder = Path(ckpt_dir), Path(ckpt_dir) / "rounds"
+    if folder.exists() and not is_true(resume):
+        raise InputError(
+            f"{folder}: found rounds of an earlier run, expected none: go on with --resume true, or move the folder."
+        )
+    if not folder.exists():
+        for name in ("model.pt", "model.json"):
+            if not (trained / name).is_file():
+                raise InputError(f"{trained}: found no {name}, expected that of a training: run training first.")
+            _copy(trained / name, folder / "0" / name)
+    results = [_result(folder, 0)]
+    for number in range(1, rounds + 1):
+        if not (folder / str(number) / "done").is_file():
+            _run(arguments, {"round": str(number)})
+            (folder / str(number) / "done").touch()
+        results.append(_result(folder, number))
+        best = max(results, key=lambda result: result["val_mean_dice"])
+        print(f"Round {number}: val_mean_dice {results[-1]['val_mean_dice']:.4f}, the best is round {best['round']}.")
+        _write_table(folder / "rounds.csv", results)
+        for name in ("model.pt", "model.json"):
+            _copy(folder / str(best["round"]) / name, trained / name)
+        if patience and number - best["round"] >= patience:
+            return
+
+
+def _result(folder: Path, number: int) -> dict[str, float]:
+    model = json.loads((folder / str(number) / "model.json").read_text())
+    patches = folder / str(number) / "patches" / "patches.json"
+    counts = json.loads(patches.read_text())["patches"] if number else {}
+    return {"round": number, "val_mean_dice": model["val_mean_dice"], "patches": sum(counts.values())}
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as content:
+        write_atomically(target, lambda file: shutil.copyfileobj(content, file))
+
+
+def _arguments(alias: str, run_id: str) -> list[str]:
+    """The arguments of this process, with `run_id` in place of `alias`."""
+    arguments = sys.argv[1:]
+    if not is_command_line() or alias not in arguments:
+        raise InputError(
+            f"{alias}: found another program than `python -m monai.bundle run {alias}`, which it repeats for each "
+            f"network: run the id `{run_id}` for one after the other."
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            f"{alias}: found {os.environ['WORLD_SIZE']} processes of torchrun, expected one: run one network at a time "
+            f"under torchrun, with the id `{run_id}`."
+        )
+    arguments[arguments.index(alias)] = run_id
+    return arguments
+
+
+def _option(arguments: Sequence[str], name: str) -> str | None:
+    """The value of `--name value` or `--name=value`; the last counts."""
+    value = None
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument == f"--{name}":
+            value = following
+        elif argument.startswith(f"--{name}="):
+            value = argument.partition("=")[2]
+    return value
+
+
+def _run(arguments: Sequence[str], settings: Mapping[str, str]) -> None:
+    """Run MONAI's command line with these settings added; end this process too where it fails."""
+    added = [part for name, value in settings.items() for part in (f"--{name}", value)]
+    status = subprocess.run([sys.executable, "-m", "monai.bundle", *arguments, *added], check=False).returncode
+    if status != 0:
+        sys.exit(status)

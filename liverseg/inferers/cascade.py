@@ -1,0 +1,159 @@
+"""Localise, then tune in three planes: the liver, and the lesions in it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor, affine_to_spacing
+from monai.inferers import Inferer
+from torch import Tensor
+
+from liverseg.errors import InputError
+from liverseg.inferers.volume_slices import VolumeSliceInferer, affine_of, name_of, plain
+from liverseg.transforms.crop import foreground_box
+from liverseg.transforms.localise import LocalisePriord
+
+logger = logging.getLogger(__name__)
+
+# The axes of a volume (x, y, z) in the order (rows, columns, slices) of each plane; as Orientation does it in training
+# with RAS, RSA and ASR.
+PLANE_AXES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
+SLAB = 16
+
+
+class CascadeInferer(Inferer):
+    """Segment the liver, then the lesions in it, each localised first and then tuned in several planes.
+
+    The cascade on LiTS, for `CascadeNetworks`. For each target a localisation network gives the prior; the tuning
+    networks of the planes then see image and prior of the region, and the mean of their probabilities (soft voting,
+    section 3.10, eq. 8) decides. The liver's region is the box around what its localisation finds. The lesions' region
+    is the box around the tuned liver, so that a lesion the localisation has missed can still be found, and a lesion is
+    one inside the tuned liver only. Where the localisation finds no lesion, there is none.
+
+    The planes share one grid: the region, resampled in the axial plane to `spacing`, its slices where they are. A
+    coronal or sagittal slice of it is further resampled along z to `spacing`. Beside the input, memory holds the
+    region's image and prior and one probability, never those of several planes or classes.
+
+    A scan in which no liver is found gets an empty mask and a warning in the log.
+
+    Args:
+        localise: by target, "liver" and "lesion", a function of a `network` that gives the `LocalisePriord` of the
+            target: the liver's with a crop, the lesions' without one.
+        slices: by plane, how a tuning network runs over its slices; with the `spacing` of its rows and columns.
+        spacing: mm along x and y to which the region is resampled; −1 keeps the scan's own.
+        planes: which of "axial", "coronal" and "sagittal" vote.
+        targets: "liver" and "lesion", or "liver" alone, which leaves the lesions part of it.
+        liver_cleaning: transform of the tuned liver (1, h, w, d), 0 and 1, before lesions are looked for.
+        margin_mm: by which the box of the liver is widened for the lesions, in the axial plane, to either side.
+        threshold: the least mean probability of a target's voxel.
+
+    Raises:
+        InputError: for a plane that is none of the three or has no `slices`, or no plane at all.
+    """
+
+    def __init__(
+        self,
+        localise: Mapping[str, Callable[..., LocalisePriord]],
+        slices: Mapping[str, VolumeSliceInferer],
+        spacing: Sequence[float] = (-1, -1),
+        planes: Sequence[str] = tuple(PLANE_AXES),
+        targets: Sequence[str] = ("liver", "lesion"),
+        liver_cleaning: Callable[[Tensor], Tensor] | None = None,
+        margin_mm: float = 10,
+        threshold: float = 0.5,
+    ) -> None:
+        unknown = [plane for plane in planes if plane not in PLANE_AXES or plane not in slices]
+        if unknown or not planes:
+            raise InputError(
+                f"planes: found {', '.join(unknown) or 'none'}, expected some of {', '.join(PLANE_AXES)}: set it as "
+                '["axial"].'
+            )
+        self.localise, self.slices, self.planes, self.targets = localise, slices, planes, targets
+        self.region_grid = VolumeSliceInferer(spacing)
+        self.liver_cleaning = liver_cleaning
+        self.margin_mm, self.threshold = margin_mm, threshold
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """0 background, 1 liver, 2 lesion, uint8, shape (B, 1, H, W, D), on the device of `inputs`.
+
+        Args:
+            inputs: a `MetaTensor` (B, 1, H, W, D) in RAS orientation.
+            network: `CascadeNetworks`.
+            args: not used.
+            kwargs: not used.
+
+        Raises:
+            InputError: for inputs without an affine, and as `LocalisePriord` and `VolumeSliceInferer`.
+        """
+        labels = torch.zeros_like(plain(inputs), dtype=torch.uint8)
+        for index in range(inputs.shape[0]):
+            name = name_of(inputs, index)
+            image = MetaTensor(plain(inputs)[index], affine_of(inputs, index), {"filename_or_obj": name})
+            labels[index] = plain(self._segment(image, network, name))
+        return labels
+
+    def _segment(self, image: MetaTensor, network: Any, name: str) -> Tensor:
+        localise = self.localise["liver"](network=network["liver_localise"])
+        key = localise.image_key
+        item = localise({key: image})
+        region = item[key]
+        if item[f"{localise.mask_key}_empty"]:
+            logger.warning("%s: no liver found, so its mask is empty.", name)
+            return torch.zeros_like(plain(image), dtype=torch.uint8)
+        label = self._tune(region, item[localise.prior_key], network, "liver")
+        if self.liver_cleaning is not None:
+            label = self.liver_cleaning(MetaTensor(label, affine=region.affine)).as_subclass(Tensor)
+        if "lesion" in self.targets:
+            self._mark_lesions(label, region, network)
+        if not label.any():
+            logger.warning("%s: no liver found, so its mask is empty.", name)
+        item[key] = MetaTensor(label).copy_meta_from(region)
+        return localise.inverse(item)[key]
+
+    def _mark_lesions(self, label: Tensor, image: MetaTensor, network: Any) -> None:
+        """Write 2 into the liver's label (1, h, w, d) where a lesion is."""
+        box = foreground_box(label[0], image.affine, self.margin_mm)
+        if box is None:
+            return
+        # The affine is for the spacing alone, which a crop does not change.
+        part = MetaTensor(plain(image)[(slice(None), *box)].clone(), affine=image.affine)
+        localise = self.localise["lesion"](network=network["lesion_localise"])
+        item = localise({localise.image_key: part})
+        if item[f"{localise.mask_key}_empty"]:
+            return
+        found = label[(slice(None), *box)]
+        found += found * self._tune(part, item[localise.prior_key], network, "lesion")
+
+    def _tune(self, image: MetaTensor, prior: Tensor, network: Any, target: str) -> Tensor:
+        """The target's mask (1, h, w, d), uint8, of the mean of its probabilities in all planes."""
+        height, width, depth = image.shape[1:]
+        rows, columns = self.region_grid.slice_size(image[None], 0)
+        x = torch.stack([_resize_slices(plain(volume)[0], (rows, columns)) for volume in (image, prior)])
+        mm = affine_to_spacing(image.affine, r=3).tolist()
+        mm = [mm[0] * height / rows, mm[1] * width / columns, mm[2]]
+        total = x.new_zeros((rows, columns, depth))
+        for plane in self.planes:
+            axes = PLANE_AXES[plane]
+            affine = torch.diag(torch.tensor([*(mm[axis] for axis in axes), 1.0]))
+            view = MetaTensor(x.permute(0, *(1 + axis for axis in axes))[None], affine=affine)
+            votes = total.permute(axes)
+            for positions, probabilities in self.slices[plane].probabilities(view, network[f"{target}_{plane}"]):
+                votes[..., positions] += probabilities[1].to(votes)
+        bar = self.threshold * len(self.planes)
+        mask = torch.empty((1, height, width, depth), dtype=torch.uint8, device=x.device)
+        for start in range(0, depth, SLAB):
+            slab = slice(start, start + SLAB)
+            mask[0, ..., slab] = _resize_slices(total[..., slab], (height, width)) > bar
+        return mask
+
+
+def _resize_slices(volume: Tensor, size: tuple[int, int]) -> Tensor:
+    """(H, W, D) to (*size, D), bilinear."""
+    if tuple(volume.shape[:2]) == size:
+        return volume
+    slices = volume.permute(2, 0, 1)[:, None]
+    return F.interpolate(slices, size=size, mode="bilinear", align_corners=False)[:, 0].permute(1, 2, 0)
