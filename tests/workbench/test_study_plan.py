@@ -86,7 +86,12 @@ def test_the_shipped_studies_hold_the_papers_trainings(folder, monkeypatch):
     assert sum(cell.network != "DeepLabV3" and cell.data == "mr" for cell in first) == 3 + 5 + 4 * 3
     assert len(plan.cells) - len(first) == 12 + 8
     # The papers' own studies plan the same ones, on data that has to be there.
-    for name, count, epochs in (("paper_a.yaml", 12, 500), ("paper_b.yaml", 20, 500), ("paper_e.yaml", 3, 638)):
+    for name, count, epochs in (
+        ("paper_a.yaml", 12, 500),
+        ("paper_b.yaml", 20, 500),
+        ("paper_d.yaml", 6, 100),
+        ("paper_e.yaml", 3, 638),
+    ):
         with pytest.raises(InputError, match=r"data/\w+/.*there is no such datalist"):
             make_plan(read_study(find_study(Path(name)), BUNDLES), folder)
         content = yaml.safe_load(find_study(Path(name)).read_text())
@@ -244,13 +249,15 @@ def test_a_file_that_is_no_study(folder):
     (folder / "broken.yaml").write_text("data: [")
     with pytest.raises(InputError, match="not readable as YAML"):
         read_study(folder / "broken.yaml", BUNDLES)
-    with pytest.raises(InputError, match=r"or one of paper_a.yaml, paper_b.yaml, paper_e.yaml, quick.yaml"):
+    with pytest.raises(
+        InputError, match=r"or one of paper_a.yaml, paper_b.yaml, paper_d.yaml, paper_e.yaml, quick.yaml, quick_d.yaml"
+    ):
         find_study(Path("fast.yaml"))
 
 
 def test_every_table_of_the_papers_has_a_number_or_null_in_every_place():
     papers = yaml.safe_load(read.PAPERS.read_text())
-    assert {name.split()[0] for name in papers} == {"A7", "A8", "A9", "A10", "A11", "B1", "B2", "B3", "B4", "E"}
+    assert {name.split()[0] for name in papers} == set("A7 A8 A9 A10 A11 B1 B2 B3 B4 D1 E".split())
     for table in papers.values():
         assert list(table["paper"]) == list(table["rows"])
         assert {len(numbers) for numbers in table["paper"].values()} == {len(table["columns"])}

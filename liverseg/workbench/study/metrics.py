@@ -24,13 +24,13 @@ SHARES = (*POOLED, *OF_LESIONS, "iou", "dice", "dice_global", "case_iou")
 def check_metric(metric: str, classes: Sequence[str]) -> bool:
     """Whether a network of these foreground classes has the metric."""
     kind, _, of = metric.partition(":")
-    if kind == "iou":
+    if kind in ("iou", "dice_global"):
         return of in ("background", *classes)
     if kind == "case_iou":
         return of.isdigit() and int(of) > 0
     if kind in OF_LESIONS:
         return not of and "lesion" in classes
-    return of in classes if kind in (*OF_CASES, "dice_global") else not of and kind in (*POOLED, *OF_TRAINING, *SECONDS)
+    return of in classes if kind in OF_CASES else not of and kind in (*POOLED, *OF_TRAINING, *SECONDS)
 
 
 def is_share(metric: str) -> bool:
