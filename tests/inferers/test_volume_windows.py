@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.inferers import sliding_window_inference
+from monai.transforms import ResampleToMatch
 
 from liverseg.errors import InputError
 from liverseg.inferers import VolumeWindowInferer
@@ -76,6 +77,20 @@ def test_resampled_there_and_back_as_trilinear_logits_of_the_whole_volume(spacin
     logits = F.interpolate(monais_logits(seen, network), (40, 50, 30), mode="trilinear", align_corners=False)
     assert (labels != logits.argmax(1, keepdim=True)).float().mean() < 1e-4  # but for ties
     assert np.allclose(labels.affine, affine)
+
+
+def test_the_mask_lies_where_monais_affine_resampling_puts_it():
+    """The logits, with the affine of what the network saw, resampled by MONAI to the scan's oblique grid."""
+    c, s = np.cos(0.4), np.sin(0.4)
+    turned = np.array([[-c, s, 0, 31.0], [s, c, 0, -17.0], [0, 0, 1, 400.0], [0, 0, 0, 1]]) @ np.diag([1.5, 0.8, 2, 1])
+    volume, network = smooth_volume((40, 50, 30), turned), small_network()
+    labels = VolumeWindowInferer(ROI, spacing=(2.5, 2.5, 3.5), amp=False)(volume, network)
+    seen = ResampleVolumed(keys="image", spacing=(2.5, 2.5, 3.5))({"image": volume[0]})["image"]
+    logits = MetaTensor(monais_logits(seen.as_tensor()[None], network)[0], affine=seen.affine)
+    there = ResampleToMatch(mode="bilinear", padding_mode="border")(logits, img_dst=volume[0])
+    assert there.shape == (4, 40, 50, 30)
+    assert len(labels.unique()) > 2
+    assert float((labels[0] != there.argmax(0, keepdim=True)).as_tensor().float().mean()) < 1e-3
 
 
 @pytest.mark.parametrize("mm", [0.5, 3.0])
