@@ -1,13 +1,15 @@
-"""Peak memory and time of segmenting one large scan with a bundle, by the bundle's own command.
+r"""Peak memory and time of segmenting one large scan with a bundle, by the bundle's own command.
 
 python benchmarks/inference_memory.py --shape 512 512 1000
 python benchmarks/inference_memory.py --bundle bundles/unet3d_abdomen --shape 512 512 600
-python benchmarks/inference_memory.py --bundle bundles/unet3d_abdomen --shape 512 512 600 --spacing 1.5 1.5 1.5
+python benchmarks/inference_memory.py --bundle bundles/unet3d_abdomen --shape 512 512 600 \
+    --set spacing "[-1, -1, -1]" --set networks#paper#width 2 --set overlap 0.25
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import resource
 import subprocess
@@ -39,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=ROOT / "bundles" / "deeplabv3_liver")
     parser.add_argument("--shape", type=int, nargs=3, default=(512, 512, 1000))
-    parser.add_argument("--spacing", type=float, nargs=3, help="in place of the bundle's")
+    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a setting")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -49,6 +51,8 @@ def main() -> None:
         config = ConfigParser()
         config.read_config(arguments.bundle / "configs" / "inference.json")
         config["bundle_root"] = str(arguments.bundle)
+        for name, value in arguments.set:
+            config[name] = ast.literal_eval(value)
         torch.save(config.get_parsed_content("network_def").state_dict(), weights)
         command = [sys.executable, "-m", "monai.bundle", "run", "inference"]
         options = {
@@ -58,13 +62,12 @@ def main() -> None:
             "ckpt_path": weights,
             "output_dir": folder,
         }
-        if arguments.spacing:
-            options["spacing"] = arguments.spacing
+        options |= dict(arguments.set)
         started = time.monotonic()
         subprocess.run([*command, *(str(x) for k, v in options.items() for x in (f"--{k}", v))], check=True)
         figures = {
             "shape": list(arguments.shape),
-            "spacing": arguments.spacing,
+            "settings": dict(arguments.set),
             "seconds": round(time.monotonic() - started, 1),
             "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9, 2),
             "threads": torch.get_num_threads(),
