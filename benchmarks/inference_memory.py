@@ -3,7 +3,7 @@ r"""Peak memory and time of segmenting one large scan with a bundle, by the bund
 python benchmarks/inference_memory.py --shape 512 512 1000
 python benchmarks/inference_memory.py --bundle bundles/unet3d_abdomen --shape 512 512 600
 python benchmarks/inference_memory.py --bundle bundles/unet3d_abdomen --shape 512 512 600 \
-    --set spacing "[-1, -1, -1]" --set networks#paper#width 2 --set overlap 0.25
+    --set spacing "[-1, -1, -1]" --set "networks#paper#width" 2 --set overlap 0.25
 """
 
 from __future__ import annotations
