@@ -62,7 +62,7 @@ def plan_of(folder: Path, **changes):
 
 def test_a_training_that_two_tables_need_is_one_cell(folder):
     plan = plan_of(folder)
-    found = [(cell.network, cell.loss, cell.fold, cell.postprocessings) for cell in plan.cells.values()]
+    found = [(cell.network, cell.loss, cell.fold, list(cell.evaluations)) for cell in plan.cells.values()]
     both, raw = ["none", "clean_slices"], ["none"]
     assert sorted(found) == [
         ("A", "dice", 0, both),
@@ -189,7 +189,7 @@ def test_literal_is_what_python_reads():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"netwroks": {}}, r"found the key netwroks, expected only data, folds"),
+        ({"netwroks": {}}, r"found the key netwroks, expected only data, evaluations, folds"),
         ({"networks": None}, r"found no networks"),
         ({"networks": {"A": {"bundel": "x"}}}, r"networks: A: found the key bundel"),
         ({"networks": {"A": {"bundle": "resnet"}}}, r"there is no bundle .*resnet: name one of .*deeplabv3_liver"),
