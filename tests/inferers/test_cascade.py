@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import DataLoader, Dataset, MetaTensor
-from monai.transforms import KeepLargestConnectedComponent, Orientationd, Spacingd
+from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
+from monai.transforms import Compose, Invertd, KeepLargestConnectedComponent, Orientationd, Spacingd
 from scipy.ndimage import correlate
 from scipy.special import expit
 from torch import nn
@@ -16,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from liverseg.errors import InputError
 from liverseg.inferers import CascadeInferer, VolumeSliceInferer
-from liverseg.transforms import LocalisePriord
+from liverseg.transforms import LoadVolumed, LocalisePriord
 
 PLANES = ("axial", "coronal", "sagittal")
 # The axes of (x, y, z) that are rows, columns and slices of a plane, and the orientation that training gives them.
@@ -294,6 +295,31 @@ def test_a_liver_that_tuning_or_cleaning_loses_is_an_empty_mask_with_a_warning(l
     assert [record.getMessage() for record in caplog.records] == [
         "scan 1 of the batch: no liver found, so its mask is empty."
     ]
+
+
+SPACING = np.diag([1.5, 1.5, 5.0, 1.0])
+GRIDS = {
+    "oblique": (make_scan(), OBLIQUE),
+    "left-posterior": (make_scan(), np.diag([-1.5, -1.5, 5.0, 1.0])),
+    "sagittal": (make_scan().transpose(2, 0, 1), SPACING[:, [2, 0, 1, 3]]),
+    "identity": (make_scan(), np.eye(4)),
+    "one-slice": (make_scan()[..., 4:5], SPACING),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_mask_is_on_the_grid_of_the_file_and_knows_it(name, tmp_path):
+    scan, affine = GRIDS[name]
+    nib.save(nib.Nifti1Image(scan.astype(np.float32), affine), tmp_path / "scan.nii.gz")
+    preprocessing = Compose([LoadVolumed("image"), Orientationd("image", axcodes="RAS", labels=None)])
+    batch = next(iter(DataLoader(Dataset([{"image": str(tmp_path / "scan.nii.gz")}], preprocessing))))
+    batch["pred"] = inferer(crop_margin_mm=4, margin_mm=4)(batch["image"], networks())
+    invert = Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=True, to_tensor=True)
+    mask = invert(decollate_batch(batch)[0])["pred"]
+    assert mask.meta["filename_or_obj"] == str(tmp_path / "scan.nii.gz")
+    assert np.allclose(mask.affine, affine, atol=1e-5)
+    assert np.array_equal(mask[0], (scan > LIVER) * (1 + (scan > LESION)))
+    assert set(np.unique(mask)) == {0, 1, 2}
 
 
 def peak_bytes(function) -> int:
