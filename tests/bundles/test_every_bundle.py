@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import nibabel as nib
@@ -69,6 +70,48 @@ def test_liver_and_lesion_networks_are_trained_one_after_the_other(dataset, tmp_
     run("evaluating", "train.json", "evaluate.json")
     assert json.loads((tmp_path / "eval" / "summary.json").read_text())["lesions"]["reference_lesions"] == 1
     run("inference", "inference.json")
+    mask, scan = nib.load(tmp_path / "output" / "volume-4_liver_lesion.nii.gz"), nib.load(dataset / "volume-4.nii")
+    assert mask.shape == scan.shape
+    assert np.allclose(mask.affine, scan.affine)
+    assert set(np.unique(mask.dataobj)) <= {0, 1, 2}
+
+
+@pytest.mark.slow
+def test_cascade_is_trained_by_stages_and_rounds_and_gives_one_mask(dataset, tmp_path):
+    """The stages in this process, which is quicker; the rounds by the real chain of command lines."""
+    folder = BUNDLE.parent / "cascade_lits" / "configs"
+    settings = {
+        **{"bundle_root": str(tmp_path), "dataset_dir": str(dataset), "network_def#first_filters": 4},
+        **{"spacing": [6.0, 6.0, 6.0], "localise_spacing": [6.0, 6.0, -1.0]},
+    }
+    sizes = {"localise_size": [48, 48], "spatial_size": [48, 48], "max_epochs": 1, "slices_per_volume": 2}
+
+    def run(files, kind, **more):
+        config = [str(folder / file) for file in files]
+        create_workflow(config_file=config, workflow_type=kind, **settings, **more).run()
+
+    for target in ("liver", "lesion"):
+        for stage, part in (("localise", "localise"), ("tune", "coronal")):
+            run(["train.json"], "train", **sizes, target=target, stage=stage, plane="coronal")
+            record = json.loads((tmp_path / "eval" / target / part / "metrics.json").read_text())
+            assert record["epochs"] == 1
+            assert (tmp_path / "models" / target / part / "model.pt").is_file()
+
+    typed = ("run", "iterate", "--config_file", folder / "train.json", "--target=liver", "--plane", "coronal")
+    rounds = monai_bundle(*typed, cwd=tmp_path, **settings, **sizes, max_rounds=1, round_epochs=1)
+    assert rounds.returncode == 0, rounds.stderr[-3000:]
+    trained = tmp_path / "models" / "liver" / "coronal"
+    with (trained / "rounds" / "rounds.csv").open(newline="") as file:
+        metrics = {row["round"]: float(row["val_mean_dice"]) for row in csv.DictReader(file)}
+    best = max(metrics, key=metrics.get)
+    assert set(metrics) == {"0", "1"}
+    assert (trained / "model.pt").read_bytes() == (trained / "rounds" / best / "model.pt").read_bytes()
+    assert {path.name for path in (trained / "rounds" / "1" / "patches").iterdir()} == {"0.npz", "1.npz", "patches.json"}
+    assert json.loads((tmp_path / "eval" / "liver" / "coronal" / "rounds" / "1" / "metrics.json").read_text())
+
+    run(["train.json", "evaluate.json"], "train", planes=["coronal"])
+    assert json.loads((tmp_path / "eval" / "summary.json").read_text())["lesions"]["reference_lesions"] == 1
+    run(["inference.json"], "infer", planes=["coronal"])
     mask, scan = nib.load(tmp_path / "output" / "volume-4_liver_lesion.nii.gz"), nib.load(dataset / "volume-4.nii")
     assert mask.shape == scan.shape
     assert np.allclose(mask.affine, scan.affine)
