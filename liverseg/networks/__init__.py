@@ -8,7 +8,7 @@ from liverseg.networks.simple import SimpleNet
 from liverseg.networks.tuning import TuningNet
 from liverseg.networks.unet import UNet
 from liverseg.networks.uniclass import UniclassNetworks
-from liverseg.networks.weights import load_weights
+from liverseg.networks.weights import load_weights, merge_weights
 
 __all__ = [
     "CascadeNetworks",
@@ -20,4 +20,5 @@ __all__ = [
     "UNet",
     "UniclassNetworks",
     "load_weights",
+    "merge_weights",
 ]

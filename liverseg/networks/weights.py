@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from liverseg import __version__
 from liverseg.errors import InputError
+from liverseg.files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -49,6 +53,28 @@ def load_weights_by_name(networks: Mapping[str, nn.Module], paths: Mapping[str, 
         raise InputError(f"{found}: give one path for each network.")
     for name, network in networks.items():
         load_weights(network, os.fspath(paths[name]))
+
+
+def merge_weights(paths: Mapping[str, str | os.PathLike[str]], merged: str | os.PathLike[str]) -> None:
+    """Write the weights of several networks as those of one that holds them by name, such as `LiverLesionNetworks`.
+
+    As long as one of them is not there, nothing is written.
+
+    Args:
+        paths: path of the weights of each, by name.
+        merged: the file to write.
+
+    Raises:
+        InputError: as `read_state_dict`, and when the file cannot be written.
+    """
+    missing = [os.fspath(path) for path in paths.values() if not Path(path).is_file()]
+    if missing:
+        logger.info("%s is made once there is %s.", merged, ", ".join(missing))
+        return
+    state = {
+        f"{name}.{key}": value for name, path in paths.items() for key, value in read_state_dict(Path(path)).items()
+    }
+    write_atomically(Path(merged), lambda file: torch.save(state, file))
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

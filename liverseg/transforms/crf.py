@@ -21,6 +21,7 @@ from liverseg.transforms.morphology import Box, bounding_box
 
 MARGIN = 2  # standard deviations of the wider kernel: 95 % of it along an axis
 LOWEST_PROBABILITY = 1e-5  # the energy of a probability of zero is infinite
+IMPOSSIBLE = 1e6  # the energy of a label that a voxel must not take, above all that weights can add up to
 WIDEST_SPAN = 1000  # in standard deviations; the lattice counts in 16 bits and wraps silently at about 8000
 
 
@@ -84,6 +85,8 @@ class DenseCRF(Transform):
         label_confidence: of a voxel of a label map: its label and any other label have the odds p : (1 − p), however
             many labels there are. The default is that of pydensecrf's example, tuned on nothing. Without effect on
             probabilities.
+        nested: labels above 1 lie within label 1, as lesions in an organ: a voxel that comes as background stays
+            background or becomes 1.
 
     Raises:
         InputError: where pydensecrf2 is missing, and for an argument out of its range.
@@ -101,6 +104,7 @@ class DenseCRF(Transform):
         appearance_weight: float = 3,
         num_iterations: int = 5,
         label_confidence: float = 0.7,
+        nested: bool = False,
     ) -> None:
         _import_densecrf()  # now, not when the network has run
         if spatial_dims not in (2, 3):
@@ -126,7 +130,7 @@ class DenseCRF(Transform):
         self.smoothness_mm, self.smoothness_weight = smoothness_mm, smoothness_weight
         self.appearance_mm, self.appearance_weight = appearance_mm, appearance_weight
         self.appearance_intensity = appearance_intensity
-        self.num_iterations, self.label_confidence = num_iterations, label_confidence
+        self.num_iterations, self.label_confidence, self.nested = num_iterations, label_confidence, nested
 
     def __call__(self, pred: NdarrayOrTensor, image: NdarrayOrTensor) -> NdarrayOrTensor:  # type: ignore[override]
         """The new label map, uint8, shape (1, H, W, D), with the metadata of `pred`.
@@ -174,6 +178,8 @@ class DenseCRF(Transform):
                 present = np.arange(len(volume), dtype=np.uint8)
                 probabilities = volume[(slice(None), *box)].float().cpu().flatten(1)
                 unary = probabilities.clamp(LOWEST_PROBABILITY, 1).log().neg().numpy()
+            if self.nested:
+                unary[np.ix_(present > 1, labels[box].ravel() == 0)] = IMPOSSIBLE
             part = intensities[box].float().cpu().numpy()
             output[box] = present[self._infer(unary, part, spacing)].reshape(part.shape)
         return convert_to_dst_type(output[None], pred, dtype=torch.uint8)[0]
@@ -238,6 +244,7 @@ class DenseCRFd(MapTransform):
         appearance_weight: float = 3,
         num_iterations: int = 5,
         label_confidence: float = 0.7,
+        nested: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -251,6 +258,7 @@ class DenseCRFd(MapTransform):
             appearance_weight,
             num_iterations,
             label_confidence,
+            nested,
         )
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:

@@ -20,7 +20,7 @@ CONFIGS = ["metadata.json", "train.json", "evaluate.json", "inference.json", "mu
 FILES = [*(f"configs/{name}" for name in CONFIGS), "docs/README.md", "docs/data_license.txt", "LICENSE"]
 # What train.json and inference.json name alike and need not agree on; where training goes by stages, also the others.
 OWN = {"output_dir", "mask_cleaning", "initialize", "run"}
-OWN_OF_STAGES = {"network", "ckpt_dir"}
+OWN_OF_STAGES = {"network"}
 
 
 @pytest.fixture(params=BUNDLES, ids=lambda path: path.name)

@@ -129,6 +129,21 @@ def test_labels_stand_for_their_confidence():
         assert_agrees(expected, mean_field(spread, image, (1, 1, 1), KERNELS, 5))
 
 
+def test_nested_labels_stay_in_the_foreground():
+    probabilities, image = tiny(4)
+    background = probabilities.argmax(0) == 0
+    allowed = probabilities.copy()
+    allowed[2:, background] = 0
+    allowed /= allowed.sum(0)
+    assert (apply(probabilities, image, **KERNELS)[background] > 1).mean() > 0.1
+    found = apply(probabilities, image, nested=True, **KERNELS)
+    assert not (found[background] > 1).any()
+    assert (found[background] == 1).any()
+    assert_agrees(found, mean_field(allowed, image, (1, 1, 1), KERNELS, 5))
+    strong = KERNELS | {"appearance_weight": 300.0}
+    assert not (apply(probabilities.argmax(0).astype(np.uint8), image, nested=True, **strong)[background] > 1).any()
+
+
 def test_axes_take_their_own_spacing():
     _, noisy, image = ball()
     kernels = {"smoothness_mm": 2.0, "appearance_weight": 0}
@@ -243,6 +258,7 @@ def test_the_dictionary_transform_delegates():
         "appearance_weight": 2.5,
         "num_iterations": 3,
         "label_confidence": 0.6,
+        "nested": True,
     }
     data = {"pred": tensor(noisy[None]), "ct": tensor(image[None])}
     transform = DenseCRFd("pred", image_key="ct", **arguments)

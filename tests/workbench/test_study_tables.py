@@ -12,6 +12,7 @@ from scipy.stats import wilcoxon
 
 from liverseg.data import load_datalist
 from liverseg.errors import InputError
+from liverseg.workbench.study.metrics import OF_TRAINING, check_metric, read_metric
 from liverseg.workbench.study.page import write_page
 from liverseg.workbench.study.read import PAPERS
 from liverseg.workbench.study.render import write_tables
@@ -47,10 +48,10 @@ def write_cell(out: Path, name: str, ious: dict[str, list[float]], pooled: dict[
     return folder
 
 
-def place(metric: str, *cells: str, reference=None, postprocessings=("none",)) -> dict:
+def place(metric: str, *cells: str, reference=None, evaluations=("none",)) -> dict:
     return {
         "metric": metric,
-        "postprocessings": list(postprocessings),
+        "evaluations": list(evaluations),
         "parts": [list(cells)],
         "reference": reference,
     }
@@ -153,10 +154,36 @@ def test_times_memory_and_single_cases(tmp_path):
         "case_iou:1": 0.5, "case_iou:2": 0.7,
     }  # fmt: skip
     row = {metric: place(metric, "cell") for metric in wanted}
-    row["both"] = place("postprocessing_seconds", "cell", postprocessings=("balls", "slices"))
+    row["both"] = place("postprocessing_seconds", "cell", evaluations=("balls", "slices"))
     table = compute_table(tmp_path, "t", table_plan({"row": row}))
     assert {column: value.mean for (_, column), value in table.values.items()} == pytest.approx(wanted | {"both": 3.0})
     assert table.notes == ["1 is 2.nii", "2 is 1.nii"]
+
+
+def test_a_training_by_stages_is_all_of_them(tmp_path):
+    folder = write_cell(tmp_path, "cell", {"1.nii": [0.5]}, {"background": 1, "liver": 0.6}) / "training"
+    (folder / "lesion").mkdir()
+    for name in ("metrics.json", "history.csv"):
+        (folder / name).rename(folder / "lesion" / name)
+    (folder / "liver").mkdir()
+    facts = {"seconds": 30, "peak_memory_gb": 2.5, "peak_gpu_memory_gb": None}
+    (folder / "liver" / "metrics.json").write_text(json.dumps(facts))
+    (folder / "liver" / "history.csv").write_text("epoch,iteration,loss,seconds\n1,5,0.9,1\n")
+    found = {metric: read_metric(folder.parent, metric, ["none"]) for metric in OF_TRAINING}
+    assert found == pytest.approx({"training_minutes": 2, "epochs": 3, "iterations": 13, "memory_mb": 2500})
+
+
+def test_figures_of_lesions_are_those_of_the_whole_fold(tmp_path):
+    folder = write_cell(tmp_path, "cell", {"1.nii": [0.5]}, {"background": 1, "lesion": 0.6})
+    path = folder / "evaluation" / "none" / "summary.json"
+    lesions = {"detection_precision": 0.6, "detection_recall": 0.7, "burden_rmse": 0.02, "burden_max_error": 0.05}
+    summary = json.loads(path.read_text()) | {"lesions": lesions}
+    summary["pooled"]["classes"]["lesion"]["dice"] = 0.75
+    path.write_text(json.dumps(summary))
+    wanted = lesions | {"dice_global:lesion": 0.75}
+    assert {metric: read_metric(folder, metric, ["none"]) for metric in wanted} == wanted
+    assert all(check_metric(metric, ["liver", "lesion"]) for metric in wanted)
+    assert not any(check_metric(metric, ["liver"]) for metric in wanted)
 
 
 def test_a_missing_cell_leaves_its_place_empty_and_is_named(tmp_path):
@@ -197,6 +224,7 @@ def test_the_papers_numbers_stand_beside_ours(tmp_path):
     assert printed("B2", "iou0515", "Mean sensitivity") == 0.94
     assert printed("B3", "Liver", "IoU (α 1.5, β 0.5)") == 0.68
     assert printed("B4", "Right kidney", "uniclass IoU") == 0.50
+    assert printed("E", "Mixed U-Net, 3-D CRF", "Dice lesion") == 0.65
 
 
 def test_the_page_shows_tables_and_pictures(tmp_path):

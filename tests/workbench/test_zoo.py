@@ -54,18 +54,20 @@ def edit(path, change):
 
 
 def test_holds_the_bundle_and_the_part_of_liverseg_that_runs(bundle, tmp_path):
-    for name in ("models/model.pt", "models/model.json", "docs/README.md"):
-        (bundle / name).parent.mkdir(exist_ok=True)
+    models = [f"models/{folder}model.{ending}" for folder in ("", "liver/axial/") for ending in ("pt", "json")]
+    others = ("models/checkpoint.pt", "models/model_2024-01-01.pt", "models/liver/axial/rounds/1/model.pt")
+    for name in (*models, "docs/README.md"):
+        (bundle / name).parent.mkdir(exist_ok=True, parents=True)
         (bundle / name).write_text(name)
-    for name in ("models/checkpoint.pt", "models/model_2024-01-01.pt", "eval/metrics.json", "docs/.DS_Store"):
-        (bundle / name).parent.mkdir(exist_ok=True)
+    for name in (*others, "eval/metrics.json", "docs/.DS_Store"):
+        (bundle / name).parent.mkdir(exist_ok=True, parents=True)
         (bundle / name).write_text("not for others")
 
     archive = build_archive(bundle, tmp_path / "dist")
 
     assert archive == tmp_path / "dist" / f"{NAME}_v{VERSION}.zip"
     expected = {f"{NAME}/LICENSE": bundle / "LICENSE"}
-    for name in ("models/model.pt", "models/model.json"):
+    for name in models:
         expected[f"{NAME}/{name}"] = bundle / name
     for file in (bundle / "configs").iterdir():
         expected[f"{NAME}/configs/{file.name}"] = file

@@ -14,6 +14,7 @@ from rich.console import Console
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
 from liverseg.workbench.study.cells import Cell, literal, make_cell
+from liverseg.workbench.study.metrics import of_stages
 from liverseg.workbench.study.read import Study, check_setting
 from liverseg.workbench.study.runner import Runner, cell_folder, lock, make_phantoms
 
@@ -142,10 +143,12 @@ def _finished(search: optuna.Study) -> list[Any]:
 
 
 def _validation_dice(folder: Path) -> float:
-    dice = json.loads((folder / "training" / "metrics.json").read_text())["best_val_mean_dice"]
-    if dice is None:
+    """The best of a training, of a training by stages their mean."""
+    files = of_stages(folder / "training", "metrics.json")
+    dice = [json.loads(path.read_text())["best_val_mean_dice"] for path in files]
+    if None in dice:
         raise InputError(f"{folder}: the training was never validated: give a val_interval of at most max_epochs.")
-    return float(dice)
+    return float(sum(dice) / len(dice))
 
 
 def _plot(search: optuna.Study, wanted: Calibration, path: Path) -> None:

@@ -64,9 +64,11 @@ def curves_png(out: Path, plan: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
     """Title and PNG of the training loss over the epochs, for each data set and task."""
     groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for name, cell in plan["cells"].items():
-        history = out / "cells" / name / "training" / "history.csv"
-        if history.is_file():
-            groups[f"{cell['data']} {cell['task']}"][f"{cell['network']}, {cell['loss']}"].append(history)
+        training = out / "cells" / name / "training"
+        for history in sorted(training.rglob("history.csv")):
+            stage = " ".join(history.relative_to(training).parts[:-1])
+            label = ", ".join(filter(None, (cell["network"], cell["loss"], stage)))
+            groups[f"{cell['data']} {cell['task']}"][label].append(history)
     for title, panels in groups.items():
         columns = min(4, len(panels))
         lines = math.ceil(len(panels) / columns)

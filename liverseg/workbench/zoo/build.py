@@ -56,8 +56,11 @@ def _files(bundle: Path) -> dict[str, Path]:
         for path in PACKAGE.rglob("*.py")
         if path.relative_to(PACKAGE).parts[0] != "workbench"
     }
-    single = [bundle / name for name in ("LICENSE", "large_files.yml", "models/model.pt", "models/model.json")]
-    for path in [*(bundle / "configs").rglob("*"), *(bundle / "docs").rglob("*"), *single]:
+    single = [bundle / name for name in ("LICENSE", "large_files.yml")]
+    # Of a cascade, each target's networks are in folders of their own.
+    folders = [bundle / "models", *bundle.glob("models/*/*")]
+    models = [folder / name for folder in folders for name in ("model.pt", "model.json")]
+    for path in [*(bundle / "configs").rglob("*"), *(bundle / "docs").rglob("*"), *single, *models]:
         if path.is_file() and not path.name.startswith("."):
             files[path.relative_to(bundle).as_posix()] = path
     return files
