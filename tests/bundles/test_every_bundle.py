@@ -106,7 +106,11 @@ def test_cascade_is_trained_by_stages_and_rounds_and_gives_one_mask(dataset, tmp
     best = max(metrics, key=metrics.get)
     assert set(metrics) == {"0", "1"}
     assert (trained / "model.pt").read_bytes() == (trained / "rounds" / best / "model.pt").read_bytes()
-    assert {path.name for path in (trained / "rounds" / "1" / "patches").iterdir()} == {"0.npz", "1.npz", "patches.json"}
+    assert {path.name for path in (trained / "rounds" / "1" / "patches").iterdir()} == {
+        "0.npz",
+        "1.npz",
+        "patches.json",
+    }
     assert json.loads((tmp_path / "eval" / "liver" / "coronal" / "rounds" / "1" / "metrics.json").read_text())
 
     run(["train.json", "evaluate.json"], "train", planes=["coronal"])

@@ -130,8 +130,8 @@ def test_iou_xy_takes_alpha_with_alpha_plus_beta_two(bundle):
     assert float(value) == pytest.approx(1 - tversky(logits, target, 1.3, 0.7).mean(), abs=1e-7)
 
 
-# cascade_lits: the logit of one target, and in training a list of side outputs from full resolution to 1/8. MONAI's deep
-# supervision sums in float32.
+# cascade_lits: the logit of one target, and in training a list of side outputs from full resolution to 1/8. MONAI's
+# deep supervision sums in float32.
 CASCADE = BUNDLES / "cascade_lits" / "configs" / "train.json"
 
 

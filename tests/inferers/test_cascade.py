@@ -162,7 +162,10 @@ def test_a_plane_is_resampled_as_in_training(plane):
 
 
 def test_a_spacing_that_the_region_has_already_is_left_alone():
-    slices = {"coronal": VolumeSliceInferer((1.6, 3.0), amp=False), "sagittal": VolumeSliceInferer((2.0, 3.0), amp=False)}
+    slices = {
+        "coronal": VolumeSliceInferer((1.6, 3.0), amp=False),
+        "sagittal": VolumeSliceInferer((2.0, 3.0), amp=False),
+    }
     network = networks()
     options = {"planes": list(slices), "slices": slices, "targets": ["liver"]}
     inferer(spacing=(1.6, 2.0), **options)(smooth((60, 48, 16), OBLIQUE), network)
