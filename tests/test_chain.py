@@ -18,7 +18,7 @@ STAGES = [
     for stage in ({"stage": "localise"}, *({"stage": "tune", "plane": plane} for plane in ("axial", "coronal")))
 ]
 
-# What stands in for Python here, for MONAI takes five seconds to start; bundles/test_every_bundle.py runs the real chains.
+# What stands in for Python here, for MONAI takes five seconds to start; bundles/test_every_bundle.py runs real chains.
 # It notes its arguments, trains round N to the metric on line N of `metrics`, and fails where `fail` says so.
 PROGRAM = """#!/bin/sh
 echo "$*" >> calls
