@@ -49,6 +49,14 @@ def test_weights_are_where_training_leaves_them(tmp_path):
     assert paths == {name: str(tmp_path / name.replace("_", "/") / "model.pt") for name in NAMES}
 
 
+def test_those_of_a_round_are_of_the_tuning_networks(tmp_path):
+    paths = small_cascade(targets=["lesion"], planes=["axial"]).weights_in(tmp_path, 0)
+    assert paths == {
+        "lesion_localise": str(tmp_path / "lesion" / "localise" / "model.pt"),
+        "lesion_axial": str(tmp_path / "lesion" / "axial" / "rounds" / "0" / "model.pt"),
+    }
+
+
 def test_each_network_loads_its_own_weights(tmp_path):
     source, target = small_cascade(), small_cascade()
     paths = write_weights(source, tmp_path)
