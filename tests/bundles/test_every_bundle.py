@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import nibabel as nib
@@ -69,6 +70,58 @@ def test_liver_and_lesion_networks_are_trained_one_after_the_other(dataset, tmp_
     run("evaluating", "train.json", "evaluate.json")
     assert json.loads((tmp_path / "eval" / "summary.json").read_text())["lesions"]["reference_lesions"] == 1
     run("inference", "inference.json")
+    mask, scan = nib.load(tmp_path / "output" / "volume-4_liver_lesion.nii.gz"), nib.load(dataset / "volume-4.nii")
+    assert mask.shape == scan.shape
+    assert np.allclose(mask.affine, scan.affine)
+    assert set(np.unique(mask.dataobj)) <= {0, 1, 2}
+
+
+@pytest.mark.slow
+def test_cascade_is_trained_by_stages_and_rounds_and_gives_one_mask(dataset, tmp_path):
+    """The lesion's stages and the liver's rounds are real chains; the others run in this process, which is quicker."""
+    folder = BUNDLE.parent / "cascade_lits" / "configs"
+    settings = {
+        **{"bundle_root": str(tmp_path), "dataset_dir": str(dataset)},
+        **{"localise_network#first_filters": 8, "network_def#first_filters": 4},
+        **{"localise_spacing": [6.0, 6.0, -1.0], "spacing": [6.0, 6.0, 6.0]},
+    }
+    short = {"localise_size": [48, 48], "spatial_size": [48, 48], "max_epochs": 1, "slices_per_volume": 2}
+
+    def run(files, kind, **more):
+        config = [str(folder / file) for file in files]
+        create_workflow(config_file=config, workflow_type=kind, **settings, **more).run()
+
+    def chain(run_id, *typed, **more):
+        typed = ("run", run_id, "--config_file", folder / "train.json", *typed)
+        found = monai_bundle(*typed, cwd=tmp_path, **settings, **short, **more)
+        assert found.returncode == 0, found.stderr[-3000:]
+
+    for stage in ("localise", "tune"):
+        run(["train.json"], "train", **short, stage=stage, plane="coronal")
+    chain("training", "--plane=coronal", "--target", "lesion")
+    parts = [(target, part) for target in ("liver", "lesion") for part in ("localise", "coronal")]
+    assert sorted(tmp_path.glob("models/*/*")) == sorted(tmp_path / "models" / target / part for target, part in parts)
+    for target, part in parts:
+        assert json.loads((tmp_path / "eval" / target / part / "metrics.json").read_text())["epochs"] == 1
+        assert (tmp_path / "models" / target / part / "model.pt").is_file()
+
+    chain("iterate", "--target=liver", "--plane", "coronal", max_rounds=1, round_epochs=1)
+    trained = tmp_path / "models" / "liver" / "coronal"
+    with (trained / "rounds" / "rounds.csv").open(newline="") as file:
+        metrics = {row["round"]: float(row["val_mean_dice"]) for row in csv.DictReader(file)}
+    best = max(metrics, key=metrics.get)
+    assert set(metrics) == {"0", "1"}
+    assert (trained / "model.pt").read_bytes() == (trained / "rounds" / best / "model.pt").read_bytes()
+    assert {path.name for path in (trained / "rounds" / "1" / "patches").iterdir()} == {
+        "0.npz",
+        "1.npz",
+        "patches.json",
+    }
+    assert json.loads((tmp_path / "eval" / "liver" / "coronal" / "rounds" / "1" / "metrics.json").read_text())
+
+    run(["train.json", "evaluate.json"], "train", planes=["coronal"])
+    assert json.loads((tmp_path / "eval" / "summary.json").read_text())["lesions"]["reference_lesions"] == 1
+    run(["inference.json"], "infer", planes=["coronal"])
     mask, scan = nib.load(tmp_path / "output" / "volume-4_liver_lesion.nii.gz"), nib.load(dataset / "volume-4.nii")
     assert mask.shape == scan.shape
     assert np.allclose(mask.affine, scan.affine)
