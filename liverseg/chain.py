@@ -69,10 +69,11 @@ def run_rounds(rounds: int, ckpt_dir: str | os.PathLike[str], resume: bool | str
         raise InputError(
             f"{folder}: found rounds of an earlier run, expected none: go on with --resume true, or move the folder."
         )
-    if not folder.exists():
+    for name in ("model.pt", "model.json"):
+        if not (trained / name).is_file():
+            raise InputError(f"{trained}: found no {name}, expected that of a training: run training first.")
+    if not (folder / "0" / "model.json").is_file():  # the last to be copied
         for name in ("model.pt", "model.json"):
-            if not (trained / name).is_file():
-                raise InputError(f"{trained}: found no {name}, expected that of a training: run training first.")
             _copy(trained / name, folder / "0" / name)
     results = [_result(folder, 0)]
     for number in range(1, rounds + 1):

@@ -49,11 +49,19 @@ def options(**values) -> list[str]:
     return [part for name, value in values.items() for part in (f"--{name}", str(value))]
 
 
-def monai_bundle(*arguments, cwd: Path, timeout: float = 300, **values) -> subprocess.CompletedProcess[str]:
+def monai_bundle(*arguments, cwd: Path, **values) -> subprocess.CompletedProcess[str]:
     """`python -m monai.bundle …` as a user types it."""
-    command = [sys.executable, "-m", "monai.bundle", *map(str, arguments), *options(**values)]
+    return _run([*arguments, *options(**values)], cwd, {})
+
+
+def torchrun(*arguments, cwd: Path, **values) -> subprocess.CompletedProcess[str]:
+    """The same in two processes that work together, without a GPU."""
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    return _run([*arguments, *options(**values)], cwd, {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, launcher)
+
+
+def _run(arguments, cwd, variables, launcher=()) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *launcher, "monai.bundle", *map(str, arguments)]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run(
-        command, cwd=cwd, env=environment, timeout=timeout, check=False, capture_output=True, text=True
-    )
+    environment = {**os.environ, "PYTHONPATH": path, **variables}
+    return subprocess.run(command, cwd=cwd, env=environment, timeout=300, check=False, capture_output=True, text=True)

@@ -89,11 +89,11 @@ class CascadeInferer(Inferer):
         Raises:
             InputError: for inputs without an affine, and as `LocalisePriord` and `VolumeSliceInferer`.
         """
-        labels = torch.zeros_like(plain(inputs), dtype=torch.uint8)
+        labels = torch.zeros_like(inputs, dtype=torch.uint8)
         for index in range(inputs.shape[0]):
             name = name_of(inputs, index)
             image = MetaTensor(plain(inputs)[index], affine_of(inputs, index), {"filename_or_obj": name})
-            labels[index] = plain(self._segment(image, network, name))
+            plain(labels)[index] = plain(self._segment(image, network, name))
         return labels
 
     def _segment(self, image: MetaTensor, network: Any, name: str) -> Tensor:

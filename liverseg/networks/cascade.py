@@ -33,9 +33,18 @@ class CascadeNetworks(nn.ModuleDict):
         self.parts = [(target, part) for target in targets for part in parts]
         super().__init__({f"{target}_{part}": copy.deepcopy(parts[part]) for target, part in self.parts})
 
-    def weights_in(self, folder: str | os.PathLike[str]) -> dict[str, str]:
-        """Where training leaves the weights of each network: `<folder>/<target>/<part>/model.pt`."""
-        return {f"{target}_{part}": str(Path(folder, target, part, "model.pt")) for target, part in self.parts}
+    def weights_in(self, folder: str | os.PathLike[str], number: int | None = None) -> dict[str, str]:
+        """Where training leaves the weights of each network: `<folder>/<target>/<part>/model.pt`.
+
+        Args:
+            folder: the bundle's `ckpt_dir`.
+            number: of tuning networks, those of this round in place of the best.
+        """
+        paths = {}
+        for target, part in self.parts:
+            rounds = () if number is None or part == "localise" else ("rounds", str(number))
+            paths[f"{target}_{part}"] = str(Path(folder, target, part, *rounds, "model.pt"))
+        return paths
 
     def load_weights(self, paths: Mapping[str, str | os.PathLike[str]]) -> None:
         """Load the weights of each network from its path, as `load_weights_by_name`."""

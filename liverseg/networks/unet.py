@@ -11,7 +11,7 @@ from liverseg.errors import InputError
 from liverseg.networks.blocks import crop, initialise_he, pad_to_multiple
 from liverseg.networks.encoders import VGG16_STAGES, VGGEncoder, load_imagenet_weights
 
-ENCODERS = {"plain": ((64, 64), (128, 128), (256, 256), (512, 512), (1024, 1024)), "vgg16": VGG16_STAGES}
+ENCODERS = ("plain", "vgg16")
 
 
 class UNet(nn.Module):
@@ -44,12 +44,14 @@ class UNet(nn.Module):
         encoder: "plain" or "vgg16".
         pooling: "max" or "mixed" (`MixedPool2d`). The weights of one fit the other.
         dropout: probability with which a value is dropped in training at the end of the fourth stage and the bridge.
+        first_filters: of the first stage of the plain encoder; they double from stage to stage.
         encoder_weights: path or URL of torchvision's ``vgg16`` state dict; None starts from random weights.
         encoder_weights_sha256: SHA-256 of that file, needed with it. For torchvision's ``vgg16-397923af.pth`` it is
             397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0.
 
     Raises:
-        InputError: ``encoder`` or ``pooling`` is neither of its two, or the encoder weights can not be used.
+        InputError: ``encoder`` or ``pooling`` is neither of its two, ``first_filters`` is not VGG-16's, or the encoder
+            weights can not be used.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class UNet(nn.Module):
         encoder: str = "plain",
         pooling: str = "max",
         dropout: float = 0.5,
+        first_filters: int = 64,
         encoder_weights: str | Path | None = None,
         encoder_weights_sha256: str | None = None,
     ) -> None:
@@ -69,11 +72,14 @@ class UNet(nn.Module):
         if encoder_weights is not None and encoder != "vgg16":
             found = f"encoder_weights is {str(encoder_weights)!r} with encoder {encoder!r}"
             raise InputError(f"{found}; expected weights with 'vgg16' only: set encoder to 'vgg16' or leave them out.")
-        stages = ENCODERS[encoder]
+        if encoder == "vgg16" and first_filters != 64:
+            raise InputError(f"first_filters is {first_filters}; expected 64 with encoder 'vgg16': leave it out.")
+        widths = [first_filters * 2**stage for stage in range(5)]
+        stages = VGG16_STAGES if encoder == "vgg16" else [(width, width) for width in widths]
         self.encoder = VGGEncoder(in_channels, stages, dropout=dropout, pooling=pooling)
         self.decoder = nn.ModuleList()
         channels = stages[-1][-1]
-        for width in (512, 256, 128, 64):
+        for width in widths[3::-1]:
             self.decoder.append(_UpStage(channels, width))
             channels = width
         self.classifier = nn.Conv2d(channels, num_classes, 1)

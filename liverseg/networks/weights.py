@@ -71,7 +71,9 @@ def merge_weights(paths: Mapping[str, str | os.PathLike[str]], merged: str | os.
     if missing:
         logger.info("%s is made once there is %s.", merged, ", ".join(missing))
         return
-    state = {f"{name}.{key}": value for name, path in paths.items() for key, value in read_state_dict(path).items()}
+    state = {
+        f"{name}.{key}": value for name, path in paths.items() for key, value in read_state_dict(Path(path)).items()
+    }
     write_atomically(Path(merged), lambda file: torch.save(state, file))
 
 

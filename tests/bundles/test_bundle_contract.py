@@ -103,6 +103,17 @@ def test_training_and_inference_see_the_same(bundle):
     assert different == set()
 
 
+@pytest.mark.parametrize(
+    "names", [["train.json"], ["train.json", "evaluate.json"], ["train.json", "multi_gpu_train.json"]]
+)
+def test_what_can_be_run_refers_to_nothing_that_is_not_there(bundle, names):
+    parser = ConfigParser()
+    parser.read_config([bundle / "configs" / name for name in names])
+    for run_id in ("initialize", "run", "finalize", "training", "evaluating", "iterate", "rounds"):
+        if run_id in parser.get():
+            parser.get_parsed_content(run_id, instantiate=False, eval_expr=False)
+
+
 @pytest.mark.filterwarnings("ignore:parsing config_file")
 @pytest.mark.parametrize("name", ["train.json", "inference.json"])
 def test_has_the_properties_that_monai_asks_for(bundle, name, dataset, tmp_path, caplog):

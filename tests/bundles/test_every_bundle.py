@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import BUNDLE, SHORT, monai_bundle
+from bundle_runs import BUNDLE, SHORT, monai_bundle, torchrun
 from monai.bundle import create_workflow
 
+from liverseg.networks import LiverLesionNetworks, UNet, load_weights
+
+# The full U-Net has 31 million parameters.
+NARROW = {"stage_network#first_filters": 8}
 # The full FCN-8s has 134 million parameters.
 SMALL = {"networks#fcn8s#fc_channels": 64}
 # The dataset's liver and lesion in the place of two of the seven organs.
@@ -64,23 +69,110 @@ def test_trains_evaluates_and_infers(name, dataset, tmp_path):
 @pytest.mark.slow
 def test_liver_and_lesion_networks_are_trained_one_after_the_other(dataset, tmp_path):
     configs = BUNDLE.parent / "mixed_unet_lits" / "configs"
-    settings = {"bundle_root": tmp_path, "dataset_dir": dataset, "spatial_size": [32, 32]}
-    short = {"max_epochs": 1, "batch_size": 2, "slices_per_volume": 1}
+    settings = {"bundle_root": tmp_path, "dataset_dir": dataset, "spatial_size": [32, 32], **NARROW}
 
-    def run(run_id, *files, **more):
+    def run(*arguments, files=(), **more):
         config = str([str(configs / file) for file in files])
-        found = monai_bundle("run", run_id, "--config_file", config, cwd=tmp_path, **settings, **more)
+        found = monai_bundle(*arguments, "--config_file", config, cwd=tmp_path, **settings, **more)
+        assert found.returncode == 0, found.stderr[-3000:]
+        return found.stdout
+
+    def train(run_id, **more):
+        return run("run", run_id, files=["train.json"], batch_size=2, slices_per_volume=1, resume=True, **more)
+
+    # The liver is done, the lesions come to the first of two epochs; `--resume true` begins what is not begun.
+    train("training", stage="liver", max_epochs=2)
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["liver"]
+    train("run", stage="lesion", max_epochs=1)
+    done = [tmp_path / "models" / "liver" / name for name in ("model.pt", "checkpoint.pt")]
+    before = [path.stat().st_mtime_ns for path in done]
+    said = train("training", max_epochs=2)
+    assert [path.stat().st_mtime_ns for path in done] == before
+    assert "Resuming after epoch 1 from" in said
+    for stage in ("liver", "lesion"):
+        lines = (tmp_path / "eval" / stage / "history.csv").read_text().splitlines()
+        assert [line.partition(",")[0] for line in lines] == ["epoch", "1", "2"]
+        assert json.loads((tmp_path / "eval" / stage / "metrics.json").read_text())["epochs"] == 2
+
+    run("run", "evaluating", files=["train.json", "evaluate.json"])
+    assert json.loads((tmp_path / "eval" / "summary.json").read_text())["lesions"]["reference_lesions"] == 1
+    run("run", "inference", files=["inference.json"])
+    mask, scan = nib.load(tmp_path / "output" / "volume-4_liver_lesion.nii.gz"), nib.load(dataset / "volume-4.nii")
+    assert mask.shape == scan.shape
+    assert np.allclose(mask.affine, scan.affine)
+    assert set(np.unique(mask.dataobj)) <= {0, 1, 2}
+
+    run("ckpt_export", files=["inference.json"])
+    exported = torch.jit.load(tmp_path / "models" / "model.ts").eval()
+    models = [tmp_path / "models" / stage / "model.pt" for stage in ("liver", "lesion")]
+    network = LiverLesionNetworks(
+        *(load_weights(UNet(pooling="mixed", first_filters=8), path) for path in models)
+    ).eval()
+    x = torch.rand(1, 1, 37, 50)
+    with torch.no_grad():
+        assert torch.allclose(exported(x), network(x), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_of_the_stages(dataset, tmp_path):
+    files = [
+        str(BUNDLE.parent / "mixed_unet_lits" / "configs" / name) for name in ("train.json", "multi_gpu_train.json")
+    ]
+    settings = {"bundle_root": tmp_path, "dataset_dir": dataset, "spatial_size": [32, 32], **NARROW}
+    settings |= {"max_epochs": 1, "batch_size": 1, "slices_per_volume": 1}
+    found = torchrun("run", "run", "--config_file", str(files), "--stage", "lesion", cwd=tmp_path, **settings)
+    assert found.returncode == 0, found.stderr[-3000:]
+    # Two cases train: one each, so an epoch is one step.
+    assert (tmp_path / "eval" / "lesion" / "history.csv").read_text().splitlines()[-1].startswith("1,1,")
+    load_weights(UNet(pooling="mixed", first_filters=8), tmp_path / "models" / "lesion" / "model.pt")
+
+
+@pytest.mark.slow
+def test_cascade_is_trained_by_stages_and_rounds_and_gives_one_mask(dataset, tmp_path):
+    """The lesion's stages and the liver's rounds are real chains; the others run in this process, which is quicker."""
+    folder = BUNDLE.parent / "cascade_lits" / "configs"
+    settings = {
+        **{"bundle_root": str(tmp_path), "dataset_dir": str(dataset)},
+        **{"localise_network#first_filters": 8, "network_def#first_filters": 4},
+        **{"localise_spacing": [6.0, 6.0, -1.0], "spacing": [6.0, 6.0, 6.0]},
+    }
+    short = {"localise_size": [48, 48], "spatial_size": [48, 48], "max_epochs": 1, "slices_per_volume": 2}
+
+    def run(files, kind, **more):
+        config = [str(folder / file) for file in files]
+        create_workflow(config_file=config, workflow_type=kind, **settings, **more).run()
+
+    def chain(run_id, *typed, **more):
+        typed = ("run", run_id, "--config_file", folder / "train.json", *typed)
+        found = monai_bundle(*typed, cwd=tmp_path, **settings, **short, **more)
         assert found.returncode == 0, found.stderr[-3000:]
 
-    run("training", "train.json", **short)
-    for stage in ("liver", "lesion"):
-        assert json.loads((tmp_path / "eval" / stage / "metrics.json").read_text())["epochs"] == 1
-    made = (tmp_path / "models" / "liver" / "checkpoint.pt").stat().st_mtime
-    run("training", "train.json", **short, stage="lesion")
-    assert (tmp_path / "models" / "liver" / "checkpoint.pt").stat().st_mtime == made
-    run("evaluating", "train.json", "evaluate.json")
+    for stage in ("localise", "tune"):
+        run(["train.json"], "train", **short, stage=stage, plane="coronal")
+    chain("training", "--plane=coronal", "--target", "lesion")
+    parts = [(target, part) for target in ("liver", "lesion") for part in ("localise", "coronal")]
+    assert sorted(tmp_path.glob("models/*/*")) == sorted(tmp_path / "models" / target / part for target, part in parts)
+    for target, part in parts:
+        assert json.loads((tmp_path / "eval" / target / part / "metrics.json").read_text())["epochs"] == 1
+        assert (tmp_path / "models" / target / part / "model.pt").is_file()
+
+    chain("iterate", "--target=liver", "--plane", "coronal", max_rounds=1, round_epochs=1)
+    trained = tmp_path / "models" / "liver" / "coronal"
+    with (trained / "rounds" / "rounds.csv").open(newline="") as file:
+        metrics = {row["round"]: float(row["val_mean_dice"]) for row in csv.DictReader(file)}
+    best = max(metrics, key=metrics.get)
+    assert set(metrics) == {"0", "1"}
+    assert (trained / "model.pt").read_bytes() == (trained / "rounds" / best / "model.pt").read_bytes()
+    assert {path.name for path in (trained / "rounds" / "1" / "patches").iterdir()} == {
+        "0.npz",
+        "1.npz",
+        "patches.json",
+    }
+    assert json.loads((tmp_path / "eval" / "liver" / "coronal" / "rounds" / "1" / "metrics.json").read_text())
+
+    run(["train.json", "evaluate.json"], "train", planes=["coronal"])
     assert json.loads((tmp_path / "eval" / "summary.json").read_text())["lesions"]["reference_lesions"] == 1
-    run("inference", "inference.json")
+    run(["inference.json"], "infer", planes=["coronal"])
     mask, scan = nib.load(tmp_path / "output" / "volume-4_liver_lesion.nii.gz"), nib.load(dataset / "volume-4.nii")
     assert mask.shape == scan.shape
     assert np.allclose(mask.affine, scan.affine)

@@ -167,3 +167,135 @@ def test_global_weights_are_those_of_the_training_sets_voxels(dataset, name, pow
     assert float(loss(torch.tensor(logits), torch.tensor(target))) == pytest.approx(expected, rel=1e-6)
     single = loss(torch.tensor(logits).float(), torch.tensor(target))
     assert float(single) == pytest.approx(expected, rel=1e-5)
+
+
+# cascade_lits: the logit of one target, and in training a list of side outputs from full resolution to 1/8. MONAI's
+# deep supervision sums in float32.
+CASCADE = BUNDLES / "cascade_lits" / "configs" / "train.json"
+
+
+def two_logits(x):
+    return np.concatenate([np.zeros_like(x), x], 1)
+
+
+def top_k(x, y, percent):
+    voxels = np.sort(-np.log(np.take_along_axis(probabilities(two_logits(x)), y, 1)).ravel())[::-1]
+    return voxels[: int(np.ceil(percent / 100 * voxels.size))].mean()
+
+
+def tversky_of_target(x, y, alpha, beta):
+    return tversky(two_logits(x), y, alpha, beta)[1]
+
+
+def binary_cross_entropy(x, y):
+    return cross_entropy(two_logits(x), y, np.ones(2))
+
+
+ONE_OUTPUT = {
+    "dice_ce": lambda x, y: 1 - dice(two_logits(x), y)[1] + binary_cross_entropy(x, y),
+    "dice": lambda x, y: 1 - dice(two_logits(x), y)[1],
+    "iou": lambda x, y: 1 - tversky_of_target(x, y, 1, 1),
+    "iou_xy": lambda x, y: 1 - tversky_of_target(x, y, 0.5, 1.5),
+    "iou_15_05": lambda x, y: 1 - tversky_of_target(x, y, 1.5, 0.5),
+    "iou_10_10": lambda x, y: 1 - tversky_of_target(x, y, 1, 1),
+    "iou_05_15": lambda x, y: 1 - tversky_of_target(x, y, 0.5, 1.5),
+    "tversky": lambda x, y: 1 - tversky_of_target(x, y, 0.3, 0.7),
+    "focal_tversky": lambda x, y: (1 - tversky_of_target(x, y, 0.3, 0.7)) ** 0.75,
+    "dice_top_k": lambda x, y: 1 - dice(two_logits(x), y).mean() + top_k(x, y, 10),
+    "cross_entropy": binary_cross_entropy,
+}
+
+
+def deep_supervision(formula):
+    """Half the weight for half the resolution, with the label's nearest pixel to the middle of the side's."""
+
+    def of(sides, target):
+        labels = [target[:, :, 2**level // 2 :: 2**level, 2**level // 2 :: 2**level] for level in range(len(sides))]
+        return sum(formula(x, y) / 2**level for level, (x, y) in enumerate(zip(sides, labels, strict=True)))
+
+    return of
+
+
+def level_ramp(sides, target):
+    """((N − i) · BCE_i + i · Dice_i) / N over i = N … 2, with the largest label of the pixels that one covers."""
+    total, last = 0.0, len(sides) + 1
+    for level, x in zip(range(last, 1, -1), sides, strict=True):
+        (height, width), f = x.shape[2:], 2 ** (last - level)
+        y = target.reshape(-1, 1, height, f, width, f).max((3, 5))
+        p = probabilities(two_logits(x))[:, 1:]
+        smooth_dice = (2 * (p * y).sum() + 1) / (p.sum() + y.sum() + 1)
+        total += (last - level) * binary_cross_entropy(x, y) + level * (1 - smooth_dice)
+    return total / last
+
+
+CASCADE_FORMULAS = {"level_ramp": level_ramp, **{name: deep_supervision(f) for name, f in ONE_OUTPUT.items()}}
+
+
+def cascade_loss(name, **settings):
+    parser = ConfigParser()
+    parser.read_config(CASCADE)
+    parser["bundle_root"] = str(CASCADE.parents[1])
+    for key, value in settings.items():
+        parser[key] = value
+    return parser.get_parsed_content(name)
+
+
+def sides_and_target():
+    generator = np.random.default_rng(0)
+    sides = [generator.normal(0, 2, (2, 1, 24 // 2**level, 32 // 2**level)) for level in range(4)]
+    return sides, (generator.random((2, 1, 24, 32)) > 0.8).astype(np.int64)
+
+
+def value_of(loss, sides, target):
+    outputs = [torch.tensor(side) for side in sides] if isinstance(sides, list) else torch.tensor(sides)
+    return float(loss(outputs, torch.tensor(target, dtype=torch.float64)))
+
+
+def test_every_loss_of_the_cascade_has_a_formula_here():
+    assert set(json.loads(CASCADE.read_text())["losses"]) == set(CASCADE_FORMULAS)
+
+
+@pytest.mark.parametrize("name", CASCADE_FORMULAS)
+def test_loss_of_the_cascade_equals_its_formula(name):
+    sides, target = sides_and_target()
+    loss = cascade_loss(f"losses#{name}")
+    assert value_of(loss, sides, target) == pytest.approx(CASCADE_FORMULAS[name](sides, target), rel=1e-6)
+    # A localisation network gives one output.
+    assert value_of(loss, sides[0], target) == pytest.approx(CASCADE_FORMULAS[name](sides[:1], target), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", CASCADE_FORMULAS)
+def test_gradients_of_the_cascades_losses_are_finite_without_target_and_where_all_is_right(name):
+    loss = cascade_loss(f"losses#{name}")
+    for value in (0, 1):
+        sides = [torch.full((2, 1, 16 // f, 16 // f), 40.0 * (2 * value - 1), requires_grad=True) for f in (1, 2, 4, 8)]
+        found = loss(sides, torch.full((2, 1, 16, 16), float(value)))
+        found.backward()
+        assert all(torch.isfinite(side.grad).all() for side in sides)
+        assert value == 0 or found.item() < 1e-3
+
+
+def test_each_stage_of_the_cascade_has_its_loss_and_both_can_be_chosen():
+    sides, target = sides_and_target()
+    for settings, name in (
+        ({"stage": "localise"}, "dice_ce"),
+        ({"stage": "tune"}, "level_ramp"),
+        ({"stage": "tune", "tune_loss": "@losses#focal_tversky"}, "focal_tversky"),
+        ({"stage": "localise", "localise_loss": "@losses#iou_05_15"}, "iou_05_15"),
+        ({"stage": "localise", "loss": "@losses#dice_top_k"}, "dice_top_k"),
+    ):
+        outputs = sides if settings["stage"] == "tune" else sides[:1]
+        expected = CASCADE_FORMULAS[name](outputs, target)
+        assert value_of(cascade_loss("loss", **settings), outputs, target) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_cascades_loss_without_levels_is_the_dice_of_the_last_output():
+    sides, target = sides_and_target()
+    loss = cascade_loss("losses#level_ramp", loss_levels="false")
+    assert value_of(loss, sides, target) == pytest.approx(level_ramp(sides[:1], target), rel=1e-6)
+
+
+def test_iou_xy_of_the_cascade_takes_alpha_with_alpha_plus_beta_two():
+    sides, target = sides_and_target()
+    expected = deep_supervision(lambda x, y: 1 - tversky_of_target(x, y, 1.3, 0.7))(sides, target)
+    assert value_of(cascade_loss("losses#iou_xy", iou_xy_alpha=1.3), sides, target) == pytest.approx(expected, rel=1e-6)

@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import BUNDLE, ROOT, SHORT, monai_bundle, options
+from bundle_runs import BUNDLE, ROOT, SHORT, monai_bundle, options, torchrun
 
 from liverseg.networks import DeepLabV3Plus, load_weights
 
@@ -132,20 +132,14 @@ def test_torchscript_export_computes_the_same(trained, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_together(dataset, tmp_path):
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-            *("-m", "monai.bundle", "run", "training"),
-            *("--config_file", f"['{TRAIN}','{BUNDLE / 'configs' / 'multi_gpu_train.json'}']"),
-            *options(**SHORT, dataset_dir=dataset, ckpt_dir=tmp_path / "models", output_dir=tmp_path / "eval"),
-            *options(batch_size=1),
-        ],
+    run = torchrun(
+        *("run", "training", "--config_file", f"['{TRAIN}','{BUNDLE / 'configs' / 'multi_gpu_train.json'}']"),
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        timeout=300,
-        check=False,
-        capture_output=True,
-        text=True,
+        **SHORT,
+        dataset_dir=dataset,
+        ckpt_dir=tmp_path / "models",
+        output_dir=tmp_path / "eval",
+        batch_size=1,
     )
     assert run.returncode == 0, run.stderr[-3000:]
     # Two cases train: one each, so an epoch is one step.

@@ -169,3 +169,67 @@ def test_wrong_input_is_refused():
         VolumeSliceInferer(spacing=(1, 1), size=(96, 96))
     with pytest.raises(InputError, match=r"flips is \[\[2\]\]"):
         VolumeSliceInferer(flips=[[2]])
+
+
+@pytest.mark.parametrize("num_slices", [1, 3])
+def test_volumes_on_one_grid_are_channels(num_slices):
+    volume, seen = torch.rand(2, 3, 10, 12, 5), []
+    network = small_network(3 * num_slices)
+
+    def remember(x):
+        seen.append(x)
+        return network(x)
+
+    labels = VolumeSliceInferer(num_slices=num_slices, sw_batch_size=5, amp=False)(volume, remember)
+    assert labels.shape == (2, 1, 10, 12, 5)
+    for index in range(2):
+        neighbours = torch.arange(-(num_slices // 2), num_slices // 2 + 1)
+        for k in range(5):
+            # All slices of the first volume, then those of the next; beyond the ends the last slice repeats.
+            expected = volume[index][..., (k + neighbours).clamp(0, 4)].permute(0, 3, 1, 2).reshape(-1, 10, 12)
+            assert torch.equal(seen[index][k], expected)
+            with torch.no_grad():
+                assert torch.equal(labels[index, 0, ..., k].long(), network(expected[None]).argmax(1)[0])
+
+
+def test_the_logit_of_one_class_is_that_of_its_sigmoid():
+    volume, network = torch.randn(1, 2, 16, 17, 5), small_network(2, 1)
+    labels = VolumeSliceInferer(amp=False)(volume, network)
+    with torch.no_grad():
+        logits = network(volume[0].permute(3, 0, 1, 2))[:, 0].permute(1, 2, 0)
+    assert 0.1 < float((logits > 0).float().mean()) < 0.9
+    assert torch.equal(labels[0, 0].bool(), logits > 0)
+
+
+@pytest.mark.parametrize("flips", [[], [[0]], [[1], [0, 1]]])
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_probabilities_come_slab_by_slab_and_are_the_mean_of_the_passes(flips, num_classes):
+    volume, network = torch.randn(1, 2, 17, 22, 5), small_network(2, num_classes)
+    inferer = VolumeSliceInferer(flips=flips, sw_batch_size=2, amp=False)
+    slabs = list(inferer.probabilities(volume, network))
+    assert [positions.indices(5)[:2] for positions, _ in slabs] == [(0, 2), (2, 4), (4, 5)]
+    found = torch.cat([probabilities for _, probabilities in slabs], -1)
+
+    slices, expected = volume[0].permute(3, 0, 1, 2).numpy(), 0
+    for axes in ([], *flips):
+        flipped = np.flip(slices, [2 + axis for axis in axes])
+        with torch.no_grad():
+            logits = network(torch.from_numpy(flipped.copy())).double().numpy()
+        if num_classes == 1:
+            logits = np.concatenate([np.zeros_like(logits), logits], 1)
+        e = np.exp(logits)
+        expected = expected + np.flip(e / e.sum(1, keepdims=True), [2 + axis for axis in axes]) / (1 + len(flips))
+    assert found.shape == (max(2, num_classes), 17, 22, 5)
+    np.testing.assert_allclose(found.numpy(), expected.transpose(1, 2, 3, 0), atol=1e-6)
+    labels = inferer(volume, network)
+    assert torch.equal(found.argmax(0), labels[0, 0].long())
+
+
+def test_probabilities_are_on_the_grid_of_the_volume_and_gradients_are_as_they_were():
+    volume, network = smooth_volume((40, 30, 4), np.diag([0.5, 1.0, 3.0, 1.0])), Threshold()
+    inferer = VolumeSliceInferer(spacing=(1.0, 1.0), sw_batch_size=3, amp=False)
+    for positions, probabilities in inferer.probabilities(volume, network):
+        assert torch.is_grad_enabled()
+        assert probabilities.shape == (2, 40, 30, len(range(*positions.indices(4))))
+        torch.testing.assert_close(probabilities.sum(0), torch.ones(probabilities.shape[1:]))
+    assert network.shapes[0][2:] == (20, 30)

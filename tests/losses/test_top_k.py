@@ -48,6 +48,23 @@ def test_with_dice_it_is_the_weighted_sum():
     assert loss(logits, target).item() == pytest.approx(expected.item())
 
 
+@pytest.mark.parametrize("k", [7, 100])
+def test_one_channel_is_the_logit_of_the_foreground(k):
+    logits, _ = random_pair((9, 7), num_classes=1)
+    target = np.random.default_rng(1).integers(0, 2, logits.shape)
+    p = 1 / (1 + np.exp(-logits))
+    voxels = -np.log(np.where(target == 1, p, 1 - p)).ravel()
+    top_k = np.sort(voxels)[::-1][: int(np.ceil(k / 100 * voxels.size))].mean()
+    tensors = torch.tensor(logits), torch.tensor(target)
+    assert float(TopKLoss(k)(*tensors)) == pytest.approx(top_k, rel=1e-12)
+
+    # Dice of background and foreground; MONAI adds 1e-5 to numerator and denominator.
+    both, dice = [(1 - p, target == 0), (p, target == 1)], []
+    for q, g in both:
+        dice.append(1 - (2 * (q * g).sum() + 1e-5) / (q.sum() + g.sum() + 1e-5))
+    assert float(DiceTopKLoss(k, batch=True)(*tensors)) == pytest.approx(np.mean(dice) + top_k, rel=1e-9)
+
+
 @pytest.mark.parametrize("k", [0, -5, 101])
 def test_a_share_that_is_none_is_refused(k):
     with pytest.raises(InputError, match=f"k is {k}, expected a percentage"):

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
-from liverseg.networks.blocks import MixedPool2d
+from liverseg.networks.blocks import MixedPool2d, two_class_logits
 
 
 def windows(x: torch.Tensor) -> np.ndarray:
@@ -76,3 +77,19 @@ def test_an_exported_one_takes_images_of_any_size():
     for shape in ((2, 3, 12, 18), (1, 3, 20, 16)):
         x = torch.randn(shape)
         assert torch.equal(exported(x), pool(x))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 5, 6), (1, 1, 3, 4, 5)])
+def test_two_class_logits_have_the_sigmoid_as_their_softmax(shape):
+    torch.manual_seed(0)
+    logits = 4 * torch.randn(shape, dtype=torch.float64)
+    both = two_class_logits(logits)
+    assert both.shape == (shape[0], 2, *shape[2:])
+    foreground = 1 / (1 + np.exp(-logits.numpy()))
+    np.testing.assert_allclose(both.softmax(1).numpy(), np.concatenate([1 - foreground, foreground], 1), atol=1e-15)
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_two_class_logits_leave_several_classes_as_they_are(channels):
+    logits = torch.randn(1, channels, 4, 4)
+    assert two_class_logits(logits) is logits

@@ -5,26 +5,11 @@ import re
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from two_class_networks import Fixed, small_network
 
 from liverseg.errors import InputError
 from liverseg.handlers import WeightsLoader
-from liverseg.networks import LiverLesionNetworks
-
-
-class Fixed(nn.Module):
-    """Gives the same logits for every image."""
-
-    def __init__(self, logits: np.ndarray) -> None:
-        super().__init__()
-        self.logits = torch.tensor(logits)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.logits
-
-
-def small_network() -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+from liverseg.networks import LiverLesionNetworks, merge_weights
 
 
 def test_the_largest_logit_is_the_decision_of_the_two_stages():
@@ -61,7 +46,11 @@ def test_each_network_loads_its_own_weights(tmp_path):
 def test_weights_of_both_in_one_file_load_too(tmp_path):
     torch.manual_seed(0)
     source, target = (LiverLesionNetworks(small_network(), small_network()).eval() for _ in range(2))
-    torch.save(source.state_dict(), tmp_path / "model.pt")
+    paths = {"lesion": tmp_path / "lesion.pt", "liver": tmp_path / "liver.pt"}
+    for name, path in paths.items():
+        assert not (tmp_path / "model.pt").exists()
+        torch.save(getattr(source, name).state_dict(), path)
+        merge_weights(paths, tmp_path / "model.pt")
     WeightsLoader(target, tmp_path / "model.pt")(None)
     x = torch.randn(1, 1, 8, 8)
     assert torch.equal(target(x), source(x))

@@ -39,20 +39,20 @@ def test_layers_on_vgg16_are_three_convolutions_more(count_operations) -> None:
     assert counts == {"conv2d": 22, "relu": 25, "max_pool2d": 4, "dropout": 2, "conv_transpose2d": 4, "cat": 4}
 
 
-@pytest.mark.parametrize("encoder", ["plain", "vgg16"])
-def test_number_of_parameters(encoder: str) -> None:
+@pytest.mark.parametrize(("encoder", "first_filters"), [("plain", 64), ("plain", 12), ("vgg16", 64)])
+def test_number_of_parameters(encoder: str, first_filters: int) -> None:
     def convolution(inputs: int, outputs: int, size: int) -> int:
         return (inputs * size * size + 1) * outputs
 
-    widths = [width for stage in STAGES[encoder] for width in stage]
+    widths = [width * first_filters // 64 for stage in STAGES[encoder] for width in stage]
     expected = sum(convolution(*pair, 3) for pair in zip([3, *widths], widths, strict=False))
     below = widths[-1]
-    for width in (512, 256, 128, 64):
+    for width in (8 * first_filters, 4 * first_filters, 2 * first_filters, first_filters):
         expected += convolution(below, width, 2) + convolution(2 * width, width, 3) + convolution(width, width, 3)
         below = width
-    expected += convolution(64, 5, 1)
+    expected += convolution(first_filters, 5, 1)
     with torch.device("meta"):
-        network = UNet(3, 5, encoder=encoder)
+        network = UNet(3, 5, encoder=encoder, first_filters=first_filters)
     assert sum(p.numel() for p in network.parameters()) == expected
 
 
@@ -151,6 +151,11 @@ def test_encoder_weights_reach_the_encoder(tmp_path: Path) -> None:
 def test_other_encoders_are_refused() -> None:
     with pytest.raises(InputError, match="encoder is 'resnet18'; expected 'plain' or 'vgg16'"):
         UNet(encoder="resnet18")
+
+
+def test_vgg16_has_its_own_widths() -> None:
+    with pytest.raises(InputError, match="first_filters is 32; expected 64 with encoder 'vgg16'"):
+        UNet(encoder="vgg16", first_filters=32)
 
 
 def test_other_poolings_are_refused() -> None:

@@ -6,23 +6,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from two_class_networks import Fixed, small_network
 
 from liverseg.errors import InputError
 from liverseg.handlers import WeightsLoader
 from liverseg.networks import UniclassNetworks
 
 ORGANS = ("liver", "right kidney", "spleen")
-
-
-class Fixed(nn.Module):
-    """Gives the same logits for every image."""
-
-    def __init__(self, logits: np.ndarray) -> None:
-        super().__init__()
-        self.logits = torch.tensor(logits)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.logits
 
 
 def fixed_logits() -> dict[str, np.ndarray]:
@@ -57,9 +47,6 @@ def test_the_mask_is_the_organ_of_highest_probability_above_one_half(names):
 
 
 def test_it_is_a_segmentation_network(check_segmentation_network):
-    def small_network() -> nn.Sequential:
-        return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
-
     check_segmentation_network(lambda: UniclassNetworks({name: small_network() for name in ORGANS}), 1, 4, stride=1)
 
 

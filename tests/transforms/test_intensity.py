@@ -7,9 +7,10 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import ScaleIntensityRanged
+from scipy.ndimage import median_filter
 
 from liverseg.errors import InputError
-from liverseg.transforms import EqualizeHistogramd, ScaleWindowd
+from liverseg.transforms import EqualizeHistogramd, MedianSlicesd, ScaleWindowd
 
 
 def test_equals_monais_and_keeps_the_affine():
@@ -86,3 +87,22 @@ def test_intensities_that_were_not_scaled_are_refused(value):
     volume[0, 1, 1, 1] = value
     with pytest.raises(InputError, match=r"image: found intensities from .* expected 0 to 1"):
         EqualizeHistogramd("image")({"image": volume})
+
+
+@pytest.mark.parametrize("shape", [(13, 17, 40), (64, 5, 16), (1, 9, 2)])
+def test_the_median_is_that_of_scipy_in_each_slice(shape):
+    volume = np.random.default_rng(0).normal(0, 300, shape).astype(np.float32)
+    image = MetaTensor(torch.tensor(volume)[None], affine=torch.eye(4) * 2)
+    filtered = MedianSlicesd("image")({"image": image})["image"]
+    assert np.array_equal(filtered.numpy()[0], median_filter(volume, size=(3, 3, 1), mode="nearest"))
+    assert filtered.data_ptr() == image.data_ptr()
+    assert torch.equal(filtered.affine, image.affine)
+
+
+def test_the_median_takes_any_memory_order_and_leaves_other_keys_alone():
+    volume = torch.rand(1, 20, 21, 33)
+    expected = MedianSlicesd("image")({"image": volume.clone()})["image"]
+    turned = volume.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1)
+    item = MedianSlicesd(["image", "other"], allow_missing_keys=True)({"image": turned, "label": volume})
+    assert torch.equal(item["image"], expected)
+    assert item["label"] is volume

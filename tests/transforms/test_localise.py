@@ -109,6 +109,57 @@ def test_the_box_prior_is_the_widened_box_of_the_mask():
     assert localise(prior="none")(volume())["prior"].all()
 
 
+@pytest.mark.parametrize("prior", ["box", "gradcam", "none"])
+def test_without_a_crop_margin_the_whole_volume_is_kept(prior):
+    data, inferer = volume(), VolumeSliceInferer(amp=False)
+    keeps, crops = (localise(prior=prior, crop_margin_mm=margin, inferer=inferer) for margin in (None, 6.0))
+    whole, cropped = keeps(data), crops(data)
+    for key, expected in (("image", data["image"]), ("label", data["label"]), ("localised", data["label"])):
+        assert torch.equal(whole[key].as_tensor(), expected.as_tensor())
+    assert torch.equal(whole["prior"].as_tensor()[(slice(None), *widened(6.0))], cropped["prior"].as_tensor())
+    assert whole["localised_empty"] is False
+    assert torch.equal(keeps.inverse(whole)["label"].as_tensor(), data["label"].as_tensor())
+
+
+@pytest.mark.parametrize("prior", ["box", "gradcam"])
+def test_without_a_crop_margin_nothing_found_is_a_finding(prior, caplog):
+    with caplog.at_level(logging.WARNING):
+        d = localise(prior=prior, crop_margin_mm=None)(volume(target=None))
+    assert d["localised_empty"] is True
+    assert d["prior"].shape == d["image"].shape
+    assert not caplog.records
+
+
+class OneLogit(Tiny):
+    """The same network with the logit of the target alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.no_grad():
+            self.up.weight[:, 0] = 0
+            self.up.bias[0] = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)[:, 1:]
+
+
+class TwoLogits(OneLogit):
+    """And with a background of logit 0 beside it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logit = super().forward(x)
+        return torch.cat([torch.zeros_like(logit), logit], 1)
+
+
+@pytest.mark.parametrize("prior", ["box", "gradcam"])
+def test_one_logit_localises_like_two(prior):
+    one, two = (localise(network, prior=prior)(volume()) for network in (OneLogit(), TwoLogits()))
+    assert one["localised"].any()
+    for key in ("image", "label", "localised", "prior"):
+        assert torch.equal(one[key].as_tensor(), two[key].as_tensor())
+    assert one["prior"].std() > 0.01
+
+
 @pytest.mark.parametrize("prior", ["box", "gradcam"])
 def test_invertd_puts_a_prediction_back_where_it_was(prior):
     keys = ["image", "label"]

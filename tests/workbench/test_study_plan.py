@@ -62,7 +62,7 @@ def plan_of(folder: Path, **changes):
 
 def test_a_training_that_two_tables_need_is_one_cell(folder):
     plan = plan_of(folder)
-    found = [(cell.network, cell.loss, cell.fold, cell.postprocessings) for cell in plan.cells.values()]
+    found = [(cell.network, cell.loss, cell.fold, list(cell.evaluations)) for cell in plan.cells.values()]
     both, raw = ["none", "clean_slices"], ["none"]
     assert sorted(found) == [
         ("A", "dice", 0, both),
@@ -194,7 +194,7 @@ def test_literal_is_what_python_reads():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"netwroks": {}}, r"found the key netwroks, expected only data, folds"),
+        ({"netwroks": {}}, r"found the key netwroks, expected only data, evaluations, folds"),
         ({"networks": None}, r"found no networks"),
         ({"networks": {"A": {"bundel": "x"}}}, r"networks: A: found the key bundel"),
         ({"networks": {"A": {"bundle": "resnet"}}}, r"there is no bundle .*resnet: name one of .*deeplabv3_liver"),
@@ -249,16 +249,14 @@ def test_a_file_that_is_no_study(folder):
     (folder / "broken.yaml").write_text("data: [")
     with pytest.raises(InputError, match="not readable as YAML"):
         read_study(folder / "broken.yaml", BUNDLES)
-    with pytest.raises(
-        InputError, match=r"or one of paper_a.yaml, paper_b.yaml, paper_d.yaml, paper_e.yaml, quick.yaml, quick_d.yaml"
-    ):
+    with pytest.raises(InputError, match=r"or one of paper_a.yaml, paper_b.yaml, .*paper_d.yaml, .*quick_d.yaml"):
         find_study(Path("fast.yaml"))
 
 
 def test_every_table_of_the_papers_has_a_number_or_null_in_every_place():
     papers = yaml.safe_load(read.PAPERS.read_text())
     known = {"A7", "A8", "A9", "A10", "A11", "B1", "B2", "B3", "B4", "D1", "E"}
-    assert {name.split()[0] for name in papers} == known
+    assert known <= {name.split()[0] for name in papers}
     for table in papers.values():
         assert list(table["paper"]) == list(table["rows"])
         assert {len(numbers) for numbers in table["paper"].values()} == {len(table["columns"])}

@@ -48,10 +48,10 @@ def write_cell(out: Path, name: str, ious: dict[str, list[float]], pooled: dict[
     return folder
 
 
-def place(metric: str, *cells: str, reference=None, postprocessings=("none",)) -> dict:
+def place(metric: str, *cells: str, reference=None, evaluations=("none",)) -> dict:
     return {
         "metric": metric,
-        "postprocessings": list(postprocessings),
+        "evaluations": list(evaluations),
         "parts": [list(cells)],
         "reference": reference,
     }
@@ -154,7 +154,7 @@ def test_times_memory_and_single_cases(tmp_path):
         "case_iou:1": 0.5, "case_iou:2": 0.7,
     }  # fmt: skip
     row = {metric: place(metric, "cell") for metric in wanted}
-    row["both"] = place("postprocessing_seconds", "cell", postprocessings=("balls", "slices"))
+    row["both"] = place("postprocessing_seconds", "cell", evaluations=("balls", "slices"))
     table = compute_table(tmp_path, "t", table_plan({"row": row}))
     assert {column: value.mean for (_, column), value in table.values.items()} == pytest.approx(wanted | {"both": 3.0})
     assert table.notes == ["1 is 2.nii", "2 is 1.nii"]

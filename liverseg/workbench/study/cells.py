@@ -26,10 +26,11 @@ class Cell:
     Attributes:
         data, network, loss, task: names in the study; `fold` and `seed` with them.
         bundle: the bundle that it runs.
+        run: ids of the bundle's config that make the model, one after the other.
         settings: the overrides that both commands take.
         dataset: the options that name the data set.
         digest: SHA-256 of all that decides the result.
-        postprocessings: the model is evaluated once with each.
+        evaluations: by name, the settings that the model is evaluated with, once for each.
     """
 
     data: str
@@ -39,10 +40,11 @@ class Cell:
     fold: int
     seed: int
     bundle: Bundle
+    run: list[str]
     settings: dict[str, Any]
     dataset: dict[str, str]
     digest: str
-    postprocessings: list[str] = field(default_factory=list)
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @cached_property
     def name(self) -> str:
@@ -61,6 +63,7 @@ class Step:
     name: str
     arguments: list[str]
     result: Path
+    trains: bool
 
 
 def make_cell(
@@ -87,9 +90,10 @@ def make_cell(
     settings["classes"] = {"background": None, **(labels if task == "all" else {task: labels[task]})}
     settings |= {"fold": fold, "seed": seed}
     dataset, identity = _data_set(study, out, data, fold)
-    decides = [settings, identity, bundle.train, bundle.evaluate, liverseg.__version__]
+    run = study.networks[network].get("run", ["training"])
+    decides = [settings, identity, bundle.train, bundle.evaluate, liverseg.__version__, *run[1:]]
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-    return Cell(data, network, loss, task, fold, seed, bundle, settings, dataset, digest)
+    return Cell(data, network, loss, task, fold, seed, bundle, run, settings, dataset, digest)
 
 
 def phantoms_folder(study: Study, out: Path, data: str) -> Path:
@@ -99,7 +103,7 @@ def phantoms_folder(study: Study, out: Path, data: str) -> Path:
 
 
 def steps(cell: Cell, folder: Path) -> Iterator[Step]:
-    """The bundle's commands of a cell: the training, then an evaluation for each post-processing.
+    """The bundle's commands of a cell: those that train, then its evaluations.
 
     The held-out fold is what they evaluate on, never the test section.
 
@@ -109,19 +113,21 @@ def steps(cell: Cell, folder: Path) -> Iterator[Step]:
     """
     common = {"bundle_root": cell.bundle.folder, **cell.dataset, "ckpt_dir": folder / "models", **cell.settings}
     training = {"output_dir": folder / "training", "resume": True}
-    yield Step("training", _arguments("training", cell, ["train"], common | training), folder / "training" / "done")
+    for run_id in cell.run:
+        arguments = _arguments(run_id, cell, ["train"], common | training)
+        yield Step(run_id, arguments, folder / "training" / f"{run_id}.done", trains=True)
     handlers = cell.bundle.evaluate["validate#handlers"]
     report = next(i for i, handler in enumerate(handlers) if handler["_target_"].endswith(".SegmentationReport"))
-    for name in cell.postprocessings:
+    for name, settings in cell.evaluations.items():
         results = folder / "evaluation" / name
         evaluation = {
             "output_dir": results,
             f"validate#handlers#{report}#masks_dir": results / "masks",
             "section": "validation",
-            "mask_cleaning": f"@postprocessings#{name}",
+            **settings,
         }
         arguments = _arguments("evaluating", cell, ["train", "evaluate"], common | evaluation)
-        yield Step(f"evaluation_{name}", arguments, results / "summary.json")
+        yield Step(f"evaluation_{name}", arguments, results / "summary.json", trains=False)
 
 
 def python_command(step: Step) -> list[str]:

@@ -11,7 +11,7 @@ from liverseg.errors import InputError
 
 app = typer.Typer(help="Compare networks, losses and post-processing in one command.", no_args_is_help=True)
 
-StudyFile = Annotated[Path, typer.Argument(help="A YAML file, or a shipped one, as paper_a.yaml or quick.yaml.")]
+StudyFile = Annotated[Path, typer.Argument(help="A YAML file, or one as shipped, such as paper_a.yaml or quick.yaml.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for everything written; by default studies_out/NAME.")]
 Bundles = Annotated[Path, typer.Option(help="Folder with the bundles.")]
 Workers = Annotated[

@@ -38,13 +38,13 @@ def is_share(metric: str) -> bool:
     return metric.partition(":")[0] in SHARES
 
 
-def read_metric(folder: Path, metric: str, postprocessings: Sequence[str]) -> float | None:
+def read_metric(folder: Path, metric: str, evaluations: Sequence[str]) -> float | None:
     """The value of a metric in one cell; with several post-processings, their seconds add up.
 
     Args:
         folder: the cell's.
         metric: its name; the words after the colon are the class.
-        postprocessings: the evaluations to read.
+        evaluations: the names of those to read.
 
     Returns:
         None where the value does not exist, as the IoU of a class that no mask holds.
@@ -55,7 +55,7 @@ def read_metric(folder: Path, metric: str, postprocessings: Sequence[str]) -> fl
     kind, _, of = metric.partition(":")
     if kind in OF_TRAINING:
         return _of_training(folder / "training", kind)
-    summaries = [_read_json(folder / "evaluation" / name / "summary.json") for name in postprocessings]
+    summaries = [_read_json(folder / "evaluation" / name / "summary.json") for name in evaluations]
     if kind in SECONDS:
         return sum(summary["seconds"][SECONDS[kind]]["mean"] for summary in summaries)
     summary = summaries[0]

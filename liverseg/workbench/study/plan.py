@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
@@ -16,8 +17,9 @@ from liverseg.workbench.study.metrics import check_metric
 from liverseg.workbench.study.read import Study
 
 CHOICES = ("data", "network", "task", "loss", "postprocessing", "metric")
+DEFAULTS = {"postprocessing": "none", "task": "all", "evaluation": None}
 CELL_KEYS = ("data", "network", "loss", "task", "fold", "seed", "settings", "dataset")
-PLACE_KEYS = {*CHOICES, "column", "reference", "average", "rank", "difference"}
+PLACE_KEYS = {*CHOICES, "evaluation", "column", "reference", "average", "rank", "difference"}
 
 
 @dataclass
@@ -25,8 +27,8 @@ class Plan:
     """All cells of a study by name, and its tables, resolved: JSON that needs neither the study nor the bundles.
 
     A table has `title`, `rows` and `columns` (labels), `paper`, `derived` (row → how it is made of others), and
-    `places`: row → column → `metric`, `postprocessings`, `reference` ([row, column] or null) and `parts`: lists of the
-    names of cells, one for each fold and seed; the place's value is the mean over the parts.
+    `places`: row → column → `metric`, `evaluations` (names), `reference` ([row, column] or null) and `parts`: lists of
+    the names of cells, one for each fold and seed; the place's value is the mean over the parts.
     """
 
     cells: dict[str, Cell] = field(default_factory=dict)
@@ -118,7 +120,7 @@ class _Table:
         )
 
     def _place(self, row: str, column: str, keys: dict[str, Any]) -> dict[str, Any]:
-        keys = {"postprocessing": "none", "task": "all", **keys}
+        keys = DEFAULTS | keys
         place = f"{row} / {column}"
         for key in CHOICES:
             if key not in keys:
@@ -137,6 +139,16 @@ class _Table:
         for name in postprocessings:
             if name not in known_postprocessings:
                 raise self._wrong(f"{place}: postprocessing", name, f"one of {', '.join(known_postprocessings)}")
+        evaluations: dict[str, dict[str, Any]] = {
+            name: {"mask_cleaning": f"@postprocessings#{name}"} for name in postprocessings
+        }
+        own = keys["evaluation"]
+        if own is not None:
+            if own not in self.study.evaluations:
+                names = ", ".join(self.study.evaluations) or "the study's evaluations, which has none"
+                raise self._wrong(f"{place}: evaluation", own, f"one of {names}")
+            settings = self.study.evaluations[own]
+            evaluations = {_word(f"{key}_{own}"): value | settings for key, value in evaluations.items()}
         tasks = [keys["task"]]
         if keys["task"] == "each":
             of_class = keys["metric"].partition(":")[2]
@@ -145,23 +157,28 @@ class _Table:
         in_network = classes if tasks == ["all"] else tasks
         if not check_metric(keys["metric"], in_network) or not set(tasks) <= {"all", *classes}:
             raise self._wrong(f"{place}: metric", keys["metric"], f"a metric of liverseg, of {', '.join(in_network)}")
-        parts = [[cell.name for cell in self._cells(keys, task, postprocessings)] for task in tasks]
+        parts = [[cell.name for cell in self._cells(keys, task, evaluations)] for task in tasks]
         reference = keys.get("reference") or self.table.get("reference")
         by_row = reference in self.table["rows"]
         compared = reference is not None and reference not in (row, column)
         return {
             "metric": keys["metric"],
-            "postprocessings": postprocessings,
+            "evaluations": list(evaluations),
             "parts": parts,
             "reference": ([reference, column] if by_row else [row, reference]) if compared else None,
         }
 
-    def _cells(self, keys: dict[str, Any], task: str, postprocessings: list[str]) -> Iterator[Cell]:
+    def _cells(self, keys: dict[str, Any], task: str, evaluations: dict[str, dict[str, Any]]) -> Iterator[Cell]:
         choice = {**{key: keys[key] for key in ("data", "network", "loss")}, "task": task}
         for fold, seed in product(self.table.get("folds", self.study.folds), self.study.seeds):
             cell = make_cell(self.study, self.out, fold=fold, seed=seed, **choice)
             # Two names may stand for the same training, as a loss of the study's own for one of the bundle's.
             same = (known for known in self.plan.cells.values() if known.digest == cell.digest)
             cell = self.plan.cells.setdefault(next(same, cell).name, cell)
-            cell.postprocessings += [name for name in postprocessings if name not in cell.postprocessings]
+            cell.evaluations |= evaluations
             yield cell
+
+
+def _word(text: str) -> str:
+    """For a file's name."""
+    return re.sub(r"[^\w.-]+", "-", text)

@@ -16,9 +16,9 @@ from liverseg.errors import InputError
 SHIPPED = Path(str(files(__package__) / "studies"))
 PAPERS = Path(str(files(__package__) / "papers.yaml"))
 
-STUDY_KEYS = {"data", "networks", "losses", "settings", "folds", "seeds", "keep_models", "tables"}
+STUDY_KEYS = {"data", "networks", "losses", "evaluations", "settings", "folds", "seeds", "keep_models", "tables"}
 DATA_KEYS = {"dataset_dir", "datalist", "phantoms", "labels", "settings"}
-NETWORK_KEYS = {"bundle", "settings"}
+NETWORK_KEYS = {"bundle", "settings", "run"}
 TABLE_KEYS = {"title", "where", "columns", "rows", "reference", "paper", "folds"}
 
 
@@ -38,6 +38,7 @@ class Study:
     Attributes:
         path: the file.
         data, networks, losses: sections of the file, by name.
+        evaluations: settings of an evaluation alone, by name.
         settings: overrides of every training and evaluation.
         folds, seeds: each training is repeated for all of them.
         keep_models: keep each `model.pt` once it is evaluated.
@@ -50,6 +51,7 @@ class Study:
     networks: dict[str, dict[str, Any]]
     tables: dict[str, dict[str, Any]]
     losses: dict[str, dict[str, Any]] = field(default_factory=dict)
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     folds: list[int] = field(default_factory=lambda: [0])
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -88,11 +90,12 @@ def read_study(path: Path, bundles: Path) -> Study:
             _check_keys(path, f"{section}: {name}", entry, known, required=("bundle",) * (section == "networks"))
     content["losses"] = content.get("losses") or {}
     for name, entry in content["losses"].items():
-        if not isinstance(entry, dict) or "loss" not in entry:
+        if not isinstance(entry, dict) or not entry:
             raise InputError(
                 f'{path}: losses: {name}: found {entry!r}, expected settings, as in {{loss: "@losses#iou_xy", '
                 "iou_xy_alpha: 0.6}: write it so."
             )
+    content["evaluations"] = content.get("evaluations") or {}
     for key in ("folds", "seeds"):
         _check_numbers(path, key, content.get(key, [0]))
     if not isinstance(content.get("keep_models", True), bool):
@@ -101,7 +104,13 @@ def read_study(path: Path, bundles: Path) -> Study:
     for name, entry in study.data.items():
         _check_data(path, name, entry)
     for name, entry in study.networks.items():
-        study.bundles[entry["bundle"]] = _read_bundle(path, name, bundles / entry["bundle"])
+        study.bundles[entry["bundle"]] = bundle = _read_bundle(path, name, bundles / entry["bundle"])
+        for run_id in entry.get("run", ["training"]):
+            if run_id not in bundle.train:
+                raise InputError(
+                    f"{path}: networks: {name}: run: found {run_id}, expected ids of "
+                    f"{bundle.folder}/configs/train.json, as in [training, iterate]: correct it."
+                )
     _check_settings(study)
     return study
 
@@ -172,6 +181,7 @@ def _check_settings(study: Study) -> None:
         sections = {f"networks: {network}: settings": entry.get("settings"), "settings": study.settings}
         sections |= {f"data: {name}: settings": data.get("settings") for name, data in study.data.items()}
         sections |= {f"losses: {name}": loss for name, loss in study.losses.items()}
+        sections |= {f"evaluations: {name}": evaluation for name, evaluation in study.evaluations.items()}
         for place, settings in sections.items():
             for key, value in (settings or {}).items():
                 check_setting(f"{study.path}: {place}", bundle, key, value)
@@ -183,12 +193,13 @@ def check_setting(place: str, bundle: Bundle, key: str, value: Any) -> None:
     Raises:
         InputError: when it is not, beginning with `place`.
     """
-    node: Any = bundle.train
+    node: Any = {**bundle.evaluate, **bundle.train}
+    top = node
     # The last name may be a new one: `radius_mm` in a transform that has `radius`.
     *parents, last = key.split("#")
     for name in parents or [last]:
         if not isinstance(node, dict) or name not in node:
-            known = ", ".join(sorted(node)) if isinstance(node, dict) and node is not bundle.train else ""
+            known = ", ".join(sorted(node)) if isinstance(node, dict) and node is not top else ""
             raise InputError(
                 f"{place}: found {key}, which {bundle.folder}/configs/train.json does not have: "
                 + (f"choose one of {known}." if known else "see its docs/README.md for the settings.")

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,12 +150,14 @@ class Runner:
 
     def _start(self, cell: Cell) -> None:
         folder = check_writable(cell_folder(cell, self.out))
-        training, *evaluations = steps(cell, folder)
-        todo = [step for step in evaluations if not step.result.is_file()]
-        # A model that was not kept is needed once more where an evaluation has been added.
-        if not training.result.is_file() or not any((folder / "models").rglob("model.pt")):
-            training.result.unlink(missing_ok=True)
-            todo.insert(0, training)
+        trained = all(step.result.is_file() for step in steps(cell, folder) if step.trains)
+        # Models that were not kept are needed once more where an evaluation has been added.
+        if trained and not any((folder / "models").rglob("model.pt")):
+            shutil.rmtree(folder / "models", ignore_errors=True)
+            for step in steps(cell, folder):
+                if step.trains:
+                    step.result.unlink()
+        todo = [step for step in steps(cell, folder) if not step.result.is_file()]
         slot = min(set(range(self.workers)) - {running.slot for running in self.running})
         self.running.append(_Running(cell, slot, todo, time.monotonic()))
         _write_record(cell, folder, None)
@@ -174,7 +177,7 @@ class Runner:
         assert running.log is not None
         running.log.close()
         step = running.steps.pop(0)
-        if status == 0 and step.name == "training":
+        if status == 0 and step.trains:
             step.result.touch()
         if status != 0 or not step.result.is_file():
             log = folder / f"{step.name}.log"
@@ -223,7 +226,7 @@ class Runner:
         table.add_row(f"[bold]{done}/{count} cells", "" if left is None else f"about {_duration(left)} left")
         for running in self.running:
             step = running.steps[0].name if running.steps else ""
-            if step == "training":
+            if running.steps and running.steps[0].trains:
                 step += f", epoch {self._epoch(running.cell)} of {running.cell.settings.get('max_epochs', '?')}"
             table.add_row(running.cell.name, step)
         return table

@@ -118,7 +118,7 @@ def compute_table(out: Path, name: str, plan: Mapping[str, Any]) -> StudyTable:
 
 
 def _read_place(out: Path, place: Mapping[str, Any], table: StudyTable) -> Value | None:
-    metric, postprocessings = place["metric"], place["postprocessings"]
+    metric, evaluations = place["metric"], place["evaluations"]
     runs: list[list[float]] = []
     cases: dict[str, list[float]] = {}
     missing = []
@@ -127,10 +127,10 @@ def _read_place(out: Path, place: Mapping[str, Any], table: StudyTable) -> Value
         for cell in part:
             folder = out / "cells" / cell
             try:
-                for case, share in (read_cases(folder, metric, postprocessings[0]) or {}).items():
+                for case, share in (read_cases(folder, metric, evaluations[0]) or {}).items():
                     cases.setdefault(case, []).append(share)
                 if not metric.startswith("case_iou"):
-                    number = read_metric(folder, metric, postprocessings)
+                    number = read_metric(folder, metric, evaluations)
                     runs[-1].append(float("nan") if number is None else number)
             except FileNotFoundError as error:
                 missing.append(f"{cell}: {Path(str(error.filename)).relative_to(folder)} is not there")

@@ -1,0 +1,81 @@
+"""What the configs of cascade_lits must agree on: training a plane, evaluating and inferring it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from bundle_runs import BUNDLE
+from monai.bundle import ConfigParser
+
+from liverseg.bundle import sentence
+from liverseg.inferers.cascade import PLANE_AXES
+
+CONFIGS = BUNDLE.parent / "cascade_lits" / "configs"
+SPACING = [1.1, 1.2, 1.3]
+
+
+def config(*names: str, **settings) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config([CONFIGS / name for name in names])
+    for key, value in {"bundle_root": str(CONFIGS.parent), "spacing": SPACING, **settings}.items():
+        parser[key] = value
+    return parser
+
+
+@pytest.mark.parametrize("plane", PLANE_AXES)
+def test_inference_looks_at_a_plane_as_it_was_trained(plane):
+    grid = config("train.json", stage="tune", plane=plane).get_parsed_content("grid")
+    assert [{"R": 0, "A": 1, "S": 2}[letter] for letter in grid["axcodes"]] == list(PLANE_AXES[plane])
+    assert grid["spacing"] == [1.1, 1.2, -1]  # of x and y; slices along z stay where they are
+    assert grid["slice_spacing"] == [-1, -1 if plane == "axial" else 1.3, -1]  # then the columns, which are z
+    inferer = config("inference.json").get_parsed_content("inferer")
+    assert inferer.slices[plane].spacing == tuple(grid["slice_spacing"][:2])
+    assert inferer.region_grid.spacing == tuple(grid["spacing"][:2])
+
+
+def without_requires(value):
+    if isinstance(value, dict):
+        return {key: without_requires(item) for key, item in value.items() if key != "_requires_"}
+    return [without_requires(item) for item in value] if isinstance(value, list) else value
+
+
+def test_evaluation_segments_as_inference_does():
+    inference, evaluation = config("inference.json"), config("train.json", "evaluate.json")
+    pairs = {"inferer": "validate#inferer", "cascade": "cascade", "liver_cleaning": "liver_cleaning"}
+    for one, other in pairs.items():
+        assert without_requires(inference[one]) == without_requires(evaluation[other])
+
+
+def test_training_localises_as_inference_does():
+    training, inference = config("train.json"), config("inference.json")
+    for target in ("liver", "lesion"):
+        trained = without_requires(training[f"targets#{target}#prior"])
+        used = without_requires(inference[f"inferer#localise#{target}"])
+        assert trained.pop("keys") == [used.pop("keys"), "@label_key"]
+        assert used.pop("_mode_") == "callable"
+        assert {trained.pop(key) is None for key in ("network", "weights")} == {False}
+        assert used == trained
+
+
+def test_every_stage_has_its_place_and_none_is_forgotten():
+    stages = json.loads((CONFIGS / "train.json").read_text())["all_stages"]
+    expected = [
+        {"target": target, **stage}
+        for target in ("liver", "lesion")
+        for stage in ({"stage": "localise"}, *({"stage": "tune", "plane": plane} for plane in PLANE_AXES))
+    ]
+    assert stages == expected
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"stage": "tuning"}, "stage: found 'tuning', expected one of localise, tune"),
+        ({"stage": "tune", "plane": "oblique"}, "plane: found 'oblique', expected one of localise, axial, coronal"),
+    ],
+)
+def test_an_unknown_stage_or_plane_is_one_sentence(setting, words):
+    with pytest.raises(RuntimeError) as error:
+        config("train.json", **setting).get_parsed_content("grid")
+    assert words in sentence(error.value)

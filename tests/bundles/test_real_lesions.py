@@ -1,0 +1,94 @@
+"""The bundles for liver and lesions on real scans. What comes out says that the chain works on real input, no more."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cc3d
+import nibabel as nib
+import numpy as np
+import pytest
+from bundle_runs import BUNDLE
+from monai.bundle import create_workflow
+from monai.transforms import LoadImage
+
+pytestmark = pytest.mark.real_data
+
+# What each bundle trains one after the other, and the settings of training and inference alike.
+STAGES = {"mixed_unet_lits": [{"stage": "liver"}, {"stage": "lesion"}]}
+SETTINGS = {"mixed_unet_lits": {"spatial_size": [64, 64]}}
+
+
+def write_scan(samples: Path, folder: Path) -> dict[str, str]:
+    """A real scan whose liver gets two dark balls, with the labels of LiTS: no real one has labelled lesions."""
+    scan, organs = (nib.load(samples / name) for name in ("ts_ct.nii.gz", "ts_ct_organs.nii.gz"))
+    image, label = np.array(scan.dataobj), (np.asarray(organs.dataobj) == 5).astype(np.uint8)
+    for centre, radius_mm in (((86, 47, 103), 21), ((75, 62, 98), 15)):
+        offsets_mm = 3.0 * (np.indices(image.shape) - np.reshape(centre, (3, 1, 1, 1)))
+        ball = (np.linalg.norm(offsets_mm, axis=0) <= radius_mm) & (label > 0)
+        image[ball] -= 60
+        label[ball] = 2
+    item = {name: str(folder / f"{name}.nii.gz") for name in ("image", "label")}
+    nib.save(nib.Nifti1Image(image.astype(np.int16), scan.affine), item["image"])
+    nib.save(nib.Nifti1Image(label, scan.affine), item["label"])
+    return item
+
+
+@pytest.fixture(scope="module", params=STAGES)
+def overfitted(request, tmp_path_factory) -> Path:
+    """A training on one scan, validated on the same: nothing but learning by heart."""
+    samples = Path(__file__).resolve().parents[3] / "shared" / "samples"
+    if not samples.is_dir():
+        pytest.skip(f"the real scans are not there: {samples}")
+    folder = tmp_path_factory.mktemp("overfit") / request.param
+    folder.mkdir()
+    item = write_scan(samples, folder)
+    validation, training = ({**item, "patient": str(fold), "fold": fold} for fold in (0, 1))
+    (folder / "dataset.json").write_text(json.dumps({"training": [validation, *[training] * 8]}))
+    for stage in STAGES[folder.name]:
+        create_workflow(
+            config_file=str(BUNDLE.parent / folder.name / "configs" / "train.json"),
+            workflow_type="train",
+            bundle_root=str(folder),
+            dataset_dir=str(folder),
+            **SETTINGS[folder.name],
+            **stage,
+            batch_size=1,
+            slices_per_volume=6,
+            foreground_ratio=0.8,
+            max_epochs=6,
+            val_interval=6,
+            learning_rate=0.0005,
+        ).run()
+    return folder
+
+
+def segment(trained: Path, scan: Path, cleaning: str) -> tuple[np.ndarray, nib.Nifti1Image]:
+    output_dir = trained / cleaning
+    create_workflow(
+        config_file=str(BUNDLE.parent / trained.name / "configs" / "inference.json"),
+        workflow_type="infer",
+        bundle_root=str(trained),
+        dataset_dir=str(scan),
+        output_dir=str(output_dir),
+        mask_cleaning=f"@postprocessings#{cleaning}",
+        **SETTINGS[trained.name],
+    ).run()
+    mask = nib.load(output_dir / f"{scan.name.removesuffix('.nii.gz')}_liver_lesion.nii.gz")
+    return np.asarray(mask.dataobj), mask
+
+
+@pytest.mark.parametrize("name", ["ts_ct.nii.gz", "crlm_ct_1006.nii.gz", "image.nii.gz"])
+def test_lesions_lie_inside_the_liver_on_the_scans_grid(overfitted, samples, name):
+    scan = samples / name if (samples / name).is_file() else overfitted / name
+    found, mask = segment(overfitted, scan, "none")
+    assert mask.shape == tuple(LoadImage()(scan).shape)
+    assert np.allclose(mask.affine, LoadImage()(scan).affine, atol=1e-3)
+    assert set(np.unique(found)) <= {0, 1, 2}
+    # The networks find one liver; a lesion is a part of it, and the CRF moves none out of it.
+    assert cc3d.connected_components((found > 0).astype(np.uint8), connectivity=26, return_N=True)[1] == 1
+    cleaned, _ = segment(overfitted, scan, "dense_crf")
+    assert not (cleaned[found == 0] == 2).any()
+    if name == "image.nii.gz":  # the scan that the networks know by heart
+        assert set(np.unique(cleaned)) == {0, 1, 2}
