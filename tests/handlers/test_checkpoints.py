@@ -31,6 +31,7 @@ class Run:
         learning_rate=0.1,
         scale=1,
         parallel=False,
+        val_interval=1,
         **options,
     ):
         scans = next(parent for parent in folder.parents if parent.is_dir())
@@ -59,7 +60,7 @@ class Run:
             decollate=False,
             train_handlers=[
                 LrScheduleHandler(self.scheduler, print_lr=False),
-                ValidationHandler(1, self.evaluator),
+                ValidationHandler(val_interval, self.evaluator),
                 Checkpoints(
                     folder,
                     self.network,
@@ -149,6 +150,10 @@ def test_another_scan_of_the_same_name_is_another_scan(tmp_path):
 
 def test_patience_stops_the_training(tmp_path):
     assert len(Run(tmp_path, [0.1, 0.5, 0.4, 0.4, 0.4, 0.9], patience=3).run().states) == 5
+
+
+def test_patience_waits_for_the_first_validation(tmp_path):
+    assert len(Run(tmp_path, [0.5] * 6, patience=2, val_interval=4).run().states) == 6
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
