@@ -213,8 +213,8 @@ def test_literal_is_what_python_reads():
         ({"networks": None}, r"found no networks"),
         ({"networks": {"A": {"bundel": "x"}}}, r"networks: A: found the key bundel"),
         (
-            {"networks": {"A": {"bundle": "fcn_liver", "run": ["train"]}}},
-            r"networks: A: run: found train, expected ids",
+            {"networks": {"A": {"bundle": "fcn_liver", "run": ["trian"]}}},
+            r"networks: A: run: found trian, expected ids",
         ),
         ({"evaluations": {"flips": {"flip": [[0]]}}}, r"evaluations: flips: found flip, which .*train.json does not"),
         ({"networks": {"A": {"bundle": "resnet"}}}, r"there is no bundle .*resnet: name one of .*deeplabv3_liver"),
