@@ -23,7 +23,7 @@ STAGES = {
     ],
 }
 SETTINGS = {
-    "mixed_unet_lits": {"spatial_size": [64, 64], "stage_network#first_filters": 16},
+    "mixed_unet_lits": {"spatial_size": [64, 64], "stage_network#first_filters": 16, "stage_network#dropout": 0.0},
     "cascade_lits": {
         **{"planes": ["axial"], "spacing": [4.0, 4.0, 4.0], "localise_spacing": [6.0, 6.0, -1.0]},
         **{"spatial_size": [64, 64], "localise_size": [64, 64]},
