@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from ignite.engine import Events
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, ValidationHandler
+from two_ranks import run_two_ranks
 
 from liverseg.errors import InputError
 from liverseg.handlers import Checkpoints, RunSummary
@@ -226,18 +226,7 @@ def test_a_momentum_that_is_none_is_refused(tmp_path, momentum):
 
 
 def test_every_process_validates_the_average_that_is_saved(tmp_path):
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path), str(rank)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
+    run_two_ranks(__file__, str(tmp_path))
     model, validated = load(tmp_path / "0" / "model.pt"), [load(tmp_path / f"validated_{rank}.pt") for rank in range(2)]
     assert same(model, validated[0])
     assert same(model, validated[1])
