@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -285,3 +287,12 @@ def test_every_table_of_the_papers_has_a_number_or_null_in_every_place():
         numbers = [papers[name]["paper"][row][column] for row in papers["B1"]["rows"]]
         values = [0.99 if value is None else value for value in numbers[:-1]]
         assert sum(values) / len(values) == pytest.approx(numbers[-1], abs=0.006)
+
+
+def test_without_the_extra_the_command_names_it():
+    """A None among the modules is how Python itself says that there is no such package."""
+    code = "import sys; sys.modules['yaml'] = None; sys.argv[1:] = ['study', 'run', 'quick.yaml', '--dry-run']"
+    code += "; from liverseg.workbench.cli import main; main()"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert found.stderr == 'error: found no package yaml, expected it: pip install "liverseg[study]".\n'
