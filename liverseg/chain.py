@@ -7,10 +7,12 @@ was killed where `--resume true` finds it.
 from __future__ import annotations
 
 import csv
+import ctypes
 import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,8 @@ from pathlib import Path
 from liverseg.bundle import choose, is_command_line, is_true
 from liverseg.errors import InputError
 from liverseg.files import write_atomically
+
+PR_SET_PDEATHSIG = 1
 
 
 def run_stages(stages: Sequence[Mapping[str, str]], alias: str = "training", run_id: str = "run") -> None:
@@ -90,6 +94,12 @@ def run_rounds(rounds: int, ckpt_dir: str | os.PathLike[str], resume: bool | str
             return
 
 
+def die_with_parent() -> None:
+    """For a child process, on Linux: die with the parent, and do not write on where the next one starts again."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _result(folder: Path, number: int) -> dict[str, float]:
     model = json.loads((folder / str(number) / "model.json").read_text())
     patches = folder / str(number) / "patches" / "patches.json"
@@ -142,6 +152,7 @@ def _option(arguments: Sequence[str], name: str) -> str | None:
 def _run(arguments: Sequence[str], settings: Mapping[str, str]) -> None:
     """Run MONAI's command line with these settings added; end this process too where it fails."""
     added = [part for name, value in settings.items() for part in (f"--{name}", value)]
-    status = subprocess.run([sys.executable, "-m", "monai.bundle", *arguments, *added], check=False).returncode
+    command = [sys.executable, "-m", "monai.bundle", *arguments, *added]
+    status = subprocess.run(command, check=False, preexec_fn=die_with_parent).returncode
     if status != 0:
         sys.exit(status)

@@ -50,7 +50,7 @@ class Checkpoints:
         validation_data: the items of the validation set, `{"image": …}`, known by file name and size.
         key_metric: the metric of `evaluator` to compare, larger is better.
         resume: go on from `checkpoint.pt` where there is one.
-        patience: stop after this many epochs without a better model; 0 never stops.
+        patience: stop at a validation when the best model is at least this many epochs old; 0 never stops.
         ema_momentum: m above, at least 0 and below 1. The average spans about 1 / m iterations, so a training needs
             several times as many; 0 averages nothing.
 
@@ -134,7 +134,7 @@ class Checkpoints:
             checkpoint = {name: part.state_dict() for name, part in self.parts.items()}
             checkpoint |= {name: getattr(state, name) for name in STATE}
             write_atomically(self.last_path, lambda file: torch.save(checkpoint, file))
-        if self.patience and state.epoch - state.best_metric_epoch >= self.patience:
+        if validated and self.patience and state.epoch - state.best_metric_epoch >= self.patience:
             logger.info("Stopping early: the best %s was at epoch %d.", self.key_metric, state.best_metric_epoch)
             engine.terminate()
 

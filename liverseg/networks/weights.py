@@ -90,7 +90,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise InputError(f"{path} can not be read ({reason}): check the path of the weights file.") from error
+        raise InputError(
+            f"{path} can not be read ({reason}): check the path of the weights file, or train the network first."
+        ) from error
     except Exception as error:  # the unpickler meets damaged bytes with a dozen types, KeyError and AssertionError too
         if "GLOBAL" in str(error) or "TorchScript" in str(error):  # GLOBAL is pickle's opcode for a class or function
             found = "holds Python objects or TorchScript code, which are not loaded because they can run code"

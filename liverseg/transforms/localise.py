@@ -126,7 +126,7 @@ class LocalisePriord(MapTransform, InvertibleTransform):
         d[f"{self.mask_key}_empty"] = region is None
         if region is None and self.crop_margin_mm is not None:
             name = image.meta.get("filename_or_obj", self.image_key)
-            logger.warning("%s: the localisation network found nothing; the whole volume is kept.", name)
+            logger.warning("%s: the localisation network found nothing.", name)
         if region is None or self.crop_margin_mm is None:
             region = tuple(slice(0, length) for length in image.shape[1:])
         values = cam.volume(image.shape[1:], region) if cam is not None else self._box_or_ones(mask, region)

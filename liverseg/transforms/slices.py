@@ -40,8 +40,6 @@ class RandSlicesd(RandomizableTransform, MapTransform):
         num_samples: slices per volume.
         num_slices: channels of every other key: 1, or 3 or 5 neighbouring slices (2.5-D): (num_slices, H, W).
         foreground_ratio: the share drawn from slices with foreground; the rest is drawn from all slices.
-        foreground_label: the label value that counts as foreground, for instance that of the lesions; by default each
-            above 0.
 
     Raises:
         InputError: when `num_slices` is even or `foreground_ratio` outside [0, 1].
@@ -54,7 +52,6 @@ class RandSlicesd(RandomizableTransform, MapTransform):
         num_samples: int,
         num_slices: int = 1,
         foreground_ratio: float = 0.5,
-        foreground_label: int | None = None,
     ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self)
@@ -66,13 +63,11 @@ class RandSlicesd(RandomizableTransform, MapTransform):
         self.num_samples = num_samples
         self.num_slices = num_slices
         self.foreground_ratio = foreground_ratio
-        self.foreground_label = foreground_label
 
     def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
         """One dictionary per slice, with the volumes of `data` replaced by it."""
         label = torch.as_tensor(data[self.label_key])[0]
-        marked = label > 0 if self.foreground_label is None else label == self.foreground_label
-        foreground = np.flatnonzero(marked.any(0).any(0).numpy())
+        foreground = np.flatnonzero((label > 0).any(0).any(0).numpy())
         num_foreground = round(self.num_samples * self.foreground_ratio) if len(foreground) else 0
         drawn = [
             *self._draw(foreground, num_foreground),

@@ -16,8 +16,20 @@ from monai.transforms import LoadImage
 pytestmark = pytest.mark.real_data
 
 # What each bundle trains one after the other, and the settings of training and inference alike.
-STAGES = {"mixed_unet_lits": [{"stage": "liver"}, {"stage": "lesion"}]}
-SETTINGS = {"mixed_unet_lits": {"spatial_size": [64, 64]}}
+STAGES = {
+    "mixed_unet_lits": [{"stage": "liver"}, {"stage": "lesion"}],
+    "cascade_lits": [
+        {"target": target, "stage": stage} for target in ("liver", "lesion") for stage in ("localise", "tune")
+    ],
+}
+SETTINGS = {
+    "mixed_unet_lits": {"spatial_size": [64, 64], "stage_network#first_filters": 16, "stage_network#dropout": 0.0},
+    "cascade_lits": {
+        **{"planes": ["axial"], "spacing": [4.0, 4.0, 4.0], "localise_spacing": [6.0, 6.0, -1.0]},
+        **{"spatial_size": [64, 64], "localise_size": [64, 64]},
+        **{"localise_network#first_filters": 16, "network_def#first_filters": 16},
+    },
+}
 
 
 def write_scan(samples: Path, folder: Path) -> dict[str, str]:
@@ -45,7 +57,7 @@ def overfitted(request, tmp_path_factory) -> Path:
     folder.mkdir()
     item = write_scan(samples, folder)
     validation, training = ({**item, "patient": str(fold), "fold": fold} for fold in (0, 1))
-    (folder / "dataset.json").write_text(json.dumps({"training": [validation, *[training] * 8]}))
+    (folder / "dataset.json").write_text(json.dumps({"training": [validation, training]}))
     for stage in STAGES[folder.name]:
         create_workflow(
             config_file=str(BUNDLE.parent / folder.name / "configs" / "train.json"),
@@ -55,11 +67,11 @@ def overfitted(request, tmp_path_factory) -> Path:
             **SETTINGS[folder.name],
             **stage,
             batch_size=1,
-            slices_per_volume=6,
-            foreground_ratio=0.8,
-            max_epochs=6,
-            val_interval=6,
-            learning_rate=0.0005,
+            slices_per_volume=8,
+            foreground_ratio=0.9,
+            max_epochs=120,
+            val_interval=120,
+            learning_rate=0.001,
         ).run()
     return folder
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from ignite.engine import Events
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, ValidationHandler
+from two_ranks import run_two_ranks
 
 from liverseg.errors import InputError
 from liverseg.handlers import Checkpoints, RunSummary
@@ -31,6 +31,7 @@ class Run:
         learning_rate=0.1,
         scale=1,
         parallel=False,
+        val_interval=1,
         **options,
     ):
         scans = next(parent for parent in folder.parents if parent.is_dir())
@@ -59,7 +60,7 @@ class Run:
             decollate=False,
             train_handlers=[
                 LrScheduleHandler(self.scheduler, print_lr=False),
-                ValidationHandler(1, self.evaluator),
+                ValidationHandler(val_interval, self.evaluator),
                 Checkpoints(
                     folder,
                     self.network,
@@ -151,6 +152,12 @@ def test_patience_stops_the_training(tmp_path):
     assert len(Run(tmp_path, [0.1, 0.5, 0.4, 0.4, 0.4, 0.9], patience=3).run().states) == 5
 
 
+def test_patience_waits_for_the_first_validation(tmp_path):
+    run = Run(tmp_path, [0.5] * 6, patience=2, val_interval=4).run()
+    assert run.trainer.state.epoch == 6
+    assert (tmp_path / "model.pt").is_file()
+
+
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     Run(tmp_path, [0.5]).run()
     with pytest.raises(InputError, match=r"checkpoint\.pt: not a checkpoint of this network"):
@@ -219,18 +226,7 @@ def test_a_momentum_that_is_none_is_refused(tmp_path, momentum):
 
 
 def test_every_process_validates_the_average_that_is_saved(tmp_path):
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path), str(rank)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
+    run_two_ranks(__file__, str(tmp_path))
     model, validated = load(tmp_path / "0" / "model.pt"), [load(tmp_path / f"validated_{rank}.pt") for rank in range(2)]
     assert same(model, validated[0])
     assert same(model, validated[1])

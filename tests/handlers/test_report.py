@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from monai.data import DataLoader, Dataset, DistributedSampler, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.inferers import SimpleInferer
 from monai.transforms import AsDiscreted, Compose, EnsureChannelFirstd, LoadImaged
+from two_ranks import run_two_ranks
 
 import liverseg
 from liverseg.errors import InputError
@@ -242,18 +242,7 @@ def test_two_processes_write_what_one_writes(tmp_path):
     cases = make_cases(tmp_path)  # three cases on two ranks: the sampler gives one of them twice
     evaluate(cases, SegmentationReport(tmp_path / "one", NAMES, lesion_class="lesion", organ_class="liver"))
     arguments = [json.dumps(cases), str(tmp_path / "two"), str(tmp_path / "meeting_point")]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, *arguments, str(rank)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
+    run_two_ranks(__file__, *arguments)
     (one, summary), (two, other) = read(tmp_path / "one"), read(tmp_path / "two")
     pd.testing.assert_frame_equal(one, two)
     assert summary.pop("seconds").keys() == other.pop("seconds").keys()

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,10 +87,11 @@ def test_the_shipped_studies_hold_the_papers_trainings(folder, monkeypatch):
     assert sum(cell.network == "DeepLabV3" and cell.data == "mr" for cell in first) == 3
     assert sum(cell.network != "DeepLabV3" and cell.data == "mr" for cell in first) == 3 + 5 + 4 * 3
     assert len(plan.cells) - len(first) == 12 + 8
-    # The papers' own studies plan the same ones, on data that has to be there.
+    # The papers' own studies plan the same ones, on data that has to be there: here LiTS and 3D-IRCADb are one.
     for name, count, epochs in (
         ("paper_a.yaml", 12, 500),
         ("paper_b.yaml", 20, 500),
+        ("paper_c.yaml", 11, 100),
         ("paper_d.yaml", 6, 100),
         ("paper_e.yaml", 3, 638),
     ):
@@ -101,6 +104,21 @@ def test_the_shipped_studies_hold_the_papers_trainings(folder, monkeypatch):
         cells = make_plan(read_study(folder / name, BUNDLES), folder).cells.values()
         assert len(cells) == count
         assert all(cell.settings["val_interval"] == cell.settings["max_epochs"] == epochs for cell in cells)
+
+
+def test_a_model_is_made_by_several_ids_and_evaluated_in_several_ways(folder):
+    plan = make_plan(read_study(find_study(Path("studies/quick_c.yaml")), BUNDLES), folder)
+    (iterated,) = (cell for cell in plan.cells.values() if cell.network == "Iterated")
+    found = [(step.name, step.trains, step.result.relative_to(folder)) for step in steps(iterated, folder)]
+    evaluations = [f"none_round-{number}" for number in range(3)]
+    assert found == [
+        ("training", True, Path("training/training.done")),
+        ("iterate", True, Path("training/iterate.done")),
+        *((f"evaluation_{name}", False, Path("evaluation", name, "summary.json")) for name in evaluations),
+    ]
+    last = list(steps(iterated, folder))[-1].arguments
+    assert last[last.index("--evaluated_round") + 1] == "2"
+    assert plan.tables["C5"]["places"]["N = 2"]["Dice"]["evaluations"] == ["none_round-2"]
 
 
 def test_the_name_of_a_cell_follows_all_that_decides_its_result(folder):
@@ -197,6 +215,11 @@ def test_literal_is_what_python_reads():
         ({"netwroks": {}}, r"found the key netwroks, expected only data, evaluations, folds"),
         ({"networks": None}, r"found no networks"),
         ({"networks": {"A": {"bundel": "x"}}}, r"networks: A: found the key bundel"),
+        (
+            {"networks": {"A": {"bundle": "fcn_liver", "run": ["trian"]}}},
+            r"networks: A: run: found trian, expected ids",
+        ),
+        ({"evaluations": {"flips": {"flip": [[0]]}}}, r"evaluations: flips: found flip, which .*train.json does not"),
         ({"networks": {"A": {"bundle": "resnet"}}}, r"there is no bundle .*resnet: name one of .*deeplabv3_liver"),
         ({"settings": {"max_epoch": 3}}, r"settings: found max_epoch, which .*train.json does not have"),
         ({"settings": {"optimizer": "@optimizers#adm"}}, r"found @optimizers#adm, expected one of adam, sgd"),
@@ -249,14 +272,14 @@ def test_a_file_that_is_no_study(folder):
     (folder / "broken.yaml").write_text("data: [")
     with pytest.raises(InputError, match="not readable as YAML"):
         read_study(folder / "broken.yaml", BUNDLES)
-    with pytest.raises(InputError, match=r"or one of paper_a.yaml, paper_b.yaml, .*paper_d.yaml, .*quick_d.yaml"):
+    with pytest.raises(InputError, match=r"or one of paper_a.yaml, .*, quick.yaml"):
         find_study(Path("fast.yaml"))
 
 
 def test_every_table_of_the_papers_has_a_number_or_null_in_every_place():
     papers = yaml.safe_load(read.PAPERS.read_text())
-    known = {"A7", "A8", "A9", "A10", "A11", "B1", "B2", "B3", "B4", "D1", "E"}
-    assert known <= {name.split()[0] for name in papers}
+    names = {"A7", "A8", "A9", "A10", "A11", "B1", "B2", "B3", "B4", "C", "C3", "C4", "C5", "C6", "D1", "E"}
+    assert {name.split()[0] for name in papers} == names
     for table in papers.values():
         assert list(table["paper"]) == list(table["rows"])
         assert {len(numbers) for numbers in table["paper"].values()} == {len(table["columns"])}
@@ -265,3 +288,12 @@ def test_every_table_of_the_papers_has_a_number_or_null_in_every_place():
         numbers = [papers[name]["paper"][row][column] for row in papers["B1"]["rows"]]
         values = [0.99 if value is None else value for value in numbers[:-1]]
         assert sum(values) / len(values) == pytest.approx(numbers[-1], abs=0.006)
+
+
+def test_without_the_extra_the_command_names_it():
+    """A None among the modules is how Python itself says that there is no such package."""
+    code = "import sys; sys.modules['yaml'] = None; sys.argv[1:] = ['study', 'run', 'quick.yaml', '--dry-run']"
+    code += "; from liverseg.workbench.cli import main; main()"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert found.stderr == 'error: found no package yaml, expected it: pip install "liverseg[study]".\n'

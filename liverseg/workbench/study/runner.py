@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -23,13 +20,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from liverseg.chain import die_with_parent
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
 from liverseg.workbench.study.cells import Cell, Step, phantoms_folder, python_command, steps
 from liverseg.workbench.study.metrics import last_epoch
 from liverseg.workbench.study.read import Study
-
-PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
@@ -201,7 +197,7 @@ class Runner:
             stdin=subprocess.DEVNULL,
             stdout=running.log,
             stderr=subprocess.STDOUT,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - no other thread here
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - no other thread here
         )
 
     def _finish(self, running: _Running, folder: Path) -> None:
@@ -265,11 +261,6 @@ def shell_line(step: Step) -> str:
     import shlex
 
     return shlex.join(["python", *step.arguments])
-
-
-def _die_with_parent() -> None:
-    """Linux: let no command of a study that was killed go on writing where the next one starts it again."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _write_record(cell: Cell, folder: Path, seconds: float | None) -> None:

@@ -1,0 +1,20 @@
+"""Two processes of a test file, as ranks 0 and 1 of a group."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def run_two_ranks(file: str, *arguments: str) -> None:
+    """Run `python FILE ARGUMENTS… RANK` for both ranks at once, and fail with the output of the one that fails."""
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    environment = {**os.environ, "PYTHONPATH": path}
+    commands = [[sys.executable, file, *arguments, str(rank)] for rank in range(2)]
+    processes = [subprocess.Popen(command, env=environment, **streams) for command in commands]
+    for process in processes:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
