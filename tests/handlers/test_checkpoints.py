@@ -230,6 +230,8 @@ def test_every_process_validates_the_average_that_is_saved(tmp_path):
     model, validated = load(tmp_path / "0" / "model.pt"), [load(tmp_path / f"validated_{rank}.pt") for rank in range(2)]
     assert same(model, validated[0])
     assert same(model, validated[1])
+    # Only the first process found a checkpoint in its folder.
+    assert "found the checkpoint of epoch 0 in process 1 and of 1 in the first one" in (tmp_path / "1.txt").read_text()
 
 
 @contextmanager
@@ -274,4 +276,8 @@ if __name__ == "__main__":  # one rank of test_every_process_validates_the_avera
     # Each rank with images of its own, so that the running means of the normalisation differ.
     run = Run(folder / str(rank), [0.5], scale=1 + rank, parallel=True, ema_momentum=0.3).run()
     torch.save(run.states[0], folder / f"validated_{rank}.pt")
+    try:
+        Run(folder / str(rank), [0.5], parallel=True, resume=True, ema_momentum=0.3).run()
+    except InputError as error:
+        (folder / f"{rank}.txt").write_text(str(error))
     torch.distributed.destroy_process_group()
