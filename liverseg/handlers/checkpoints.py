@@ -118,7 +118,7 @@ class Checkpoints:
             self._load(state)
         elif self.resume:
             logger.warning("%s: nothing to resume from, so the training starts at epoch 1.", self.last_path)
-        first = int(idist.broadcast(state.epoch))
+        first = int(idist.broadcast(state.epoch))  # type: ignore[arg-type]
         if state.epoch != first:
             raise InputError(
                 f"{self.last_path}: found the checkpoint of epoch {state.epoch} in process {state.rank} and of {first} "
@@ -193,4 +193,6 @@ class Checkpoints:
             ) from error
         for name in STATE:
             setattr(state, name, checkpoint[name])
+        # Ignite ends by iterations, and an epoch has others with another batch size or number of processes.
+        state.iteration = state.epoch * state.epoch_length
         logger.info("Resuming after epoch %d from %s.", state.epoch, self.last_path)

@@ -6,6 +6,7 @@ import collections
 import csv
 import json
 import socket
+import subprocess
 import sys
 import time
 from itertools import chain
@@ -14,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import yaml
 from bundle_runs import BUNDLE, start_node, torchrun, write_dataset
 from monai.bundle import ConfigParser, create_workflow
 
@@ -170,3 +172,17 @@ def test_one_process_writes_for_tensorboard(bundle):
         if handler["_target_"] == "TensorBoardStatsHandler"
     }
     assert writers == {key for key in multi if key.endswith("_disabled_")}
+
+
+def test_the_files_for_slurm_and_kubernetes_are_whole():
+    files = BUNDLE.parents[1] / "docs" / "multi_gpu"
+    subprocess.run(["bash", "-n", files / "train.sbatch"], check=True)
+    service, job = yaml.safe_load_all((files / "job.yaml").read_text())
+    name, spec = job["metadata"]["name"], job["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    given = dict(word.split("=") for word in container["args"] if word.startswith("--") and "=" in word)
+    assert service["metadata"]["name"] == spec["template"]["spec"]["subdomain"]
+    assert service["spec"]["selector"] == {"job-name": name}
+    assert given["--rdzv_endpoint"].split(":")[0] == f"{name}-0.{service['metadata']['name']}"
+    assert int(given["--nnodes"]) == spec["completions"] == spec["parallelism"]
+    assert int(given["--nproc_per_node"]) == container["resources"]["limits"]["nvidia.com/gpu"]

@@ -32,6 +32,7 @@ class Run:
         scale=1,
         parallel=False,
         val_interval=1,
+        batch_size=1,
         **options,
     ):
         scans = next(parent for parent in folder.parents if parent.is_dir())
@@ -53,7 +54,7 @@ class Run:
         self.trainer = SupervisedTrainer(
             device=torch.device("cpu"),
             max_epochs=len(metrics),
-            train_data_loader=DataLoader(Dataset(data)),
+            train_data_loader=DataLoader(Dataset(data), batch_size=batch_size),
             network=self.network,
             optimizer=self.optimizer,
             loss_function=torch.nn.MSELoss(),
@@ -112,6 +113,12 @@ def test_resuming_equals_never_having_stopped(tmp_path):
     assert resumed.trainer.state.iteration == whole.trainer.state.iteration == 8
     history = (tmp_path / "parts" / "out" / "history.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in history] == ["epoch", "1", "2", "3", "4"]
+
+
+def test_a_run_is_resumed_with_another_batch_size(tmp_path):
+    Run(tmp_path, [0.1, 0.2], batch_size=1).run()
+    resumed = Run(tmp_path, [0.1, 0.2, 0.3], batch_size=2, resume=True).run()
+    assert (len(resumed.states), resumed.trainer.state.epoch, resumed.trainer.state.iteration) == (1, 3, 3)
 
 
 def test_a_resumed_run_remembers_its_best(tmp_path):
