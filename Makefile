@@ -16,7 +16,7 @@ demo: $(VENV)/.demo ## phantoms, training, evaluation, a segmented scan and demo
 
 test: $(VENV)/.test ## all tests with coverage
 	@rm -f .coverage .coverage.*
-	@$(BIN)/coverage run -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n logical --maxprocesses 8 --dist loadfile $(ARGS)
 	@$(BIN)/coverage combine -q
 	@$(BIN)/coverage report
 
