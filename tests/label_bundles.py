@@ -24,14 +24,18 @@ def tiny_bundle(folder: Path, source: str, **settings) -> Path:
 
 
 def write_weights(bundle: Path, seed: int) -> Path:
-    """Random weights where the bundle looks for them."""
+    """Random weights where the bundle looks for them, so large that its masks hold several labels."""
     parser = ConfigParser(json.loads((bundle / "configs" / "inference.json").read_text()))
     parser["bundle_root"] = str(bundle)
-    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    state = parser.get_parsed_content("network").state_dict()
+    for value in state.values():
+        if value.ndim > 1:
+            value.copy_(torch.randn(value.shape, generator=generator))
     path = bundle / "models" / "model.pt"
     path.parent.mkdir(exist_ok=True)
     # Replaced at once, as training does.
-    torch.save(parser.get_parsed_content("network").state_dict(), path.with_suffix(".new"))
+    torch.save(state, path.with_suffix(".new"))
     os.replace(path.with_suffix(".new"), path)
     return path
 

@@ -262,7 +262,7 @@ def _check_volume(what: str, upload: UploadFile) -> None:
     shape: tuple[int, ...] | str = "no NIfTI header"
     for header in (nib.Nifti1Header, nib.Nifti2Header):
         upload.file.seek(0)
-        stream = gzip.GzipFile(fileobj=upload.file) if name.endswith(".gz") else upload.file
+        stream = gzip.GzipFile(fileobj=upload.file, mode="rb") if name.endswith(".gz") else upload.file
         with suppress(OSError, EOFError, zlib.error, HeaderDataError, WrapStructError):
             shape = header.from_fileobj(stream).get_data_shape()
     upload.file.seek(0)

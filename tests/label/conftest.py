@@ -72,7 +72,9 @@ def root(tmp_path_factory) -> Path:
     save(studies / "plain.nii.gz", make_scan(0)[0])
     oblique = AFFINE.copy()
     angle = np.deg2rad(20)
-    oblique[:3, :3] = [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]] @ AFFINE[:3, :3]
+    oblique[:3, :3] = [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]] @ AFFINE[
+        :3, :3
+    ]
     oblique[:3, :3] @= np.diag([-1, 1, -1])
     oblique[:3, 3] = 31, -17, 5
     save(studies / "oblique.nii", make_scan(1, (40, 48, 7))[0], oblique)
@@ -87,13 +89,13 @@ def server(root) -> Iterator[SimpleNamespace]:
     guard.mkdir()
     (guard / "sitecustomize.py").write_text(GUARD.format(log=str(root / "connections")))
     path = os.pathsep.join(filter(None, [str(guard), str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MONAI_LABEL_SESSION_PATH": str(root / "s")}
+    own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MONAI_LABEL_SESSION_PATH": str(root / "sessions")}
     port = free_port()
-    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", "monailabel_app", "--studies", "studies"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--conf", "max_upload_mb", "1"]
+    start = "start_server --app monailabel_app --studies studies --host 127.0.0.1 --conf max_upload_mb 1 --port"
+    command = [sys.executable, "-m", "monailabel.main", *start.split(), str(port)]
     log = root / "server.log"
     with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=root, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=root, env={**os.environ, **own}, stdout=output, stderr=output)
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):

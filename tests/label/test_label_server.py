@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import time
@@ -107,3 +108,206 @@ def test_is_the_bundles_own_inference_voxel_for_voxel(client, root, expected, mo
     scan = nib.load(root / "studies" / FILES[image])
     assert nib.load(file).shape == scan.shape
     assert np.allclose(nib.load(file).affine, scan.affine, atol=1e-5)
+
+
+def test_options_reach_the_bundle(client, expected):
+    flips = "[[0], [1], [0, 1]]"
+    file, _ = client.infer("two_d", "plain", {"flips": flips})
+    mask = expected("two_d", "plain", flips=json.loads(flips))
+    assert_same(file, mask)
+    assert not np.array_equal(mask.dataobj, expected("two_d", "plain").dataobj)
+    file, _ = client.infer("three_d", "plain", {"mask_cleaning": "keep_largest"})
+    mask = expected("three_d", "plain", mask_cleaning="@postprocessings#keep_largest")
+    assert_same(file, mask)
+    assert not np.array_equal(mask.dataobj, expected("three_d", "plain").dataobj)
+
+
+def test_nrrd_holds_the_same_voxels_at_the_same_places(client, expected):
+    """`result_extension` is what 3D Slicer sends."""
+    file, _ = client.infer("three_d", "oblique", {"result_extension": ".nrrd", "result_dtype": "uint8"})
+    voxels, header = nrrd.read(file)
+    mask = expected("three_d", "oblique")
+    assert voxels.dtype == np.uint8
+    assert np.array_equal(voxels, mask.dataobj)
+    corner = np.array(voxels.shape) - 1
+    lps = header["space directions"].T @ corner + header["space origin"]
+    assert header["space"] == "left-posterior-superior"
+    assert np.allclose(lps * [-1, -1, 1], (mask.affine @ [*corner, 1])[:3])
+
+
+def test_segments_bear_names_and_colours(client):
+    file, result = client.infer("three_d", "plain", {"result_extension": ".seg.nrrd"})
+    header = nrrd.read_header(file)
+    named = {
+        header[f"Segment{i}_Name"]: int(header[f"Segment{i}_LabelValue"]) for i in range(len(result["label_names"]))
+    }
+    assert named == result["label_names"]
+    # 3D Slicer's GenericAnatomyColors.
+    colours = {"liver": (221, 130, 101), "spleen": (157, 108, 162), "pancreas": (249, 180, 111)}
+    for number, name in enumerate(named):
+        rgb = [float(part) * 255 for part in header[f"Segment{number}_Color"].split()]
+        assert np.allclose(rgb, colours.get(name, rgb), atol=0.5)
+    assert set(colours) & set(named)
+
+
+def test_a_scan_that_is_sent_along_and_one_of_a_session(client, root, expected):
+    file, _ = client.infer("two_d", "", {}, file=str(root / "studies" / "oblique.nii"))
+    assert_same(file, expected("two_d", "oblique"))
+    session = client.create_session(str(root / "studies" / "oblique.nii"))["session_id"]
+    file, _ = client.infer("two_d", "", {}, session_id=session)
+    assert_same(file, expected("two_d", "oblique"))
+    client.remove_session(session)
+
+
+def test_two_bundles_asked_by_eight_threads(server, expected):
+    """Every answer is that of the bundle and the scan that were asked for."""
+    asked = [(model, image) for model in ("two_d", "three_d") for image in FILES]
+    masks = {key: np.asanyarray(expected(*key).dataobj) for key in asked}
+    assert len({mask.tobytes() for mask in masks.values()}) == len(asked)
+
+    def ask(thread: int) -> list[bool]:
+        right = []
+        for number in range(25):
+            model, image = asked[(thread + number) % len(asked)]
+            answer = requests.post(f"{server.url}/infer/{model}?image={image}&output=image", timeout=120)
+            answer.raise_for_status()
+            suffix = "".join(answer.headers["content-disposition"].rstrip('"').partition(".")[1:])
+            assert suffix == ".nii.gz"
+            found = nib.Nifti1Image.from_bytes(gzip.decompress(answer.content))
+            right.append(np.array_equal(found.dataobj, masks[model, image]))
+        return right
+
+    with ThreadPoolExecutor(8) as threads:
+        right = [one for some in threads.map(ask, range(8)) for one in some]
+    assert len(right) == 200
+    assert all(right)
+
+
+def test_weights_that_appear_and_change_need_no_restart(client, server, root, expected):
+    answer = requests.post(f"{server.url}/infer/untrained?image=plain", timeout=60)
+    assert answer.status_code == 409
+    assert "models/model.pt" in answer.json()["detail"]
+    assert "train it" in answer.json()["detail"]
+    answer = requests.post(f"{server.url}/batch/infer/untrained", timeout=60)
+    assert answer.status_code == 409
+
+    write_weights(root / FOLDERS["untrained"], 3)
+    assert client.info()["models"]["untrained"]["state"] == "ready"
+    assert_same(client.infer("untrained", "plain", {})[0], expected("untrained", "plain"))
+
+    versions = root / FOLDERS["untrained"] / "models" / "versions"
+    (versions / "1").mkdir(parents=True)
+    shutil.copy(versions.parent / "model.pt", versions / "1")
+    write_weights(root / FOLDERS["untrained"], 4)
+    assert client.info()["models"]["untrained"]["config"]["version"] == ["in use", "1"]
+    assert_same(client.infer("untrained", "plain", {"version": "1"})[0], expected("untrained", "plain"))
+    found = nib.load(client.infer("untrained", "plain", {})[0])
+    assert not np.array_equal(found.dataobj, expected("untrained", "plain").dataobj)
+
+
+def test_many_scans_of_which_one_is_damaged(client, server):
+    url = f"{server.url}/batch/infer"
+    assert requests.post(f"{url}/two_d?images=unlabeled", timeout=60).status_code == 200
+    while requests.get(f"{url}?check_if_running=true", timeout=60).status_code == 200:
+        time.sleep(0.2)
+    task = requests.get(url, timeout=60).json()
+    assert task["status"] == "DONE", task
+    details = "\n".join(task["details"])
+    assert "3 / 3" in details
+    assert "not readable as a volume" in details
+    labelled = {name for name, item in client.datastore()["objects"].items() if "original" in item["labels"]}
+    assert labelled == {"plain", "oblique"}
+
+
+# --- behave
+
+
+def test_answers_while_an_inference_runs(server, client, root):
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(requests.post, f"{server.url}/infer/waits?image=plain", timeout=120)
+        while not (root / "begun").exists():
+            time.sleep(0.05)
+        assert client.info()["name"] == "liverseg"
+        assert requests.get(f"{server.url}/datastore/", timeout=60).json()["total"] == 3
+        # A second one is not held up either.
+        client.infer("two_d", "plain", {})
+        assert not running.done()
+        (root / "opened").touch()
+        assert running.result().status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("address", "params", "status", "words"),
+    [
+        ("infer/none?image=plain", {}, 404, ["'none'", "two_d", "three_d"]),
+        ("infer/two_d?image=nobody", {}, 404, ["'nobody'", "oblique", "plain"]),
+        ("infer/two_d", {}, 404, ["image"]),
+        ("infer/two_d?session_id=nothing", {}, 404, ["'nothing'"]),
+        ("infer/two_d?session_id=../../studies", {}, 400, ["slashes"]),
+        ("infer/two_d?image=plain", {"mask_cleaning": "polish"}, 400, ["two_d", "'polish'", "'dense_crf'"]),
+        ("infer/two_d?image=plain", {"flips": [[7]]}, 400, ["flips", "[[0]]"]),
+        ("infer/two_d?image=plain", {"version": "7"}, 400, ["version", "in use"]),
+        ("infer/two_d?image=plain", {"device": "abacus"}, 400, ["'abacus'", "cpu"]),
+        ("infer/two_d?image=plain", {"result_extension": ".jpg"}, 400, [".nii.gz"]),
+        ("infer/two_d?image=plain", [1], 400, ["params"]),
+        ("infer/two_d?image=damaged", {}, 400, ["damaged.nii.gz", "not readable"]),
+        ("infer/wsi/two_d?image=plain", {}, 404, ["whole slide"]),
+        ("batch/infer/none", {}, 404, ["'none'"]),
+        ("train/two_d", {}, 404, ["'two_d'"]),
+        ("activelearning/best", {}, 404, ["'best'", "random"]),
+        ("scoring/dice", {}, 404, ["'dice'"]),
+    ],
+)
+def test_a_wrong_request_gets_a_sentence(server, address, params, status, words):
+    sent = {"data": {"params": json.dumps(params)}} if address.startswith("infer/two_d") else {}
+    answer = requests.post(f"{server.url}/{address}", **sent, timeout=60)
+    assert answer.status_code == status, answer.text
+    detail = answer.json()["detail"]
+    assert all(word in detail for word in words), detail
+
+
+def test_no_file_of_the_server_is_read(server, root, tmp_path):
+    save(tmp_path / "secret.nii.gz", make_scan(5)[0])
+    secret = str(tmp_path / "secret.nii.gz")
+    for name in (secret, "../studies/plain.nii.gz", str(root / "studies" / "plain.nii.gz")):
+        answer = requests.post(f"{server.url}/infer/two_d", params={"image": name}, timeout=60)
+        assert answer.status_code == 404, answer.text
+        answer = requests.post(f"{server.url}/infer/wsi_v2/two_d", params={"image": name}, timeout=60)
+        assert answer.status_code == 404, answer.text
+    for key in ("image", "label", "model", "session"):
+        body = {"params": json.dumps({key: secret})}
+        answer = requests.post(f"{server.url}/infer/two_d?image=plain", data=body, timeout=60)
+        assert answer.status_code == 400, answer.text
+
+
+@pytest.mark.parametrize(
+    ("address", "name", "content", "status", "words"),
+    [
+        ("datastore/image?image=new", "a.nii.gz", "damaged", 400, ["no NIfTI header"]),
+        ("datastore/image?image=new", "a.nii", "4-D", 400, ["(4, 4, 4, 2)"]),
+        ("datastore/image?image=new", "a.txt", "volume", 400, [".nii.gz"]),
+        ("datastore/image?image=../new", "a.nii", "volume", 400, ["slashes"]),
+        ("datastore/label?image=nobody", "a.nii", "volume", 404, ["'nobody'"]),
+        ("datastore/label?image=plain&tag=../new", "a.nii", "volume", 400, ["tag"]),
+        ("datastore/label?image=plain", "a.nii.gz", "damaged", 400, ["no NIfTI header"]),
+        ("datastore/image?image=new", "a.nii", "large", 413, ["1 MB", "max_upload_mb"]),
+        ("session/", "..", "volume", 400, ["'..'"]),
+    ],
+)
+def test_uploads_are_bounded_and_checked(server, root, tmp_path, address, name, content, status, words):
+    before = sorted(path for path in root.rglob("*") if "logs" not in path.parts)
+    shape = {"4-D": (4, 4, 4, 2), "large": (128, 128, 128)}.get(content, (4, 4, 4))
+    save(tmp_path / "scan.nii", np.zeros(shape, np.uint8), AFFINE)
+    body = b"noise" * 100 if content == "damaged" else (tmp_path / "scan.nii").read_bytes()
+    key = {"datastore/label": "label", "session/": "files"}.get(address.partition("?")[0], "file")
+    answer = requests.put(f"{server.url}/{address}", files={key: (name, body)}, timeout=60)
+    assert answer.status_code == status, answer.text
+    assert all(word in answer.json()["detail"] for word in words), answer.text
+    assert sorted(path for path in root.rglob("*") if "logs" not in path.parts) == before
+
+
+def test_an_upload_is_taken_up(client, root, tmp_path):
+    save(tmp_path / "scan.nii.gz", make_scan(3)[0])
+    assert client.upload_image(str(tmp_path / "scan.nii.gz"), "new")["image"] == "new"
+    assert client.infer("two_d", "new", {})[0]
+    requests.delete(f"{client.get_server_url()}/datastore/image?id=new", timeout=60).raise_for_status()
