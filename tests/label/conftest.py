@@ -84,15 +84,15 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(root) -> Iterator[SimpleNamespace]:
-    """The server as `monailabel start_server` starts it, without any network but this machine."""
+    """The server as `liverseg serve` starts it, without any network but this machine."""
     guard = root / "guard"
     guard.mkdir()
     (guard / "sitecustomize.py").write_text(GUARD.format(log=str(root / "connections")))
     path = os.pathsep.join(filter(None, [str(guard), str(ROOT), os.environ.get("PYTHONPATH")]))
     own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MONAI_LABEL_SESSION_PATH": str(root / "sessions")}
     port = free_port()
-    start = "start_server --app monailabel_app --studies studies --host 127.0.0.1 --conf max_upload_mb 1 --port"
-    command = [sys.executable, "-m", "monailabel.main", *start.split(), str(port)]
+    command = [sys.executable, "-c", "from liverseg.workbench.cli import main; main()", "serve"]
+    command += ["--studies", "studies", "--port", str(port), "--conf", "max_upload_mb", "1"]
     log = root / "server.log"
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=root, env={**os.environ, **own}, stdout=output, stderr=output)
