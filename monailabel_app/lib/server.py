@@ -24,6 +24,7 @@ import nibabel as nib
 from fastapi import FastAPI, HTTPException, Request, UploadFile
 from fastapi.responses import JSONResponse
 from monailabel.endpoints import activelearning, batch_infer, datastore, infer, scoring, session, train, wsi_infer
+from monailabel.endpoints import model as model_files
 from monailabel.interfaces.exception import (
     ImageNotFoundException,
     LabelNotFoundException,
@@ -40,8 +41,10 @@ from liverseg.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# What a request says outside its `params`, which could name any file of the server there.
-RESERVED = ("image", "label", "model", "session")
+# What a request says outside its `params`: there, it could name any file of the server, and code to run.
+RESERVED = ("bundle_path", "image", "images", "label", "model", "session")
+# What `params` may hold beside the model's options, and all that begins with `result_`.
+GENERAL = ("client_id", "label_info", "label_tag", "logging", "save_label", "timeout")
 
 
 def mend(server: FastAPI, inferences: int, max_upload_mb: int) -> None:
@@ -143,10 +146,13 @@ def check_requests() -> None:
     """Check what requests ask for before MONAI Label acts on it, which it does for any name and any path."""
     _before(infer, "run_inference", _check_inference)
     _before(wsi_infer, "run_wsi_inference", _refuse_whole_slides)
-    _before(batch_infer, "run", lambda model, **_: _check_ready(model))
+    _before(batch_infer, "run", _check_batch)
     _before(train, "run_model", lambda model, **_: _check_known("model", model, app_instance()._trainers))
     _before(activelearning, "sample", lambda strategy, **_: _check_known("strategy", strategy, _strategies()))
     _before(scoring, "run_method", lambda method, **_: _check_known("method", method, app_instance()._scoring_methods))
+    for module, name in ((train, "run"), (train, "run_model"), (scoring, "run"), (scoring, "run_method")):
+        _before(module, name, lambda params, **_: _check_params(params))
+    _before(model_files, "update_model", lambda model, **_: _check_known("model", model, app_instance()._infers))
     _before(datastore, "add_image", _check_new_image)
     _before(datastore, "save_label", _check_new_label)
     _before(session, "create_session", _check_new_session)
@@ -179,7 +185,19 @@ def _check_known(what: str, name: str, known: Collection[str]) -> None:
         )
 
 
-def _check_ready(model: str) -> None:
+def _check_params(params: dict[str, Any] | None) -> None:
+    own = params or {}
+    # Those of all models, or of all methods, are given by name.
+    for keys in (own, *(value for value in own.values() if isinstance(value, dict))):
+        reserved = [key for key in RESERVED if key in keys]
+        if reserved:
+            raise InputError(f"params: found {', '.join(reserved)}, expected options: say these in the address.")
+    if "label_tag" in own:
+        _check_name("label_tag", str(own["label_tag"]))
+
+
+def _check_batch(model: str, params: dict[str, Any] | None, **_: Any) -> None:
+    _check_params(params)
     tasks = app_instance()._infers
     _check_known("model", model, tasks)
     state = tasks[model].info().get("state", "ready")
@@ -190,10 +208,14 @@ def _check_ready(model: str) -> None:
 def _check_inference(
     model: str, image: str, session_id: str, params: str, file: UploadFile | None, label: UploadFile | None, **_: Any
 ) -> None:
-    _check_known("model", model, app_instance()._infers)
-    reserved = [key for key in RESERVED if key in _json_object("params", params)]
-    if reserved:
-        raise InputError(f"params: found {', '.join(reserved)}, expected options only: name the image in the address.")
+    tasks = app_instance()._infers
+    _check_known("model", model, tasks)
+    asked = _json_object("params", params)
+    _check_params(asked)
+    known = [*tasks[model].config(), *GENERAL]
+    for key in asked:
+        if key not in known and not key.startswith("result_"):
+            raise InputError(f"model {model}: found option {key!r}, expected one of {', '.join(known)}: mend its name.")
     if file is not None:
         _check_volume("file", file)
     elif session_id:

@@ -249,6 +249,8 @@ def test_answers_while_an_inference_runs(server, client, root):
         ("infer/two_d?image=plain", {"version": "7"}, 400, ["version", "in use"]),
         ("infer/two_d?image=plain", {"device": "abacus"}, 400, ["'abacus'", "cpu"]),
         ("infer/two_d?image=plain", {"result_extension": ".jpg"}, 400, [".nii.gz"]),
+        ("infer/two_d?image=plain", {"mask_cleanin": "none"}, 400, ["'mask_cleanin'", "mask_cleaning"]),
+        ("infer/two_d?image=plain", {"save_label": True, "label_tag": "../../x"}, 400, ["label_tag", "slashes"]),
         ("infer/two_d?image=plain", [1], 400, ["params"]),
         ("infer/two_d?image=damaged", {}, 400, ["damaged.nii.gz", "not readable"]),
         ("infer/wsi/two_d?image=plain", {}, 404, ["whole slide"]),
@@ -277,6 +279,10 @@ def test_no_file_of_the_server_is_read(server, root, tmp_path):
     for key in ("image", "label", "model", "session"):
         body = {"params": json.dumps({key: secret})}
         answer = requests.post(f"{server.url}/infer/two_d?image=plain", data=body, timeout=60)
+        assert answer.status_code == 400, answer.text
+    # The first would be read, the second run.
+    for body in ({"images": [secret]}, {"bundle_path": str(tmp_path)}):
+        answer = requests.post(f"{server.url}/batch/infer/two_d", json=body, timeout=60)
         assert answer.status_code == 400, answer.text
 
 
