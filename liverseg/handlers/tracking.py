@@ -23,6 +23,8 @@ from liverseg.errors import InputError
 from liverseg.handlers.run_summary import package_versions
 
 SQLITE = "sqlite:///"
+# Settings of the tracking itself, which tell nothing of the training; an address may hold a password.
+TRACKING = {"tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0"}
 
 
 class Tracking:
@@ -91,9 +93,10 @@ class Tracking:
             self.client = mlflow.MlflowClient(tracking_uri=self.tracking_uri)
             self.run_id = self._open_run(resumed=engine.state.epoch > 0)
         except mlflow.MlflowException as error:
+            reason = str(error).strip().split(". ")[0]
             raise InputError(
-                f"tracking_uri: MLflow cannot use {self.tracking_uri} ({str(error).splitlines()[0]}), expected a "
-                f"SQLite file or a server: write {SQLITE}/folder/mlflow.db or https://host:5000."
+                f"tracking_uri: MLflow cannot use {self.tracking_uri} ({reason}), expected a SQLite file or a server: "
+                f"write {SQLITE}/folder/mlflow.db or https://host:5000."
             ) from error
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.failed)
 
@@ -179,10 +182,10 @@ class Tracking:
     def _params(self) -> dict[str, Any]:
         parser = ConfigParser(json.loads(self.config_path.read_text()))
         typed = [argument[2:].partition("=")[0] for argument in sys.argv[1:] if argument.startswith("--")]
-        names = [name for name, value in parser.get().items() if _is_plain(value)]
-        names += [name for name in typed if name in parser] if is_command_line() else []
+        names = {name for name, value in parser.get().items() if _is_plain(value)}
+        names |= {name for name in typed if name in parser} if is_command_line() else set()
         # MLflow takes no # in a name.
-        return {name.replace("#", "."): parser[name] for name in names}
+        return {name.replace("#", "."): parser[name] for name in sorted(names - TRACKING)}
 
     def _set_tags(self, tags: dict[str, str | None]) -> None:
         for name, value in tags.items():
