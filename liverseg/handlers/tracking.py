@@ -203,16 +203,14 @@ def git_commit(folder: str | os.PathLike[str]) -> str | None:
 
 
 def _import_mlflow() -> Any:
-    # MLflow sends usage data if it is not told otherwise, here and, once imported by MONAI, again.
+    # MLflow sends usage data if it is not told otherwise; it asks each time, so being imported by MONAI is no harm.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     try:
         import mlflow
-        from mlflow.telemetry import set_telemetry_client
     except ModuleNotFoundError as error:
         raise InputError(
             f'--tracking mlflow: found no package {error.name}, expected MLflow: pip install "liverseg[tracking]".'
         ) from error
-    set_telemetry_client()
     return mlflow
 
 

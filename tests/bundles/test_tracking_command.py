@@ -31,13 +31,13 @@ def watch(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(WATCH.format(folder=folder))
     monkeypatch.setenv("PYTHONPATH", str(folder))
-    # MLflow sends nothing under pytest and on servers for CI, whatever it is told.
-    for name in ("PYTEST_CURRENT_TEST", "CI", "GITHUB_ACTIONS", "MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
-        monkeypatch.delenv(name, raising=False)
     return folder
 
 
-def test_a_run_says_what_was_trained_and_how_without_a_network(dataset, tmp_path, watch):
+def test_a_run_says_what_was_trained_and_how_without_a_network(dataset, tmp_path, watch, monkeypatch):
+    # MLflow sends nothing under pytest and on servers for CI, whatever it is told.
+    for name in ("PYTEST_CURRENT_TEST", "CI", "GITHUB_ACTIONS", "MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+        monkeypatch.delenv(name, raising=False)
     git = ["git", "-C", str(tmp_path), "-c", "user.name=me", "-c", "user.email=me@here", "-c", "commit.gpgsign=false"]
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "my work"]):
         subprocess.check_call([*git, *command])
