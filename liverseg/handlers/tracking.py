@@ -77,6 +77,7 @@ class Tracking:
         self.ckpt_dir = Path(ckpt_dir)
         self.key_metric = key_metric
         self.run_id = ""
+        self.last_epoch = 0
         _import_mlflow()
 
     def attach(self, engine: Engine) -> None:
@@ -106,41 +107,48 @@ class Tracking:
 
         state: Any = engine.state
         with (self.output_dir / "history.csv").open(newline="") as file:
-            row = list(csv.DictReader(file))[-1]
+            # With what a training that was killed had no time to log.
+            rows = [row for row in csv.DictReader(file) if int(row["epoch"]) > self.last_epoch]
         now_ms = int(time.time() * 1000)
-        values = {name: float(value) for name, value in row.items() if value and name != "epoch"}
-        metrics = [Metric(name, value, now_ms, state.epoch) for name, value in values.items()]
-        self.client.log_batch(self.run_id, metrics=metrics)
-        if state.best_metric_epoch != state.epoch:
-            return
-        self.client.log_artifacts(self.run_id, str(self.output_dir / "overlays"), f"overlays/epoch_{state.epoch:04d}")
-        record = self.ckpt_dir / "model.json"
-        content = json.loads(record.read_text())
-        # The model of an earlier training may be better than this one's best.
-        if (content["epoch"], content[self.key_metric]) == (state.epoch, state.best_metric):
-            self.client.log_artifact(self.run_id, str(record))
-            model = record.with_suffix(".pt").resolve()
-            self._set_tags({"model.path": str(model), "model.sha256": _sha256(model)})
+        for row in rows:
+            values = {name: float(value) for name, value in row.items() if value and name != "epoch"}
+            metrics = [Metric(name, value, now_ms, int(row["epoch"])) for name, value in values.items()]
+            self.client.log_batch(self.run_id, metrics=metrics)
+        self.last_epoch = state.epoch
+        if state.best_metric_epoch == state.epoch:
+            folder = f"overlays/epoch_{state.epoch:04d}"
+            self.client.log_artifacts(self.run_id, str(self.output_dir / "overlays"), folder)
+            self._log_model(state)
 
-    def completed(self) -> None:
+    def completed(self, engine: Engine) -> None:
         """Log the result and end the run."""
         summary = json.loads((self.output_dir / "metrics.json").read_text())
         for name in (f"best_{self.key_metric}", "best_epoch"):
             if summary[name] is not None:
                 self.client.log_metric(self.run_id, name, summary[name])
-        files = [self.output_dir / "metrics.json", self.output_dir / "history.csv"]
-        model = self.ckpt_dir / "model.pt"
-        tags = self.client.get_run(self.run_id).data.tags
-        if "model.sha256" in tags and tags["model.sha256"] == _sha256(model):
-            files.append(model)
-        for path in files:
-            self.client.log_artifact(self.run_id, str(path))
+        for path in (self.output_dir / "metrics.json", self.output_dir / "history.csv", self._log_model(engine.state)):
+            if path:
+                self.client.log_artifact(self.run_id, str(path))
         self.client.set_terminated(self.run_id)
 
     def failed(self, error: Exception) -> None:
         """Mark the run as failed; Ignite leaves it to its handlers to raise the error."""
         self.client.set_terminated(self.run_id, "FAILED")
         raise error
+
+    def _log_model(self, state: Any) -> Path | None:
+        """Say which file the best model is, and return it; None where the model is that of another training."""
+        record = self.ckpt_dir / "model.json"
+        content = json.loads(record.read_text()) if record.is_file() else {}
+        # The model of an earlier training may be better than this one's best.
+        if (content.get("epoch"), content.get(self.key_metric)) != (state.best_metric_epoch, state.best_metric):
+            return None
+        model = record.with_suffix(".pt").resolve()
+        with model.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.client.log_artifact(self.run_id, str(record))
+        self._set_tags({"model.path": str(model), "model.sha256": sha256})
+        return model
 
     def _open_run(self, resumed: bool) -> str:
         from mlflow.entities import Param
@@ -152,6 +160,7 @@ class Tracking:
             # Parameters of a run never change; the config of each session is kept.
             params = {key: value for key, value in params.items() if key not in self.client.get_run(run_id).data.params}
             self.client.update_run(run_id, status="RUNNING")
+            self.last_epoch = max((loss.step for loss in self.client.get_metric_history(run_id, "loss")), default=0)
         else:
             run_id = self.client.create_run(self._experiment_id(), run_name=self.run_name).info.run_id
             id_file.write_text(f"{run_id}\n")
@@ -219,8 +228,3 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list):
         return all(_is_plain(item) and not isinstance(item, list) for item in value)
     return not isinstance(value, dict) and not str(value).startswith(("$", "%"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -129,6 +129,19 @@ def test_a_training_that_fails_is_a_failed_run_with_its_metrics(client, tmp_path
     assert run.data.tags["model.sha256"] == sha256(folder / "model.pt")
 
 
+def test_what_a_killed_training_had_no_time_to_log_is_logged_when_it_is_resumed(client, tmp_path):
+    folder = tmp_path / "my out"
+    with pytest.raises(OSError, match="the disk is gone"):
+        train(folder, [0.3, 0.2], CASES, Breaks(), tracking(folder))
+    (run,) = runs(client)
+    assert history(client, run, "loss") == []
+    train(folder, [0.3, 0.2], CASES, tracking(folder), resume=True)
+    (run,) = runs(client)
+    assert history(client, run, "val_mean_dice") == [(1, 0.3), (2, 0.2)]
+    assert "model.pt" in artifacts(client, run)
+    assert run.data.tags["model.sha256"] == sha256(folder / "model.pt")
+
+
 @pytest.mark.parametrize("uri", ["mlruns", "nothing://there"])
 def test_a_store_that_is_none_is_refused_before_the_first_epoch(tmp_path, uri):
     with pytest.raises(InputError, match=rf"^tracking_uri: MLflow cannot use {uri} \(.*\), expected a SQLite file or"):
