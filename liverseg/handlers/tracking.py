@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from monai.bundle import ConfigParser
 
 from liverseg.bundle import is_command_line
 from liverseg.errors import InputError
+from liverseg.files import check_writable
 from liverseg.handlers.run_summary import package_versions
 
 SQLITE = "sqlite:///"
@@ -91,7 +93,8 @@ class Tracking:
         """Begin a run, or take up the one that is resumed."""
         mlflow = _import_mlflow()
         try:
-            self.client = mlflow.MlflowClient(tracking_uri=self.tracking_uri)
+            with self._database_lock():
+                self.client = mlflow.MlflowClient(tracking_uri=self.tracking_uri)
             self.run_id = self._open_run(resumed=engine.state.epoch > 0)
         except mlflow.MlflowException as error:
             reason = str(error).strip().split(". ")[0]
@@ -178,15 +181,31 @@ class Tracking:
         self.client.log_text(run_id, "\n".join([*packages, ""]), "packages.txt")
         return run_id
 
+    def _database(self) -> Path | None:
+        """The SQLite file, or None for a server."""
+        if not self.tracking_uri.startswith(SQLITE):
+            return None
+        return Path(unquote(self.tracking_uri.removeprefix(SQLITE))).resolve()
+
+    def _database_lock(self) -> AbstractContextManager:
+        # MLflow fails where two processes make the tables of one file at once, as stages trained side by side do.
+        from filelock import FileLock
+
+        database = self._database()
+        return FileLock(check_writable(database.parent) / f"{database.name}.lock") if database else nullcontext()
+
     def _experiment_id(self) -> str:
-        experiment = self.client.get_experiment_by_name(self.experiment_name)
-        if experiment:
-            return experiment.experiment_id
-        location = None
-        if self.tracking_uri.startswith(SQLITE):
-            database = Path(unquote(self.tracking_uri.removeprefix(SQLITE))).resolve()
-            location = (database.parent / "mlartifacts").as_uri()
-        return self.client.create_experiment(self.experiment_name, artifact_location=location)
+        from mlflow.exceptions import MlflowException
+
+        database = self._database()
+        location = (database.parent / "mlartifacts").as_uri() if database else None
+        try:
+            return self.client.create_experiment(self.experiment_name, artifact_location=location)
+        except MlflowException as error:
+            # Looking first would not do: another training may make it in between.
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return self.client.get_experiment_by_name(self.experiment_name).experiment_id
 
     def _params(self) -> dict[str, Any]:
         parser = ConfigParser(json.loads(self.config_path.read_text()))
