@@ -17,6 +17,18 @@ from monai.bundle import ReferenceResolver
 import liverseg
 from liverseg.errors import InputError
 
+# Parts of other libraries' messages, and what is wrong in words that help.
+FOREIGN = {
+    "gloo/transport": (
+        "the connection to another process of this training is lost, expected all to run to the end: see the other "
+        "processes' output for the first error, and go on with --resume true."
+    ),
+    "the dataset length is less than the number of participating ranks": (
+        "validation: found fewer scans than processes, expected at least one for each: start fewer processes, or hold "
+        "out more scans."
+    ),
+}
+
 
 def require(version: str) -> ModuleType:
     """Return the package liverseg if it is of the version that a config was made for.
@@ -81,6 +93,34 @@ def select_device(name: str | torch.device | None = None) -> torch.device:
     return device
 
 
+def local_device() -> torch.device:
+    """The device of this one of the processes that torchrun started: its own GPU, or the CPU on a machine without one.
+
+    Raises:
+        InputError: outside torchrun, and for more processes than GPUs.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        raise InputError(
+            "multi_gpu_train.json: found no LOCAL_RANK in the environment, expected torchrun to set it: start with "
+            "`torchrun --nproc_per_node 2 -m monai.bundle run …`, or leave this file out for one process."
+        )
+    rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if 0 < gpus <= rank:
+        raise InputError(
+            f"nproc_per_node: found {gpus} GPUs for {os.environ['LOCAL_WORLD_SIZE']} processes, expected one each: "
+            f"start {gpus} processes on this machine."
+        )
+    return torch.device("cuda", rank) if gpus else torch.device("cpu")
+
+
+def sync_batch_norm(network: torch.nn.Module) -> torch.nn.Module:
+    """`network` with batch norm over the batches of all processes; on the CPU as it is, as torch has none there.
+
+    The names of its weights stay, so what is saved loads into a network without.
+    """
+    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(network) if torch.cuda.is_available() else network
+
+
 def is_command_line() -> bool:
     """Whether this process was started as `python -m monai.bundle`."""
     main = getattr(sys.modules.get("__main__"), "__spec__", None)
@@ -97,11 +137,11 @@ def _print_sentence(kind: type[BaseException], error: BaseException, trace: Trac
 
 
 def sentence(error: BaseException | None) -> str | None:
-    """The sentence about the user's input that `error` was raised from, or `None` where the fault is not theirs."""
+    """The sentence that says what is wrong outside the code behind `error`, or `None` where none is known."""
     while error is not None:
         if isinstance(error, InputError):
             return str(error)
-        unknown = _unknown_choice(error)
+        unknown = _unknown_choice(error) or next((said for part, said in FOREIGN.items() if part in str(error)), None)
         if unknown:
             return unknown
         error = error.__cause__ or error.__context__

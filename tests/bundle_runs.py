@@ -56,10 +56,23 @@ def monai_bundle(*arguments, cwd: Path, **values) -> subprocess.CompletedProcess
     return _run([*arguments, *options(**values)], cwd, {})
 
 
+# Without a GPU, on this machine alone, and with the cores left to each other.
+TORCHRUN = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+
+
 def torchrun(*arguments, cwd: Path, **values) -> subprocess.CompletedProcess[str]:
-    """The same in two processes that work together, without a GPU."""
+    """The same in two processes that work together."""
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    return _run([*arguments, *options(**values)], cwd, {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, launcher)
+    return _run([*arguments, *options(**values)], cwd, TORCHRUN, launcher)
+
+
+def start_node(address: str, endpoint: str, *arguments, cwd: Path, **values) -> subprocess.Popen[str]:
+    """The same on two machines with a process each: one of them, which has this address; they meet at `endpoint`."""
+    meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint, "--local_addr", address]
+    launcher = ["torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", *meeting, "-m"]
+    command, environment = _command([*arguments, *options(**values)], TORCHRUN, launcher)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=cwd, env=environment, **streams)
 
 
 def tracked_epochs(database: Path) -> list[tuple[str, list[int]]]:
@@ -76,7 +89,11 @@ def tracked_epochs(database: Path) -> list[tuple[str, list[int]]]:
 
 
 def _run(arguments, cwd, variables, launcher=()) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", *launcher, "monai.bundle", *map(str, arguments)]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, **variables}
+    command, environment = _command(arguments, variables, launcher)
     return subprocess.run(command, cwd=cwd, env=environment, timeout=300, check=False, capture_output=True, text=True)
+
+
+def _command(arguments, variables, launcher) -> tuple[list[str], dict[str, str]]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", *launcher, "monai.bundle", *map(str, arguments)]
+    return command, {**os.environ, "PYTHONPATH": path, **variables}

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from monai.data import MetaTensor, affine_to_spacing
 from tqdm import tqdm
@@ -57,7 +58,7 @@ def count_voxels(
             read = pool.map(_read_label, missing)
             bar = tqdm(read, total=len(missing), desc="Counting voxels per class", unit="scan", delay=2)
             known |= {names[label]: found for label, found in zip(missing, bar, strict=True)}
-        if memory:
+        if memory and idist.get_rank() == 0:
             _write(memory, known)
     convert = MapLabelsd(keys="label", classes=classes)
     total = torch.zeros(len(classes), dtype=torch.float64)

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
@@ -55,8 +56,8 @@ class Checkpoints:
             several times as many; 0 averages nothing.
 
     Raises:
-        InputError: for another `ema_momentum`, a folder that cannot be written, a checkpoint of another network or made
-            without the average, or a disk that is full.
+        InputError: for another `ema_momentum`, a folder that cannot be written, a checkpoint of another network, made
+            without the average or not found by every process, or a disk that is full.
     """
 
     def __init__(
@@ -117,6 +118,12 @@ class Checkpoints:
             self._load(state)
         elif self.resume:
             logger.warning("%s: nothing to resume from, so the training starts at epoch 1.", self.last_path)
+        first = int(idist.broadcast(state.epoch))  # type: ignore[arg-type]
+        if state.epoch != first:
+            raise InputError(
+                f"{self.last_path}: found the checkpoint of epoch {state.epoch} in process {state.rank} and of {first} "
+                "in the first one (0 is none), expected the same: put ckpt_dir on storage that all machines share."
+            )
         self.bar = max(state.best_metric, self._recorded_metric())
 
     def epoch_completed(self, engine: Engine) -> None:
@@ -186,4 +193,6 @@ class Checkpoints:
             ) from error
         for name in STATE:
             setattr(state, name, checkpoint[name])
+        # Ignite ends by iterations, and an epoch has others with another batch size or number of processes.
+        state.iteration = state.epoch * state.epoch_length
         logger.info("Resuming after epoch %d from %s.", state.epoch, self.last_path)

@@ -32,6 +32,7 @@ class Run:
         scale=1,
         parallel=False,
         val_interval=1,
+        batch_size=1,
         **options,
     ):
         scans = next(parent for parent in folder.parents if parent.is_dir())
@@ -53,7 +54,7 @@ class Run:
         self.trainer = SupervisedTrainer(
             device=torch.device("cpu"),
             max_epochs=len(metrics),
-            train_data_loader=DataLoader(Dataset(data)),
+            train_data_loader=DataLoader(Dataset(data), batch_size=batch_size),
             network=self.network,
             optimizer=self.optimizer,
             loss_function=torch.nn.MSELoss(),
@@ -112,6 +113,12 @@ def test_resuming_equals_never_having_stopped(tmp_path):
     assert resumed.trainer.state.iteration == whole.trainer.state.iteration == 8
     history = (tmp_path / "parts" / "out" / "history.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in history] == ["epoch", "1", "2", "3", "4"]
+
+
+def test_a_run_is_resumed_with_another_batch_size(tmp_path):
+    Run(tmp_path, [0.1, 0.2], batch_size=1).run()
+    resumed = Run(tmp_path, [0.1, 0.2, 0.3], batch_size=2, resume=True).run()
+    assert (len(resumed.states), resumed.trainer.state.epoch, resumed.trainer.state.iteration) == (1, 3, 3)
 
 
 def test_a_resumed_run_remembers_its_best(tmp_path):
@@ -230,6 +237,8 @@ def test_every_process_validates_the_average_that_is_saved(tmp_path):
     model, validated = load(tmp_path / "0" / "model.pt"), [load(tmp_path / f"validated_{rank}.pt") for rank in range(2)]
     assert same(model, validated[0])
     assert same(model, validated[1])
+    # Only the first process found a checkpoint in its folder.
+    assert "found the checkpoint of epoch 0 in process 1 and of 1 in the first one" in (tmp_path / "1.txt").read_text()
 
 
 @contextmanager
@@ -274,4 +283,8 @@ if __name__ == "__main__":  # one rank of test_every_process_validates_the_avera
     # Each rank with images of its own, so that the running means of the normalisation differ.
     run = Run(folder / str(rank), [0.5], scale=1 + rank, parallel=True, ema_momentum=0.3).run()
     torch.save(run.states[0], folder / f"validated_{rank}.pt")
+    try:
+        Run(folder / str(rank), [0.5], parallel=True, resume=True, ema_momentum=0.3).run()
+    except InputError as error:
+        (folder / f"{rank}.txt").write_text(str(error))
     torch.distributed.destroy_process_group()
