@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import nibabel as nib
@@ -71,6 +73,19 @@ def start_node(address: str, endpoint: str, *arguments, cwd: Path, **values) -> 
     command, environment = _command([*arguments, *options(**values)], TORCHRUN, launcher)
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=cwd, env=environment, **streams)
+
+
+def tracked_epochs(database: Path) -> list[tuple[str, list[int]]]:
+    """Of each finished run of MLflow its name and the epochs whose loss it has, in the order they began."""
+    query = """
+        SELECT name, run_uuid, step FROM runs JOIN metrics USING (run_uuid)
+        WHERE key = 'loss' AND runs.status = 'FINISHED' ORDER BY start_time, step
+    """
+    runs: dict[tuple[str, str], list[int]] = {}
+    with closing(sqlite3.connect(database)) as connection:
+        for name, run_id, epoch in connection.execute(query):
+            runs.setdefault((name, run_id), []).append(epoch)
+    return [(name, epochs) for (name, _), epochs in runs.items()]
 
 
 def _run(arguments, cwd, variables, launcher=()) -> subprocess.CompletedProcess[str]:

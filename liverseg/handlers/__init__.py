@@ -1,9 +1,11 @@
 """Handlers for MONAI's engines."""
 
 from liverseg.handlers.checkpoints import Checkpoints
+from liverseg.handlers.overlays import Overlays
 from liverseg.handlers.progress import Progress
 from liverseg.handlers.report import SegmentationReport
 from liverseg.handlers.run_summary import RunSummary
+from liverseg.handlers.tracking import Tracking
 from liverseg.handlers.weights import WeightsLoader
 
-__all__ = ["Checkpoints", "Progress", "RunSummary", "SegmentationReport", "WeightsLoader"]
+__all__ = ["Checkpoints", "Overlays", "Progress", "RunSummary", "SegmentationReport", "Tracking", "WeightsLoader"]

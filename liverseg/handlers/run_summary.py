@@ -98,14 +98,19 @@ class RunSummary:
             "peak_gpu_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2)
             if torch.cuda.is_available()
             else None,
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "monai": monai.__version__,
-                "ignite": ignite.__version__,
-                "liverseg": liverseg.__version__,
-            },
+            "versions": package_versions(),
         }
         line = json.dumps(summary)
         write_atomically(self.output_dir / "metrics.json", lambda file: file.write(f"{line}\n".encode()))
         print(line, flush=True)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what decides the result of a training."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "monai": monai.__version__,
+        "ignite": ignite.__version__,
+        "liverseg": liverseg.__version__,
+    }

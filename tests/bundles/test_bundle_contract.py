@@ -130,3 +130,15 @@ def test_has_the_properties_that_monai_asks_for(bundle, name, dataset, tmp_path,
     with caplog.at_level(logging.WARNING):
         assert workflow.check_properties() == [], caplog.text
     workflow.finalize()
+
+
+def test_tracking_looks_where_the_training_writes(bundle):
+    content = config(bundle, "train.json").get()
+    handlers = {handler["_target_"].rpartition(".")[2]: handler for handler in content["train"]["handlers"]}
+    # Each reads what those before it have written.
+    assert list(handlers)[-5:] == ["Checkpoints", "TensorBoardStatsHandler", "RunSummary", "Overlays", "Tracking"]
+    folders = {handlers[name]["output_dir"] for name in ("RunSummary", "Overlays", "Tracking")}
+    validation = content["validate"]["handlers"][0]
+    assert folders == {handlers["TensorBoardStatsHandler"]["log_dir"]} == {validation["log_dir"]}
+    assert handlers["Tracking"]["ckpt_dir"] == handlers["Checkpoints"]["ckpt_dir"]
+    assert content["experiment_name"] == bundle.name

@@ -55,6 +55,9 @@ def test_training_localises_as_inference_does():
         assert trained.pop("keys") == [used.pop("keys"), "@label_key"]
         assert used.pop("_mode_") == "callable"
         assert {trained.pop(key) is None for key in ("network", "weights")} == {False}
+        if target == "lesion":
+            # Training reads of the lesions' mask only its box: it crops to the liver, and learns without a finding too.
+            assert trained.pop("postprocessing") == f"${used.pop('postprocessing')} if @prior == 'box' else None"
         assert used == trained
 
 

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import BUNDLE, SHORT, monai_bundle, torchrun
+from bundle_runs import BUNDLE, SHORT, monai_bundle, torchrun, tracked_epochs
 from monai.bundle import create_workflow
 
 from liverseg.networks import LiverLesionNetworks, UNet, load_weights
@@ -78,7 +78,8 @@ def test_liver_and_lesion_networks_are_trained_one_after_the_other(dataset, tmp_
         return found.stdout
 
     def train(run_id, **more):
-        return run("run", run_id, files=["train.json"], batch_size=2, slices_per_volume=1, resume=True, **more)
+        more |= {"batch_size": 2, "slices_per_volume": 1, "resume": True, "tracking": "mlflow"}
+        return run("run", run_id, files=["train.json"], **more)
 
     # The liver is done, the lesions come to the first of two epochs; `--resume true` begins what is not begun.
     train("training", stage="liver", max_epochs=2)
@@ -93,6 +94,7 @@ def test_liver_and_lesion_networks_are_trained_one_after_the_other(dataset, tmp_
         lines = (tmp_path / "eval" / stage / "history.csv").read_text().splitlines()
         assert [line.partition(",")[0] for line in lines] == ["epoch", "1", "2"]
         assert json.loads((tmp_path / "eval" / stage / "metrics.json").read_text())["epochs"] == 2
+    assert tracked_epochs(tmp_path / "eval" / "mlflow.db") == [("liver", [1, 2]), ("lesion", [1, 2])]
 
     run("run", "evaluating", files=["train.json", "evaluate.json"])
     assert json.loads((tmp_path / "eval" / "summary.json").read_text())["lesions"]["reference_lesions"] == 1
@@ -119,11 +121,12 @@ def test_two_processes_train_one_of_the_stages(dataset, tmp_path):
         str(BUNDLE.parent / "mixed_unet_lits" / "configs" / name) for name in ("train.json", "multi_gpu_train.json")
     ]
     settings = {"bundle_root": tmp_path, "dataset_dir": dataset, "spatial_size": [32, 32], **NARROW}
-    settings |= {"max_epochs": 1, "batch_size": 1, "slices_per_volume": 1}
+    settings |= {"max_epochs": 1, "batch_size": 1, "slices_per_volume": 1, "tracking": "mlflow"}
     found = torchrun("run", "run", "--config_file", str(files), "--stage", "lesion", cwd=tmp_path, **settings)
     assert found.returncode == 0, found.stderr[-3000:]
     # Two cases train: one each, so an epoch is one step.
     assert (tmp_path / "eval" / "lesion" / "history.csv").read_text().splitlines()[-1].startswith("1,1,")
+    assert tracked_epochs(tmp_path / "eval" / "mlflow.db") == [("lesion", [1])]
     load_weights(UNet(pooling="mixed", first_filters=8), tmp_path / "models" / "lesion" / "model.pt")
 
 
@@ -144,7 +147,7 @@ def test_cascade_is_trained_by_stages_and_rounds_and_gives_one_mask(dataset, tmp
 
     def chain(run_id, *typed, **more):
         typed = ("run", run_id, "--config_file", folder / "train.json", *typed)
-        found = monai_bundle(*typed, cwd=tmp_path, **settings, **short, **more)
+        found = monai_bundle(*typed, cwd=tmp_path, **settings, **short, **more, tracking="mlflow")
         assert found.returncode == 0, found.stderr[-3000:]
 
     for stage in ("localise", "tune"):
@@ -169,6 +172,8 @@ def test_cascade_is_trained_by_stages_and_rounds_and_gives_one_mask(dataset, tmp
         "patches.json",
     }
     assert json.loads((tmp_path / "eval" / "liver" / "coronal" / "rounds" / "1" / "metrics.json").read_text())
+    tracked = tracked_epochs(tmp_path / "eval" / "mlflow.db")
+    assert tracked == [(name, [1]) for name in ("lesion/localise", "lesion/coronal", "liver/coronal/rounds/1")]
 
     run(["train.json", "evaluate.json"], "train", planes=["coronal"])
     assert json.loads((tmp_path / "eval" / "summary.json").read_text())["lesions"]["reference_lesions"] == 1

@@ -58,8 +58,12 @@ def history(folder: Path) -> list[dict[str, str]]:
 
 
 def files(folder: Path) -> collections.Counter[str]:
-    """What was written, by name; TensorBoard's without host and process."""
+    """What was written, by name; TensorBoard's without host and process, and pictures by their folder.
+
+    The first process draws the scans that it validates itself, which are fewer.
+    """
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    paths = {path.parent if path.parent.name == "overlays" else path for path in paths}
     return collections.Counter(str(path).split(".tfevents")[0] for path in paths)
 
 

@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import BUNDLE, ROOT, SHORT, monai_bundle, options, torchrun
+from bundle_runs import BUNDLE, ROOT, SHORT, monai_bundle, options, torchrun, tracked_epochs
 
 from liverseg.networks import DeepLabV3Plus, load_weights
 
@@ -95,29 +95,34 @@ def test_other_loss_optimiser_and_schedule_by_name(dataset, tmp_path):
 def test_a_killed_training_resumes_where_it_stopped(dataset, tmp_path):
     settings = {**SHORT, "max_epochs": 40, "dataset_dir": dataset}
     folders = {"ckpt_dir": tmp_path / "models", "output_dir": tmp_path / "eval"}
-    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", TRAIN]
+    typed = ["run", "training", "--config_file", TRAIN, "--tracking", "mlflow"]
     process = subprocess.Popen(
-        [*command, *options(**settings, **folders)],
+        [sys.executable, "-m", "monai.bundle", *typed, *options(**settings, **folders)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    checkpoint, give_up = tmp_path / "models" / "checkpoint.pt", time.monotonic() + 120
-    while not checkpoint.is_file():
+    # Written after the checkpoint.
+    written, give_up = tmp_path / "eval" / "history.csv", time.monotonic() + 120
+    while not written.is_file():
         assert process.poll() is None
         assert time.monotonic() < give_up
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = torch.load(checkpoint, weights_only=True)["epoch"]
+    done = torch.load(tmp_path / "models" / "checkpoint.pt", weights_only=True)["epoch"]
     assert done < 40
     settings["max_epochs"] = done + 2
-    run = monai_bundle("run", "training", "--config_file", TRAIN, cwd=tmp_path, **settings, **folders, resume=True)
+    run = monai_bundle(*typed, cwd=tmp_path, **settings, **folders, resume=True)
     assert run.returncode == 0, run.stderr[-3000:]
     assert f"Resuming after epoch {done}" in run.stdout
     assert json.loads(run.stdout.splitlines()[-1])["epochs"] == done + 2
-    assert [int(row["epoch"]) for row in history(tmp_path / "eval")] == list(range(1, done + 3))
+    epochs = [int(row["epoch"]) for row in history(tmp_path / "eval")]
+    assert epochs == list(range(1, done + 3))
+    # It goes on in the run of the training that was killed, which may not have logged its last epoch.
+    ((_, tracked),) = tracked_epochs(tmp_path / "eval" / "mlflow.db")
+    assert tracked == epochs
 
 
 def test_torchscript_export_computes_the_same(trained, tmp_path):

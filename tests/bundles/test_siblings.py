@@ -10,15 +10,15 @@ from bundle_runs import BUNDLE
 # The first-level keys that may differ from those of deeplabv3_liver.
 DIFFERENT = {
     "unet_liver": {
-        "train.json": {"network_def", "learning_rate"},
+        "train.json": {"network_def", "learning_rate", "experiment_name"},
         "inference.json": {"network_def"},
     },
     "fcn_liver": {
-        "train.json": {"network_def", "networks", "learning_rate"},
+        "train.json": {"network_def", "networks", "learning_rate", "experiment_name"},
         "inference.json": {"network_def", "networks"},
     },
     "deeplabv3_abdomen_mr": {
-        "train.json": {"classes", "modality", "loss", "losses#per_organ#losses"},
+        "train.json": {"classes", "modality", "loss", "losses#per_organ#losses", "experiment_name"},
         "evaluate.json": {"mask_cleaning"},
         "inference.json": {"num_classes", "modality", "mask_cleaning", "output_postfix"},
     },

@@ -1,0 +1,125 @@
+"""Pictures of validation scans, to see what a training has learned."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+
+from liverseg.files import check_writable, write_atomically
+
+LABEL_RGB, PREDICTION_RGB = (34, 199, 255), (255, 140, 26)
+PIXELS, CAPTION_PIXELS = 512, 28
+
+
+class Overlays:
+    """Draw label and prediction of the first validation scans at each new best validation metric.
+
+    `overlays/case_1.png`, … in `output_dir` show the best so far; TensorBoard's files in `output_dir` keep each one. A
+    picture shows the slice along the last axis in which the label is largest. It bears no name, which may tell of a
+    patient.
+
+    Put it after `Checkpoints`, which keeps the best metric in the engine's state.
+
+    Args:
+        output_dir: the folder for the pictures.
+        evaluator: the validation engine, with `{"image", "label", "pred"}` of shape (C, X, Y, Z) as its output.
+        count: at most this many scans.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike[str], evaluator: Engine, count: int = 3) -> None:
+        self.output_dir = Path(output_dir)
+        self.evaluator = evaluator
+        self.count = count
+        self.slices: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Act on the events of `engine`, the trainer, on rank 0 only."""
+        if engine.state.rank == 0:  # type: ignore[attr-defined]
+            self.evaluator.add_event_handler(Events.STARTED, self.slices.clear)
+            self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+
+    def iteration_completed(self, evaluator: Engine) -> None:
+        """Keep a slice of each of the first scans, so that only a new best is drawn."""
+        cases: Any = evaluator.state.output
+        for case in cases[: self.count - len(self.slices)]:
+            self.slices.append(_largest_slice(case["image"], case["label"], case["pred"]))
+
+    def epoch_completed(self, engine: Engine) -> None:
+        """Draw the slices if this epoch is the best so far."""
+        state: Any = engine.state
+        if state.best_metric_epoch != state.epoch:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = check_writable(self.output_dir / "overlays")
+        with SummaryWriter(self.output_dir) as writer:
+            for number, shown in enumerate(self.slices, 1):
+                picture = draw_overlay(**shown, caption=f"epoch {state.epoch}")
+                write_atomically(folder / f"case_{number}.png", partial(_write_png, picture))
+                writer.add_image(f"overlays/case_{number}", picture, state.epoch, dataformats="HWC")
+
+
+def draw_overlay(
+    image: np.ndarray, label: np.ndarray, prediction: np.ndarray, spacing_mm: tuple[float, float], caption: str = ""
+) -> np.ndarray:
+    """A slice with the outlines of each class of its label, in blue, and of its prediction, in orange.
+
+    Args:
+        image: (X, Y), shown from its 1st to its 99.5th percentile.
+        label: (X, Y), a class per pixel; 0 is the background.
+        prediction: the same.
+        spacing_mm: size of a pixel along X and Y. Where these lead to the patient's right and front, the picture is as
+            a radiologist holds it: patient's right on the left, front up.
+        caption: a few words for the lower edge.
+
+    Returns:
+        RGB (rows, columns, 3), uint8, 512 pixels along the longer side and 28 more rows for the caption.
+    """
+    size_mm = np.multiply(image.shape, spacing_mm)
+    columns, rows = (max(1, round(PIXELS * mm / size_mm.max())) for mm in size_mm)
+
+    def upright(values: np.ndarray) -> np.ndarray:
+        turned = np.ascontiguousarray(np.flip(values).T, np.float32)
+        return cv2.resize(turned, (columns, rows), interpolation=cv2.INTER_LINEAR)
+
+    low, high = np.percentile(image, (1, 99.5))
+    grey = (255 * np.clip((upright(image) - low) / max(high - low, 1e-6), 0, 1)).astype(np.uint8)
+    # The space below for the caption; at least as wide as it needs.
+    width = max(columns, 320)
+    picture = np.zeros((rows + CAPTION_PIXELS, width, 3), np.uint8)
+    picture[:rows, :columns] = grey[..., None]
+    for classes, colour in ((label, LABEL_RGB), (prediction, PREDICTION_RGB)):
+        for value in np.unique(classes[classes > 0]):
+            # Interpolated, a mask of few pixels gets a smooth outline.
+            inside = (upright(classes == value) >= 0.5).astype(np.uint8)
+            outlines, _ = cv2.findContours(inside, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(picture, outlines, -1, colour, 2 if colour is LABEL_RGB else 1, cv2.LINE_AA)
+    words = ((6, "label", LABEL_RGB), (70, "prediction", PREDICTION_RGB), (180, caption, (255, 255, 255)))
+    for left, text, colour in words:
+        baseline = (left, rows + CAPTION_PIXELS - 9)
+        cv2.putText(picture, text, baseline, cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)
+    return picture
+
+
+def _largest_slice(image: MetaTensor, label: torch.Tensor, prediction: torch.Tensor) -> dict[str, Any]:
+    """The slice along Z where the label is largest, or the prediction where there is no label, or else the middle."""
+    areas = [(classes[0] > 0).sum((0, 1)) for classes in (label, prediction)]
+    index = next((int(area.argmax()) for area in areas if area.any()), image.shape[-1] // 2)
+    image_xy, label_xy, prediction_xy = (
+        torch.as_tensor(volume)[0, ..., index].float().cpu().numpy() for volume in (image, label, prediction)
+    )
+    spacing_mm = tuple(float(mm) for mm in image.pixdim[:2])
+    return {"image": image_xy, "label": label_xy, "prediction": prediction_xy, "spacing_mm": spacing_mm}
+
+
+def _write_png(picture: np.ndarray, file: BinaryIO) -> None:
+    file.write(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
