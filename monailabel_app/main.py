@@ -6,16 +6,19 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.train import TrainTask
 
 from lib.bundles import find_bundles
 from lib.datastore import LockedDatastore
 from lib.infers.batch import BatchSegmentation
 from lib.infers.segment import Segmentation
+from lib.trainers.retrain import Retraining
 from liverseg.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -67,6 +70,23 @@ class LiverSegApp(MONAILabelApp):
     def init_infers(self) -> dict[str, InferTask]:
         """One for each bundle."""
         return {name: Segmentation(bundle) for name, bundle in self.bundles.items()}
+
+    def init_trainers(self) -> dict[str, TrainTask]:
+        """One for each bundle that can be trained and evaluated."""
+        # Beside the list of the studies; of a DICOMweb server that is in the cache.
+        validation_file = Path(self._datastore._datastore_path) / "validation.json"
+        needed = ("train.json", "evaluate.json")
+        return {
+            name: Retraining(bundle, validation_file)
+            for name, bundle in self.bundles.items()
+            if all((bundle.folder / "configs" / config).is_file() for config in needed)
+        }
+
+    def info(self) -> dict[str, Any]:
+        """MONAI Label's, with the newest training first: 3D Slicer's bar shows the first one."""
+        info = super().info()
+        stats = sorted(info["train_stats"].items(), key=lambda item: item[1].get("start_ts", 0), reverse=True)
+        return {**info, "train_stats": dict(stats)}
 
     def init_batch_infer(self) -> Callable:
         """Many scans in turn."""

@@ -6,11 +6,35 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+import requests
 import torch
 from bundle_runs import ROOT
 from monai.bundle import ConfigParser, create_workflow
+
+# Whoever connects to anything but this machine is written down, and fails.
+GUARD = """
+import os, socket
+def guard(connect):
+    def checked(self, address):
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            with open({log!r}, "a") as file:
+                print(address, file=file)
+            raise OSError("no network in this test")
+        return connect(self, address)
+    return checked
+class Socket(socket.socket):
+    connect = guard(socket.socket.connect)
+    connect_ex = guard(socket.socket.connect_ex)
+socket.socket = Socket
+"""
 
 
 def tiny_bundle(folder: Path, source: str, **settings) -> Path:
@@ -47,6 +71,35 @@ def run_bundle(bundle: Path, image: Path, folder: Path, **settings) -> Path:
     create_workflow(config_file=config, workflow_type="infer", logging_file=False, **paths, **settings).run()
     (mask,) = folder.glob("*.nii.gz")
     return mask
+
+
+@contextmanager
+def running_server(root: Path, *arguments: str) -> Iterator[SimpleNamespace]:
+    """The server of the project `root` as `liverseg serve` starts it, without any network but this machine."""
+    guard = root / "guard"
+    guard.mkdir(exist_ok=True)
+    (guard / "sitecustomize.py").write_text(GUARD.format(log=str(root / "connections")))
+    path = os.pathsep.join(filter(None, [str(guard), str(ROOT), os.environ.get("PYTHONPATH")]))
+    own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MONAI_LABEL_SESSION_PATH": str(root / "sessions")}
+    port = free_port()
+    command = [sys.executable, "-c", "from liverseg.workbench.cli import main; main()", "serve"]
+    command += ["--studies", "studies", "--port", str(port), *arguments]
+    log = root / "server.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=root, env={**os.environ, **own}, stdout=output, stderr=output)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            assert process.poll() is None, log.read_text()[-3000:]
+            try:
+                requests.get(f"{url}/info/", timeout=60)
+                break
+            except requests.ConnectionError:
+                time.sleep(0.2)
+        yield SimpleNamespace(url=url, log=log)
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 def free_port() -> int:
