@@ -18,9 +18,11 @@ import torch
 from bundle_runs import ROOT, make_scan, save
 from label_bundles import run_bundle, running_server, tiny_bundle, write_weights
 from monai.bundle import ConfigParser
+from typer.testing import CliRunner
 
 from liverseg import versions
 from liverseg.errors import InputError
+from liverseg.workbench.cli import app
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from monailabel.client import MONAILabelClient
@@ -163,6 +165,9 @@ def test_only_what_is_better_is_published(bundle, task, store):
     assert all(torch.equal(value, weights[key]) for key, value in used.items())
     assert (bundle / "models" / "model.pt").read_bytes() == trained
     assert versions.version_in_use(bundle) == first["model_version"]
+
+    shown = CliRunner().invoke(app, ["models", "compare", str(bundle), same["model_version"]], env={"COLUMNS": "160"})
+    assert any(line.count(f"{first['mean_dice']:.4f}") == 2 for line in shown.output.splitlines()), shown.output
 
 
 def test_a_failed_training_leaves_the_model_in_use(bundle, task, store, tmp_path):
