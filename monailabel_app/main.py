@@ -15,6 +15,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from lib.bundles import find_bundles
 from lib.datastore import LockedDatastore
 from lib.infers.batch import BatchSegmentation
+from lib.infers.correct import CleanUp, Scribbles
 from lib.infers.segment import Segmentation
 from liverseg.errors import InputError
 
@@ -65,8 +66,9 @@ class LiverSegApp(MONAILabelApp):
         )
 
     def init_infers(self) -> dict[str, InferTask]:
-        """One for each bundle."""
-        return {name: Segmentation(bundle) for name, bundle in self.bundles.items()}
+        """One for each bundle, and what corrects their masks."""
+        segmentations = {name: Segmentation(bundle) for name, bundle in self.bundles.items()}
+        return {**segmentations, "scribbles": Scribbles(), "clean_up": CleanUp()}
 
     def init_batch_infer(self) -> Callable:
         """Many scans in turn."""

@@ -71,19 +71,11 @@ class Bundle:
         chosen = {}
         for key, choices in self.choices.items():
             if key in params:
-                chosen[key] = choices[self._choose(key, params[key], choices)]
-        version = self._choose("version", params.get("version", IN_USE), self.versions())
+                chosen[key] = choices[choose(self.name, key, params[key], choices)]
+        version = choose(self.name, "version", params.get("version", IN_USE), self.versions())
         if version != IN_USE:
             chosen["ckpt_dir"] = str(self.folder / "models" / "versions" / version)
         return chosen
-
-    def _choose(self, key: str, value: Any, choices: Collection[str]) -> str:
-        # A client that shows no options sends the whole list back, whose first is the default.
-        text = next(iter(choices)) if value == list(choices) else as_text(value)
-        if text not in choices:
-            known = ", ".join(map(repr, choices))
-            raise InputError(f"model {self.name}, option {key}: found {text!r}, expected one of {known}: choose one.")
-        return text
 
     @contextmanager
     def workflow(self, settings: Mapping[str, Any]) -> Iterator[ConfigParser]:
@@ -198,6 +190,20 @@ def _choices(file: Path, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]
             raise InputError(f"{file}: displayable_configs#{key} lacks the default {default!r}: add it.")
         choices[key] = {first: known.pop(first), **known}
     return choices
+
+
+def choose(model: str, key: str, value: Any, choices: Collection[str]) -> str:
+    """The one of `choices` that a client asks for.
+
+    Raises:
+        InputError: for a value that is no choice.
+    """
+    # A client that shows no options sends the whole list back, whose first is the default.
+    text = next(iter(choices)) if value == list(choices) else as_text(value)
+    if text not in choices:
+        known = ", ".join(map(repr, choices))
+        raise InputError(f"model {model}, option {key}: found {text!r}, expected one of {known}: choose one.")
+    return text
 
 
 def as_text(value: Any) -> str:
