@@ -24,13 +24,16 @@ COLORS = {
 }
 
 
-def convert_mask(source: Path, suffix: str, labels: Mapping[str, int]) -> tuple[str, dict[str, int]]:
+def convert_mask(
+    source: Path, suffix: str, labels: Mapping[str, int], compress: bool = True
+) -> tuple[str, dict[str, int]]:
     """Write a mask as uint8 on the same grid into a temporary file.
 
     Args:
         source: NIfTI file of shape (H, W, D), which may be moved.
         suffix: of the file to write, one of `NIFTI_SUFFIXES` and `NRRD_SUFFIXES`.
         labels: value by segment name.
+        compress: of an NRRD file.
 
     Returns:
         The file, and those of `labels` that occur in it: 3D Slicer names the values that it finds by their order.
@@ -42,7 +45,8 @@ def convert_mask(source: Path, suffix: str, labels: Mapping[str, int]) -> tuple[
     descriptor, path = tempfile.mkstemp(suffix=suffix)
     os.close(descriptor)
     if suffix in NRRD_SUFFIXES:
-        nrrd.write(path, mask, nrrd_header(image.affine, present if suffix == ".seg.nrrd" else {}), compression_level=1)
+        header = nrrd_header(image.affine, present if suffix == ".seg.nrrd" else {})
+        nrrd.write(path, mask, {**header, "encoding": "gzip" if compress else "raw"}, compression_level=1)
     elif source.name.endswith(suffix) and image.get_data_dtype() == np.uint8:
         shutil.move(source, path)
     else:

@@ -63,7 +63,7 @@ class Segmentation(InferTask):
         """Segment `request["image"]`, the path of a NIfTI file or of a folder with a DICOM series.
 
         Args:
-            request: also options by their names in `config`, and `result_extension`.
+            request: also options by their names in `config`, `result_extension` and `result_compress`.
 
         Returns:
             The path of the mask, uint8 on the scan's own grid, which is the caller's to remove; and as `label_names`
@@ -92,7 +92,8 @@ class Segmentation(InferTask):
                     raise
                 raise InputError(said) from error
             (mask,) = (path for path in Path(folder).rglob("*") if path.name.endswith(NIFTI_SUFFIXES))
-            result, present = convert_mask(mask, suffix, self.bundle.labels)
+            compress = request.get("result_compress", True)
+            result, present = convert_mask(mask, suffix, self.bundle.labels, compress)
         seconds = round(time.monotonic() - start, 2)
         logger.info("%s segmented %s in %.2f s.", self.bundle.name, request["image"], seconds)
         return result, {"label_names": present, "latencies": {"total": seconds}, "centroids": {}}
