@@ -88,8 +88,8 @@ def cut(
     scaled = np.clip((image - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
     distance = distance_transform_edt(~(foreground | background), sampling=spacing_mm)
     far = distance > reach_mm
-    known = [stroke if stroke.any() else other & far for stroke, other in ((background, ~label), (foreground, label))]
-    from_strokes = _likelihood(scaled, *known, likelihood)
+    strokes = background if background.any() else ~label & far, foreground if foreground.any() else label & far
+    from_strokes = _likelihood(scaled, *strokes, likelihood)
     if prior == "label":
         weight = np.exp(-distance / reach_mm)
         log_odds = weight * from_strokes + (1 - weight) * _from_label(label, spacing_mm)
