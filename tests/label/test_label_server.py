@@ -212,9 +212,9 @@ def test_weights_that_appear_and_change_need_no_restart(client, server, root, ex
 def test_many_scans_of_which_one_is_damaged(client, server):
     url = f"{server.url}/batch/infer"
     assert requests.post(f"{url}/two_d?images=unlabeled", timeout=60).status_code == 200
-    while requests.get(f"{url}?check_if_running=true", timeout=60).status_code == 200:
+    # Submitted, it is not running yet.
+    while (task := requests.get(url, timeout=60).json())["status"] in ("SUBMITTED", "RUNNING"):
         time.sleep(0.2)
-    task = requests.get(url, timeout=60).json()
     assert task["status"] == "DONE", task
     details = "\n".join(task["details"])
     assert "3 / 3" in details
