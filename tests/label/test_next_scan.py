@@ -17,6 +17,8 @@ from monai.bundle import ConfigParser
 from liverseg.errors import InputError
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
+from fastapi import HTTPException
+
 from lib.activelearning.next_scan import First, HighestScore, Random
 from lib.bundles import read_bundle
 from lib.datastore import LockedDatastore
@@ -231,7 +233,7 @@ def test_scores_are_kept_until_the_weights_change_and_choose_the_next_scan(store
     bundle = read_bundle(folder)
     scores = Uncertainty("uncertainty", "", {"simple": bundle})
     uncertain = HighestScore("", 0, scores)
-    with pytest.raises(InputError, match="a bundle with weights"):
+    with pytest.raises(HTTPException, match="a bundle with weights"):
         ask(uncertain, store)
     assert scores.pending(store) == []
     write_weights(folder, 0)
@@ -261,7 +263,7 @@ def test_models_that_disagree_are_all_asked(store, tmp_path):
         bundles[name] = read_bundle(folder)
     scores = Disagreement("disagreement", "", bundles)
     write_weights(tmp_path / "one", 0)
-    with pytest.raises(InputError, match="several bundles"):
+    with pytest.raises(HTTPException, match="several bundles"):
         ask(HighestScore("", 0, scores), store)
     write_weights(tmp_path / "other", 0)
     scores({}, store)

@@ -9,11 +9,11 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastapi import HTTPException
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from lib.scoring.scores import Scores
-from liverseg.errors import InputError
 
 _choosing = threading.Lock()
 
@@ -47,7 +47,7 @@ class NextScan(Strategy):
             datastore: the scans.
 
         Raises:
-            InputError: as `order`.
+            HTTPException: as `order`.
         """
         annotator = str(request.get("client_id"))
         # Two who ask at once must not get the same.
@@ -102,12 +102,13 @@ class HighestScore(NextScan):
         """By score, said as `score`, None for a scan without one.
 
         Raises:
-            InputError: if there are no models to score with.
+            HTTPException: 409 if there are no models to score with.
         """
         if not self.scores.models():
-            raise InputError(
-                f"strategy {request.get('strategy')}: found no models with weights for the score "
-                f"{self.scores.name}, expected {self.scores.needs}: train, or choose first or random."
+            raise HTTPException(
+                409,
+                f"strategy {request.get('strategy')}: found too few weights for the score {self.scores.name}, expected "
+                f"{self.scores.needs}: train, or choose first or random.",
             )
         values = {image: score.get("value") for image, score in self.scores.current(datastore).items()}
 
