@@ -92,5 +92,5 @@ def test_scores_in_the_background_choose_the_next_scan(root, tmp_path):
         (root / "closed").touch()
         write_weights(root / "bundles" / "other", 5)
         assert one.next_sample("uncertain", {})["score"] is None
-        wait(lambda: task()["status"] == "RUNNING")
-        assert requests.delete(f"{server.url}/scoring/", timeout=60).json()["status"] == "STOPPED"
+        assert methods()[2:] == ["uncertainty", "dice"]
+        assert requests.delete(f"{server.url}/scoring/", timeout=60).status_code == 200

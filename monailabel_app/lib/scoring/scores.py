@@ -91,7 +91,10 @@ class Scores(ScoringMethod):
         """
         failed = {}
         images = self.pending(datastore)
+        server = os.getppid()
         for number, image in enumerate(images, 1):
+            if os.getppid() != server:
+                raise RuntimeError("The server that asked for scores is gone.")
             # The weights may change meanwhile.
             basis = [*self._weights(), self.basis(image, datastore)]
             try:
