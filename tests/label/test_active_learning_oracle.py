@@ -10,6 +10,8 @@ from bundle_runs import ROOT
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 
+# By chance, the scan that is unlike the others would come last.
+SEED = 7
 GRID = ((32, 32, 6), (12.0, 12.0, 25.0))
 
 
@@ -25,7 +27,7 @@ def learnt(benchmark, tmp_path_factory):
     held_out = [benchmark.write_phantom(work, 10**6, "portal", *GRID)]
     phases = ["portal", "portal", "portal", "native"]
     pool = [benchmark.write_phantom(work, patient, phase, *GRID) for patient, phase in enumerate(phases)]
-    return {name: benchmark.learn(work / name, name, 0, pool, held_out, 2, 40) for name in benchmark.STRATEGIES}
+    return {name: benchmark.learn(work / name, name, SEED, pool, held_out, 2, 40) for name in benchmark.STRATEGIES}
 
 
 def test_all_begin_alike_and_learn_from_different_scans(learnt):
@@ -36,8 +38,7 @@ def test_all_begin_alike_and_learn_from_different_scans(learnt):
 
 
 def test_uncertain_finds_the_scan_that_is_unlike_the_labelled(learnt):
-    assert learnt["uncertain"][1][1] == "3_native"
-    assert learnt["random"][1][1] != "3_native"
+    assert [learnt[name][1][1] for name in ("first", "random", "uncertain")] == ["1_portal", "2_portal", "3_native"]
 
 
 def test_the_table_compares_with_random(benchmark, capsys):

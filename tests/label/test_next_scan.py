@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -106,6 +107,9 @@ def test_a_scan_is_free_again_after_a_while_and_after_a_restart_it_is_not(store)
 def test_who_ask_at_once_get_different_scans(tmp_path):
     names = [chr(97 + number) for number in range(12)]
     store = make_store(tmp_path, names)
+    update = store.update_image_info
+    # A slow disk.
+    store.update_image_info = lambda *args: time.sleep(0.02) or update(*args)
     with ThreadPoolExecutor(12) as threads:
         got = list(threads.map(lambda client: ask(First("", 60), store, client), range(12)))
     assert sorted(got) == names
