@@ -39,11 +39,11 @@ def scores(client, name):
 
 
 def wait(found):
-    for _ in range(600):
+    for _ in range(2400):
         if found():
             return
         time.sleep(0.1)
-    raise AssertionError("nothing came of it in a minute")
+    raise AssertionError("nothing came of it in four minutes")
 
 
 def test_scores_in_the_background_choose_the_next_scan(root, tmp_path):
