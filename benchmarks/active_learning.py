@@ -40,7 +40,14 @@ STRATEGIES = ("first", "random", "uncertain", "disagreement")
 PHASES = ("portal", "native", "arterial")
 # Of the scans to choose from; of those held out each phase is a third.
 SHARES = (0.7, 0.15, 0.15)
-SETTINGS = {"spacing": [-1, -1, -1], "sw_batch_size": 16, "amp": False, "network_def#first_filters": 8}
+SETTINGS = {
+    "network_def#first_filters": 8,
+    "spacing": [-1, -1, -1],
+    "sw_batch_size": 16,
+    "amp": False,
+    # On voxels of this size, cleaning would leave nothing to disagree on.
+    "mask_cleaning": "@postprocessings#none",
+}
 
 
 def main() -> None:
