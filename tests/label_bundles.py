@@ -6,11 +6,69 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+import requests
 import torch
 from bundle_runs import ROOT
 from monai.bundle import ConfigParser, create_workflow
+
+# Whoever connects to anything but this machine is written down, and fails.
+GUARD = """
+import os, socket
+def guard(connect):
+    def checked(self, address):
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            with open({log!r}, "a") as file:
+                print(address, file=file)
+            raise OSError("no network in this test")
+        return connect(self, address)
+    return checked
+class Socket(socket.socket):
+    connect = guard(socket.socket.connect)
+    connect_ex = guard(socket.socket.connect_ex)
+socket.socket = Socket
+"""
+
+
+def copy_app(root: Path) -> None:
+    ignored = shutil.ignore_patterns("model", "logs", "bin", "__pycache__")
+    shutil.copytree(ROOT / "monailabel_app", root / "monailabel_app", ignore=ignored)
+
+
+@contextmanager
+def serve(root: Path, *arguments: str, **variables: str) -> Iterator[SimpleNamespace]:
+    """The server of the app in `root` for `root/studies`, until the block ends."""
+    guard = root / "guard"
+    guard.mkdir()
+    (guard / "sitecustomize.py").write_text(GUARD.format(log=str(root / "connections")))
+    path = os.pathsep.join(filter(None, [str(guard), str(ROOT), os.environ.get("PYTHONPATH")]))
+    own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MONAI_LABEL_SESSION_PATH": str(root / "sessions"), **variables}
+    port = free_port()
+    command = [sys.executable, "-c", "from liverseg.workbench.cli import main; main()", "serve"]
+    command += ["--studies", "studies", "--port", str(port), *arguments]
+    log = root / "server.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=root, env={**os.environ, **own}, stdout=output, stderr=output)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            assert process.poll() is None, log.read_text()[-3000:]
+            try:
+                requests.get(f"{url}/info/", timeout=60)
+                break
+            except requests.ConnectionError:
+                time.sleep(0.2)
+        yield SimpleNamespace(url=url, log=log)
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 def tiny_bundle(folder: Path, source: str, **settings) -> Path:

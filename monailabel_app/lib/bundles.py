@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import sys
 import threading
@@ -53,11 +54,19 @@ class Bundle:
         kept = (self.folder / "models" / "versions").glob("*/")
         return [IN_USE, *sorted((path.name for path in kept), reverse=True)]
 
-    def state(self) -> str:
-        """Whether there are weights, as text for `/info`; read from the disk each time."""
+    def weights(self) -> list[Path]:
+        """The files with the weights in use; read from the disk each time."""
         models = self.folder / "models"
-        found = (path.relative_to(models).parts[0] for path in models.rglob("model.pt"))
-        return "ready" if any(part != "versions" for part in found) else "no weights yet: train it, or copy them there"
+        return sorted(path for path in models.rglob("model.pt") if path.relative_to(models).parts[0] != "versions")
+
+    def state(self) -> str:
+        """Whether there are weights, as text for `/info`."""
+        return "ready" if self.weights() else "no weights yet: train it, or copy them there"
+
+    def fingerprint(self) -> str:
+        """Text that changes when the weights in use do."""
+        files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.weights()]
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
     def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Settings of the config for what a client chose.

@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import requests
-from bundle_runs import AFFINE, ROOT, make_scan, save
-from label_bundles import free_port, tiny_bundle, write_weights
+from bundle_runs import AFFINE, make_scan, save
+from label_bundles import copy_app, serve, tiny_bundle, write_weights
 
-# Whoever connects to anything but this machine is written down, and fails.
-GUARD = """
-import os, socket
-def guard(connect):
-    def checked(self, address):
-        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
-            with open({log!r}, "a") as file:
-                print(address, file=file)
-            raise OSError("no network in this test")
-        return connect(self, address)
-    return checked
-class Socket(socket.socket):
-    connect = guard(socket.socket.connect)
-    connect_ex = guard(socket.socket.connect_ex)
-socket.socket = Socket
-"""
 # A run that says it has begun, and goes on when it is told to.
 GATE = [
     "$open({begun!r}, 'w').close()",
@@ -48,11 +26,7 @@ THREE_D = {"networks#paper#width": 4, "spacing": [12, 12, 12], "spatial_size": [
 def root(tmp_path_factory) -> Path:
     """A project with the app, six bundles of which three are none, and studies."""
     root = tmp_path_factory.mktemp("label")
-    shutil.copytree(
-        ROOT / "monailabel_app",
-        root / "monailabel_app",
-        ignore=shutil.ignore_patterns("model", "logs", "bin", "__pycache__"),
-    )
+    copy_app(root)
     bundles = root / "bundles"
     write_weights(tiny_bundle(bundles / "two_d", "mixed_unet_lits", **TWO_D), 0)
     write_weights(tiny_bundle(root / "monailabel_app" / "model" / "three_d", "unet3d_abdomen", **THREE_D), 1)
@@ -85,27 +59,6 @@ def root(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def server(root) -> Iterator[SimpleNamespace]:
     """The server as `liverseg serve` starts it, without any network but this machine."""
-    guard = root / "guard"
-    guard.mkdir()
-    (guard / "sitecustomize.py").write_text(GUARD.format(log=str(root / "connections")))
-    path = os.pathsep.join(filter(None, [str(guard), str(ROOT), os.environ.get("PYTHONPATH")]))
-    own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MONAI_LABEL_SESSION_PATH": str(root / "sessions")}
-    port = free_port()
-    command = [sys.executable, "-c", "from liverseg.workbench.cli import main; main()", "serve"]
-    command += ["--studies", "studies", "--port", str(port), "--conf", "max_upload_mb", "1"]
-    log = root / "server.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=root, env={**os.environ, **own}, stdout=output, stderr=output)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            assert process.poll() is None, log.read_text()[-3000:]
-            try:
-                requests.get(f"{url}/info/", timeout=60)
-                break
-            except requests.ConnectionError:
-                time.sleep(0.2)
-        yield SimpleNamespace(url=url, log=log)
-    finally:
-        process.terminate()
-        process.wait(30)
+    # Scores would keep the cores busy, and never end for the bundle that waits.
+    with serve(root, "--conf", "max_upload_mb", "1", MONAI_LABEL_AUTO_UPDATE_SCORING="false") as server:
+        yield server

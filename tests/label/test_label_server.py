@@ -263,7 +263,7 @@ def test_answers_while_an_inference_runs(server, client, root):
         ("batch/infer/none", {}, 404, ["'none'"]),
         ("train/two_d", {}, 404, ["'two_d'"]),
         ("activelearning/best", {}, 404, ["'best'", "random"]),
-        ("scoring/dice", {}, 404, ["'dice'"]),
+        ("scoring/luck", {}, 404, ["'luck'"]),
     ],
 )
 def test_a_wrong_request_gets_a_sentence(server, address, params, status, words):
