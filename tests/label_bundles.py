@@ -37,6 +37,40 @@ socket.socket = Socket
 """
 
 
+def copy_app(root: Path) -> None:
+    ignored = shutil.ignore_patterns("model", "logs", "bin", "__pycache__")
+    shutil.copytree(ROOT / "monailabel_app", root / "monailabel_app", ignore=ignored)
+
+
+@contextmanager
+def serve(root: Path, *arguments: str, **variables: str) -> Iterator[SimpleNamespace]:
+    """The server of the app in `root` for `root/studies`, until the block ends."""
+    guard = root / "guard"
+    guard.mkdir(exist_ok=True)
+    (guard / "sitecustomize.py").write_text(GUARD.format(log=str(root / "connections")))
+    path = os.pathsep.join(filter(None, [str(guard), str(ROOT), os.environ.get("PYTHONPATH")]))
+    own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MONAI_LABEL_SESSION_PATH": str(root / "sessions"), **variables}
+    port = free_port()
+    command = [sys.executable, "-c", "from liverseg.workbench.cli import main; main()", "serve"]
+    command += ["--studies", "studies", "--port", str(port), *arguments]
+    log = root / "server.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=root, env={**os.environ, **own}, stdout=output, stderr=output)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            assert process.poll() is None, log.read_text()[-3000:]
+            try:
+                requests.get(f"{url}/info/", timeout=60)
+                break
+            except requests.ConnectionError:
+                time.sleep(0.2)
+        yield SimpleNamespace(url=url, log=log)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
 def tiny_bundle(folder: Path, source: str, **settings) -> Path:
     """A copy of a bundle's configs with other settings."""
     shutil.copytree(ROOT / "bundles" / source / "configs", folder / "configs")
@@ -71,35 +105,6 @@ def run_bundle(bundle: Path, image: Path, folder: Path, **settings) -> Path:
     create_workflow(config_file=config, workflow_type="infer", logging_file=False, **paths, **settings).run()
     (mask,) = folder.glob("*.nii.gz")
     return mask
-
-
-@contextmanager
-def running_server(root: Path, *arguments: str) -> Iterator[SimpleNamespace]:
-    """The server of the project `root` as `liverseg serve` starts it, without any network but this machine."""
-    guard = root / "guard"
-    guard.mkdir(exist_ok=True)
-    (guard / "sitecustomize.py").write_text(GUARD.format(log=str(root / "connections")))
-    path = os.pathsep.join(filter(None, [str(guard), str(ROOT), os.environ.get("PYTHONPATH")]))
-    own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MONAI_LABEL_SESSION_PATH": str(root / "sessions")}
-    port = free_port()
-    command = [sys.executable, "-c", "from liverseg.workbench.cli import main; main()", "serve"]
-    command += ["--studies", "studies", "--port", str(port), *arguments]
-    log = root / "server.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=root, env={**os.environ, **own}, stdout=output, stderr=output)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            assert process.poll() is None, log.read_text()[-3000:]
-            try:
-                requests.get(f"{url}/info/", timeout=60)
-                break
-            except requests.ConnectionError:
-                time.sleep(0.2)
-        yield SimpleNamespace(url=url, log=log)
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 def free_port() -> int:

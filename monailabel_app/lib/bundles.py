@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import sys
 import threading
@@ -55,11 +56,19 @@ class Bundle:
         kept = (version.name for version in list_versions(self.folder) if version.files())
         return [IN_USE, *kept]
 
-    def state(self) -> str:
-        """Whether there are weights, as text for `/info`; read from the disk each time."""
+    def weights(self) -> list[Path]:
+        """The files with the weights in use; read from the disk each time."""
         models = self.folder / "models"
-        found = (path.relative_to(models).parts[0] for path in models.rglob("model.pt"))
-        return "ready" if any(part != "versions" for part in found) else "no weights yet: train it, or copy them there"
+        return sorted(path for path in models.rglob("model.pt") if path.relative_to(models).parts[0] != "versions")
+
+    def state(self) -> str:
+        """Whether there are weights, as text for `/info`."""
+        return "ready" if self.weights() else "no weights yet: train it, or copy them there"
+
+    def fingerprint(self) -> str:
+        """Text that changes when the weights in use do."""
+        files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.weights()]
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
     def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Settings of the config for what a client chose.
@@ -73,8 +82,8 @@ class Bundle:
         chosen = {}
         for key, choices in self.choices.items():
             if key in params:
-                chosen[key] = choices[self._choose(key, params[key], choices)]
-        version = self._choose("version", params.get("version", IN_USE), self.versions())
+                chosen[key] = choices[choose(self.name, key, params[key], choices)]
+        version = choose(self.name, "version", params.get("version", IN_USE), self.versions())
         if version != IN_USE:
             chosen["ckpt_dir"] = str(self.folder / "models" / "versions" / version)
         elif version_in_use(self.folder):
@@ -99,14 +108,6 @@ class Bundle:
                 f"model {self.name}, option device: found {name!r}, expected one of {', '.join(known)}: choose one."
             )
         return {"device": name_to_device(name)}
-
-    def _choose(self, key: str, value: Any, choices: Collection[str]) -> str:
-        # A client that shows no options sends the whole list back, whose first is the default.
-        text = next(iter(choices)) if value == list(choices) else as_text(value)
-        if text not in choices:
-            known = ", ".join(map(repr, choices))
-            raise InputError(f"model {self.name}, option {key}: found {text!r}, expected one of {known}: choose one.")
-        return text
 
     @contextmanager
     def workflow(self, settings: Mapping[str, Any]) -> Iterator[ConfigParser]:
@@ -221,6 +222,20 @@ def _choices(file: Path, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]
             raise InputError(f"{file}: displayable_configs#{key} lacks the default {default!r}: add it.")
         choices[key] = {first: known.pop(first), **known}
     return choices
+
+
+def choose(model: str, key: str, value: Any, choices: Collection[str]) -> str:
+    """The one of `choices` that a client asks for.
+
+    Raises:
+        InputError: for a value that is no choice.
+    """
+    # A client that shows no options sends the whole list back, whose first is the default.
+    text = next(iter(choices)) if value == list(choices) else as_text(value)
+    if text not in choices:
+        known = ", ".join(map(repr, choices))
+        raise InputError(f"model {model}, option {key}: found {text!r}, expected one of {known}: choose one.")
+    return text
 
 
 def as_text(value: Any) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from monailabel.datastore.local import LocalDatastore
 
 # What reads or changes the list of studies.
@@ -28,14 +30,16 @@ METHODS = (
 
 
 class LockedDatastore(LocalDatastore):
-    """MONAI Label's, for requests that are answered by several threads: one reads or changes the list at a time.
+    """MONAI Label's, for several threads and processes: one reads or changes the list at a time, as it is on the disk.
 
-    Of its own it is made for one thread, although its watcher of the folder is a second one.
+    Of its own it is made for one thread, although its watcher of the folder is a second one, and a process that scores
+    or segments many scans would write back the list as it was when it started.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, datastore_path: str, *args: Any, **kwargs: Any) -> None:
         self.lock = threading.RLock()
-        super().__init__(*args, **kwargs)
+        self.process_lock = FileLock(Path(datastore_path) / ".lock_of_processes")
+        super().__init__(datastore_path, *args, **kwargs)
 
 
 def _locked(name: str) -> Callable:
@@ -43,7 +47,8 @@ def _locked(name: str) -> Callable:
 
     @functools.wraps(method)
     def locked(self: LockedDatastore, *args: Any, **kwargs: Any) -> Any:
-        with self.lock:
+        with self.lock, self.process_lock:
+            self._init_from_datastore_file()
             return method(self, *args, **kwargs)
 
     return locked

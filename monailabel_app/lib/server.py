@@ -44,7 +44,10 @@ logger = logging.getLogger(__name__)
 # What a request says outside its `params`: there, it could name any file of the server, and code to run.
 RESERVED = ("bundle_path", "image", "images", "label", "model", "session")
 # What clients send beside the model's options, and all that begins with `result_`.
-GENERAL = ("client_id", "label_info", "label_tag", "logging", "restore_label_idx", "save_label", "timeout")
+GENERAL = (
+    *("client_id", "label_info", "label_tag", "logging", "restore_label_idx", "roi"),
+    *("save_label", "selected_label_name", "timeout"),
+)
 
 
 def mend(server: FastAPI, inferences: int, max_upload_mb: int) -> None:

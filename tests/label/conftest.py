@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from bundle_runs import AFFINE, ROOT, make_scan, save
-from label_bundles import running_server, tiny_bundle, write_weights
+from bundle_runs import AFFINE, make_scan, save
+from label_bundles import copy_app, serve, tiny_bundle, write_weights
 
 # A run that says it has begun, and goes on when it is told to.
 GATE = [
@@ -27,11 +26,7 @@ THREE_D = {"networks#paper#width": 4, "spacing": [12, 12, 12], "spatial_size": [
 def root(tmp_path_factory) -> Path:
     """A project with the app, six bundles of which three are none, and studies."""
     root = tmp_path_factory.mktemp("label")
-    shutil.copytree(
-        ROOT / "monailabel_app",
-        root / "monailabel_app",
-        ignore=shutil.ignore_patterns("model", "logs", "bin", "__pycache__"),
-    )
+    copy_app(root)
     bundles = root / "bundles"
     write_weights(tiny_bundle(bundles / "two_d", "mixed_unet_lits", **TWO_D), 0)
     write_weights(tiny_bundle(root / "monailabel_app" / "model" / "three_d", "unet3d_abdomen", **THREE_D), 1)
@@ -64,5 +59,6 @@ def root(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def server(root) -> Iterator[SimpleNamespace]:
     """The server as `liverseg serve` starts it, without any network but this machine."""
-    with running_server(root, "--conf", "max_upload_mb", "1") as server:
+    # Scores would keep the cores busy, and never end for the bundle that waits.
+    with serve(root, "--conf", "max_upload_mb", "1", MONAI_LABEL_AUTO_UPDATE_SCORING="false") as server:
         yield server

@@ -16,7 +16,7 @@ import pytest
 import requests
 import torch
 from bundle_runs import ROOT, make_scan, save
-from label_bundles import run_bundle, running_server, tiny_bundle, write_weights
+from label_bundles import run_bundle, serve, tiny_bundle, write_weights
 from monai.bundle import ConfigParser
 from typer.testing import CliRunner
 
@@ -187,7 +187,8 @@ def test_a_failed_training_leaves_the_model_in_use(bundle, task, store, tmp_path
 def test_the_loop(project, store, tmp_path):
     """Label, train and watch, segment with what was learned; train again and cancel."""
     bundle = project / "bundles" / "learns"
-    with running_server(project) as server:
+    split(project / "studies" / "validation.json", ["scan0", "scan1", "scan2"], 0.2)
+    with serve(project, MONAI_LABEL_AUTO_UPDATE_SCORING="false") as server:
         client = MONAILabelClient(server.url, str(tmp_path))
         assert client.info()["models"]["learns"]["state"] != "ready"
         file = tmp_path / "label.nii.gz"
@@ -198,7 +199,7 @@ def test_the_loop(project, store, tmp_path):
 
         client.train_start("learns", FAST)
         seen = []
-        while client.train_status(check_if_running=True):
+        while client.train_status()["status"] in ("SUBMITTED", "RUNNING"):
             name, stats = next(iter(client.info()["train_stats"].items()))
             seen += [stats] if name == "learns" and stats else []
             time.sleep(0.1)

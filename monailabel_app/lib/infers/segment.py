@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fastapi import HTTPException
 from monai.bundle import ConfigParser
+from monai.engines import SupervisedEvaluator
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.utils.others.generic import device_list
 
@@ -85,7 +86,7 @@ class Segmentation(InferTask):
             settings["output_dir"] = folder
             settings["dataset#data"] = [{self.bundle.config.get("image_key", "image"): request["image"]}]
             try:
-                self._run(settings)
+                self.run(settings)
             except Exception as error:
                 said = sentence(error)
                 if said is None:
@@ -98,10 +99,21 @@ class Segmentation(InferTask):
         logger.info("%s segmented %s in %.2f s.", self.bundle.name, request["image"], seconds)
         return result, {"label_names": present, "latencies": {"total": seconds}, "centroids": {}}
 
-    def _run(self, settings: Mapping[str, Any]) -> None:
+    def run(self, settings: Mapping[str, Any], watch: Callable[[SupervisedEvaluator], Any] | None = None) -> None:
+        """Run the bundle's config with other settings.
+
+        Args:
+            settings: of the config; `dataset#data` says which scans.
+            watch: sees the evaluator before it runs.
+
+        Raises:
+            HTTPException: 409 without weights.
+        """
         with self.bundle.workflow(settings) as parser:
-            parser.get_parsed_content("evaluator")
+            evaluator = parser.get_parsed_content("evaluator")
             self._check_weights(parser)
+            if watch is not None:
+                watch(evaluator)
         parser.get_parsed_content("run")
 
     def _check_weights(self, parser: ConfigParser) -> None:
