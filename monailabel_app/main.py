@@ -66,9 +66,11 @@ class LiverSegApp(MONAILabelApp):
         )
 
     def init_datastore(self) -> Datastore:
-        """A folder's studies in a datastore that several threads may use."""
+        """A folder's studies, or those of a DICOMweb server, in a datastore that several threads may use."""
         if self.studies.startswith(("http://", "https://")):
-            return super().init_datastore()
+            from lib.dicomweb import connect
+
+            return connect(self.studies)
         return LockedDatastore(
             self.studies,
             extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
