@@ -228,6 +228,15 @@ def convert_segmentation(source: Path, scan: Path, target: Path) -> list[dict[st
 
 
 def _named(info: Mapping[str, Any], values: set[int]) -> list[dict[str, Any]]:
-    """What is said of each value, in the order of the values, as MONAI Label goes by the order."""
-    said = {int(one.get("idx", number)): one for number, one in enumerate(info.get("label_info") or (), 1)}
-    return [{"name": f"segment {value}", "idx": value, **said.get(value, {})} for value in sorted(values)]
+    """What is said of each value, in the order of the values, as MONAI Label goes by the order.
+
+    Args:
+        info: `label_info` is what 3D Slicer sends, `params` with `label_names` what a model gave.
+        values: in the label.
+    """
+    names = info.get("params", {}).get("label_names") or {}
+    said = {int(value): {"name": name} for name, value in names.items()}
+    said |= {int(one.get("idx", number)): dict(one) for number, one in enumerate(info.get("label_info") or (), 1)}
+    # The first one's `model_name` becomes the series' description.
+    common = {"model_name": info.get("model", "Segmentation")}
+    return [{"name": f"segment {value}", **common, **said.get(value, {}), "idx": value} for value in sorted(values)]

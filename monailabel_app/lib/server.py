@@ -43,9 +43,10 @@ logger = logging.getLogger(__name__)
 
 # What a request says outside its `params`: there, it could name any file of the server, and code to run.
 RESERVED = ("bundle_path", "image", "images", "label", "model", "session")
-# What clients send beside the model's options, and all that begins with `result_`.
+# What clients send beside the model's options, and all that begins with `result_`. The classes of `label_prompt` OHIF
+# picks out of the mask itself.
 GENERAL = (
-    *("client_id", "label_info", "label_tag", "logging", "restore_label_idx", "roi"),
+    *("client_id", "label_info", "label_tag", "label_prompt", "logging", "restore_label_idx", "roi"),
     *("save_label", "selected_label_name", "timeout"),
 )
 
@@ -126,23 +127,31 @@ class UploadLimit:
 def answer_with_sentences(server: FastAPI) -> None:
     """Answer errors with `{"detail": sentence}`, where MONAI Label answers with a bare 500.
 
-    400 for what the user can mend, 404 for an image or a label that is not there, 500 for the rest, whose traceback
-    is in the server's log.
+    400 for what the user can mend, 404 for an image or a label that is not there, 500 for the rest. All are in the
+    server's log, as OHIF shows none of them; those of 500 with the traceback.
     """
 
     def answer(request: Request, error: Exception) -> JSONResponse:
-        if isinstance(error, ImageNotFoundException | LabelNotFoundException):
-            return JSONResponse({"detail": f"{error.msg}: see /datastore/?output=all for what is there."}, 404)
-        if isinstance(error, MONAILabelException):
-            return JSONResponse({"detail": error.msg}, 400 if error.error == MONAILabelError.INVALID_INPUT else 500)
-        said = sentence(error)
-        if said:
-            return JSONResponse({"detail": said}, 400)
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        return JSONResponse({"detail": f"{request.url.path} failed ({reason}): see the server's log."}, 500)
+        status, detail = _status(request, error)
+        logger.warning("%s %s: %d %s", request.method, request.url.path, status, detail)
+        return JSONResponse({"detail": detail}, status)
 
-    for kind in (InputError, MONAILabelException, Exception):
+    for kind in (InputError, MONAILabelException, HTTPException, Exception):
         server.add_exception_handler(kind, answer)
+
+
+def _status(request: Request, error: Exception) -> tuple[int, Any]:
+    if isinstance(error, HTTPException):
+        return error.status_code, error.detail
+    if isinstance(error, ImageNotFoundException | LabelNotFoundException):
+        return 404, f"{error.msg}: see /datastore/?output=all for what is there."
+    if isinstance(error, MONAILabelException):
+        return 400 if error.error == MONAILabelError.INVALID_INPUT else 500, error.msg
+    said = sentence(error)
+    if said:
+        return 400, said
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return 500, f"{request.url.path} failed ({reason}): see the server's log."
 
 
 def check_requests() -> None:
