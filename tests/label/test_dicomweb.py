@@ -1,0 +1,187 @@
+"""The studies of a DICOM server, read through dicomweb-client's own implementation on DICOM files."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
+from dicomweb_client import DICOMfileClient
+from lib.dicomweb import DicomwebDatastore, connect
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from liverseg.errors import InputError
+
+STUDY, SERIES, MIXED = "1.2.3", "1.2.3.4", "1.2.3.5"
+SHAPE = (9, 7, 5)
+# Rows and columns are tilted, voxels have three sizes; LPS in mm.
+ROW, COLUMN = np.array([0.8, 0.6, 0]), np.array([-0.6, 0.8, 0])
+SPACING = (1.5, 2.0, 4.0)
+ORIGIN = np.array([-20.0, 30, 5])
+SCAN = np.random.default_rng(0).integers(-900, 900, SHAPE).astype(np.int16)
+AFFINE = np.diag([-1, -1, 1, 1]) @ np.block(
+    [[np.stack([ROW, COLUMN, [0, 0, 1]], 1) * SPACING, ORIGIN[:, None]], [np.zeros((1, 3)), 1]]
+)
+
+
+def write_slice(folder: Path, series: str, number: int, pixels: np.ndarray) -> None:
+    one = Dataset()
+    one.file_meta = FileMetaDataset()
+    one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    one.file_meta.MediaStorageSOPClassUID = one.SOPClassUID = CTImageStorage
+    one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID = f"{series}.{number + 1}"
+    one.is_little_endian, one.is_implicit_VR = True, False
+    one.StudyInstanceUID, one.SeriesInstanceUID, one.FrameOfReferenceUID = STUDY, series, "1.2.3.9"
+    one.Modality, one.PatientID, one.PatientName, one.StudyDate, one.StudyTime = "CT", "p", "p", "20260101", "120000"
+    one.PatientSex = one.PatientBirthDate = one.StudyID = one.AccessionNumber = one.ReferringPhysicianName = ""
+    one.SeriesNumber, one.InstanceNumber = 1, number + 1
+    one.ImagePositionPatient = list(ORIGIN + [0, 0, SPACING[2] * number])
+    one.ImageOrientationPatient = [*ROW, *COLUMN]
+    one.PixelSpacing, one.SliceThickness = [SPACING[1], SPACING[0]], SPACING[2]
+    one.Rows, one.Columns = pixels.shape[1], pixels.shape[0]
+    one.SamplesPerPixel, one.PhotometricInterpretation, one.PixelRepresentation = 1, "MONOCHROME2", 1
+    one.BitsAllocated = one.BitsStored = 16
+    one.HighBit, one.RescaleIntercept, one.RescaleSlope = 15, 0, 1
+    one.PixelData = np.ascontiguousarray(pixels.T).tobytes()
+    one.save_as(folder / f"{series}_{number}.dcm", write_like_original=False)
+
+
+@pytest.fixture
+def client(tmp_path):
+    folder = tmp_path / "dicom"
+    folder.mkdir()
+    # Files are in another order than slices.
+    for number in (3, 0, 4, 1, 2):
+        write_slice(folder, SERIES, number, SCAN[:, :, number])
+    for number in (0, 1):
+        write_slice(folder, MIXED, number, SCAN[: 9 - number, :, number])
+    return DICOMfileClient(url=folder.as_uri(), in_memory=True, update_db=True)
+
+
+@pytest.fixture
+def new_store(client, tmp_path, monkeypatch):
+    """A function for the datastore of a server that never saw this DICOM server before."""
+    monkeypatch.setenv("PATH", sysconfig.get_path("scripts"), prepend=os.pathsep)
+    stores = []
+
+    def make() -> DicomwebDatastore:
+        store = DicomwebDatastore(
+            client=client, search_filter={"Modality": "CT"}, cache_path=str(tmp_path / f"cache{len(stores)}")
+        )
+        stores.append(store)
+        return store
+
+    yield make
+    for store in stores:
+        store._observer.stop()
+
+
+@pytest.fixture
+def store(new_store):
+    return new_store()
+
+
+def save(store: DicomwebDatastore, folder: Path, label: np.ndarray, info: dict) -> None:
+    file = folder / "drawn.nii.gz"
+    nib.save(nib.Nifti1Image(label.astype(np.uint8), AFFINE), file)
+    store.save_label(SERIES, str(file), "final", info)
+
+
+def drawn(*values: int) -> np.ndarray:
+    label = np.zeros(SHAPE)
+    for number, value in enumerate(values):
+        label[1 + 2 * number : 3 + 2 * number, 2:4, 1 + number] = value
+    return label
+
+
+def test_a_scan_has_its_voxels_at_their_places(store):
+    scan = nib.load(store.get_image_uri(SERIES))
+    assert np.allclose(scan.affine, AFFINE, atol=1e-4)
+    assert np.array_equal(np.asanyarray(scan.dataobj), SCAN)
+
+
+def test_what_is_left_of_a_download_that_was_cut_short_is_not_taken_for_the_scan(store):
+    part = Path(store._datastore.image_path()) / SERIES
+    part.mkdir()
+    write_slice(part, SERIES, 0, SCAN[:, :, 0])
+    assert nib.load(store.get_image_uri(SERIES)).shape == SHAPE
+
+
+@pytest.mark.parametrize("name", ["1.2.999", "../../../etc", "..", "", "/etc"])
+def test_what_is_no_series_of_the_server_is_no_image(store, name):
+    assert store.get_image_uri(name) == ""
+
+
+def test_a_series_that_is_no_volume_is_said(store):
+    with pytest.raises(InputError, match=f"image {MIXED}: found a series that is no volume"):
+        store.get_image_uri(MIXED)
+
+
+def test_info_of_a_scan_that_nobody_opened_yet(store):
+    assert store.get_unlabeled_images() and SERIES in store.list_images()
+    store.update_image_info(SERIES, {"served": {"a": 1}})
+    info = store.get_image_info(SERIES)
+    # What OHIF needs to open it.
+    assert info["StudyInstanceUID"] == STUDY and info["served"] == {"a": 1}
+
+
+def test_a_label_is_a_dicom_seg_with_the_names_of_its_segments(store, new_store, client, tmp_path):
+    label = drawn(1, 3)
+    names = [{"name": name, "idx": value} for value, name in enumerate(["liver", "lesion", "spleen"], 1)]
+    save(store, tmp_path, label, {"label_info": names})
+    (found,) = client.search_for_series(search_filters={"Modality": "SEG"})
+    series = Dataset.from_json(found).SeriesInstanceUID
+    (segmentation,) = client.retrieve_series(STUDY, series)
+    assert [segment.SegmentLabel for segment in segmentation.SegmentSequence] == ["liver", "spleen"]
+    assert store.get_labeled_images() == [SERIES]
+    assert SERIES not in store.get_unlabeled_images()
+
+    other = new_store()
+    read = nib.load(other.get_label_uri(SERIES, "final"))
+    assert np.allclose(read.affine, AFFINE, atol=1e-4)
+    value = {one["name"]: one["idx"] for one in other.get_label_info(SERIES, "final")["label_info"]}
+    voxels = np.asanyarray(read.dataobj)
+    assert np.array_equal(voxels == value["liver"], label == 1)
+    assert np.array_equal(voxels == value["spleen"], label == 3)
+
+
+def test_a_mask_that_is_saved_as_label_has_the_models_names(store, client, tmp_path):
+    save(store, tmp_path, drawn(2), {"model": "m", "params": {"label_names": {"liver": 1, "lesion": 2}}})
+    (found,) = client.search_for_series(search_filters={"Modality": "SEG"})
+    (segmentation,) = client.retrieve_series(STUDY, Dataset.from_json(found).SeriesInstanceUID)
+    assert [segment.SegmentLabel for segment in segmentation.SegmentSequence] == ["lesion"]
+    assert segmentation.SeriesDescription == "m"
+
+
+def test_the_newest_dicom_seg_counts_whoever_sent_it(store, client, tmp_path):
+    save(store, tmp_path, drawn(1), {"label_info": [{"name": "liver", "idx": 1}]})
+    (found,) = client.search_for_series(search_filters={"Modality": "SEG"})
+    (segmentation,) = client.retrieve_series(STUDY, Dataset.from_json(found).SeriesInstanceUID)
+    segmentation.SeriesInstanceUID, segmentation.SeriesDate = generate_uid(), "20990101"
+    segmentation.SOPInstanceUID = segmentation.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    segmentation.SegmentSequence[0].SegmentLabel = "lesion"
+    client.store_instances([segmentation])
+    (item,) = store.datalist()
+    assert np.array_equal(np.asanyarray(nib.load(item["label"]).dataobj) > 0, drawn(1) > 0)
+    assert store.get_label_info(SERIES, "final")["label_info"] == [{"name": "lesion", "idx": 1}]
+
+
+def test_a_label_without_a_segment_is_refused(store, tmp_path):
+    with pytest.raises(InputError, match="found no segment"):
+        save(store, tmp_path, np.zeros(SHAPE), {})
+
+
+def test_an_upload_is_refused(store, tmp_path):
+    with pytest.raises(InputError, match="send it there as DICOM"):
+        store.add_image("a", str(tmp_path / "a.nii.gz"), {})
+
+
+def test_a_server_that_is_not_there_is_said():
+    with pytest.raises(InputError, match="no DICOMweb server at http://127.0.0.1:9"):
+        connect("http://127.0.0.1:9/dicom-web")
