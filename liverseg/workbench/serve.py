@@ -42,6 +42,11 @@ def serve(
         raise InputError('found no package monailabel, expected it: pip install "liverseg[label]".')
     if not (app / "main.py").is_file():
         raise InputError(f"{app}: there is no app, expected main.py in it: run from the project's root.")
+    if studies is not None and not studies.startswith(("http://", "https://")) and not Path(studies).is_dir():
+        raise InputError(
+            f"{studies}: there is no such folder, expected scans in it, or the address of a DICOMweb server: mend "
+            "--studies."
+        )
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -20,7 +20,7 @@ def test_help_has_examples():
     assert "127.0.0.1" in shown
 
 
-def test_a_taken_port_and_a_missing_app_are_said(tmp_path):
+def test_a_taken_port_a_missing_app_and_missing_studies_are_said(tmp_path):
     here = ["serve", "--studies", str(tmp_path), "--app"]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -32,3 +32,10 @@ def test_a_taken_port_and_a_missing_app_are_said(tmp_path):
     error = CliRunner().invoke(app, [*here, str(tmp_path)]).exception
     assert isinstance(error, InputError)
     assert "main.py" in str(error)
+    nowhere = tmp_path / "typo"
+    error = CliRunner().invoke(
+        app, ["serve", "--studies", str(nowhere), "--app", str(ROOT / "monailabel_app")]
+    ).exception
+    assert isinstance(error, InputError)
+    assert "--studies" in str(error)
+    assert not nowhere.exists()
