@@ -67,10 +67,10 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
     """MONAI Label's, for several threads and processes, with labels that are found again and the names of segments.
 
     A scan is a series, its id the series' UID; a final label is the newest DICOM SEG that refers to it. Scans and
-    labels are read from copies as NIfTI in a folder of this machine. Of its own MONAI Label's shows for two hours what
-    was there when it was first asked, takes a series for complete that is still being downloaded, knows nothing of a
-    scan before that, asks the server to unpack compressed scans, downloads the scan for its label, names the segments of a label by their order, and leaves a
-    DICOM SEG of other programs on a grid of its own.
+    labels are read from copies as NIfTI in a folder of this machine. MONAI Label's own shows for two hours what was
+    there when it was first asked, takes a series for complete that is still being downloaded, knows nothing of a scan
+    before that, asks the server to unpack compressed scans, downloads the scan for its label, names the segments of a
+    label by their order, and leaves a DICOM SEG of other programs on a grid of its own.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -159,7 +159,8 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
             InputError: for a final label without any segment.
         """
         if label_tag == FINAL:
-            values = set(np.unique(np.asanyarray(nib.load(label_filename).dataobj)).astype(int).tolist()) - {0}
+            label: Any = nib.load(label_filename)
+            values = set(np.unique(np.asanyarray(label.dataobj)).astype(int).tolist()) - {0}
             if not values:
                 raise InputError(f"label of {image_id}: found no segment, expected one to save: draw or segment first.")
             label_info = {**label_info, "label_info": _named(label_info, values)}

@@ -12,10 +12,10 @@ import pytest
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from dicomweb_client import DICOMfileClient
-from lib.dicomweb import DicomwebDatastore, connect
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from lib.dicomweb import DicomwebDatastore, connect
 from liverseg.errors import InputError
 
 STUDY, SERIES, MIXED = "1.2.3", "1.2.3.4", "1.2.3.5"
@@ -35,13 +35,13 @@ def write_slice(folder: Path, series: str, number: int, pixels: np.ndarray) -> N
     one.file_meta = FileMetaDataset()
     one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     one.file_meta.MediaStorageSOPClassUID = one.SOPClassUID = CTImageStorage
-    one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID = f"{series}.{number + 1}"
+    one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID = UID(f"{series}.{number + 1}")
     one.is_little_endian, one.is_implicit_VR = True, False
     one.StudyInstanceUID, one.SeriesInstanceUID, one.FrameOfReferenceUID = STUDY, series, "1.2.3.9"
     one.Modality, one.PatientID, one.PatientName, one.StudyDate, one.StudyTime = "CT", "p", "p", "20260101", "120000"
     one.PatientSex = one.PatientBirthDate = one.StudyID = one.AccessionNumber = one.ReferringPhysicianName = ""
     one.SeriesNumber, one.InstanceNumber = 1, number + 1
-    one.ImagePositionPatient = list(ORIGIN + [0, 0, SPACING[2] * number])
+    one.ImagePositionPatient = (ORIGIN + np.array([0, 0, SPACING[2] * number])).tolist()
     one.ImageOrientationPatient = [*ROW, *COLUMN]
     one.PixelSpacing, one.SliceThickness = [SPACING[1], SPACING[0]], SPACING[2]
     one.Rows, one.Columns = pixels.shape[1], pixels.shape[0]
@@ -68,7 +68,7 @@ def client(tmp_path):
 def new_store(client, tmp_path, monkeypatch):
     """A function for the datastore of a server that never saw this DICOM server before."""
     monkeypatch.setenv("PATH", sysconfig.get_path("scripts"), prepend=os.pathsep)
-    stores = []
+    stores: list[DicomwebDatastore] = []
 
     def make() -> DicomwebDatastore:
         store = DicomwebDatastore(
@@ -87,6 +87,10 @@ def store(new_store):
     return new_store()
 
 
+def load(file: str) -> nib.Nifti1Image:
+    return nib.load(file)  # type: ignore[return-value]
+
+
 def save(store: DicomwebDatastore, folder: Path, label: np.ndarray, info: dict) -> None:
     file = folder / "drawn.nii.gz"
     nib.save(nib.Nifti1Image(label.astype(np.uint8), AFFINE), file)
@@ -101,7 +105,7 @@ def drawn(*values: int) -> np.ndarray:
 
 
 def test_a_scan_has_its_voxels_at_their_places(store):
-    scan = nib.load(store.get_image_uri(SERIES))
+    scan = load(store.get_image_uri(SERIES))
     assert np.allclose(scan.affine, AFFINE, atol=1e-4)
     assert np.array_equal(np.asanyarray(scan.dataobj), SCAN)
 
@@ -110,7 +114,7 @@ def test_what_is_left_of_a_download_that_was_cut_short_is_not_taken_for_the_scan
     part = Path(store._datastore.image_path()) / SERIES
     part.mkdir()
     write_slice(part, SERIES, 0, SCAN[:, :, 0])
-    assert nib.load(store.get_image_uri(SERIES)).shape == SHAPE
+    assert load(store.get_image_uri(SERIES)).shape == SHAPE
 
 
 @pytest.mark.parametrize("name", ["1.2.999", "../../../etc", "..", "", "/etc"])
@@ -143,7 +147,7 @@ def test_a_label_is_a_dicom_seg_with_the_names_of_its_segments(store, new_store,
     assert SERIES not in store.get_unlabeled_images()
 
     other = new_store()
-    read = nib.load(other.get_label_uri(SERIES, "final"))
+    read = load(other.get_label_uri(SERIES, "final"))
     assert np.allclose(read.affine, AFFINE, atol=1e-4)
     value = {one["name"]: one["idx"] for one in other.get_label_info(SERIES, "final")["label_info"]}
     voxels = np.asanyarray(read.dataobj)
@@ -168,7 +172,7 @@ def test_the_newest_dicom_seg_counts_whoever_sent_it(store, client, tmp_path):
     segmentation.SegmentSequence[0].SegmentLabel = "lesion"
     client.store_instances([segmentation])
     (item,) = store.datalist()
-    assert np.array_equal(np.asanyarray(nib.load(item["label"]).dataobj) > 0, drawn(1) > 0)
+    assert np.array_equal(np.asanyarray(load(item["label"]).dataobj) > 0, drawn(1) > 0)
     assert store.get_label_info(SERIES, "final")["label_info"] == [{"name": "lesion", "idx": 1}]
 
 
@@ -183,5 +187,5 @@ def test_an_upload_is_refused(store, tmp_path):
 
 
 def test_a_server_that_is_not_there_is_said():
-    with pytest.raises(InputError, match="no DICOMweb server at http://127.0.0.1:9"):
+    with pytest.raises(InputError, match=r"no DICOMweb server at http://127\.0\.0\.1:9"):
         connect("http://127.0.0.1:9/dicom-web")

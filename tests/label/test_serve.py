@@ -33,9 +33,9 @@ def test_a_taken_port_a_missing_app_and_missing_studies_are_said(tmp_path):
     assert isinstance(error, InputError)
     assert "main.py" in str(error)
     nowhere = tmp_path / "typo"
-    error = CliRunner().invoke(
-        app, ["serve", "--studies", str(nowhere), "--app", str(ROOT / "monailabel_app")]
-    ).exception
+    error = (
+        CliRunner().invoke(app, ["serve", "--studies", str(nowhere), "--app", str(ROOT / "monailabel_app")]).exception
+    )
     assert isinstance(error, InputError)
     assert "--studies" in str(error)
     assert not nowhere.exists()
