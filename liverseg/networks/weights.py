@@ -94,6 +94,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             f"{path} can not be read ({reason}): check the path of the weights file, or train the network first."
         ) from error
     except Exception as error:  # the unpickler meets damaged bytes with a dozen types, KeyError and AssertionError too
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise
         if "GLOBAL" in str(error) or "TorchScript" in str(error):  # GLOBAL is pickle's opcode for a class or function
             found = "holds Python objects or TorchScript code, which are not loaded because they can run code"
             raise InputError(f"{path} {found}; {wanted}: save the state dict alone.") from error

@@ -167,7 +167,8 @@ def test_the_newest_dicom_seg_counts_whoever_sent_it(store, client, tmp_path):
     save(store, tmp_path, drawn(1), {"label_info": [{"name": "liver", "idx": 1}]})
     (found,) = client.search_for_series(search_filters={"Modality": "SEG"})
     (segmentation,) = client.retrieve_series(STUDY, Dataset.from_json(found).SeriesInstanceUID)
-    segmentation.SeriesInstanceUID, segmentation.SeriesDate = generate_uid(), "20990101"
+    # A UID that comes first, so that the date decides.
+    segmentation.SeriesInstanceUID, segmentation.SeriesDate = "1.1.5", "20990101"
     segmentation.SOPInstanceUID = segmentation.file_meta.MediaStorageSOPInstanceUID = generate_uid()
     segmentation.SegmentSequence[0].SegmentLabel = "lesion"
     client.store_instances([segmentation])

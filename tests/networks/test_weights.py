@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -151,3 +153,22 @@ def test_file_cannot_run_code(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Python objects"):
         load_weights(small_network(), path)
     assert not trace.exists()
+
+
+LIMITED = """
+import resource, sys
+from liverseg.networks.weights import read_state_dict
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**23, resource.RLIM_INFINITY))
+read_state_dict(sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_too_little_memory_is_not_a_damaged_file(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(2**24)}, tmp_path / "model.pt")
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "model.pt")]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    assert "memory" in said.splitlines()[-1]
+    assert "InputError" not in said
