@@ -144,6 +144,9 @@ def _status(request: Request, error: Exception) -> tuple[int, Any]:
     said = sentence(error)
     if said:
         return 400, said
+    # MONAI wraps what fails in a config in errors that say nothing of it.
+    while error.__cause__ is not None:
+        error = error.__cause__  # type: ignore[assignment]
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     return 500, f"{request.url.path} failed ({reason}): see the server's log."
 
