@@ -140,6 +140,20 @@ def test_nrrd_holds_the_same_voxels_at_the_same_places(client, expected):
     assert np.allclose(lps * [-1, -1, 1], (mask.affine @ [*corner, 1])[:3])
 
 
+def test_what_ohif_asks_is_answered(server):
+    asked = {"result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False, "label_prompt": [1]}
+    params = {"params": (None, json.dumps({**asked, "restore_label_idx": False}))}
+    answer = requests.post(f"{server.url}/infer/two_d?image=plain&output=image", files=params, timeout=60)
+    assert answer.status_code == 200
+    assert answer.content.startswith(b"NRRD")
+
+
+def test_refusals_are_in_the_log(server):
+    requests.post(f"{server.url}/infer/untrained?image=nowhere", timeout=60)
+    log = requests.get(f"{server.url}/logs/?lines=200&html=false", timeout=60).text
+    assert "POST /infer/untrained: 404 image: found 'nowhere'" in log
+
+
 def test_segments_bear_names_and_colours(client):
     file, result = client.infer("three_d", "plain", {"result_extension": ".seg.nrrd"})
     header = nrrd.read_header(file)
