@@ -15,6 +15,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.utils.async_tasks.utils import tasks
+from monailabel.utils.sessions import Sessions
 
 from lib.activelearning.next_scan import First, HighestScore, Random
 from lib.bundles import find_bundles
@@ -22,6 +23,7 @@ from lib.datastore import LockedDatastore
 from lib.infers.batch import BatchSegmentation
 from lib.infers.correct import CleanUp, Scribbles
 from lib.infers.segment import Segmentation
+from lib.probabilities import ProbabilityStore
 from lib.scoring.scores import DiceScores, Disagreement, Scores, Uncertainty
 from liverseg.errors import InputError
 
@@ -76,8 +78,9 @@ class LiverSegApp(MONAILabelApp):
 
     def init_infers(self) -> dict[str, InferTask]:
         """One for each bundle, and what corrects their masks."""
-        segmentations = {name: Segmentation(bundle) for name, bundle in self.bundles.items()}
-        return {**segmentations, "scribbles": Scribbles(), "clean_up": CleanUp()}
+        store = ProbabilityStore(Path(Sessions(settings.MONAI_LABEL_SESSION_PATH).store_path).parent / "probabilities")
+        segmentations = {name: Segmentation(bundle, store) for name, bundle in self.bundles.items()}
+        return {**segmentations, "scribbles": Scribbles(segmentations), "clean_up": CleanUp()}
 
     def init_batch_infer(self) -> Callable:
         """Many scans in turn."""
