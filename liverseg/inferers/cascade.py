@@ -167,10 +167,10 @@ class CascadeInferer(Inferer):
         mask = torch.empty((1 + self.keep_probabilities, height, width, depth), dtype=torch.uint8, device=x.device)
         for start in range(0, depth, SLAB):
             slab = slice(start, start + SLAB)
-            votes = _resize_slices(total[..., slab], (height, width))
-            mask[0, ..., slab] = votes > bar
+            summed = _resize_slices(total[..., slab], (height, width))
+            mask[0, ..., slab] = summed > bar
             if self.keep_probabilities:
-                mask[1, ..., slab] = as_bytes(votes / len(self.planes))
+                mask[1, ..., slab] = as_bytes(summed / len(self.planes))
         return mask
 
 
