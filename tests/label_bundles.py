@@ -35,6 +35,8 @@ class Socket(socket.socket):
     connect_ex = guard(socket.socket.connect_ex)
 socket.socket = Socket
 """
+SMALL_2D = {"stage_network#first_filters": 4, "spatial_size": [32, 32], "amp": False}
+SMALL_3D = {"networks#paper#width": 4, "spacing": [12, 12, 12], "spatial_size": [16, 16, 16], "amp": False}
 
 
 def copy_app(root: Path) -> None:
@@ -46,7 +48,7 @@ def copy_app(root: Path) -> None:
 def serve(root: Path, *arguments: str, **variables: str) -> Iterator[SimpleNamespace]:
     """The server of the app in `root` for `root/studies`, until the block ends."""
     guard = root / "guard"
-    guard.mkdir()
+    guard.mkdir(exist_ok=True)
     (guard / "sitecustomize.py").write_text(GUARD.format(log=str(root / "connections")))
     path = os.pathsep.join(filter(None, [str(guard), str(ROOT), os.environ.get("PYTHONPATH")]))
     own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MONAI_LABEL_SESSION_PATH": str(root / "sessions"), **variables}
@@ -65,7 +67,7 @@ def serve(root: Path, *arguments: str, **variables: str) -> Iterator[SimpleNames
                 break
             except requests.ConnectionError:
                 time.sleep(0.2)
-        yield SimpleNamespace(url=url, log=log)
+        yield SimpleNamespace(url=url, log=log, process=process)
     finally:
         process.terminate()
         process.wait(30)

@@ -37,12 +37,12 @@ class Kept:
     Args:
         file: with them.
         fingerprint: of the weights that gave them.
-        settings: of the config that gave them.
+        options: of the request that gave them.
     """
 
     file: Path
     fingerprint: str
-    settings: Mapping[str, Any]
+    options: Mapping[str, Any]
 
     def region(self, names: Collection[str], region: Box) -> NDArray[np.float32]:
         """The sum of the probabilities of some of the bundle's labels, 0 to 1, in a box of the scan's own grid."""
@@ -83,19 +83,19 @@ class ProbabilityStore:
             return None
 
     def watch(
-        self, bundle: Bundle, scan: str, settings: Mapping[str, Any]
+        self, bundle: Bundle, scan: str, options: Mapping[str, Any]
     ) -> Callable[[SupervisedEvaluator], None] | None:
         """What keeps the probabilities of a run, when it sees the evaluator before; None if the bundle gives none.
 
         Args:
             bundle: that runs with the weights in use.
             scan: its path.
-            settings: of the config that make a difference to the probabilities.
+            options: of the request, for the next run.
         """
         if not gives_probabilities(bundle):
             return None
         # Before the weights are read: newer ones than these are found out, the other way round they are not.
-        basis = json.dumps({"fingerprint": bundle.fingerprint(), "settings": dict(settings)})
+        basis = json.dumps({"fingerprint": bundle.fingerprint(), "options": dict(options)})
 
         def watch(evaluator: SupervisedEvaluator) -> None:
             inferer: Any = evaluator.inferer

@@ -18,6 +18,7 @@ pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from lib.bundles import read_bundle
 from lib.infers.segment import Segmentation
 from lib.probabilities import ProbabilityStore, gives_probabilities
+from liverseg.versions import publish
 
 SHAPE = (40, 48, 7)
 # Flipped and permuted: as few as possible of the scan's axes are those that the networks see.
@@ -129,6 +130,12 @@ def test_a_segmentation_keeps_those_of_its_options_and_no_version_that_is_not_in
     write_weights(task.bundle.folder, 0)
     task({"image": scan, "version": "old"})
     assert np.array_equal(whole(store.find(task.bundle, scan), "liver"), in_ct)
+    # Once it is.
+    publish(task.bundle.folder, "old")
+    task({"image": scan})
+    kept = store.find(task.bundle, scan)
+    assert kept.fingerprint == task.bundle.fingerprint()
+    assert np.abs(whole(kept, "liver") - in_ct).max() > 0.1
 
 
 def test_new_weights_give_new_ones_with_the_options_of_the_last_run(tmp_path, scan, store):
@@ -138,7 +145,7 @@ def test_new_weights_give_new_ones_with_the_options_of_the_last_run(tmp_path, sc
     write_weights(task.bundle.folder, 1)
     new = task.probabilities(scan)
     assert new.fingerprint == task.bundle.fingerprint() != old.fingerprint
-    assert dict(new.settings) == {"modality": "mr"}
+    assert dict(new.options) == {"modality": "mr"}
     fresh = make(tmp_path / "fresh", "fcn_liver", ProbabilityStore(tmp_path / "other"), seed=1)
     fresh({"image": scan, "modality": "mr"})
     assert np.array_equal(whole(new, "liver"), whole(fresh.probabilities(scan), "liver"))

@@ -13,9 +13,9 @@ from fastapi import HTTPException
 from monai.bundle import ConfigParser
 from monai.engines import SupervisedEvaluator
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
-from monailabel.utils.others.generic import device_list, device_map, name_to_device
+from monailabel.utils.others.generic import device_list
 
-from lib.bundles import Bundle
+from lib.bundles import IN_USE, Bundle, choose
 from lib.masks import NIFTI_SUFFIXES, NRRD_SUFFIXES, convert_mask
 from lib.probabilities import Kept, ProbabilityStore
 from liverseg.bundle import sentence
@@ -83,9 +83,8 @@ class Segmentation(InferTask):
                 f"model {self.bundle.name}, option result_extension: found {suffix!r}, expected one of "
                 f"{', '.join(SUFFIXES)}: choose one."
             )
-        chosen, device = self.bundle.settings(request), self._device(request)
         with tempfile.TemporaryDirectory() as folder:
-            self._run_over(request["image"], chosen, {**device, "output_dir": folder})
+            self._run_over(request, {"output_dir": folder})
             (mask,) = (path for path in Path(folder).rglob("*") if path.name.endswith(NIFTI_SUFFIXES))
             compress = request.get("result_compress", True)
             result, present = convert_mask(mask, suffix, self.bundle.labels, compress)
@@ -123,7 +122,7 @@ class Segmentation(InferTask):
             with tempfile.TemporaryDirectory() as folder:
                 # No mask is asked for.
                 own = {"output_dir": folder, "postprocessing": None}
-                self._run_over(scan, kept.settings if kept else {}, own)
+                self._run_over({**(kept.options if kept else {}), "image": scan}, own)
             kept = self.store.find(self.bundle, scan)
         if kept is None:
             raise InputError(
@@ -132,14 +131,19 @@ class Segmentation(InferTask):
             )
         return kept
 
-    def _run_over(self, scan: str, chosen: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-        """Run over one scan with what was chosen and settings of our own, and keep the probabilities."""
-        data = [{self.bundle.config.get("image_key", "image"): scan}]
-        # Not those of a version that is not in use.
-        store = None if "ckpt_dir" in chosen else self.store
-        watch = store.watch(self.bundle, scan, chosen) if store else None
+    def _run_over(self, request: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        """Run over the scan of a request with settings of our own beside its options, and keep the probabilities."""
+        bundle, scan = self.bundle, request["image"]
+        version = choose(bundle.name, "version", request.get("version", IN_USE), bundle.versions())
+        watch = None
+        if self.store is not None and version == IN_USE:
+            options = {key: request[key] for key in bundle.choices if key in request}
+            # Before `settings` says where the weights in use are.
+            watch = self.store.watch(bundle, scan, options)
+        settings = {**bundle.device(request), **bundle.settings(request), **own}
+        settings["dataset#data"] = [{bundle.config.get("image_key", "image"): scan}]
         try:
-            self.run({**chosen, **own, "dataset#data": data}, watch)
+            self.run(settings, watch)
         except Exception as error:
             said = sentence(error)
             if said is None:
@@ -158,17 +162,3 @@ class Segmentation(InferTask):
                 f"folder ({len(missing)} of {len(needed)} missing), expected them for segmenting: train it or copy "
                 "them there, and ask again.",
             )
-
-    def _device(self, request: Mapping[str, Any]) -> dict[str, str]:
-        asked = request.get("device")
-        if not asked:
-            return {}
-        name = asked if isinstance(asked, str) else asked[0]
-        # "cuda" is the default of clients that do not know the server, on a machine without a GPU too.
-        known = dict.fromkeys([*device_map(), *device_map().values(), "cpu", "cuda"])
-        if name not in known and not name.startswith("cuda:"):
-            raise InputError(
-                f"model {self.bundle.name}, option device: found {name!r}, expected one of {', '.join(known)}: choose "
-                "one."
-            )
-        return {"device": name_to_device(name)}
