@@ -240,8 +240,13 @@ def test_says_what_is_wrong_with_a_request(server, held, changed, words):
     assert words in answer.json()["detail"]
 
 
-def test_a_label_of_another_grid_is_refused_with_both(server, held, tmp_path):
-    save(tmp_path / "other.nii.gz", held[1][:-1], held[0].affine)
+@pytest.mark.parametrize(
+    ("change", "words"), [(None, ["40×48×7", "39×48×7"]), ([[0, -1], [1, 1], [2, 1]], ["another order"])]
+)
+def test_a_label_of_another_grid_is_refused(server, held, tmp_path, change, words):
+    scan, labels, _ = held
+    other = nib.Nifti1Image(labels[:-1] if change is None else labels, scan.affine)
+    nib.save(other if change is None else other.as_reoriented(change), tmp_path / "other.nii.gz")
     with open(tmp_path / "other.nii.gz", "rb") as file:
         answer = requests.post(
             f"{server.url}/infer/scribbles?image=oblique",
@@ -250,4 +255,4 @@ def test_a_label_of_another_grid_is_refused_with_both(server, held, tmp_path):
             timeout=60,
         )
     assert answer.status_code == 400
-    assert "40×48×7" in answer.json()["detail"] and "39×48×7" in answer.json()["detail"]
+    assert all(word in answer.json()["detail"] for word in words), answer.text
