@@ -74,7 +74,7 @@ class EvaluateWithClicks:
         inputs, label = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)
         if len(inputs) != 1:
             raise InputError(f"batch_size: found {len(inputs)} scans in a validation batch, expected 1: set it to 1.")
-        output = {CommonKeys.IMAGE: inputs, CommonKeys.LABEL: label}
+        output: dict[str, Any] = {CommonKeys.IMAGE: inputs, CommonKeys.LABEL: label}
         engine.state.output = output
         with engine.mode(engine.network):
             found = output["pred_automatic"] = engine.inferer(inputs, engine.network)

@@ -20,11 +20,12 @@ CLICKS = "clicks"  # key of the metadata of an image
 
 
 class AddClicksd(MapTransform):
-    """Write an annotator's clicks into the image's metadata, in mm, where no later turn or crop of the voxels moves them.
+    """Write an annotator's clicks into the image's metadata, in mm, where no later turn or crop of the voxels moves
+    them.
 
     They become `meta["clicks"]`, float64 of shape (N, 4): x, y, z in mm and the index of the class. Use it right after
-    loading. MONAI's `AddGuidanceFromPointsDeepEditd` scales voxel indices by the shapes alone: behind the `Orientationd`
-    of MONAI Label's chain, it mirrors the clicks on every scan that is not stored in RAS order.
+    loading. MONAI's `AddGuidanceFromPointsDeepEditd` scales voxel indices by the shapes alone: after an `Orientationd`,
+    as in MONAI Label's chain, it mirrors the clicks on every scan that is not stored in RAS order.
 
     Args:
         keys: images as `LoadVolumed` gives them, MetaTensors (1, H, W, D) in the file's own order.
@@ -133,16 +134,13 @@ class SimulateClickd(MapTransform):
         logits = d.pop(self.pred_key)
         if np.random.random() >= d[self.probability_key]:
             return d
-        label = d[self.label_key][0]
+        label, channels = d[self.label_key][0], d[self.image_key][-len(logits) :]
         if np.random.random() < self.anywhere:
             index = int(np.random.choice(label.unique().tolist()))
             voxels = np.argwhere(_array(label) == index)
-            found = index, tuple(voxels[np.random.randint(len(voxels))])
-        else:
-            found = find_error(label, logits.max(0).indices, len(logits), draw=True)
-        if found is not None:
-            index, voxel = found
-            draw_clicks(d[self.image_key][-len(logits) :], torch.tensor([voxel]), [index], self.sigma)
+            draw_clicks(channels, torch.from_numpy(voxels[[np.random.randint(len(voxels))]]), [index], self.sigma)
+        elif found := find_error(label, logits.max(0).indices, len(logits), draw=True):
+            draw_clicks(channels, torch.tensor([found[1]]), [found[0]], self.sigma)
         return d
 
 

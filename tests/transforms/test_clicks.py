@@ -19,26 +19,26 @@ def fixed_chance():
     set_determinism(None)
 
 
-def ball(shape, centre, radius) -> np.ndarray:
+def cube(shape, centre, radius) -> np.ndarray:
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1)
     return np.abs(grid - centre).max(-1) <= radius
 
 
 def errors() -> tuple[torch.Tensor, torch.Tensor]:
-    """A liver missed with depth 3 around (5, 6, 7), a lesion with depth 2 around (15, 4, 4), background with depth 5."""
+    """Cubes: a liver missed around (5, 6, 7), a smaller lesion around (15, 4, 4), a larger piece of background."""
     label, found = np.zeros((20, 21, 22), np.uint8), np.zeros((20, 21, 22), np.uint8)
-    label[ball(label.shape, (5, 6, 7), 2)] = 1
-    label[ball(label.shape, (15, 4, 4), 1)] = 2
-    found[ball(found.shape, (13, 14, 15), 4)] = 2
+    label[cube(label.shape, (5, 6, 7), 2)] = 1
+    label[cube(label.shape, (15, 4, 4), 1)] = 2
+    found[cube(found.shape, (13, 14, 15), 4)] = 2
     return torch.from_numpy(label), torch.from_numpy(found)
 
 
 def test_the_deepest_error_is_clicked_first():
     label, found = errors()
-    for expected in [(0, (13, 14, 15)), (1, (5, 6, 7)), (2, (15, 4, 4))]:
-        assert find_error(label, found, 3) == expected
-        index, centre = expected
-        found[torch.from_numpy(ball(label.shape, centre, 5))] = label[torch.from_numpy(ball(label.shape, centre, 5))]
+    for index, centre in enumerate([(13, 14, 15), (5, 6, 7), (15, 4, 4)]):
+        assert find_error(label, found, 3) == (index, centre)
+        corrected = torch.from_numpy(cube(label.shape, centre, 5))
+        found[corrected] = label[corrected]
     assert find_error(label, found, 3) is None
 
 
@@ -97,6 +97,25 @@ def test_a_simulated_click_is_drawn_into_the_channel_of_its_class(probability):
     if probability:
         peak = np.unravel_index(int(data["image"][3].argmax()), label.shape[1:])
         assert label[0][peak] == 2
+
+
+def test_some_clicks_are_put_where_nothing_is_wrong():
+    label = torch.zeros(1, 16, 16, 16, dtype=torch.uint8)
+    label[0, 4:8, 4:8, 4:8] = 1
+    right = torch.stack([label[0] == 0, label[0] == 1]).float()
+    clicked = []
+    for anywhere in (0.0, 1.0):
+        simulate = SimulateClickd(keys=["image", "label"], sigma=1.0, anywhere=anywhere)
+        for _ in range(20):
+            image = torch.zeros(3, 16, 16, 16)
+            simulate({"image": image, "label": label, "pred": right, "probability": 1.0})
+            clicked += [
+                (anywhere, index, (image[1 + index] == 1).nonzero()) for index in (0, 1) if image[1 + index].any()
+            ]
+    assert len(clicked) == 20
+    assert {(anywhere, index) for anywhere, index, _ in clicked} == {(1.0, 0), (1.0, 1)}
+    assert all(label[0][tuple(voxel[0])] == index for _, index, voxel in clicked)
+    assert len({str(voxel) for _, _, voxel in clicked}) > 15
 
 
 def scan() -> MetaTensor:
