@@ -4,15 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SCAN ?=
+STUDIES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo label test lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | awk -F '\t' '{printf "make %-8s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.demo ## phantoms, training, evaluation, a segmented scan and demo/report.html; SCAN=ct.nii.gz for your own
 	@$(BIN)/liverseg demo $(if $(SCAN),--scan "$(SCAN)")
+
+label: $(VENV)/.label ## a server to annotate with, on phantoms with a network trained on them; STUDIES=folder for your own scans
+	@$(BIN)/liverseg serve $(if $(STUDIES),--studies "$(STUDIES)")
 
 test: $(VENV)/.test ## all tests with coverage
 	@rm -f .coverage .coverage.*
@@ -42,7 +46,14 @@ $(VENV)/.demo: $(VENV)/.python setup.cfg pyproject.toml constraints.txt
 	@$(PIP) install -q -c constraints.txt -e ".[dicom]"
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.demo
+# sam2, which MONAI Label asks for, builds with the torch that is there; on its own it would download another.
+$(VENV)/.label: $(VENV)/.demo
+	@echo "Installing MONAI Label"
+	@$(PIP) install -q -c constraints.txt setuptools wheel
+	@SAM2_BUILD_CUDA=0 $(PIP) install -q --no-build-isolation -c constraints.txt -e ".[label]"
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.label
 	@echo "Installing what the tests need"
 	@$(PIP) install -q -c constraints.txt -e ".[test]"
 	@touch $@

@@ -160,7 +160,7 @@ class Tracking:
         id_file = self.output_dir / "mlflow_run.txt"
         if resumed and id_file.is_file():
             run_id = id_file.read_text().strip()
-            # Parameters of a run never change; the config of each session is kept.
+            # Parameters of a run never change; the config of each start is kept.
             params = {key: value for key, value in params.items() if key not in self.client.get_run(run_id).data.params}
             self.client.update_run(run_id, status="RUNNING")
             self.last_epoch = max((loss.step for loss in self.client.get_metric_history(run_id, "loss")), default=0)

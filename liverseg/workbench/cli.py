@@ -7,7 +7,7 @@ import sys
 import typer
 
 from liverseg.errors import InputError
-from liverseg.workbench import demo
+from liverseg.workbench import demo, serve
 from liverseg.workbench.datasets import cli as datasets
 from liverseg.workbench.study import cli as study
 from liverseg.workbench.zoo import cli as zoo
@@ -16,7 +16,7 @@ from liverseg.workbench.zoo import cli as zoo
 STUDY_PACKAGES = ("optuna", "yaml")
 
 app = typer.Typer(
-    help="Prepare data for the bundles, try and pack them. To train and infer: python -m monai.bundle run.",
+    help="Prepare data for the bundles, try, serve and pack them. To train and infer: python -m monai.bundle run.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -26,6 +26,7 @@ app.add_typer(datasets.app, name="data")
 app.add_typer(study.app, name="study")
 app.add_typer(zoo.app, name="zoo")
 app.command("demo")(demo.demo)
+app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve.serve)
 
 
 def main() -> None:

@@ -39,29 +39,15 @@ def demo(
 
     Examples: liverseg demo; liverseg demo --scan ct.nii.gz
     """
-    from liverseg.data import load_datalist
-    from liverseg.workbench.datasets.cli import phantoms
     from liverseg.workbench.report.html import write_report
 
     console = Console()
     out, bundle = out.resolve(), bundle.resolve()
-    if not (bundle / "configs" / "train.json").is_file():
-        raise InputError(
-            f"{bundle}: there is no bundle, expected configs/train.json in it: run from the project's root."
-        )
     if scan is not None and not scan.exists():
         raise InputError(f"{scan}: there is no such scan: set SCAN to a NIfTI file or a folder of DICOM files.")
-    data, training = out / "phantoms", out / "training"
-
-    console.rule("1/5 Phantoms")
-    if not (data / "dataset.json").is_file():
-        phantoms(data, cases=20, test=4, shape=(128, 128, 48), spacing=(3.0, 3.0, 5.0))
-    test = load_datalist(data / "dataset.json", "test")
-
-    console.rule("2/5 Training")
-    paths = {"bundle_root": str(bundle), "dataset_dir": str(data), "ckpt_dir": str(out / "models")}
-    if not (training / "metrics.json").is_file():
-        _run(console, bundle, "training", ["train"], {**paths, **SETTINGS, "output_dir": str(training), "resume": True})
+    training = out / "training"
+    test = train_on_phantoms(console, out, bundle, steps=5)
+    paths = _paths(out, bundle)
 
     console.rule("3/5 Evaluation on phantoms that the training has not seen")
     evaluations = {}
@@ -90,6 +76,40 @@ def demo(
         facts=json.loads((training / "metrics.json").read_text()),
     )
     console.print(f"Open [bold]{out / 'report.html'}[/bold] in a browser.")
+
+
+def train_on_phantoms(console: Console, out: Path, bundle: Path, steps: int) -> list[dict[str, Any]]:
+    """Make phantoms in `out/phantoms` and train `bundle` on them with `SETTINGS`, each unless it is done.
+
+    The first two of `steps`; the weights are in `out/models`.
+
+    Returns:
+        The phantoms that the training has not seen, as items with `image` and `label`.
+
+    Raises:
+        InputError: when `bundle` is none, or its training fails.
+    """
+    from liverseg.data import load_datalist
+    from liverseg.workbench.datasets.cli import phantoms
+
+    if not (bundle / "configs" / "train.json").is_file():
+        raise InputError(
+            f"{bundle}: there is no bundle, expected configs/train.json in it: run from the project's root."
+        )
+    console.rule(f"1/{steps} Phantoms")
+    data, training = out / "phantoms", out / "training"
+    if not (data / "dataset.json").is_file():
+        phantoms(data, cases=20, test=4, shape=(128, 128, 48), spacing=(3.0, 3.0, 5.0))
+
+    console.rule(f"2/{steps} Training")
+    if not (training / "metrics.json").is_file():
+        options = {**_paths(out, bundle), **SETTINGS, "output_dir": str(training), "resume": True}
+        _run(console, bundle, "training", ["train"], options)
+    return load_datalist(data / "dataset.json", "test")
+
+
+def _paths(out: Path, bundle: Path) -> dict[str, str]:
+    return {"bundle_root": str(bundle), "dataset_dir": str(out / "phantoms"), "ckpt_dir": str(out / "models")}
 
 
 def _run(console: Console, bundle: Path, run_id: str, configs: list[str], options: dict[str, Any]) -> None:

@@ -142,3 +142,11 @@ def test_tracking_looks_where_the_training_writes(bundle):
     assert folders == {handlers["TensorBoardStatsHandler"]["log_dir"]} == {validation["log_dir"]}
     assert handlers["Tracking"]["ckpt_dir"] == handlers["Checkpoints"]["ckpt_dir"]
     assert content["experiment_name"] == bundle.name
+
+
+def test_a_training_shorter_than_val_interval_is_validated_at_its_end(bundle):
+    parser = config(bundle, "train.json")
+    parser.update({"val_interval": 10, "max_epochs": 3})
+    handlers = [handler["_target_"] for handler in parser["train#handlers"]]
+    parser["interval"] = f"@train#handlers#{handlers.index('ValidationHandler')}#interval"
+    assert parser.get_parsed_content("interval") == 3

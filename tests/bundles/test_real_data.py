@@ -66,7 +66,8 @@ def segment(trained: Path, bundle: Path, scan: Path, output_dir: Path, settings:
         spacing=settings["spacing"],
     ).run()
     (path,) = output_dir.glob("*.nii.gz")
-    return nib.load(path), LoadImage()(scan)
+    # Another reader of DICOM, if it is installed, may store the slices in the opposite order.
+    return nib.load(path), LoadImage("PydicomReader" if scan.is_dir() else "NibabelReader")(scan)
 
 
 @pytest.mark.parametrize("name", ["ts_ct.nii.gz", "crlm_ct_1006.nii.gz", "ts_ct_dicom"])

@@ -1,0 +1,81 @@
+"""`liverseg serve`: the MONAI Label server with this project's app."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from liverseg.errors import InputError
+from liverseg.files import check_writable
+from liverseg.workbench.demo import SETTINGS, train_on_phantoms
+
+
+def serve(
+    context: typer.Context,
+    studies: Annotated[
+        str | None, typer.Option(help="Folder of NIfTI scans, or address of a DICOMweb server; phantoms without it.")
+    ] = None,
+    models: Annotated[str | None, typer.Option(help="Bundles to take, separated by commas; all without it.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    out: Annotated[Path, typer.Option(help="Folder for the phantoms, as of liverseg demo.")] = Path("demo"),
+    app: Annotated[Path, typer.Option(help="Folder of the MONAI Label app.")] = Path("monailabel_app"),
+) -> None:
+    """Annotate scans in 3D Slicer or OHIF with any bundle.
+
+    Without --studies it makes phantoms, trains on them and offers those that the training has not seen. What is no
+    option here goes to `monailabel start_server`.
+
+    Examples: liverseg serve; liverseg serve --studies data/scans;
+    liverseg serve --studies data/scans --models deeplabv3_liver,cascade_lits --port 8001 --conf inferences 1
+    """
+    if find_spec("monailabel") is None:
+        raise InputError('found no package monailabel, expected it: pip install "liverseg[label]".')
+    if not (app / "main.py").is_file():
+        raise InputError(f"{app}: there is no app, expected main.py in it: run from the project's root.")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InputError(
+                f"{host}:{port}: cannot be listened on ({error.strerror}), expected a free port: choose another with "
+                "--port."
+            ) from error
+    console = Console()
+    if studies is None:
+        studies = str(_prepare_phantoms(console, out.resolve(), app.resolve()))
+    console.print(f"In 3D Slicer's module MONAI Label, the server is [bold]http://{host}:{port}[/bold]", soft_wrap=True)
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", studies]
+    command += ["--host", host, "--port", str(port), *(["--conf", "models", models] if models else []), *context.args]
+    # The server takes this process's place, so that whoever stops this one stops it.
+    os.execve(command[0], command, {"TQDM_DISABLE": "1", **os.environ})
+
+
+def _prepare_phantoms(console: Console, out: Path, app: Path) -> Path:
+    """Give the app a bundle trained on phantoms, and return a folder with phantoms it has not seen."""
+    bundle = app.parent / "bundles" / "deeplabv3_liver"
+    test = train_on_phantoms(console, out, bundle, steps=3)
+    console.rule("3/3 Server")
+    studies = check_writable(out / "studies")
+    for item in test:
+        if not (studies / Path(item["image"]).name).is_file():
+            shutil.copy(item["image"], studies)
+    # The weights go with the voxel size that they were trained for, so both make a bundle of their own.
+    taken = check_writable(app / "model" / f"{bundle.name}_phantoms")
+    shutil.copytree(bundle / "configs", taken / "configs", dirs_exist_ok=True)
+    config = taken / "configs" / "inference.json"
+    content = {**json.loads(config.read_text()), "spacing": SETTINGS["spacing"]}
+    config.write_text(json.dumps(content, indent=4))
+    if not (taken / "models" / "model.pt").is_file():
+        shutil.copytree(out / "models", taken / "models", ignore=shutil.ignore_patterns("checkpoint.pt"))
+    return studies

@@ -1,0 +1,1 @@
+"""The parts of the MONAI Label app; `main.py` puts them together."""

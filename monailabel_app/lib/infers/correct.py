@@ -1,0 +1,174 @@
+"""Correct the label that the annotator holds."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor, affine_to_spacing
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+
+from lib.bundles import choose
+from lib.masks import convert_mask
+from lib.scribbles import LIKELIHOODS, PRIORS, cut, region_of
+from liverseg.errors import InputError
+from liverseg.transforms import CleanSlicesd, ErodeKeepLargestDilated, LoadVolumed, SmoothEdgesd
+
+logger = logging.getLogger(__name__)
+
+STROKES = ("foreground_scribbles", "background_scribbles")
+METHODS = {
+    "erode_keep_largest_dilate": ErodeKeepLargestDilated,
+    "clean_slices": CleanSlicesd,
+    "smooth_edges": SmoothEdgesd,
+}
+
+
+class Correction(InferTask):
+    """What 3D Slicer lists under scribbles: it sends all segments as one labelmap and gets the selected one back.
+
+    A request has `image`, the path of the scan; `label`, that of the labelmap; `label_info`, a list of
+    `{"name": …, "id": …}` that says which value of the labelmap is which segment; `selected_label_name`; and options
+    by their names in `config`. The answer is a uint8 mask on the scan's own grid, 1 for the selected segment.
+
+    Args:
+        name: the model's name.
+        description: for clients.
+        options: by name, what may be chosen, the default first.
+    """
+
+    def __init__(self, name: str, description: str, options: Mapping[str, list[str]]) -> None:
+        super().__init__(InferType.SCRIBBLES, {}, 3, description)
+        self.name, self.options = name, options
+
+    def config(self) -> dict[str, Any]:
+        """The options."""
+        return dict(self.options)
+
+    def is_valid(self) -> bool:
+        """Needs no weights."""
+        return True
+
+    def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The path of the mask, which is the caller's to remove, and as `label_names` the selected segment.
+
+        Raises:
+            InputError: for a request without labelmap or names, another grid, or an option that is no choice.
+        """
+        start = time.monotonic()
+        for key in ("label", "label_info", "selected_label_name"):
+            if not request.get(key):
+                raise InputError(
+                    f"model {self.name}: found no {key}, expected a labelmap (label), the names of its values "
+                    "(label_info) and the segment to correct (selected_label_name): send all three."
+                )
+        name = str(request["selected_label_name"])
+        values = _values(request["label_info"])
+        if name not in values:
+            raise InputError(
+                f"selected_label_name: found {name!r}, expected one of {', '.join(values)}: choose one of label_info."
+            )
+        chosen = {key: choose(self.name, key, request.get(key, known), known) for key, known in self.options.items()}
+        data = LoadVolumed(keys=["image", "label"])({"image": request["image"], "label": request["label"]})
+        labels = data["label"][0].numpy()
+        mask = self.correct(data["image"], labels, values, name, chosen)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "mask.nii.gz"
+            # In the order of the file, or it is written voxel by voxel.
+            voxels = np.asfortranarray(mask.view(np.uint8))
+            nib.save(nib.Nifti1Image(voxels, data["image"].affine.numpy()), file)
+            result, present = convert_mask(file, request.get("result_extension") or ".nii.gz", {name: 1})
+        seconds = round(time.monotonic() - start, 2)
+        logger.info("%s corrected %s of %s in %.2f s.", self.name, name, request["image"], seconds)
+        return result, {"label_names": present, "latencies": {"total": seconds}}
+
+    @abstractmethod
+    def correct(
+        self, image: MetaTensor, labels: np.ndarray, values: Mapping[str, int], name: str, chosen: Mapping[str, str]
+    ) -> np.ndarray:
+        """The selected segment as bool (H, W, D).
+
+        Args:
+            image: the scan, (1, H, W, D).
+            labels: the labelmap, (H, W, D).
+            values: of the labelmap, by segment name.
+            name: the selected segment.
+            chosen: the options.
+        """
+
+
+class Scribbles(Correction):
+    """Strokes on what belongs to a segment and on what does not, and a graph cut in the region around them."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "scribbles",
+            "Draw on what belongs to the segment and on what does not: the region around the strokes is cut anew, "
+            "starting from the segment as it is (prior: label) or from the strokes alone (none).",
+            {
+                "prior": list(PRIORS),
+                "likelihood": list(LIKELIHOODS),
+                "region_mm": ["30", "15", "60"],
+                "smoothness": ["1", "0.3", "3"],
+            },
+        )
+
+    def correct(
+        self, image: MetaTensor, labels: np.ndarray, values: Mapping[str, int], name: str, chosen: Mapping[str, str]
+    ) -> np.ndarray:
+        """As `lib.scribbles.cut` does; outside the region the segment stays as it is."""
+        foreground, background = (labels == values.get(key, -1) for key in STROKES)
+        mask = labels == values[name]
+        spacing_mm = affine_to_spacing(image.affine).tolist()
+        region_mm = float(chosen["region_mm"])
+        region = region_of(foreground | background, spacing_mm, region_mm)
+        mask[region] = cut(
+            image[0].numpy()[region],
+            mask[region],
+            foreground[region],
+            background[region],
+            spacing_mm,
+            chosen["prior"],
+            chosen["likelihood"],
+            reach_mm=region_mm / 2,
+            smoothness=float(chosen["smoothness"]),
+        )
+        return mask
+
+
+class CleanUp(Correction):
+    """Algorithms 1 to 3 on the selected segment."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "clean_up",
+            "Cleans the selected segment: erode, keep the largest part and dilate (Algorithm 1); the same slice by "
+            "slice, with holes filled and edges smoothed (Algorithm 2); smooth the edges (Algorithm 3).",
+            {"method": list(METHODS), "radius": ["3", "1", "2", "5"]},
+        )
+
+    def correct(
+        self, image: MetaTensor, labels: np.ndarray, values: Mapping[str, int], name: str, chosen: Mapping[str, str]
+    ) -> np.ndarray:
+        """As `liverseg.transforms` does; the radius is in voxels, and smoothing has none."""
+        radius = {} if chosen["method"] == "smooth_edges" else {"radius": int(chosen["radius"])}
+        mask = MetaTensor(torch.from_numpy(labels == values[name]).to(torch.uint8)[None], affine=image.affine)
+        cleaned = METHODS[chosen["method"]](keys="mask", **radius)({"mask": mask})["mask"]
+        return cleaned[0].numpy().astype(bool)
+
+
+def _values(label_info: Any) -> dict[str, int]:
+    try:
+        return {str(item["name"]): int(item["id"]) for item in label_info}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f'label_info: found {label_info!r}, expected a list of {{"name": …, "id": …}}: send it as 3D Slicer does.'
+        ) from error

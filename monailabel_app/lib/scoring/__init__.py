@@ -1,0 +1,1 @@
+"""How sure the models are of each scan, and how good."""

@@ -1,0 +1,106 @@
+"""How unsure networks are of a scan, measured while a bundle segments it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Events
+from monai.engines import SupervisedEvaluator
+from torch import Tensor, nn
+
+from liverseg.errors import InputError
+from liverseg.inferers.volume_slices import plain
+from liverseg.networks import LiverLesionNetworks
+from liverseg.networks.blocks import two_class_logits
+
+DROPOUT = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
+DROPOUT_PASSES = 4
+# Of the axes of a slice or a window, beside the pass without a flip.
+FLIPS = ([2], [3])
+# The share of the way from air to the brightest at which the body begins.
+BODY_SHARE = 0.1
+
+
+class EntropyMeter:
+    """Mean entropy, inside the body, of what networks say in several passes; 0 is sure, 1 is no idea.
+
+    The passes are those of Monte Carlo dropout (Gal and Ghahramani, ICML 2016) for a network with dropout, otherwise
+    one as it is and one for each flip. Their mean softmax gives the entropy, divided by that of equal odds.
+
+    The bundle's own inferer does the work: each batch of slices or windows that it gives to a network is measured there
+    and forgotten, so that memory holds no volume for it, and any inferer will do. Where windows overlap, voxels count
+    once for each. Voxels count on the network's grid, so neither the scan's size nor its voxels' weigh in.
+
+    The body is what is brighter than a tenth of the way from the 1st to the 99th percentile of the scan as the networks
+    see it: in CT that is above the lower end of the HU window, in MRI above the noise of air. A margin around the
+    predicted organ would leave out what was missed, for which uncertainty is sought.
+
+    Args:
+        evaluator: of one scan, before it runs; its `network` is one network, or `CascadeNetworks` or
+            `LiverLesionNetworks`, whose networks count alike, those that are not needed for a scan left out.
+        image_key: of the scan in the batch.
+    """
+
+    def __init__(self, evaluator: SupervisedEvaluator, image_key: str) -> None:
+        self.image_key = image_key
+        self.body_level = 0.0
+        self.entropies: dict[nn.Module, Tensor] = {}
+        self.voxels: dict[nn.Module, Tensor] = {}
+        # The first after the weights are loaded: handlers of one event run in the order in which they were added.
+        evaluator.add_event_handler(Events.STARTED, self._watch)
+        evaluator.add_event_handler(Events.GET_BATCH_COMPLETED, self._find_body)
+
+    def mean(self) -> float:
+        """The mean entropy of the scan, 0 to 1.
+
+        Raises:
+            InputError: if nothing in it was brighter than air.
+        """
+        means = [float(self.entropies[part] / count) for part, count in self.voxels.items() if count]
+        if not means:
+            raise InputError("found nothing brighter than air in the scan, expected a body: look at the scan.")
+        return float(np.mean(means))
+
+    def _watch(self, evaluator: SupervisedEvaluator) -> None:
+        network = evaluator.network
+        parts = network.children() if isinstance(network, nn.ModuleDict | LiverLesionNetworks) else [network]
+        for part in list(parts):
+            # The passes go through a copy, so that others who watch the network, as Grad-CAM does, see but their own.
+            twin = copy.deepcopy(part).eval()
+            for module in twin.modules():
+                if isinstance(module, DROPOUT):
+                    module.train()
+            part.register_forward_hook(self._hook(part, twin))
+
+    def _find_body(self, evaluator: SupervisedEvaluator) -> None:
+        # A voxel of eight tells as much.
+        image = plain(evaluator.state.batch[self.image_key])[..., ::2, ::2, ::2].float().cpu().numpy()
+        low, high = np.percentile(image, [1, 99])
+        self.body_level = float(low + BODY_SHARE * (high - low))
+
+    def _hook(self, part: nn.Module, twin: nn.Module) -> Any:
+        random = any(isinstance(module, DROPOUT) and module.p > 0 for module in twin.modules())
+
+        def measure(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            x = inputs[0]
+            with torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
+                if random:
+                    torch.manual_seed(0)
+                    passes = [_softmax(twin(x)) for _ in range(DROPOUT_PASSES)]
+                else:
+                    passes = [_softmax(output), *(_softmax(twin(x.flip(axes))).flip(axes) for axes in FLIPS)]
+                mean = torch.stack(passes).mean(0)
+                entropy = torch.special.entr(mean).sum(1) / math.log(mean.shape[1])
+                body = x[:, 0] > self.body_level
+                self.entropies[part] = self.entropies.get(part, 0) + entropy[body].sum(dtype=torch.float64)
+                self.voxels[part] = self.voxels.get(part, 0) + body.sum()
+
+        return measure
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return two_class_logits(logits.detach().float()).softmax(1)

@@ -1,0 +1,245 @@
+"""Scores of scans: computed in the background, kept with the scan in the datastore."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+import time
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.transforms import LoadImage
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+
+from lib.bundles import Bundle
+from lib.infers.segment import Segmentation
+from lib.scoring.entropy import EntropyMeter
+from liverseg.bundle import sentence
+from liverseg.errors import InputError
+from liverseg.metrics import confusion_matrix, pooled_metrics
+
+logger = logging.getLogger(__name__)
+
+FINAL = DefaultLabelTag.FINAL
+
+
+class Scores(ScoringMethod):
+    """A score for each scan, kept until what gave it changes: the weights in use, or the label.
+
+    It is kept in the scan's info under `name`, as `{"value": …, "basis": …, "ts": …}` or, for a scan that could not be
+    scored, `{"error": sentence, …}`.
+
+    Args:
+        name: of the method.
+        description: for clients.
+        bundles: by name.
+        preferred: the bundle to score with; "" for the first with weights.
+    """
+
+    needs = "a bundle with weights"
+
+    def __init__(self, name: str, description: str, bundles: Mapping[str, Bundle], preferred: str = "") -> None:
+        super().__init__(description)
+        self.name, self.bundles, self.preferred = name, bundles, preferred
+
+    @abstractmethod
+    def score(self, image: str, datastore: Datastore) -> dict[str, Any]:
+        """At least the `value` of one scan."""
+
+    def models(self) -> list[Bundle]:
+        """The bundles with weights that score; none means that nothing can be scored yet."""
+        names = [self.preferred] if self.preferred else self.bundles
+        return [self.bundles[name] for name in names if self.bundles[name].weights()][:1]
+
+    def images(self, datastore: Datastore) -> list[str]:
+        """The scans to score."""
+        return list(datastore.get_unlabeled_images())
+
+    def basis(self, image: str, datastore: Datastore) -> str:
+        """What a score depends on beside the weights."""
+        return ""
+
+    def current(self, datastore: Datastore) -> dict[str, dict[str, Any]]:
+        """The scores that hold, by scan."""
+        weights = self._weights()
+        kept = {image: datastore.get_image_info(image).get(self.name, {}) for image in self.images(datastore)}
+        return {
+            image: score
+            for image, score in kept.items()
+            if score.get("basis") == [*weights, self.basis(image, datastore)]
+        }
+
+    def pending(self, datastore: Datastore) -> list[str]:
+        """The scans whose score is missing or holds no longer."""
+        if not self.models():
+            return []
+        current = self.current(datastore)
+        return [image for image in self.images(datastore) if image not in current]
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Score what is pending; a scan that fails does not end the rest.
+
+        Returns:
+            how many were `scored`, and the sentences of those that `failed`, by scan.
+        """
+        failed = {}
+        images = self.pending(datastore)
+        server = os.getppid()
+        for number, image in enumerate(images, 1):
+            if os.getppid() != server:
+                raise RuntimeError("The server that asked for scores is gone.")
+            # The weights may change meanwhile.
+            basis = [*self._weights(), self.basis(image, datastore)]
+            try:
+                result = self.score(image, datastore)
+            # A damaged scan may raise anything.
+            except Exception as error:
+                said = sentence(error) or f"{type(error).__name__}: {error}".splitlines()[0]
+                logger.warning("%s of %s: %s", self.name, image, said, exc_info=sentence(error) is None)
+                failed[image] = said
+                result = {"error": said}
+            datastore.update_image_info(image, {self.name: {**result, "basis": basis, "ts": time.time()}})
+            logger.info("%s of %s: %d / %d", self.name, image, number, len(images))
+        return {"scored": len(images) - len(failed), "failed": failed}
+
+    def _weights(self) -> list[str]:
+        return [f"{bundle.name} {bundle.fingerprint()}" for bundle in self.models()]
+
+
+class Uncertainty(Scores):
+    """How unsure the model is of each scan without a final label; see `EntropyMeter`."""
+
+    def score(self, image: str, datastore: Datastore) -> dict[str, Any]:
+        """Mean entropy in the body, 0 to 1."""
+        (bundle,) = self.models()
+        return {"value": mean_entropy(bundle, datastore.get_image_uri(image))}
+
+
+class Disagreement(Scores):
+    """How much the planes of the model, or otherwise all models with weights, disagree on each unlabelled scan."""
+
+    needs = "several bundles with weights, or one that can be asked for single planes"
+
+    def models(self) -> list[Bundle]:
+        """The one whose planes can be asked one by one, otherwise all with weights if they are several."""
+        first = super().models()
+        if first and len(_planes(first[0])) > 1:
+            return first
+        ready = [bundle for bundle in self.bundles.values() if bundle.weights()]
+        return ready if len(ready) > 1 else []
+
+    def score(self, image: str, datastore: Datastore) -> dict[str, Any]:
+        """1 − Dice, 0 to 1, of each pair in the mean."""
+        bundles = self.models()
+        asked: list[tuple[Bundle, dict[str, str]]] = [(bundle, {}) for bundle in bundles]
+        if len(bundles) == 1:
+            asked = [(bundles[0], {"planes": plane}) for plane in _planes(bundles[0])]
+        scan = datastore.get_image_uri(image)
+        return {"value": disagreement([(_mask(bundle, scan, **params), bundle.labels) for bundle, params in asked])}
+
+
+class DiceScores(Scores):
+    """How well the model segments each scan with a final label, by class."""
+
+    def images(self, datastore: Datastore) -> list[str]:
+        """Those with a final label."""
+        return list(datastore.get_labeled_images())
+
+    def basis(self, image: str, datastore: Datastore) -> str:
+        """When the label was saved."""
+        return str(os.stat(self._label(image, datastore)).st_mtime_ns)
+
+    def score(self, image: str, datastore: Datastore) -> dict[str, Any]:
+        """`dice` of each class, None where neither names it, and their mean as `value`.
+
+        Raises:
+            InputError: for a label on another grid than the scan, or with values that the model does not know.
+        """
+        (bundle,) = self.models()
+        mask = _mask(bundle, datastore.get_image_uri(image))
+        label = LoadImage(image_only=True, dtype=np.int16)(self._label(image, datastore)).numpy()
+        names = {value: name for name, value in bundle.labels.items()}
+        classes = [names.get(value, str(value)) for value in range(max(names) + 1)]
+        metrics = pooled_metrics(confusion_matrix(mask, label, len(classes)), classes)["classes"]
+        dice = {name: _or_none(metrics[name]["dice"]) for name in bundle.labels}
+        found = [value for value in dice.values() if value is not None]
+        return {"value": float(np.mean(found)) if found else None, "dice": dice, "model": bundle.name}
+
+    def _label(self, image: str, datastore: Datastore) -> str:
+        return datastore.get_label_uri(datastore.get_label_by_image_id(image, FINAL), FINAL)
+
+
+def mean_entropy(bundle: Bundle, scan: str) -> float:
+    """Mean entropy of a bundle's networks in the body of one scan, 0 to 1; see `EntropyMeter`.
+
+    Args:
+        bundle: with weights.
+        scan: path of a NIfTI file or of a folder with a DICOM series.
+
+    Raises:
+        InputError: for a scan without anything brighter than air.
+    """
+    key = bundle.config.get("image_key", "image")
+    meters: list[EntropyMeter] = []
+    with tempfile.TemporaryDirectory() as folder:
+        # No mask is asked for.
+        settings = {"output_dir": folder, "postprocessing": None, "dataset#data": [{key: scan}]}
+        Segmentation(bundle).run(settings, lambda evaluator: meters.append(EntropyMeter(evaluator, key)))
+    return meters[0].mean()
+
+
+def disagreement(masks: Sequence[tuple[np.ndarray, Mapping[str, int]]]) -> float:
+    """1 − mean Dice over all pairs of masks and all classes that both of a pair know.
+
+    A class that neither finds is left out, and what nobody finds is agreed on. Where only one knows lesions, they are
+    liver.
+
+    Args:
+        masks: label maps on one grid, each with its values by name.
+
+    Raises:
+        InputError: if no pair knows a common class.
+    """
+    dices, common = [], False
+    for (one, known), (other, also_known) in combinations(masks, 2):
+        names = known.keys() & also_known.keys()
+        common |= bool(names)
+        for name in names:
+            first, second = _region(one, known, name, names), _region(other, also_known, name, names)
+            voxels = np.count_nonzero(first) + np.count_nonzero(second)
+            if voxels:
+                dices.append(2 * np.count_nonzero(first & second) / voxels)
+    if not common:
+        raise InputError("disagreement: found models without a common class, expected one: narrow --conf models.")
+    return 1 - float(np.mean(dices)) if dices else 0.0
+
+
+def _region(mask: np.ndarray, labels: Mapping[str, int], name: str, common: Any) -> np.ndarray:
+    values = [labels[name]]
+    if name == "liver" and "lesion" in labels and "lesion" not in common:
+        values.append(labels["lesion"])
+    return np.isin(mask, values)
+
+
+def _planes(bundle: Bundle) -> list[str]:
+    return [text for text, planes in bundle.choices.get("planes", {}).items() if len(planes) == 1]
+
+
+def _mask(bundle: Bundle, scan: str, **params: str) -> np.ndarray:
+    path, _ = Segmentation(bundle)({"image": scan, **params})
+    try:
+        return LoadImage(image_only=True, dtype=np.uint8)(path).numpy()
+    finally:
+        Path(path).unlink()
+
+
+def _or_none(value: float) -> float | None:
+    # JSON knows no NaN.
+    return None if math.isnan(value) else value

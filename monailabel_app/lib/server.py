@@ -1,0 +1,298 @@
+"""What MONAI Label's server lacks: each fault is met by one function or class here, none by editing MONAI Label.
+
+The endpoints' modules call functions of their own by name, so that a check can be put before one of these; FastAPI's
+and Starlette's inner workings, which change, are left alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gzip
+import inspect
+import json
+import logging
+import tarfile
+import zlib
+from collections.abc import Callable, Collection, MutableMapping
+from contextlib import suppress
+from pathlib import PurePath
+from typing import Any
+
+import anyio
+import nibabel as nib
+from fastapi import FastAPI, HTTPException, Request, UploadFile
+from fastapi.responses import JSONResponse
+from monailabel.endpoints import activelearning, batch_infer, datastore, infer, scoring, session, train, wsi_infer
+from monailabel.endpoints import model as model_files
+from monailabel.interfaces.exception import (
+    ImageNotFoundException,
+    LabelNotFoundException,
+    MONAILabelError,
+    MONAILabelException,
+)
+from monailabel.interfaces.utils.app import app_instance
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+
+from lib.masks import NIFTI_SUFFIXES
+from liverseg.bundle import sentence
+from liverseg.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# What a request says outside its `params`: there, it could name any file of the server, and code to run.
+RESERVED = ("bundle_path", "image", "images", "label", "model", "session")
+# What clients send beside the model's options, and all that begins with `result_`.
+GENERAL = (
+    *("client_id", "label_info", "label_tag", "logging", "restore_label_idx", "roi"),
+    *("save_label", "selected_label_name", "timeout"),
+)
+
+
+def mend(server: FastAPI, inferences: int, max_upload_mb: int) -> None:
+    """Put everything of this module into MONAI Label's server, when it has started and before its first request.
+
+    Args:
+        server: `monailabel.app.app`.
+        inferences: at most so many run at once; others wait for their turn.
+        max_upload_mb: the largest request in 10⁶ bytes.
+    """
+    check_requests()
+    answer_with_sentences(server)
+    # Starlette has put its middleware together for the start itself, and does so anew for the next request.
+    server.middleware_stack = None
+    server.add_middleware(Threads, inferences=inferences)
+    server.add_middleware(UploadLimit, max_mb=max_upload_mb)
+
+
+class Threads:
+    """Answer each request in a thread with an event loop of its own.
+
+    MONAI Label's endpoints are coroutines that block: one inference would hold up everyone.
+    """
+
+    def __init__(self, app: Callable, inferences: int) -> None:
+        self.app = app
+        self.inferences = anyio.CapacityLimiter(inferences)
+        self.others = anyio.CapacityLimiter(40)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Callable, send: Callable) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        server_loop = asyncio.get_running_loop()
+
+        def there(function: Callable) -> Callable:
+            async def call(*args: Any) -> Any:
+                return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(function(*args), server_loop))
+
+            return call
+
+        infers = "/infer/" in scope["path"] and "/batch/" not in scope["path"]
+        answer = self.app(scope, there(receive), there(send))
+        await anyio.to_thread.run_sync(asyncio.run, answer, limiter=self.inferences if infers else self.others)
+
+
+class UploadLimit:
+    """Refuse requests of more than `max_mb` · 10⁶ bytes with 413, before they fill the disk."""
+
+    def __init__(self, app: Callable, max_mb: int) -> None:
+        self.app = app
+        self.max_mb = max_mb
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Callable, send: Callable) -> None:
+        """Pass one request on, as long as it is small enough."""
+        length = dict(scope.get("headers", [])).get(b"content-length", b"0")
+        announced = int(length) if length.isdigit() else 0
+        received = 0
+
+        async def receive_some() -> Any:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if max(announced, received) > self.max_mb * 10**6:
+                raise HTTPException(
+                    413,
+                    f"upload: found more than {max(announced, received) // 10**6} MB, expected at most {self.max_mb} "
+                    "MB: send a smaller file, or start the server with a larger --conf max_upload_mb.",
+                )
+            return message
+
+        await self.app(scope, receive_some, send)
+
+
+def answer_with_sentences(server: FastAPI) -> None:
+    """Answer errors with `{"detail": sentence}`, where MONAI Label answers with a bare 500.
+
+    400 for what the user can mend, 404 for an image or a label that is not there, 500 for the rest, whose traceback
+    is in the server's log.
+    """
+
+    def answer(request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, ImageNotFoundException | LabelNotFoundException):
+            return JSONResponse({"detail": f"{error.msg}: see /datastore/?output=all for what is there."}, 404)
+        if isinstance(error, MONAILabelException):
+            return JSONResponse({"detail": error.msg}, 400 if error.error == MONAILabelError.INVALID_INPUT else 500)
+        said = sentence(error)
+        if said:
+            return JSONResponse({"detail": said}, 400)
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        return JSONResponse({"detail": f"{request.url.path} failed ({reason}): see the server's log."}, 500)
+
+    for kind in (InputError, MONAILabelException, Exception):
+        server.add_exception_handler(kind, answer)
+
+
+def check_requests() -> None:
+    """Check what requests ask for before MONAI Label acts on it, which it does for any name and any path."""
+    _before(infer, "run_inference", _check_inference)
+    _before(wsi_infer, "run_wsi_inference", _refuse_whole_slides)
+    _before(batch_infer, "run", _check_batch)
+    _before(train, "run_model", lambda model, **_: _check_known("model", model, app_instance()._trainers))
+    _before(activelearning, "sample", lambda strategy, **_: _check_known("strategy", strategy, _strategies()))
+    _before(scoring, "run_method", lambda method, **_: _check_known("method", method, app_instance()._scoring_methods))
+    for module, name in ((train, "run"), (train, "run_model"), (scoring, "run"), (scoring, "run_method")):
+        _before(module, name, lambda params, **_: _check_params(params))
+    _before(model_files, "update_model", lambda model, **_: _check_known("model", model, app_instance()._infers))
+    _before(datastore, "add_image", _check_new_image)
+    _before(datastore, "save_label", _check_new_label)
+    _before(session, "create_session", _check_new_session)
+    # What `uncompress` unpacks must stay in its folder.
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # type: ignore[assignment]
+
+
+def _before(module: Any, name: str, check: Callable[..., None]) -> None:
+    original = getattr(module, name)
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        check(**given.arguments)
+        return original(*args, **kwargs)
+
+    setattr(module, name, checked)
+
+
+def _strategies() -> Collection[str]:
+    return app_instance()._strategies
+
+
+def _check_known(what: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise HTTPException(
+            404, f"{what}: found {name!r}, expected one of {', '.join(known) or 'none, as there is none'}: choose one."
+        )
+
+
+def _check_params(params: dict[str, Any] | None) -> None:
+    own = params or {}
+    # Those of all models, or of all methods, are given by name.
+    for keys in (own, *(value for value in own.values() if isinstance(value, dict))):
+        reserved = [key for key in RESERVED if key in keys]
+        if reserved:
+            raise InputError(f"params: found {', '.join(reserved)}, expected options: say these in the address.")
+    if "label_tag" in own:
+        _check_name("label_tag", str(own["label_tag"]))
+
+
+def _check_batch(model: str, params: dict[str, Any] | None, **_: Any) -> None:
+    _check_params(params)
+    tasks = app_instance()._infers
+    _check_known("model", model, tasks)
+    state = tasks[model].info().get("state", "ready")
+    if state != "ready":
+        raise HTTPException(409, f"model {model}: {state}, and ask again.")
+
+
+def _check_inference(
+    model: str, image: str, session_id: str, params: str, file: UploadFile | None, label: UploadFile | None, **_: Any
+) -> None:
+    tasks = app_instance()._infers
+    _check_known("model", model, tasks)
+    asked = _json_object("params", params)
+    _check_params(asked)
+    known = [*tasks[model].config(), *GENERAL]
+    for key in asked:
+        if key not in known and not key.startswith("result_"):
+            raise InputError(f"model {model}: found option {key!r}, expected one of {', '.join(known)}: mend its name.")
+    if file is not None:
+        _check_volume("file", file)
+    elif session_id:
+        _check_name("session_id", session_id)
+        if app_instance().sessions().get_session(session_id) is None:
+            raise HTTPException(404, f"session_id: found no session {session_id!r}, expected one: create it anew.")
+    else:
+        _check_image(image)
+    if label is not None:
+        _check_name("label", PurePath(label.filename or "").name)
+
+
+def _refuse_whole_slides(model: str, **_: Any) -> None:
+    raise HTTPException(404, f"model: found {model!r} asked for a whole slide, expected /infer: this app has volumes.")
+
+
+def _check_new_image(image: str | None, params: str, file: UploadFile, **_: Any) -> None:
+    _json_object("params", params)
+    _check_name("image", image or PurePath(file.filename or "").name)
+    _check_volume("file", file)
+
+
+def _check_new_label(image: str, params: str, tag: str, label: UploadFile, **_: Any) -> None:
+    _json_object("params", params)
+    _check_image(image)
+    _check_name("tag", tag or "final")
+    if (label.filename or "").endswith(NIFTI_SUFFIXES):
+        _check_volume("label", label)
+    _check_name("label", PurePath(label.filename or "").name)
+
+
+def _check_new_session(files: list[UploadFile], **_: Any) -> None:
+    for file in files:
+        _check_name("files", PurePath(file.filename or "").name)
+
+
+def _check_image(image: str) -> None:
+    store = app_instance().datastore()
+    if not image or not store.get_image_uri(image):
+        known = sorted(store.list_images())
+        some = ", ".join(known[:5]) + (f" and {len(known) - 5} more" if len(known) > 5 else "")
+        raise HTTPException(
+            404, f"image: found {image!r}, expected the id of one in the studies ({some or 'none'}): upload it first."
+        )
+
+
+def _check_name(what: str, name: str) -> None:
+    if not name or name.startswith(".") or any(part in name for part in "/\\") or not name.isprintable():
+        raise InputError(f"{what}: found {name!r}, expected a name without slashes and leading dot: rename it.")
+
+
+def _json_object(what: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise InputError(f"{what}: found no JSON ({error}), expected an object of options: mend it.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{what}: found {value!r}, expected an object of options by name: mend it.")
+    return value
+
+
+def _check_volume(what: str, upload: UploadFile) -> None:
+    name = upload.filename or "volume.nii.gz"
+    if not name.endswith(NIFTI_SUFFIXES):
+        raise InputError(f"{what}: found {PurePath(name).name!r}, expected {' or '.join(NIFTI_SUFFIXES)}: convert it.")
+    shape: tuple[int, ...] | str = "no NIfTI header"
+    for header in (nib.Nifti1Header, nib.Nifti2Header):
+        upload.file.seek(0)
+        stream = gzip.GzipFile(fileobj=upload.file, mode="rb") if name.endswith(".gz") else upload.file
+        with suppress(OSError, EOFError, zlib.error, HeaderDataError, WrapStructError):
+            shape = header.from_fileobj(stream).get_data_shape()
+    upload.file.seek(0)
+    if isinstance(shape, str) or len(shape) != 3:
+        raise InputError(
+            f"{what}: found {PurePath(name).name!r} with {shape if isinstance(shape, str) else f'shape {shape}'}, "
+            "expected one 3-D volume: send a whole NIfTI file."
+        )

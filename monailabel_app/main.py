@@ -1,0 +1,161 @@
+"""The MONAI Label app: annotate with any bundle."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from monailabel.config import settings
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.utils.async_tasks.utils import tasks
+
+from lib.activelearning.next_scan import First, HighestScore, Random
+from lib.bundles import find_bundles
+from lib.datastore import LockedDatastore
+from lib.infers.batch import BatchSegmentation
+from lib.infers.correct import CleanUp, Scribbles
+from lib.infers.segment import Segmentation
+from lib.scoring.scores import DiceScores, Disagreement, Scores, Uncertainty
+from liverseg.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# Bars of processes that MONAI Label starts would push all else out of their status.
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+class LiverSegApp(MONAILabelApp):
+    """Every bundle under `bundles/` beside this folder, and under `model/` in it, as a model.
+
+    Args:
+        app_dir: this folder.
+        studies: folder of scans, or the address of a DICOMweb server.
+        conf: what `--conf` gave, all as text: `models` (names, separated by commas), `inferences` (at once),
+            `max_upload_mb`, `score_model` (the bundle that chooses the next scan), `hold_minutes` (for which it is one
+            annotator's).
+    """
+
+    def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
+        names = [name.strip() for name in conf.get("models", "").split(",") if name.strip()]
+        self.inferences = _positive("inferences", conf.get("inferences", "2"))
+        self.max_upload_mb = _positive("max_upload_mb", conf.get("max_upload_mb", "4096"))
+        self.hold_minutes = _positive("hold_minutes", conf.get("hold_minutes", "60"))
+        folder = Path(app_dir).resolve()
+        self.bundles, refused = find_bundles([folder.parent / "bundles", folder / "model"], names)
+        for name, bundle in self.bundles.items():
+            logger.info("Taken: %s (%s)", name, bundle.state())
+        for name, reason in refused.items():
+            logger.warning("Not taken: %s: %s", name, reason)
+        self.scores = self._scores(conf.get("score_model", ""))
+        super().__init__(
+            app_dir,
+            studies,
+            dict(conf),
+            name="liverseg",
+            description="Liver and abdominal organs in CT and MRI. For research, not a medical device."
+            + "".join(f" Not taken: {name}: {reason}" for name, reason in refused.items()),
+        )
+
+    def init_datastore(self) -> Datastore:
+        """A folder's studies in a datastore that several threads may use."""
+        if self.studies.startswith(("http://", "https://")):
+            return super().init_datastore()
+        return LockedDatastore(
+            self.studies,
+            extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
+            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
+
+    def init_infers(self) -> dict[str, InferTask]:
+        """One for each bundle, and what corrects their masks."""
+        segmentations = {name: Segmentation(bundle) for name, bundle in self.bundles.items()}
+        return {**segmentations, "scribbles": Scribbles(), "clean_up": CleanUp()}
+
+    def init_batch_infer(self) -> Callable:
+        """Many scans in turn."""
+        return BatchSegmentation()
+
+    def init_strategies(self) -> dict[str, Strategy]:
+        """Ways to choose the next scan."""
+        scores, minutes = self.scores, self.hold_minutes
+        return {
+            "first": First("By name", minutes),
+            "random": Random("By chance", minutes),
+            "uncertain": HighestScore("What the model is least sure of", minutes, scores["uncertainty"]),
+            "disagreement": HighestScore("What planes or models disagree on", minutes, scores["disagreement"]),
+        }
+
+    def init_scoring_methods(self) -> dict[str, ScoringMethod]:
+        """What the strategies choose by, and how good the model is."""
+        return dict(self.scores)
+
+    def scoring(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Score scans; in a process of its own, behind all that annotators wait for."""
+        if not self._server_mode and hasattr(os, "nice"):
+            os.nice(19)
+        return super().scoring(request, datastore)
+
+    def async_scoring(self, method: str | None, params: Mapping[str, Any] | None = None) -> Any:
+        """Start what has anything to score and is neither running nor waiting.
+
+        MONAI Label asks for all methods at the start, for each next scan and after each training, and starts a process
+        for each. `disagreement`, which asks several models, is only started by name.
+        """
+        if not self._server_mode:
+            return super().async_scoring(method, params)
+        busy = {task["request"]["method"] for task in tasks("scoring") if task["status"] in ("SUBMITTED", "RUNNING")}
+        methods = [method] if method else ["uncertainty", "dice"]
+        started = {
+            name: super(LiverSegApp, self).async_scoring(name, params)
+            for name in methods
+            if name not in busy and self.scores[name].pending(self.datastore())
+        }
+        return started.get(method) if method else started
+
+    def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """As MONAI Label's, and start the scores of the strategy."""
+        result = super().next_sample(request)
+        strategy = self._strategies[request["strategy"]]
+        if self._auto_update_scoring and isinstance(strategy, HighestScore):
+            self.async_scoring(strategy.scores.name)
+        return result
+
+    def on_save_label(self, image_id: str, label_id: str) -> None:
+        """Start the Dice of the model against the new label."""
+        super().on_save_label(image_id, label_id)
+        if self._auto_update_scoring:
+            self.async_scoring("dice")
+
+    def _scores(self, preferred: str) -> dict[str, Scores]:
+        if preferred and preferred not in self.bundles:
+            known = ", ".join(self.bundles) or "none"
+            raise InputError(f"score_model: found {preferred!r}, expected one of {known}: mend --conf score_model.")
+        methods = (
+            Uncertainty("uncertainty", "How unsure the model is of each unlabelled scan", self.bundles, preferred),
+            Disagreement("disagreement", "How much planes or models disagree", self.bundles, preferred),
+            DiceScores("dice", "Dice of the model against final labels, by class", self.bundles, preferred),
+        )
+        return {method.name: method for method in methods}
+
+    def on_init_complete(self) -> None:
+        """Mend the server, which is there when this is called and not in the processes that it starts."""
+        import monailabel.app
+
+        from lib.server import mend
+
+        mend(monailabel.app.app, self.inferences, self.max_upload_mb)
+        super().on_init_complete()
+
+
+def _positive(key: str, text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise InputError(f"{key}: found {text!r}, expected a whole number above 0: mend --conf {key}.")
+    return int(text)

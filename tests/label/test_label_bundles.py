@@ -1,0 +1,85 @@
+"""What the app makes of the project's bundles, and of requests for them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from bundle_runs import ROOT
+from label_bundles import tiny_bundle
+
+from liverseg.errors import InputError
+
+pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
+from lib.bundles import find_bundles, read_bundle
+
+BUNDLES = sorted((ROOT / "bundles").glob("*/"))
+
+
+@pytest.mark.parametrize("folder", BUNDLES, ids=lambda folder: folder.name)
+def test_every_bundle_of_the_project_is_taken(folder):
+    bundle = read_bundle(folder)
+    config = json.loads((folder / "configs" / "inference.json").read_text())
+    assert list(bundle.labels.values()) == list(range(1, config["num_classes"]))
+    assert bundle.labels["liver"] == list(bundle.labels).index("liver") + 1
+    cleanings = bundle.choices["mask_cleaning"]
+    assert {value: f"@postprocessings#{value}" for value in config["postprocessings"]} == cleanings
+    # What is not chosen is what the config says.
+    for key, choices in bundle.choices.items():
+        assert bundle.settings({key: list(choices)})[key] == config[key]
+    assert bundle.settings({}) == {}
+
+
+@pytest.mark.parametrize("folder", BUNDLES, ids=lambda folder: folder.name)
+def test_every_choice_is_one_that_the_config_can_resolve(folder):
+    bundle = read_bundle(folder)
+    for key, choices in bundle.choices.items():
+        for text in choices:
+            with bundle.workflow(bundle.settings({key: text})) as parser:
+                parser.get_parsed_content("postprocessing", instantiate=False, eval_expr=False)
+                parser.get_parsed_content("inferer")
+
+
+def test_names_narrow_and_must_be_there(tmp_path):
+    for name in ("one", "two"):
+        tiny_bundle(tmp_path / "bundles" / name, "unet_liver")
+    (tmp_path / "model").mkdir()
+    shutil.copytree(tmp_path / "bundles" / "one", tmp_path / "model" / "one")
+    folders = [tmp_path / "bundles", tmp_path / "model", tmp_path / "none"]
+    taken, refused = find_bundles(folders)
+    assert {name: bundle.folder.parent.name for name, bundle in taken.items()} == {"one": "bundles", "two": "bundles"}
+    assert "rename" in refused["model/one"]
+    taken, refused = find_bundles(folders, ["two"])
+    assert list(taken) == ["two"]
+    assert "--conf models" in refused["bundles/one"]
+    with pytest.raises(InputError, match=r"three.*one, two"):
+        find_bundles(folders, ["two", "three"])
+
+
+def test_no_bundle_reads_the_code_of_another(tmp_path):
+    """Configs put their folder on the path; one that is looked at later must not find what lies there."""
+    import sys
+
+    one = tiny_bundle(tmp_path / "one", "unet_liver")
+    before = sys.path[:]
+    with read_bundle(one).workflow({}):
+        assert str(one) in sys.path
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("inference.json", {"evaluator": None}, "found no evaluator"),
+        ("inference.json", {"displayable_configs": {"planes": ["axial"]}}, "planes"),
+        ("inference.json", {"displayable_configs": {"modality": ["mr"]}}, "lacks the default"),
+        ("metadata.json", {"network_data_format": {}}, "found no labels"),
+    ],
+)
+def test_a_folder_that_is_no_bundle_says_why(tmp_path, file, change, words):
+    path = tiny_bundle(tmp_path / "one", "unet_liver") / "configs" / file
+    content = {**json.loads(path.read_text()), **change}
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    with pytest.raises(InputError, match=words):
+        read_bundle(tmp_path / "one")

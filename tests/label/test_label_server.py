@@ -1,0 +1,325 @@
+"""The app as 3D Slicer meets it: through MONAI Label's own client."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import nibabel as nib
+import numpy as np
+import pytest
+import requests
+from bundle_runs import AFFINE, make_scan, save
+from label_bundles import run_bundle, write_weights
+
+pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
+import nrrd
+from monailabel.client import MONAILabelClient
+
+FOLDERS = {
+    "two_d": "bundles/two_d",
+    "three_d": "monailabel_app/model/three_d",
+    "untrained": "bundles/untrained",
+}
+FILES = {"plain": "plain.nii.gz", "oblique": "oblique.nii"}
+
+
+@pytest.fixture
+def client(server, tmp_path):
+    return MONAILabelClient(server.url, str(tmp_path))
+
+
+@pytest.fixture(scope="session")
+def expected(root, tmp_path_factory):
+    """The mask of a bundle for a scan, by the bundle's own inference."""
+    known = {}
+
+    def mask(bundle: str, image: str, **settings):
+        key = (bundle, image, str(settings))
+        if key not in known:
+            scan = root / "studies" / FILES[image]
+            known[key] = nib.load(run_bundle(root / FOLDERS[bundle], scan, tmp_path_factory.mktemp("m"), **settings))
+        return known[key]
+
+    return mask
+
+
+def assert_same(file: str, mask: nib.Nifti1Image) -> None:
+    found = nib.load(file)
+    assert found.get_data_dtype() == np.uint8
+    assert np.array_equal(np.asanyarray(found.dataobj), np.asanyarray(mask.dataobj))
+    assert np.array_equal(found.affine, mask.affine)
+
+
+# --- start
+
+
+def test_takes_what_is_a_bundle_and_says_why_the_rest_is_none(client, server):
+    info = client.info()
+    assert sorted(info["models"]) == ["clean_up", "scribbles", "three_d", "two_d", "untrained", "waits"]
+    log = server.log.read_text()
+    for name, reason in {
+        "damaged": "no JSON",
+        "of_the_future": "expected 9.1",
+        "with_code": "code of its own (scripts/network.py)",
+    }.items():
+        (line,) = (line for line in log.splitlines() if f"Not taken: bundles/{name}" in line)
+        assert reason in line
+        assert name in info["description"]
+
+
+def test_starts_and_runs_without_network(client, root):
+    client.infer("two_d", "plain", {})
+    assert not (root / "connections").exists()
+
+
+def test_models_say_their_labels_options_and_state(client):
+    models = client.info()["models"]
+    assert models["two_d"]["labels"] == {"liver": 1, "lesion": 2}
+    assert models["three_d"]["labels"]["portal vein"] == 2
+    assert {name: model["state"] == "ready" for name, model in models.items() if "state" in model} == {
+        "two_d": True,
+        "three_d": True,
+        "waits": True,
+        "untrained": False,
+    }
+    assert all(model["type"] == "segmentation" for model in models.values() if "state" in model)
+    assert all(model["dimension"] == 3 for model in models.values())
+    options = models["two_d"]["config"]
+    assert options["mask_cleaning"][0] == "none"
+    assert options["version"] == ["in use"]
+    # 3D Slicer shows lists of text only.
+    assert all(isinstance(value, str) for values in options.values() for value in values)
+
+
+# --- segment
+
+
+@pytest.mark.parametrize("image", ["plain", "oblique"])
+@pytest.mark.parametrize("model", ["two_d", "three_d"])
+def test_is_the_bundles_own_inference_voxel_for_voxel(client, root, expected, model, image):
+    file, result = client.infer(model, image, {})
+    assert_same(file, expected(model, image))
+    values = np.asanyarray(expected(model, image).dataobj)
+    assert len(np.unique(values)) > 1
+    assert sorted(result["label_names"].values()) == sorted(set(np.unique(values)) - {0})
+    scan = nib.load(root / "studies" / FILES[image])
+    assert nib.load(file).shape == scan.shape
+    assert np.allclose(nib.load(file).affine, scan.affine, atol=1e-5)
+
+
+def test_options_reach_the_bundle(client, expected):
+    flips = "[[0], [1], [0, 1]]"
+    file, _ = client.infer("two_d", "plain", {"flips": flips})
+    mask = expected("two_d", "plain", flips=json.loads(flips))
+    assert_same(file, mask)
+    assert not np.array_equal(mask.dataobj, expected("two_d", "plain").dataobj)
+    file, _ = client.infer("three_d", "plain", {"mask_cleaning": "keep_largest"})
+    mask = expected("three_d", "plain", mask_cleaning="@postprocessings#keep_largest")
+    assert_same(file, mask)
+    assert not np.array_equal(mask.dataobj, expected("three_d", "plain").dataobj)
+
+
+def test_nrrd_holds_the_same_voxels_at_the_same_places(client, expected):
+    """With the options that OHIF and 3D Slicer send."""
+    slicer = {"result_extension": ".nrrd", "result_dtype": "uint8"}
+    client.infer("three_d", "oblique", slicer)
+    file, _ = client.infer("three_d", "oblique", {**slicer, "result_compress": False, "restore_label_idx": False})
+    voxels, header = nrrd.read(file)
+    assert header["encoding"] == "raw"
+    mask = expected("three_d", "oblique")
+    assert voxels.dtype == np.uint8
+    assert np.array_equal(voxels, mask.dataobj)
+    corner = np.array(voxels.shape) - 1
+    lps = header["space directions"].T @ corner + header["space origin"]
+    assert header["space"] == "left-posterior-superior"
+    assert np.allclose(lps * [-1, -1, 1], (mask.affine @ [*corner, 1])[:3])
+
+
+def test_segments_bear_names_and_colours(client):
+    file, result = client.infer("three_d", "plain", {"result_extension": ".seg.nrrd"})
+    header = nrrd.read_header(file)
+    named = {
+        header[f"Segment{i}_Name"]: int(header[f"Segment{i}_LabelValue"]) for i in range(len(result["label_names"]))
+    }
+    assert named == result["label_names"]
+    # 3D Slicer's GenericAnatomyColors.
+    colours = {"liver": (221, 130, 101), "spleen": (157, 108, 162), "pancreas": (249, 180, 111)}
+    for number, name in enumerate(named):
+        rgb = [float(part) * 255 for part in header[f"Segment{number}_Color"].split()]
+        assert np.allclose(rgb, colours.get(name, rgb), atol=0.5)
+    assert set(colours) & set(named)
+
+
+def test_a_scan_that_is_sent_along_and_one_of_a_session(client, root, expected):
+    file, _ = client.infer("two_d", "", {}, file=str(root / "studies" / "oblique.nii"))
+    assert_same(file, expected("two_d", "oblique"))
+    session = client.create_session(str(root / "studies" / "oblique.nii"))["session_id"]
+    file, _ = client.infer("two_d", "", {}, session_id=session)
+    assert_same(file, expected("two_d", "oblique"))
+    client.remove_session(session)
+
+
+def test_two_bundles_asked_by_eight_threads(server, expected):
+    """Every answer is that of the bundle and the scan that were asked for."""
+    asked = [(model, image) for model in ("two_d", "three_d") for image in FILES]
+    masks = {key: np.asanyarray(expected(*key).dataobj) for key in asked}
+    assert len({mask.tobytes() for mask in masks.values()}) == len(asked)
+
+    def ask(thread: int) -> list[bool]:
+        right = []
+        for number in range(25):
+            model, image = asked[(thread + number) % len(asked)]
+            answer = requests.post(f"{server.url}/infer/{model}?image={image}&output=image", timeout=120)
+            answer.raise_for_status()
+            suffix = "".join(answer.headers["content-disposition"].rstrip('"').partition(".")[1:])
+            assert suffix == ".nii.gz"
+            found = nib.Nifti1Image.from_bytes(gzip.decompress(answer.content))
+            right.append(np.array_equal(found.dataobj, masks[model, image]))
+        return right
+
+    with ThreadPoolExecutor(8) as threads:
+        right = [one for some in threads.map(ask, range(8)) for one in some]
+    assert len(right) == 200
+    assert all(right)
+
+
+def test_weights_that_appear_and_change_need_no_restart(client, server, root, expected):
+    answer = requests.post(f"{server.url}/infer/untrained?image=plain", timeout=60)
+    assert answer.status_code == 409
+    assert "models/model.pt" in answer.json()["detail"]
+    assert "train it" in answer.json()["detail"]
+    answer = requests.post(f"{server.url}/batch/infer/untrained", timeout=60)
+    assert answer.status_code == 409
+
+    write_weights(root / FOLDERS["untrained"], 3)
+    assert client.info()["models"]["untrained"]["state"] == "ready"
+    assert_same(client.infer("untrained", "plain", {})[0], expected("untrained", "plain"))
+
+    versions = root / FOLDERS["untrained"] / "models" / "versions"
+    (versions / "1").mkdir(parents=True)
+    shutil.copy(versions.parent / "model.pt", versions / "1")
+    write_weights(root / FOLDERS["untrained"], 4)
+    assert client.info()["models"]["untrained"]["config"]["version"] == ["in use", "1"]
+    assert_same(client.infer("untrained", "plain", {"version": "1"})[0], expected("untrained", "plain"))
+    found = nib.load(client.infer("untrained", "plain", {})[0])
+    assert not np.array_equal(found.dataobj, expected("untrained", "plain").dataobj)
+
+
+def test_many_scans_of_which_one_is_damaged(client, server):
+    url = f"{server.url}/batch/infer"
+    assert requests.post(f"{url}/two_d?images=unlabeled", timeout=60).status_code == 200
+    # Submitted, it is not running yet.
+    while (task := requests.get(url, timeout=60).json())["status"] in ("SUBMITTED", "RUNNING"):
+        time.sleep(0.2)
+    assert task["status"] == "DONE", task
+    details = "\n".join(task["details"])
+    assert "3 / 3" in details
+    assert "not readable as a volume" in details
+    labelled = {name for name, item in client.datastore()["objects"].items() if "original" in item["labels"]}
+    assert labelled == {"plain", "oblique"}
+
+
+# --- behave
+
+
+def test_answers_while_an_inference_runs(server, client, root):
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(requests.post, f"{server.url}/infer/waits?image=plain", timeout=120)
+        try:
+            while not (root / "begun").exists():
+                time.sleep(0.05)
+            for address in ("info/", "datastore/", "datastore/image?image=plain"):
+                assert requests.get(f"{server.url}/{address}", timeout=20).status_code == 200
+            # A second one is not held up either.
+            assert requests.post(f"{server.url}/infer/two_d?image=plain", timeout=60).status_code == 200
+            assert not running.done()
+        finally:
+            (root / "opened").touch()
+        assert running.result().status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("address", "params", "status", "words"),
+    [
+        ("infer/none?image=plain", {}, 404, ["'none'", "two_d", "three_d"]),
+        ("infer/two_d?image=nobody", {}, 404, ["'nobody'", "oblique", "plain"]),
+        ("infer/two_d", {}, 404, ["image"]),
+        ("infer/two_d?session_id=nothing", {}, 404, ["'nothing'"]),
+        ("infer/two_d?session_id=../../studies", {}, 400, ["slashes"]),
+        ("infer/two_d?image=plain", {"mask_cleaning": "polish"}, 400, ["two_d", "'polish'", "'dense_crf'"]),
+        ("infer/two_d?image=plain", {"flips": [[7]]}, 400, ["flips", "[[0]]"]),
+        ("infer/two_d?image=plain", {"version": "7"}, 400, ["version", "in use"]),
+        ("infer/two_d?image=plain", {"device": "abacus"}, 400, ["'abacus'", "cpu"]),
+        ("infer/two_d?image=plain", {"result_extension": ".jpg"}, 400, [".nii.gz"]),
+        ("infer/two_d?image=plain", {"mask_cleanin": "none"}, 400, ["'mask_cleanin'", "mask_cleaning"]),
+        ("infer/two_d?image=plain", {"save_label": True, "label_tag": "../../x"}, 400, ["label_tag", "slashes"]),
+        ("infer/two_d?image=plain", [1], 400, ["params"]),
+        ("infer/two_d?image=damaged", {}, 400, ["damaged.nii.gz", "not readable"]),
+        ("infer/wsi/two_d?image=plain", {}, 404, ["whole slide"]),
+        ("batch/infer/none", {}, 404, ["'none'"]),
+        ("train/two_d", {}, 404, ["'two_d'"]),
+        ("activelearning/best", {}, 404, ["'best'", "random"]),
+        ("scoring/luck", {}, 404, ["'luck'"]),
+    ],
+)
+def test_a_wrong_request_gets_a_sentence(server, address, params, status, words):
+    sent = {"data": {"params": json.dumps(params)}} if address.startswith("infer/two_d") else {}
+    answer = requests.post(f"{server.url}/{address}", **sent, timeout=60)
+    assert answer.status_code == status, answer.text
+    detail = answer.json()["detail"]
+    assert all(word in detail for word in words), detail
+
+
+def test_no_file_of_the_server_is_read(server, root, tmp_path):
+    save(tmp_path / "secret.nii.gz", make_scan(5)[0])
+    secret = str(tmp_path / "secret.nii.gz")
+    for name in (secret, "../studies/plain.nii.gz", str(root / "studies" / "plain.nii.gz")):
+        answer = requests.post(f"{server.url}/infer/two_d", params={"image": name}, timeout=60)
+        assert answer.status_code == 404, answer.text
+        answer = requests.post(f"{server.url}/infer/wsi_v2/two_d", params={"image": name}, timeout=60)
+        assert answer.status_code == 404, answer.text
+    for key in ("image", "label", "model", "session"):
+        body = {"params": json.dumps({key: secret})}
+        answer = requests.post(f"{server.url}/infer/two_d?image=plain", data=body, timeout=60)
+        assert answer.status_code == 400, answer.text
+    # The first would be read, the second run.
+    for body in ({"images": [secret]}, {"bundle_path": str(tmp_path)}):
+        answer = requests.post(f"{server.url}/batch/infer/two_d", json=body, timeout=60)
+        assert answer.status_code == 400, answer.text
+
+
+@pytest.mark.parametrize(
+    ("address", "name", "content", "status", "words"),
+    [
+        ("datastore/image?image=new", "a.nii.gz", "damaged", 400, ["no NIfTI header"]),
+        ("datastore/image?image=new", "a.nii", "4-D", 400, ["(4, 4, 4, 2)"]),
+        ("datastore/image?image=new", "a.txt", "volume", 400, [".nii.gz"]),
+        ("datastore/image?image=../new", "a.nii", "volume", 400, ["slashes"]),
+        ("datastore/label?image=nobody", "a.nii", "volume", 404, ["'nobody'"]),
+        ("datastore/label?image=plain&tag=../new", "a.nii", "volume", 400, ["tag"]),
+        ("datastore/label?image=plain", "a.nii.gz", "damaged", 400, ["no NIfTI header"]),
+        ("datastore/image?image=new", "a.nii", "large", 413, ["1 MB", "max_upload_mb"]),
+        ("session/", "..", "volume", 400, ["'..'"]),
+    ],
+)
+def test_uploads_are_bounded_and_checked(server, root, tmp_path, address, name, content, status, words):
+    before = sorted(path for path in root.rglob("*") if "logs" not in path.parts)
+    shape = {"4-D": (4, 4, 4, 2), "large": (128, 128, 128)}.get(content, (4, 4, 4))
+    save(tmp_path / "scan.nii", np.zeros(shape, np.uint8), AFFINE)
+    body = b"noise" * 100 if content == "damaged" else (tmp_path / "scan.nii").read_bytes()
+    key = {"datastore/label": "label", "session/": "files"}.get(address.partition("?")[0], "file")
+    answer = requests.put(f"{server.url}/{address}", files={key: (name, body)}, timeout=60)
+    assert answer.status_code == status, answer.text
+    assert all(word in answer.json()["detail"] for word in words), answer.text
+    assert sorted(path for path in root.rglob("*") if "logs" not in path.parts) == before
+
+
+def test_an_upload_is_taken_up(client, root, tmp_path):
+    save(tmp_path / "scan.nii.gz", make_scan(3)[0])
+    assert client.upload_image(str(tmp_path / "scan.nii.gz"), "new")["image"] == "new"
+    assert client.infer("two_d", "new", {})[0]
+    requests.delete(f"{client.get_server_url()}/datastore/image?id=new", timeout=60).raise_for_status()

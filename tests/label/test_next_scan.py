@@ -1,0 +1,304 @@
+"""Which scan comes next, for one annotator and for several."""
+
+from __future__ import annotations
+
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from bundle_runs import make_scan, save
+from label_bundles import tiny_bundle, write_weights
+from monai.bundle import ConfigParser
+
+from liverseg.errors import InputError
+
+pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
+from fastapi import HTTPException
+
+from lib.activelearning.next_scan import First, HighestScore, Random
+from lib.bundles import read_bundle
+from lib.datastore import LockedDatastore
+from lib.infers.segment import Segmentation
+from lib.scoring.entropy import EntropyMeter
+from lib.scoring.scores import DiceScores, Disagreement, Uncertainty, disagreement, mean_entropy
+
+SIMPLE = {"network_def": "@networks#simple", "spacing": [-1, -1, -1], "sw_batch_size": 3, "amp": False}
+TWO_D = {"stage_network#first_filters": 4, "spatial_size": [32, 32], "amp": False}
+
+CASCADE = {
+    "localise_spacing": [-1, -1],
+    "spacing": [-1, -1, -1],
+    "network_def#first_filters": 4,
+    "localise_network#first_filters": 4,
+    "localise_crf": "@localise_crfs#none",
+    "liver_cleaning": "@liver_cleanings#none",
+    "amp": False,
+}
+
+
+def write_cascade(folder, seed) -> None:
+    """Random weights of all networks, where they are looked for."""
+    parser = ConfigParser(read_bundle(folder).config)
+    parser.update({"bundle_root": str(folder)})
+    networks = parser.get_parsed_content("network")
+    torch.manual_seed(seed)
+    for name, path in networks.weights_in(folder / "models").items():
+        state = {
+            key: torch.randn_like(value) if value.ndim > 1 else value
+            for key, value in networks[name].state_dict().items()
+        }
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, path)
+
+
+def make_store(folder, names="abcd") -> LockedDatastore:
+    folder.mkdir(exist_ok=True)
+    for number, name in enumerate(names):
+        save(folder / f"{name}.nii.gz", make_scan(number)[0])
+    return LockedDatastore(str(folder), extensions=["*.nii.gz", "*.nii"])
+
+
+@pytest.fixture
+def store(tmp_path):
+    return make_store(tmp_path / "studies")
+
+
+def ask(strategy, store, client=None, **request):
+    answer = strategy({"strategy": "s", "client_id": client, **request}, store)
+    return answer and answer["id"]
+
+
+def label(store, image, tmp_path, values=None):
+    save(tmp_path / "label.nii.gz", make_scan(0)[1] if values is None else values)
+    store.save_label(image, str(tmp_path / "label.nii.gz"), "final", {})
+
+
+# --- whose turn it is
+
+
+def test_what_was_skipped_comes_last_and_nobody_gets_what_another_is_on(store, tmp_path):
+    first = First("", 60)
+    assert [ask(first, store, "one"), ask(first, store, "two")] == ["a", "b"]
+    assert ask(first, store, "one") == "c"  # a skipped, b is another's
+    assert ask(first, store, "two") == "a"  # free since its annotator went on
+    assert ask(first, store, "one") == "b"
+    assert ask(first, store, "one") == "d"
+    assert ask(first, store, "one") == "c"  # a is another's; of all that were skipped it is the one longest ago
+    for image in "bc":
+        label(store, image, tmp_path)
+    assert ask(first, store, "one") == "d"
+    label(store, "d", tmp_path)
+    assert ask(first, store, "one") is None
+    assert ask(first, store, "two") == "a"
+
+
+def test_a_scan_is_free_again_after_a_while_and_after_a_restart_it_is_not(store):
+    ask(First("", 60), store, "one")
+    again = LockedDatastore(store._datastore_path, extensions=["*.nii.gz"])
+    assert ask(Random("", 60), again, "two") != "a"
+    assert ask(First("", 0), again, "three") == "a"
+
+
+def test_who_ask_at_once_get_different_scans(tmp_path):
+    names = [chr(97 + number) for number in range(12)]
+    store = make_store(tmp_path, names)
+    update = store.update_image_info
+    # A slow disk.
+    store.update_image_info = lambda *args: time.sleep(0.02) or update(*args)
+    with ThreadPoolExecutor(12) as threads:
+        got = list(threads.map(lambda client: ask(First("", 60), store, client), range(12)))
+    assert sorted(got) == names
+
+
+def test_chance_is_that_of_the_seed(store, tmp_path):
+    strategy = Random("", 0)
+    orders = [[ask(strategy, store, f"client {seed}", seed=seed) for _ in range(4)] for seed in range(5)]
+    assert all(sorted(order) == list("abcd") for order in orders)
+    assert len(set(map(tuple, orders))) > 1
+    assert [ask(strategy, store, "another", seed=3) for _ in range(2)] == orders[3][:2]
+    label(store, orders[3][0], tmp_path)
+    assert [ask(strategy, store, "a third", seed=3) for _ in range(3)] == orders[3][1:]
+
+
+def test_another_process_writes_no_old_list_back(store, tmp_path):
+    other = LockedDatastore(store._datastore_path, extensions=["*.nii.gz"])
+    label(store, "a", tmp_path)
+    other.update_image_info("b", {"uncertainty": {"value": 1}})
+    third = LockedDatastore(store._datastore_path, extensions=["*.nii.gz"], read_only=True)
+    assert third.get_labeled_images() == ["a"]
+    assert sorted(store.list_images()) == list("abcd")
+    assert store.get_image_info("b")["uncertainty"] == {"value": 1}
+
+
+# --- how unsure
+
+
+def preprocessed(folder, scan):
+    """Scan as the network sees it, and the network with its weights."""
+    parser = ConfigParser(read_bundle(folder).config)
+    parser.update({"bundle_root": str(folder)})
+    network = parser.get_parsed_content("network").eval()
+    network.load_state_dict(torch.load(folder / "models" / "model.pt"))
+    image = parser.get_parsed_content("preprocessing")({"image": str(scan)})["image"].as_tensor()[0]
+    low, high = np.percentile(image[::2, ::2, ::2], [1, 99])
+    return image, network, image > low + 0.1 * (high - low)
+
+
+def test_uncertainty_is_the_entropy_of_the_mean_over_flips_in_the_body(tmp_path):
+    """Against all slices at once."""
+    folder = tiny_bundle(tmp_path / "simple", "fcn_liver", **SIMPLE)
+    write_weights(folder, 0)
+    voxels = np.full((48, 40, 8), -1000, np.int16)
+    voxels[8:40, 6:34] = make_scan(0)[0][8:40, 6:34]
+    save(tmp_path / "scan.nii.gz", voxels)
+    image, network, body = preprocessed(folder, tmp_path / "scan.nii.gz")
+    assert body.float().mean() == pytest.approx(32 * 28 / (48 * 40))
+    x = image.permute(2, 0, 1)[:, None]
+    with torch.no_grad():
+        probabilities = [network(x).softmax(1)]
+        probabilities += [network(x.flip(axis)).softmax(1).flip(axis) for axis in (2, 3)]
+    mean = sum(probabilities).double() / 3
+    entropy = -(mean * mean.clamp_min(1e-300).log()).sum(1) / math.log(2)
+    expected = float(entropy[body.permute(2, 0, 1)].mean())
+    assert 0.01 < expected < 0.99
+    assert mean_entropy(read_bundle(folder), str(tmp_path / "scan.nii.gz")) == pytest.approx(expected, rel=1e-5)
+
+
+def test_uncertainty_of_networks_with_dropout_is_over_draws_of_it(tmp_path):
+    """Two networks, of which each counts alike, and the second only sees what the first finds."""
+    folder = tiny_bundle(tmp_path / "two_d", "mixed_unet_lits", **TWO_D)
+    write_weights(folder, 0)
+    save(tmp_path / "scan.nii.gz", make_scan(0)[0])
+    bundle, scan = read_bundle(folder), str(tmp_path / "scan.nii.gz")
+    meters = []
+    settings = {"postprocessing": None, "dataset#data": [{"image": scan}]}
+    Segmentation(bundle).run(settings, lambda evaluator: meters.append(EntropyMeter(evaluator, "image")))
+    (meter,) = meters
+    each = [float(meter.entropies[part] / meter.voxels[part]) for part in meter.voxels]
+    assert len(each) == 2
+    assert meter.mean() == pytest.approx(sum(each) / 2)
+    assert meter.mean() == mean_entropy(bundle, scan)
+    without = tiny_bundle(tmp_path / "without", "mixed_unet_lits", **TWO_D, **{"stage_network#dropout": 0.0})
+    (without / "models").mkdir()
+    (without / "models" / "model.pt").write_bytes((folder / "models" / "model.pt").read_bytes())
+    assert meter.mean() != pytest.approx(mean_entropy(read_bundle(without), scan), rel=1e-3)
+
+
+def test_a_scan_of_nothing_has_no_body(tmp_path):
+    folder = tiny_bundle(tmp_path / "simple", "fcn_liver", **SIMPLE)
+    write_weights(folder, 0)
+    save(tmp_path / "scan.nii.gz", np.full((16, 16, 4), -1000, np.int16))
+    with pytest.raises(InputError, match="brighter than air"):
+        mean_entropy(read_bundle(folder), str(tmp_path / "scan.nii.gz"))
+
+
+@pytest.mark.parametrize("source", ["mixed_unet_lits", "cascade_lits"])
+def test_measuring_changes_no_mask(tmp_path, source):
+    """Nor does it get in the way of Grad-CAM, which watches a network too."""
+    tiny = TWO_D if source == "mixed_unet_lits" else CASCADE
+    folder = tiny_bundle(tmp_path / source, source, **tiny)
+    (write_weights if source == "mixed_unet_lits" else write_cascade)(folder, 0)
+    save(tmp_path / "scan.nii.gz", make_scan(0)[0])
+    masks, meters = [], []
+    for name, watch in {"no": None, "yes": lambda evaluator: meters.append(EntropyMeter(evaluator, "image"))}.items():
+        settings = {"output_dir": str(tmp_path / name), "dataset#data": [{"image": str(tmp_path / "scan.nii.gz")}]}
+        Segmentation(read_bundle(folder)).run(settings, watch)
+        masks.append(nib.load(next((tmp_path / name).glob("*.nii.gz"))).get_fdata())
+    assert len(meters[0].voxels) == (2 if source == "mixed_unet_lits" else 8)
+    assert np.array_equal(masks[0], masks[1])
+    assert masks[0].any()
+
+
+def test_disagreement_is_one_minus_the_dice_of_what_both_know():
+    one, other = np.zeros((2, 4, 4, 4), np.uint8)
+    one[:2], other[1:3] = 1, 2
+    organs, liver = {"spleen": 1, "liver": 2}, {"liver": 1}
+    assert disagreement([(one, liver), (other, organs)]) == pytest.approx(0.5)
+    assert disagreement([(one, liver), (one, liver)]) == 0
+    assert disagreement([(one, liver), (one, liver), (other, organs)]) == pytest.approx(1 / 3)
+    assert disagreement([(one * 0, liver), (other * 0, organs)]) == 0
+    lesions = one.copy()
+    lesions[0] = 2
+    assert disagreement([(lesions, {"liver": 1, "lesion": 2}), (one, liver)]) == 0
+    with pytest.raises(InputError, match="common class"):
+        disagreement([(one, liver), (one, {"spleen": 1})])
+
+
+# --- scores that are kept
+
+
+def test_scores_are_kept_until_the_weights_change_and_choose_the_next_scan(store, tmp_path):
+    folder = tiny_bundle(tmp_path / "simple", "fcn_liver", **SIMPLE)
+    bundle = read_bundle(folder)
+    scores = Uncertainty("uncertainty", "", {"simple": bundle})
+    uncertain = HighestScore("", 0, scores)
+    with pytest.raises(HTTPException, match="a bundle with weights"):
+        ask(uncertain, store)
+    assert scores.pending(store) == []
+    write_weights(folder, 0)
+    save(tmp_path / "studies" / "d.nii.gz", np.zeros((4, 4, 4, 2), np.int16))
+    answer = uncertain({"strategy": "uncertain"}, store)
+    assert answer["score"] is None
+    done = scores({}, store)
+    assert done["scored"] == 3
+    assert list(done["failed"]) == ["d"]
+    assert scores.pending(store) == []
+    values = {image: score.get("value") for image, score in scores.current(store).items()}
+    assert values["a"] == pytest.approx(mean_entropy(bundle, str(tmp_path / "studies" / "a.nii.gz")))
+    expected = sorted("abc", key=lambda image: -values[image])
+    assert [ask(uncertain, store, "one") for _ in range(4)] == [*expected, "d"]
+    assert scores({}, store) == {"scored": 0, "failed": {}}
+    write_weights(folder, 1)
+    assert sorted(scores.pending(store)) == list("abcd")
+    scores({}, store)
+    again = {image: score.get("value") for image, score in scores.current(store).items()}
+    assert all(values[image] != again[image] for image in "abc")
+
+
+def test_models_that_disagree_are_all_asked(store, tmp_path):
+    bundles = {}
+    for name in ("one", "other"):
+        folder = tiny_bundle(tmp_path / name, "fcn_liver", **SIMPLE)
+        bundles[name] = read_bundle(folder)
+    scores = Disagreement("disagreement", "", bundles)
+    write_weights(tmp_path / "one", 0)
+    with pytest.raises(HTTPException, match="several bundles"):
+        ask(HighestScore("", 0, scores), store)
+    write_weights(tmp_path / "other", 0)
+    scores({}, store)
+    assert {score["value"] for score in scores.current(store).values()} == {0}
+    write_weights(tmp_path / "other", 1)
+    scores({}, store)
+    assert all(score["value"] > 0 for score in scores.current(store).values())
+
+
+def test_dice_is_said_of_each_class(store, tmp_path):
+    folder = tiny_bundle(tmp_path / "two_d", "mixed_unet_lits", **TWO_D)
+    write_weights(folder, 0)
+    bundle = read_bundle(folder)
+    path, _ = Segmentation(bundle)({"image": store.get_image_uri("a")})
+    mask = np.asanyarray(nib.load(path).dataobj).astype(np.uint8)
+    values = mask.copy()
+    values[:20] = 0
+    label(store, "a", tmp_path, values)
+    scores = DiceScores("dice", "", {"two_d": bundle})
+    assert scores.pending(store) == ["a"]
+    scores({}, store)
+    expected = {
+        name: 2 * np.sum((mask == value) & (values == value)) / (np.sum(mask == value) + np.sum(values == value))
+        for name, value in {"liver": 1, "lesion": 2}.items()
+    }
+    kept = scores.current(store)["a"]
+    assert kept["dice"] == pytest.approx(expected)
+    assert kept["value"] == pytest.approx(sum(expected.values()) / 2)
+    assert 0 < kept["dice"]["lesion"] < 1
+    assert scores.pending(store) == []
+    label(store, "a", tmp_path, values * 0)
+    assert scores.pending(store) == ["a"]
+    label(store, "a", tmp_path, values[:-1])
+    assert "shape" in scores({}, store)["failed"]["a"]
