@@ -14,6 +14,7 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.async_tasks.utils import tasks
 
 from lib.activelearning.next_scan import First, HighestScore, Random
@@ -23,6 +24,7 @@ from lib.infers.batch import BatchSegmentation
 from lib.infers.correct import CleanUp, Scribbles
 from lib.infers.segment import Segmentation
 from lib.scoring.scores import DiceScores, Disagreement, Scores, Uncertainty
+from lib.trainers.retrain import Retraining
 from liverseg.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -78,6 +80,23 @@ class LiverSegApp(MONAILabelApp):
         """One for each bundle, and what corrects their masks."""
         segmentations = {name: Segmentation(bundle) for name, bundle in self.bundles.items()}
         return {**segmentations, "scribbles": Scribbles(), "clean_up": CleanUp()}
+
+    def init_trainers(self) -> dict[str, TrainTask]:
+        """One for each bundle that can be trained and evaluated."""
+        # Beside the list of the studies; of a DICOMweb server that is in the cache.
+        validation_file = Path(self._datastore._datastore_path) / "validation.json"
+        needed = ("train.json", "evaluate.json")
+        return {
+            name: Retraining(bundle, validation_file)
+            for name, bundle in self.bundles.items()
+            if all((bundle.folder / "configs" / config).is_file() for config in needed)
+        }
+
+    def info(self) -> dict[str, Any]:
+        """MONAI Label's, with the newest training first: 3D Slicer's bar shows the first one."""
+        info = super().info()
+        stats = sorted(info["train_stats"].items(), key=lambda item: item[1].get("start_ts", 0), reverse=True)
+        return {**info, "train_stats": dict(stats)}
 
     def init_batch_infer(self) -> Callable:
         """Many scans in turn."""

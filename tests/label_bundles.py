@@ -46,7 +46,7 @@ def copy_app(root: Path) -> None:
 def serve(root: Path, *arguments: str, **variables: str) -> Iterator[SimpleNamespace]:
     """The server of the app in `root` for `root/studies`, until the block ends."""
     guard = root / "guard"
-    guard.mkdir()
+    guard.mkdir(exist_ok=True)
     (guard / "sitecustomize.py").write_text(GUARD.format(log=str(root / "connections")))
     path = os.pathsep.join(filter(None, [str(guard), str(ROOT), os.environ.get("PYTHONPATH")]))
     own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MONAI_LABEL_SESSION_PATH": str(root / "sessions"), **variables}

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from liverseg.errors import InputError
-from liverseg.workbench import demo, serve
+from liverseg.workbench import demo, models, serve
 from liverseg.workbench.datasets import cli as datasets
 from liverseg.workbench.study import cli as study
 from liverseg.workbench.zoo import cli as zoo
@@ -23,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(datasets.app, name="data")
+app.add_typer(models.app, name="models")
 app.add_typer(study.app, name="study")
 app.add_typer(zoo.app, name="zoo")
 app.command("demo")(demo.demo)

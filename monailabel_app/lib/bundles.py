@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
+from monailabel.utils.others.generic import device_map, name_to_device
 
 from liverseg.bundle import sentence
 from liverseg.errors import InputError
+from liverseg.versions import list_versions, version_in_use, weights_in_use
 
 # What MONAI asks of an inference config, and the folder for its masks.
 NEEDED = ("dataset", "evaluator", "output_dir", "run")
@@ -50,9 +52,9 @@ class Bundle:
         return self.folder.name
 
     def versions(self) -> list[str]:
-        """The model in use, then the kept ones: the folders under `models/versions`."""
-        kept = (self.folder / "models" / "versions").glob("*/")
-        return [IN_USE, *sorted((path.name for path in kept), reverse=True)]
+        """The model in use, then all versions that have weights, the newest first."""
+        kept = (version.name for version in list_versions(self.folder) if version.files())
+        return [IN_USE, *kept]
 
     def weights(self) -> list[Path]:
         """The files with the weights in use; read from the disk each time."""
@@ -84,7 +86,28 @@ class Bundle:
         version = choose(self.name, "version", params.get("version", IN_USE), self.versions())
         if version != IN_USE:
             chosen["ckpt_dir"] = str(self.folder / "models" / "versions" / version)
+        elif version_in_use(self.folder):
+            # All its files, also where another is published while they are read.
+            chosen["ckpt_dir"] = str(weights_in_use(self.folder))
         return chosen
+
+    def device(self, params: Mapping[str, Any]) -> dict[str, str]:
+        """The setting `device` for what a client chose; nothing, if it chose none.
+
+        Raises:
+            InputError: for one that the server does not have.
+        """
+        asked = params.get("device")
+        if not asked:
+            return {}
+        name = asked if isinstance(asked, str) else asked[0]
+        # "cuda" is the default of clients that do not know the server, on a machine without a GPU too.
+        known = dict.fromkeys([*device_map(), *device_map().values(), "cpu", "cuda"])
+        if name not in known and not name.startswith("cuda:"):
+            raise InputError(
+                f"model {self.name}, option device: found {name!r}, expected one of {', '.join(known)}: choose one."
+            )
+        return {"device": name_to_device(name)}
 
     @contextmanager
     def workflow(self, settings: Mapping[str, Any]) -> Iterator[ConfigParser]:

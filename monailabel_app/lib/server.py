@@ -150,7 +150,7 @@ def check_requests() -> None:
     _before(infer, "run_inference", _check_inference)
     _before(wsi_infer, "run_wsi_inference", _refuse_whole_slides)
     _before(batch_infer, "run", _check_batch)
-    _before(train, "run_model", lambda model, **_: _check_known("model", model, app_instance()._trainers))
+    _before(train, "run_model", _check_training)
     _before(activelearning, "sample", lambda strategy, **_: _check_known("strategy", strategy, _strategies()))
     _before(scoring, "run_method", lambda method, **_: _check_known("method", method, app_instance()._scoring_methods))
     for module, name in ((train, "run"), (train, "run_model"), (scoring, "run"), (scoring, "run_method")):
@@ -199,6 +199,20 @@ def _check_params(params: dict[str, Any] | None) -> None:
         _check_name("label_tag", str(own["label_tag"]))
 
 
+def _check_training(model: str, params: dict[str, Any] | None, **_: Any) -> None:
+    tasks = app_instance()._trainers
+    _check_known("model", model, tasks)
+    _check_options(model, params or {}, tasks[model].config())
+    tasks[model].check(params or {}, app_instance().datastore())
+
+
+def _check_options(model: str, params: Collection[str], options: Collection[str]) -> None:
+    known = [*options, *GENERAL]
+    for key in params:
+        if key not in known and not key.startswith("result_"):
+            raise InputError(f"model {model}: found option {key!r}, expected one of {', '.join(known)}: mend its name.")
+
+
 def _check_batch(model: str, params: dict[str, Any] | None, **_: Any) -> None:
     _check_params(params)
     tasks = app_instance()._infers
@@ -215,10 +229,7 @@ def _check_inference(
     _check_known("model", model, tasks)
     asked = _json_object("params", params)
     _check_params(asked)
-    known = [*tasks[model].config(), *GENERAL]
-    for key in asked:
-        if key not in known and not key.startswith("result_"):
-            raise InputError(f"model {model}: found option {key!r}, expected one of {', '.join(known)}: mend its name.")
+    _check_options(model, asked, tasks[model].config())
     if file is not None:
         _check_volume("file", file)
     elif session_id:

@@ -13,6 +13,7 @@ from liverseg.errors import InputError
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from lib.bundles import find_bundles, read_bundle
+from lib.trainers.retrain import Retraining
 
 BUNDLES = sorted((ROOT / "bundles").glob("*/"))
 
@@ -39,6 +40,20 @@ def test_every_choice_is_one_that_the_config_can_resolve(folder):
             with bundle.workflow(bundle.settings({key: text})) as parser:
                 parser.get_parsed_content("postprocessing", instantiate=False, eval_expr=False)
                 parser.get_parsed_content("inferer")
+
+
+@pytest.mark.parametrize("folder", BUNDLES, ids=lambda folder: folder.name)
+def test_every_bundle_of_the_project_can_be_trained(folder, tmp_path):
+    task = Retraining(read_bundle(folder), tmp_path / "validation.json")
+    losses = json.loads((folder / "configs" / "train.json").read_text())["losses"]
+    shown = task.config()
+    offered = [value for key, value in shown.items() if key.endswith("loss")]
+    assert offered
+    assert all(sorted(names) == sorted(losses) for names in offered)
+    assert 0 < shown["learning_rate"] < 0.1
+    # As 3D Slicer sends them: the first of each list.
+    chosen = task.options({key: value[0] if isinstance(value, list) else value for key, value in shown.items()})
+    assert chosen == task.options({})
 
 
 def test_names_narrow_and_must_be_there(tmp_path):

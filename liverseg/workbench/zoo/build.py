@@ -58,7 +58,8 @@ def _files(bundle: Path) -> dict[str, Path]:
     }
     single = [bundle / name for name in ("LICENSE", "large_files.yml")]
     # Of a cascade, each target's networks are in folders of their own.
-    folders = [bundle / "models", *bundle.glob("models/*/*")]
+    several = [folder for folder in bundle.glob("models/*/*") if folder.parent.name != "versions"]
+    folders = [bundle / "models", *several]
     models = [folder / name for folder in folders for name in ("model.pt", "model.json")]
     for path in [*(bundle / "configs").rglob("*"), *(bundle / "docs").rglob("*"), *single, *models]:
         if path.is_file() and not path.name.startswith("."):

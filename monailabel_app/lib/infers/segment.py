@@ -13,7 +13,7 @@ from fastapi import HTTPException
 from monai.bundle import ConfigParser
 from monai.engines import SupervisedEvaluator
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
-from monailabel.utils.others.generic import device_list, device_map, name_to_device
+from monailabel.utils.others.generic import device_list
 
 from lib.bundles import Bundle
 from lib.masks import NIFTI_SUFFIXES, NRRD_SUFFIXES, convert_mask
@@ -81,7 +81,7 @@ class Segmentation(InferTask):
                 f"model {self.bundle.name}, option result_extension: found {suffix!r}, expected one of "
                 f"{', '.join(SUFFIXES)}: choose one."
             )
-        settings = {**self._device(request), **self.bundle.settings(request)}
+        settings = {**self.bundle.device(request), **self.bundle.settings(request)}
         with tempfile.TemporaryDirectory() as folder:
             settings["output_dir"] = folder
             settings["dataset#data"] = [{self.bundle.config.get("image_key", "image"): request["image"]}]
@@ -128,17 +128,3 @@ class Segmentation(InferTask):
                 f"folder ({len(missing)} of {len(needed)} missing), expected them for segmenting: train it or copy "
                 "them there, and ask again.",
             )
-
-    def _device(self, request: Mapping[str, Any]) -> dict[str, str]:
-        asked = request.get("device")
-        if not asked:
-            return {}
-        name = asked if isinstance(asked, str) else asked[0]
-        # "cuda" is the default of clients that do not know the server, on a machine without a GPU too.
-        known = dict.fromkeys([*device_map(), *device_map().values(), "cpu", "cuda"])
-        if name not in known and not name.startswith("cuda:"):
-            raise InputError(
-                f"model {self.bundle.name}, option device: found {name!r}, expected one of {', '.join(known)}: choose "
-                "one."
-            )
-        return {"device": name_to_device(name)}

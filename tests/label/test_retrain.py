@@ -1,0 +1,245 @@
+"""Retraining: the loop as 3D Slicer runs it, through MONAI Label's own client, and what it learns from."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import shutil
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import psutil
+import pytest
+import requests
+import torch
+from bundle_runs import ROOT, make_scan, save
+from label_bundles import run_bundle, serve, tiny_bundle, write_weights
+from monai.bundle import ConfigParser
+from typer.testing import CliRunner
+
+from liverseg import versions
+from liverseg.errors import InputError
+from liverseg.workbench.cli import app
+
+pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
+from monailabel.client import MONAILabelClient
+from monailabel.datastore.local import LocalDatastore
+
+from lib.bundles import read_bundle
+from lib.trainers.retrain import Retraining
+from lib.trainers.scans import items, split
+
+TINY = {"network_def": "@networks#simple", "spacing": [6.0, 6.0, -1.0], "spatial_size": [48, 48], "amp": False}
+FAST = {"max_epochs": 20, "learning_rate": 0.001, "loss": "dice"}
+
+
+def make_project(root: Path, scans: int) -> Path:
+    """A project with the app, a bundle without weights, and scans; returns the bundle."""
+    shutil.copytree(ROOT / "monailabel_app", root / "monailabel_app", ignore=shutil.ignore_patterns("model", "logs"))
+    (root / "studies").mkdir()
+    for number in range(scans):
+        save(root / "studies" / f"scan{number}.nii.gz", make_scan(number)[0])
+    return tiny_bundle(root / "bundles" / "learns", "fcn_liver", **TINY)
+
+
+def write_label(file: Path, number: int) -> dict:
+    """A label and its info as 3D Slicer saves it, whose values follow the order of its segments."""
+    save(file, np.choose(make_scan(number)[1], [0, 2, 1]).astype(np.uint8))
+    return {"label_info": [{"name": "Lesion", "idx": 1}, {"name": "liver", "idx": 2}]}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("retrain")
+    make_project(root, 4)
+    return root
+
+
+@pytest.fixture(scope="module")
+def store(project, tmp_path_factory) -> LocalDatastore:
+    """The studies, three of them labelled."""
+    store = LocalDatastore(str(project / "studies"), extensions=["*.nii.gz"], auto_reload=False)
+    for number in range(3):
+        file = tmp_path_factory.mktemp("labels") / "label.nii.gz"
+        info = write_label(file, number)
+        store.save_label(f"scan{number}", str(file), "final", info)
+    return store
+
+
+def test_who_validates_is_drawn_once(tmp_path):
+    file = tmp_path / "validation.json"
+    with pytest.raises(InputError, match="found 1 scans"):
+        split(file, ["a"], 0.2)
+    names = list("abcdefghij")
+    training, validation = split(file, names, 0.3)
+    assert len(validation) == 3
+    assert sorted(training + validation) == names
+    assert json.loads(file.read_text())["images"] == validation
+    # Later labels train, whatever their number and the share that is asked for.
+    later = split(file, [*names, "k", "l", "A"], 0.9)
+    assert later == (sorted([*training, "k", "l", "A"]), validation)
+    with pytest.raises(InputError, match="0 labelled scans that train"):
+        split(file, validation, 0.3)
+    file.unlink()
+    assert split(file, names[::-1], 0.3) == (training, validation)
+
+
+def test_labels_mean_what_their_names_say(store, tmp_path):
+    for classes, values in (
+        ({"background": 0, "liver": 1, "lesion": 2}, [0, 1, 2]),
+        ({"background": 0, "spleen": 1, "liver": 2}, [0, 2, 2]),
+        ({"background": 0, "spleen": 1}, [0, 0, 0]),
+    ):
+        (item,) = items(store, ["scan1"], classes, tmp_path / str(len(values)))
+        found = nib.load(item["label"])
+        assert np.array_equal(found.dataobj, np.choose(make_scan(1)[1], values))
+        assert np.array_equal(found.affine, nib.load(item["image"]).affine)
+    # Numbered alike: the file itself.
+    (item,) = items(store, ["scan1"], {"background": 0, "lesion": 1, "liver": 2}, tmp_path / "same")
+    assert item["label"] == store.get_label_uri("scan1", "final")
+
+
+@pytest.fixture(scope="module")
+def bundle(project) -> Path:
+    """A bundle with random weights that were put there."""
+    folder = tiny_bundle(project / "others" / "better", "fcn_liver", **TINY)
+    write_weights(folder, 0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def task(project, bundle) -> Retraining:
+    return Retraining(read_bundle(bundle), project / "studies" / "validation.json")
+
+
+@pytest.mark.parametrize("name", ["cascade_lits", "mixed_unet_lits"])
+def test_each_network_of_a_chain_starts_from_its_own_weights(name):
+    config = json.loads((ROOT / "bundles" / name / "configs" / "train.json").read_text())
+    handlers = config["train"]["handlers"]
+    (number,) = (i for i, handler in enumerate(handlers) if handler["_target_"].endswith("Checkpoints"))
+    paths = []
+    for stage in config["all_stages"]:
+        parser = ConfigParser({**copy.deepcopy(config), **stage, "pretrain_dir": "/in_use", "ckpt_dir": "/in_use"})
+        written = Path(parser.get_parsed_content(f"train#handlers#{number}#ckpt_dir"), "model.pt")
+        paths.append(parser.get_parsed_content("load_pretrain"))
+        assert Path(paths[-1]) == written
+    assert len(set(paths)) == len(config["all_stages"])
+
+
+def test_a_wrong_option_gets_a_sentence(task):
+    assert task.options({"max_epochs": "7", "pretrained": "false"})["max_epochs"] == 7
+    for wrong in ({"loss": "hinge"}, {"max_epochs": "many"}, {"max_epochs": 0}, {"val_split": 1}, {"device": "abacus"}):
+        with pytest.raises(InputError, match=f"better, option {next(iter(wrong))}"):
+            task.options(wrong)
+
+
+def test_only_what_is_better_is_published(bundle, task, store):
+    random = (bundle / "models" / "model.pt").read_bytes()
+    first = task({**FAST, "pretrained": False}, store)
+    assert first["state"] == "published"
+    assert first["mean_dice"] > first["mean_dice_in_use"]
+    versions_now = versions.list_versions(bundle)
+    trained = (bundle / "models" / "model.pt").read_bytes()
+    assert trained == (versions_now[0].folder / "model.pt").read_bytes() != random
+    assert (versions_now[1].folder / "model.pt").read_bytes() == random
+    assert first["parent"] == versions_now[1].name
+    # An inference reads that version, whatever is published meanwhile.
+    assert read_bundle(bundle).settings({}) == {"ckpt_dir": str(versions_now[0].folder)}
+    # The labels were learned by their names: what the bundle says now is the liver with its lesion.
+    found = nib.load(run_bundle(bundle, Path(store.get_image_uri("scan0")), bundle.parent / "mask"))
+    liver = make_scan(0)[1] > 0
+    mask = np.asanyarray(found.dataobj) > 0
+    assert 2 * (mask & liver).sum() / (mask.sum() + liver.sum()) > 0.15
+
+    # Nothing learned: the weights it starts from, which are those in use, and as good.
+    same = task({"max_epochs": 1, "learning_rate": 0}, store)
+    assert same["state"] == "candidate"
+    assert same["mean_dice"] == same["mean_dice_in_use"] == first["mean_dice"]
+    assert "not published" in same["reason"]
+    assert same["parent"] == first["model_version"]
+    weights = torch.load(bundle / "models" / "versions" / same["model_version"] / "model.pt", weights_only=True)
+    used = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    assert all(torch.equal(value, weights[key]) for key, value in used.items())
+    assert (bundle / "models" / "model.pt").read_bytes() == trained
+    assert versions.version_in_use(bundle) == first["model_version"]
+
+    shown = CliRunner().invoke(app, ["models", "compare", str(bundle), same["model_version"]], env={"COLUMNS": "160"})
+    assert any(line.count(f"{first['mean_dice']:.4f}") == 2 for line in shown.output.splitlines()), shown.output
+
+
+def test_a_failed_training_leaves_the_model_in_use(bundle, task, store, tmp_path):
+    before = (bundle / "models" / "model.pt").read_bytes()
+    save(tmp_path / "label.nii.gz", make_scan(3)[1] + 6)
+    store.save_label("scan3", str(tmp_path / "label.nii.gz"), "final", {})
+    with pytest.raises(InputError, match="label values 6, 7, 8 are in no class"):
+        task(FAST, store)
+    store.remove_label("scan3", "final")
+    stats = task.stats()
+    assert stats["state"] == "failed"
+    assert "label values 6, 7, 8" in stats["reason"]
+    assert "total_time" in stats
+    assert (bundle / "models" / "model.pt").read_bytes() == before
+
+
+def test_the_loop(project, store, tmp_path):
+    """Label, train and watch, segment with what was learned; train again and cancel."""
+    bundle = project / "bundles" / "learns"
+    split(project / "studies" / "validation.json", ["scan0", "scan1", "scan2"], 0.2)
+    with serve(project, MONAI_LABEL_AUTO_UPDATE_SCORING="false") as server:
+        client = MONAILabelClient(server.url, str(tmp_path))
+        assert client.info()["models"]["learns"]["state"] != "ready"
+        file = tmp_path / "label.nii.gz"
+        client.save_label("scan3", str(file), params=write_label(file, 3))
+        answer = requests.post(f"{server.url}/train/learns", json={"lose": "dice"}, timeout=60)
+        assert answer.status_code == 400
+        assert "'lose'" in answer.json()["detail"]
+
+        client.train_start("learns", FAST)
+        seen = []
+        while client.train_status()["status"] in ("SUBMITTED", "RUNNING"):
+            name, stats = next(iter(client.info()["train_stats"].items()))
+            seen += [stats] if name == "learns" and stats else []
+            time.sleep(0.1)
+        stats = client.info()["train_stats"]["learns"]
+        assert client.train_status()["status"] == "DONE"
+        assert stats["state"] == "published"
+        assert stats["epoch"] == stats["total_epochs"] == FAST["max_epochs"]
+        epochs = [one["epoch"] for one in seen]
+        assert epochs == sorted(epochs)
+        assert len(set(epochs)) > 2
+        assert any("time_left" in one and "total_time" not in one for one in seen)
+        validation = client.info()["trainers"]["learns"]["validation"]
+        assert stats["validation"] == validation
+        assert sorted(stats["training"] + validation) == ["scan0", "scan1", "scan2", "scan3"]
+        assert "scan3" not in validation
+
+        found, _ = client.infer("learns", "scan0", {})
+        expected = run_bundle(bundle, project / "studies" / "scan0.nii.gz", tmp_path / "expected")
+        assert np.array_equal(nib.load(found).dataobj, nib.load(expected).dataobj)
+        in_use = (bundle / "models" / "model.pt").read_bytes()
+
+        client.train_start("learns", {**FAST, "max_epochs": 5000})
+        # Of an epoch with a validation, and into the next ones.
+        while (stats := client.info()["train_stats"]["learns"])["state"] != "training" or stats["epoch"] < 6:
+            time.sleep(0.1)
+        (training,) = (one for one in children(project) if "training" in one.cmdline())
+        assert client.train_stop()["status"] == "STOPPED"
+        _, alive = psutil.wait_procs([training], timeout=10)
+        assert not alive
+        stats = client.info()["train_stats"]["learns"]
+        assert stats["state"] == "stopped"
+        version = versions.find_version(bundle, stats["model_version"])
+        rows = list(csv.DictReader((version.folder / "training" / "history.csv").read_text().splitlines()))
+        best = max(float(row["val_mean_dice"]) for row in rows if row["val_mean_dice"])
+        assert json.loads((version.folder / "model.json").read_text())["val_mean_dice"] == best == stats["best_metric"]
+        assert (bundle / "models" / "model.pt").read_bytes() == in_use
+        assert client.infer("learns", "scan0", {"version": version.name})[0]
+
+
+def children(project: Path) -> list[psutil.Process]:
+    """The processes that run a bundle of this project."""
+    bundles = [one for one in psutil.Process().children(recursive=True) if "monai.bundle" in one.cmdline()]
+    return [one for one in bundles if str(project) in " ".join(one.cmdline())]

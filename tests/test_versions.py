@@ -1,0 +1,177 @@
+"""Versions of a model on the disk, with text in the place of weights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from liverseg import versions
+from liverseg.errors import InputError
+from liverseg.workbench.cli import app
+from liverseg.workbench.zoo import build
+
+PARTS = ("liver/localise/model.pt", "liver/axial/model.pt", "lesion/axial/model.pt")
+LOCKED = """
+import sys, time
+from pathlib import Path
+from liverseg import versions
+with versions.lock(Path(sys.argv[1]) / ".lock"):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def write(folder: Path, content: str, parts=PARTS) -> None:
+    for part in parts:
+        (folder / part).parent.mkdir(parents=True, exist_ok=True)
+        # Replaced at once, as training does.
+        new = (folder / part).with_suffix(".new")
+        new.write_text(content)
+        os.replace(new, folder / part)
+
+
+def read(folder: Path, parts=PARTS) -> set[str]:
+    return {(folder / part).read_text() for part in parts}
+
+
+def add(bundle: Path, content: str, parts=PARTS, **facts) -> str:
+    version = versions.new_version(bundle, **{"state": "candidate", **facts})
+    write(version.folder, content, parts)
+    return version.name
+
+
+@pytest.fixture
+def bundle(tmp_path) -> Path:
+    (tmp_path / "bundle" / "configs").mkdir(parents=True)
+    (tmp_path / "bundle" / "configs" / "metadata.json").write_text('{"version": "1"}')
+    return tmp_path / "bundle"
+
+
+def test_all_files_change_at_once(bundle):
+    """Whoever looks up the folder first reads one version, and files in models/ are there at every moment."""
+    names = [add(bundle, content) for content in "ab"]
+    versions.publish(bundle, names[0])
+    done = False
+
+    def look() -> tuple[int, set[str]]:
+        looks, seen = 0, set()
+        while not done:
+            folder = versions.weights_in_use(bundle)
+            found = read(folder)
+            assert len(found) == 1
+            assert read(bundle / "models") <= {"a", "b"}
+            looks, seen = looks + 1, seen | found
+        return looks, seen
+
+    with ThreadPoolExecutor(2) as threads:
+        looking = [threads.submit(look) for _ in range(2)]
+        for number in range(100):
+            versions.publish(bundle, names[1 - number % 2])
+        done = True
+        for one in looking:
+            looks, seen = one.result()
+            assert looks > 10
+            assert seen == {"a", "b"}
+
+
+def test_first_publication_and_back(bundle):
+    assert versions.version_in_use(bundle) is None
+    with pytest.raises(InputError, match="before the one in use"):
+        versions.rollback(bundle)
+    names = [add(bundle, content) for content in "abc"]
+    for name, content in zip(names, "abc", strict=True):
+        versions.publish(bundle, name)
+        assert versions.version_in_use(bundle) == name
+        assert read(bundle / "models") == {content}
+    assert [version.name for version in versions.list_versions(bundle)] == names[::-1]
+    for content in "ba":
+        versions.rollback(bundle)
+        assert read(bundle / "models") == {content}
+    with pytest.raises(InputError, match="before the one in use"):
+        versions.rollback(bundle)
+
+
+def test_weights_that_came_otherwise_are_kept(bundle):
+    """Copied there, or trained there by the command line after a version was published."""
+    write(bundle / "models", "copied")
+    versions.publish(bundle, add(bundle, "new"))
+    assert read(bundle / "models") == {"new"}
+    versions.rollback(bundle)
+    assert read(bundle / "models") == {"copied"}
+
+    write(bundle / "models", "trained", PARTS[:1])
+    assert versions.version_in_use(bundle) is None
+    assert versions.weights_in_use(bundle) == bundle / "models"
+    # No version has changed by that.
+    kept = {frozenset(read(version.folder)) for version in versions.list_versions(bundle)}
+    assert kept == {frozenset({"copied"}), frozenset({"new"})}
+    versions.publish(bundle, add(bundle, "newer"))
+    assert read(bundle / "models") == {"newer"}
+    versions.rollback(bundle)
+    assert read(bundle / "models", PARTS[:1]) == {"trained"}
+    assert read(bundle / "models", PARTS[1:]) == {"copied"}
+
+
+def test_what_cannot_be_published_says_why(bundle):
+    versions.publish(bundle, add(bundle, "a"))
+    with pytest.raises(InputError, match="no version '9'"):
+        versions.publish(bundle, "9")
+    with pytest.raises(InputError, match=r"\.\./elsewhere"):
+        versions.publish(bundle, "../elsewhere")
+    with pytest.raises(InputError, match="expected weights"):
+        versions.publish(bundle, add(bundle, "", parts=()))
+    half = add(bundle, "b", parts=PARTS[:1])
+    with pytest.raises(InputError, match=r"lesion/axial/model\.pt, liver/axial/model\.pt"):
+        versions.publish(bundle, half)
+    assert read(bundle / "models") == {"a"}
+
+
+def test_a_training_that_was_killed_is_stopped(bundle):
+    version = versions.new_version(bundle, state="training")
+    command = [sys.executable, "-c", LOCKED, str(version.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        assert version.state == "training"
+        write(version.folder, "half")
+        with pytest.raises(InputError, match="still training"):
+            versions.publish(bundle, version.name)
+        process.kill()
+        process.wait()
+    assert version.state == "stopped"
+    versions.publish(bundle, version.name)
+    assert read(bundle / "models") == {"half"}
+
+
+def test_an_archive_has_the_weights_in_use_and_no_version(bundle):
+    for content in "ab":
+        versions.publish(bundle, add(bundle, content))
+    weights = {name: path.read_text() for name, path in build._files(bundle).items() if name.endswith(".pt")}
+    assert weights == {f"models/{part}": "b" for part in PARTS}
+
+
+def test_command_line(bundle):
+    def run(*arguments: str):
+        return CliRunner().invoke(app, ["models", *arguments], env={"COLUMNS": "160"})
+
+    names = [add(bundle, content, mean_dice=dice, training=["x", "y"]) for content, dice in (("a", 0.5), ("b", 0.75))]
+    assert "No model is in use" in run("list", str(bundle)).output
+    assert run("publish", str(bundle), names[1]).output == f"in use: {names[1]}\n"
+    rows = {
+        line.split()[1]: line
+        for line in run("list", str(bundle)).output.splitlines()
+        if "candidate" in line or "yes" in line
+    }
+    assert list(rows) == names[::-1]
+    assert "0.7500" in rows[names[1]]
+    assert "published" in rows[names[1]]
+    run("publish", str(bundle), names[0])
+    assert run("rollback", str(bundle)).output == f"in use: {names[1]}\n"
+    assert "expected a folder or one of" in str(run("list", "nothing").exception)
+    for verb in ("list", "compare", "publish", "rollback"):
+        assert f"Example: liverseg models {verb}" in run(verb, "--help").output
