@@ -21,6 +21,7 @@ from lib.activelearning.next_scan import First, HighestScore, Random
 from lib.bundles import find_bundles
 from lib.datastore import LockedDatastore
 from lib.infers.batch import BatchSegmentation
+from lib.infers.clicks import ClickSegmentation
 from lib.infers.correct import CleanUp, Scribbles
 from lib.infers.segment import Segmentation
 from lib.scoring.scores import DiceScores, Disagreement, Scores, Uncertainty
@@ -77,9 +78,18 @@ class LiverSegApp(MONAILabelApp):
         )
 
     def init_infers(self) -> dict[str, InferTask]:
-        """One for each bundle, and what corrects their masks."""
-        segmentations = {name: Segmentation(bundle) for name, bundle in self.bundles.items()}
-        return {**segmentations, "scribbles": Scribbles(), "clean_up": CleanUp()}
+        """One for each bundle, and what corrects their masks.
+
+        Clients list by type what segments and what takes clicks, so a bundle that does both is there twice: under its
+        own name, and as `NAME_seg`, as in MONAI Label's own app.
+        """
+        infers: dict[str, InferTask] = {}
+        for name, bundle in self.bundles.items():
+            if "clicks" in bundle.config:
+                infers |= {name: ClickSegmentation(bundle), f"{name}_seg": Segmentation(bundle)}
+            else:
+                infers[name] = Segmentation(bundle)
+        return {**infers, "scribbles": Scribbles(), "clean_up": CleanUp()}
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """One for each bundle that can be trained and evaluated."""

@@ -81,7 +81,7 @@ class Segmentation(InferTask):
                 f"model {self.bundle.name}, option result_extension: found {suffix!r}, expected one of "
                 f"{', '.join(SUFFIXES)}: choose one."
             )
-        settings = {**self.bundle.device(request), **self.bundle.settings(request)}
+        settings = self.settings(request)
         with tempfile.TemporaryDirectory() as folder:
             settings["output_dir"] = folder
             settings["dataset#data"] = [{self.bundle.config.get("image_key", "image"): request["image"]}]
@@ -91,13 +91,21 @@ class Segmentation(InferTask):
                 said = sentence(error)
                 if said is None:
                     raise
-                raise InputError(said) from error
+                raise InputError(f"model {self.bundle.name}: {said}") from error
             (mask,) = (path for path in Path(folder).rglob("*") if path.name.endswith(NIFTI_SUFFIXES))
             compress = request.get("result_compress", True)
             result, present = convert_mask(mask, suffix, self.bundle.labels, compress)
         seconds = round(time.monotonic() - start, 2)
         logger.info("%s segmented %s in %.2f s.", self.bundle.name, request["image"], seconds)
         return result, {"label_names": present, "latencies": {"total": seconds}, "centroids": {}}
+
+    def settings(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of the config for a request.
+
+        Raises:
+            InputError: for an option that is no choice.
+        """
+        return {**self.bundle.device(request), **self.bundle.settings(request)}
 
     def run(self, settings: Mapping[str, Any], watch: Callable[[SupervisedEvaluator], Any] | None = None) -> None:
         """Run the bundle's config with other settings.
