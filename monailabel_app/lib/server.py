@@ -233,9 +233,7 @@ def _check_inference(
         options = [*options, *tasks[model].labels, "reset_state"]
         # 3D Slicer says which segment is chosen, and gives a list of clicks for every label of any model.
         labels = {name for task in tasks.values() for name in task.labels}
-        asked = {
-            key: value for key, value in asked.items() if key != "label" and not (key in labels and value == [])
-        }
+        asked = {key: value for key, value in asked.items() if key != "label" and not (key in labels and value == [])}
     _check_params(asked)
     _check_options(model, asked, options)
     if file is not None:
