@@ -59,7 +59,7 @@ class AddClicksd(MapTransform):
                 raise InputError(
                     f"clicks: found the class {name!r}, expected one of {', '.join(self.names)}: rename or remove it."
                 )
-            for position in positions:
+            for position in positions if isinstance(positions, Sequence) else [positions]:
                 if not _is_position(position):
                     raise InputError(
                         f"clicks: found {position!r} for {name}, expected three numbers [x, y, z] for each click: mend "

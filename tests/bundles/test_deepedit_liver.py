@@ -103,6 +103,7 @@ def test_without_clicks_the_mode_is_automatic(painter, tmp_path):
         ({"spleen": [[1, 2, 3]]}, ["clicks", "'spleen'", "background, liver, lesion"]),
         ({"liver": [[1, 2, 20]]}, ["scan.nii.gz", "[1.0, 2.0, 20.0]", "liver", "[19, 19, 19]"]),
         ({"liver": [[1, 2]]}, ["clicks", "[1, 2]", "three numbers"]),
+        ({"liver": 5}, ["clicks", "5 for liver", "three numbers"]),
     ],
 )
 def test_clicks_that_mean_nothing_end_with_a_sentence(clicks, words, painter, tmp_path):
