@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,9 @@ from monai.losses import DiceCELoss
 
 from liverseg.data import make_phantom
 from liverseg.metrics import confusion_matrix, pooled_metrics
+
+# Bars of hundreds of small scans would hide the curves.
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "monailabel_app"))

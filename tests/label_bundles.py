@@ -35,6 +35,8 @@ class Socket(socket.socket):
     connect_ex = guard(socket.socket.connect_ex)
 socket.socket = Socket
 """
+SMALL_2D = {"stage_network#first_filters": 4, "spatial_size": [32, 32], "amp": False}
+SMALL_3D = {"networks#paper#width": 4, "spacing": [12, 12, 12], "spatial_size": [16, 16, 16], "amp": False}
 
 
 def copy_app(root: Path) -> None:
@@ -65,7 +67,7 @@ def serve(root: Path, *arguments: str, **variables: str) -> Iterator[SimpleNames
                 break
             except requests.ConnectionError:
                 time.sleep(0.2)
-        yield SimpleNamespace(url=url, log=log)
+        yield SimpleNamespace(url=url, log=log, process=process)
     finally:
         process.terminate()
         process.wait(30)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from liverseg.errors import InputError
 from liverseg.inferers.autocast import bf16_autocast
-from liverseg.inferers.volume_slices import affine_of, plain
+from liverseg.inferers.volume_slices import affine_of, as_bytes, plain
 from liverseg.transforms.spacing import resize_volume, spaced_size
 
 PLANES = 4  # planes of the volume's own grid whose logits exist at a time
@@ -38,9 +38,16 @@ class VolumeWindowInferer(Inferer):
         amp: allow bfloat16 where the device computes it natively.
         progress: show a bar for volumes that take longer than two seconds.
 
+    Attributes:
+        keep_probabilities: set it for `kept`.
+        kept: after a call, as of `VolumeSliceInferer`.
+
     Raises:
         InputError: for another overlap.
     """
+
+    keep_probabilities = False
+    kept: torch.Tensor
 
     def __init__(
         self,
@@ -88,6 +95,11 @@ class VolumeWindowInferer(Inferer):
                     scores = _resize(logits, label.shape[:2])
                     classes = scores.max(1).indices  # argmax takes up to 50 times as long on a CPU
                     label[..., position : position + len(classes)] = classes.permute(1, 2, 0).to(label)
+                    if self.keep_probabilities:
+                        if index == 0 and position == 0:
+                            self.kept = plain(labels).new_zeros((len(labels), scores.shape[1] - 1, *label.shape))
+                        kept = as_bytes(scores.softmax(1)[:, 1:]).permute(1, 2, 3, 0)
+                        self.kept[index, ..., position : position + len(classes)] = kept.to(self.kept)
         return labels
 
     def _channels(self, volume: torch.Tensor, inputs: torch.Tensor, index: int) -> torch.Tensor:

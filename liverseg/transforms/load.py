@@ -56,7 +56,7 @@ class LoadVolumed(LoadImaged):
             volumes.append(self._load(key, str(loaded[key]), reader))
             loaded[key] = volumes[-1]
             _check_volume(volumes[-1])
-            _check_same_grid(volumes[0], volumes[-1])
+            check_same_grid(volumes[0], volumes[-1])
             if not self._loader.image_only:
                 loaded[meta_key or f"{key}_{postfix}"] = volumes[-1].meta
         return loaded
@@ -103,7 +103,12 @@ def _shape_text(volume: MetaTensor) -> str:
     return "×".join(str(n) for n in (shape[1:] if shape[0] == 1 else (*shape[1:], shape[0])))
 
 
-def _check_same_grid(first: MetaTensor, other: MetaTensor) -> None:
+def check_same_grid(first: MetaTensor, other: MetaTensor) -> None:
+    """Refuse two volumes (1, H, W, D) whose voxels are not those of each other, in whatever order of the axes.
+
+    Raises:
+        InputError: with both grids.
+    """
     (shape, affine), (other_shape, other_affine) = _canonical_grid(first), _canonical_grid(other)
     if shape == other_shape and np.allclose(affine, other_affine, atol=AFFINE_TOLERANCE_MM, rtol=0):
         return

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import gzip
 import inspect
 import json
 import logging
 import tarfile
-import zlib
 from collections.abc import Callable, Collection, MutableMapping
-from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
 
 import anyio
-import nibabel as nib
-from fastapi import FastAPI, HTTPException, Request, UploadFile
+from fastapi import BackgroundTasks, FastAPI, HTTPException, Request, UploadFile
 from fastapi.responses import JSONResponse
 from monailabel.endpoints import activelearning, batch_infer, datastore, infer, scoring, session, train, wsi_infer
 from monailabel.endpoints import model as model_files
@@ -33,10 +29,8 @@ from monailabel.interfaces.exception import (
 )
 from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.interfaces.utils.app import app_instance
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
-from lib.masks import NIFTI_SUFFIXES
+from lib.uploads import check_label, check_volume, update_model
 from liverseg.bundle import sentence
 from liverseg.errors import InputError
 
@@ -156,7 +150,7 @@ def check_requests() -> None:
     _before(scoring, "run_method", lambda method, **_: _check_known("method", method, app_instance()._scoring_methods))
     for module, name in ((train, "run"), (train, "run_model"), (scoring, "run"), (scoring, "run_method")):
         _before(module, name, lambda params, **_: _check_params(params))
-    _before(model_files, "update_model", lambda model, **_: _check_known("model", model, app_instance()._infers))
+    model_files.update_model = _update_model
     _before(datastore, "add_image", _check_new_image)
     _before(datastore, "save_label", _check_new_label)
     _before(session, "create_session", _check_new_session)
@@ -237,7 +231,7 @@ def _check_inference(
     _check_params(asked)
     _check_options(model, asked, options)
     if file is not None:
-        _check_volume("file", file)
+        check_volume("file", file)
     elif session_id:
         _check_name("session_id", session_id)
         if app_instance().sessions().get_session(session_id) is None:
@@ -255,16 +249,21 @@ def _refuse_whole_slides(model: str, **_: Any) -> None:
 def _check_new_image(image: str | None, params: str, file: UploadFile, **_: Any) -> None:
     _json_object("params", params)
     _check_name("image", image or PurePath(file.filename or "").name)
-    _check_volume("file", file)
+    check_volume("file", file)
 
 
 def _check_new_label(image: str, params: str, tag: str, label: UploadFile, **_: Any) -> None:
     _json_object("params", params)
     _check_image(image)
     _check_name("tag", tag or "final")
-    if (label.filename or "").endswith(NIFTI_SUFFIXES):
-        _check_volume("label", label)
     _check_name("label", PurePath(label.filename or "").name)
+    check_label(label, app_instance().datastore().get_image_uri(image))
+
+
+def _update_model(background_tasks: BackgroundTasks, model: str, file: UploadFile) -> dict[str, Any]:
+    app = app_instance()
+    _check_known("model", model, app._infers)
+    return update_model(app.bundles.get(model), model, file)
 
 
 def _check_new_session(files: list[UploadFile], **_: Any) -> None:
@@ -295,21 +294,3 @@ def _json_object(what: str, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{what}: found {value!r}, expected an object of options by name: mend it.")
     return value
-
-
-def _check_volume(what: str, upload: UploadFile) -> None:
-    name = upload.filename or "volume.nii.gz"
-    if not name.endswith(NIFTI_SUFFIXES):
-        raise InputError(f"{what}: found {PurePath(name).name!r}, expected {' or '.join(NIFTI_SUFFIXES)}: convert it.")
-    shape: tuple[int, ...] | str = "no NIfTI header"
-    for header in (nib.Nifti1Header, nib.Nifti2Header):
-        upload.file.seek(0)
-        stream = gzip.GzipFile(fileobj=upload.file, mode="rb") if name.endswith(".gz") else upload.file
-        with suppress(OSError, EOFError, zlib.error, HeaderDataError, WrapStructError):
-            shape = header.from_fileobj(stream).get_data_shape()
-    upload.file.seek(0)
-    if isinstance(shape, str) or len(shape) != 3:
-        raise InputError(
-            f"{what}: found {PurePath(name).name!r} with {shape if isinstance(shape, str) else f'shape {shape}'}, "
-            "expected one 3-D volume: send a whole NIfTI file."
-        )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from bundle_runs import AFFINE, make_scan, save
-from label_bundles import copy_app, serve, tiny_bundle, write_weights
+from label_bundles import SMALL_2D, SMALL_3D, copy_app, serve, tiny_bundle, write_weights
 
 # A run that says it has begun, and goes on when it is told to.
 GATE = [
@@ -19,8 +19,6 @@ GATE = [
     "$@evaluator.run()",
 ]
 
-TWO_D = {"stage_network#first_filters": 4, "spatial_size": [32, 32], "amp": False}
-THREE_D = {"networks#paper#width": 4, "spacing": [12, 12, 12], "spatial_size": [16, 16, 16], "amp": False}
 # One convolution of one voxel: bright is liver, and what is clicked is of the class that was said.
 CLICKS = {
     "network_def": {"_target_": "torch.nn.Conv3d", "in_channels": 4, "out_channels": 3, "kernel_size": 1},
@@ -43,13 +41,13 @@ def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("label")
     copy_app(root)
     bundles = root / "bundles"
-    write_weights(tiny_bundle(bundles / "two_d", "mixed_unet_lits", **TWO_D), 0)
-    write_weights(tiny_bundle(root / "monailabel_app" / "model" / "three_d", "unet3d_abdomen", **THREE_D), 1)
-    tiny_bundle(bundles / "untrained", "mixed_unet_lits", **TWO_D)
+    write_weights(tiny_bundle(bundles / "two_d", "mixed_unet_lits", **SMALL_2D), 0)
+    write_weights(tiny_bundle(root / "monailabel_app" / "model" / "three_d", "unet3d_abdomen", **SMALL_3D), 1)
+    tiny_bundle(bundles / "untrained", "mixed_unet_lits", **SMALL_2D)
     write_clickable(tiny_bundle(bundles / "clicks", "deepedit_liver", **CLICKS))
     gate = [line.format(begun=str(root / "begun"), opened=str(root / "opened")) for line in GATE]
     imports = ["$import os", "$import sys", "$import time", "$from pkgutil import resolve_name"]
-    write_weights(tiny_bundle(bundles / "waits", "mixed_unet_lits", **TWO_D, imports=imports, run=gate), 2)
+    write_weights(tiny_bundle(bundles / "waits", "mixed_unet_lits", **SMALL_2D, imports=imports, run=gate), 2)
     (tiny_bundle(bundles / "damaged", "unet_liver") / "configs" / "inference.json").write_text("{")
     other = tiny_bundle(bundles / "of_the_future", "unet_liver") / "configs" / "inference.json"
     other.write_text(other.read_text().replace("require('0.1')", "require('9.1')"))
@@ -76,5 +74,5 @@ def root(tmp_path_factory) -> Path:
 def server(root) -> Iterator[SimpleNamespace]:
     """The server as `liverseg serve` starts it, without any network but this machine."""
     # Scores would keep the cores busy, and never end for the bundle that waits.
-    with serve(root, "--conf", "max_upload_mb", "1", MONAI_LABEL_AUTO_UPDATE_SCORING="false") as server:
+    with serve(root, "--conf", "max_upload_mb", "4", MONAI_LABEL_AUTO_UPDATE_SCORING="false") as server:
         yield server

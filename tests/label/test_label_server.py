@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import shutil
 import time
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import requests
 from bundle_runs import AFFINE, make_scan, save
-from label_bundles import run_bundle, write_weights
+from label_bundles import SMALL_2D, SMALL_3D, run_bundle, tiny_bundle, write_weights
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 import nrrd
@@ -213,6 +214,31 @@ def test_weights_that_appear_and_change_need_no_restart(client, server, root, ex
     assert not np.array_equal(found.dataobj, expected("untrained", "plain").dataobj)
 
 
+def test_weights_that_are_sent_become_a_version(server, client, root, expected, tmp_path):
+    bundle = root / FOLDERS["untrained"]
+    url = f"{server.url}/model/untrained"
+    before = write_weights(bundle, 5).read_bytes()
+    new = write_weights(tiny_bundle(tmp_path / "other", "mixed_unet_lits", **SMALL_2D), 6).read_bytes()
+    answer = requests.put(url, files={"file": ("model.pt", new)}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["checksum"] == f"SHA256:{hashlib.sha256(new).hexdigest()}"
+    assert requests.get(url, timeout=60).content == new
+    kept = {path.read_bytes() for path in bundle.glob("models/versions/*/model.pt")}
+    assert {before, new} <= kept
+    mask = run_bundle(tmp_path / "other", root / "studies" / "plain.nii.gz", tmp_path / "mask")
+    assert_same(client.infer("untrained", "plain", {})[0], nib.load(mask))
+
+    wrong = write_weights(tiny_bundle(tmp_path / "wrong", "unet3d_abdomen", **SMALL_3D), 0).read_bytes()
+    for body in (wrong, new[:1000]):
+        answer = requests.put(url, files={"file": ("model.pt", body)}, timeout=60)
+        assert answer.status_code == 400
+        assert "model.pt" in answer.json()["detail"]
+    assert (
+        requests.put(f"{server.url}/model/scribbles", files={"file": ("model.pt", new)}, timeout=60).status_code == 404
+    )
+    assert requests.get(url, timeout=60).content == new
+
+
 def test_many_scans_of_which_one_is_damaged(client, server):
     url = f"{server.url}/batch/infer"
     assert requests.post(f"{url}/two_d?images=unlabeled", timeout=60).status_code == 200
@@ -300,22 +326,29 @@ def test_no_file_of_the_server_is_read(server, root, tmp_path):
 @pytest.mark.parametrize(
     ("address", "name", "content", "status", "words"),
     [
-        ("datastore/image?image=new", "a.nii.gz", "damaged", 400, ["no NIfTI header"]),
-        ("datastore/image?image=new", "a.nii", "4-D", 400, ["(4, 4, 4, 2)"]),
+        ("datastore/image?image=new", "a.nii.gz", "damaged", 400, ["'a.nii.gz'", "not readable"]),
+        ("datastore/image?image=new", "a.nii", "4-D", 400, ["4×4×4×2"]),
         ("datastore/image?image=new", "a.txt", "volume", 400, [".nii.gz"]),
         ("datastore/image?image=../new", "a.nii", "volume", 400, ["slashes"]),
         ("datastore/label?image=nobody", "a.nii", "volume", 404, ["'nobody'"]),
         ("datastore/label?image=plain&tag=../new", "a.nii", "volume", 400, ["tag"]),
-        ("datastore/label?image=plain", "a.nii.gz", "damaged", 400, ["no NIfTI header"]),
-        ("datastore/image?image=new", "a.nii", "large", 413, ["1 MB", "max_upload_mb"]),
+        ("datastore/label?image=plain", "a.nii.gz", "damaged", 400, ["'a.nii.gz'", "not readable"]),
+        ("datastore/label?image=plain", "a.nii.gz", "half", 400, ["'a.nii.gz'", "not readable"]),
+        ("datastore/label?image=plain", "a.nrrd", "volume", 400, [".nii.gz"]),
+        ("datastore/label?image=plain", "a.nii", "volume", 400, ["shape 4×4×4", "shape 48×40×8", "plain.nii.gz"]),
+        ("datastore/label?image=oblique", "a.nii", "straight", 400, ["affine [[6.0, 0.0, 0.0, 0.0]", "affine [[-5.6"]),
+        ("datastore/label?image=plain", "a.nii", "negative", 400, ["0, 1, …"]),
+        ("datastore/image?image=new", "a.nii", "large", 413, ["4 MB", "max_upload_mb"]),
         ("session/", "..", "volume", 400, ["'..'"]),
     ],
 )
 def test_uploads_are_bounded_and_checked(server, root, tmp_path, address, name, content, status, words):
     before = sorted(path for path in root.rglob("*") if "logs" not in path.parts)
-    shape = {"4-D": (4, 4, 4, 2), "large": (128, 128, 128)}.get(content, (4, 4, 4))
-    save(tmp_path / "scan.nii", np.zeros(shape, np.uint8), AFFINE)
-    body = b"noise" * 100 if content == "damaged" else (tmp_path / "scan.nii").read_bytes()
+    shapes = {"4-D": (4, 4, 4, 2), "large": (256, 128, 256), "straight": (40, 48, 7), "negative": (48, 40, 8)}
+    voxels = np.full(shapes.get(content, (4, 4, 4)), -1 if content == "negative" else 0, np.int8)
+    save(tmp_path / "scan.nii", voxels, AFFINE)
+    whole = (tmp_path / "scan.nii").read_bytes()
+    body = {"damaged": b"noise" * 100, "half": gzip.compress(whole)[:-20]}.get(content, whole)
     key = {"datastore/label": "label", "session/": "files"}.get(address.partition("?")[0], "file")
     answer = requests.put(f"{server.url}/{address}", files={key: (name, body)}, timeout=60)
     assert answer.status_code == status, answer.text

@@ -185,19 +185,30 @@ def test_a_failed_training_leaves_the_model_in_use(bundle, task, store, tmp_path
 
 
 def test_the_loop(project, store, tmp_path):
-    """Label, train and watch, segment with what was learned; train again and cancel."""
+    """Upload, choose, segment, label, train and watch, segment with what was learned; train again and cancel."""
     bundle = project / "bundles" / "learns"
+    write_weights(bundle, 7)
     split(project / "studies" / "validation.json", ["scan0", "scan1", "scan2"], 0.2)
     with serve(project, MONAI_LABEL_AUTO_UPDATE_SCORING="false") as server:
         client = MONAILabelClient(server.url, str(tmp_path))
-        assert client.info()["models"]["learns"]["state"] != "ready"
+        assert client.info()["models"]["learns"]["state"] == "ready"
+        scan = tmp_path / "scan9.nii.gz"
+        save(scan, make_scan(9)[0])
+        assert client.upload_image(str(scan), "scan9")["image"] == "scan9"
+        assert client.next_sample("first", {})["id"] == "scan3"
+        session = client.create_session(str(scan))["session_id"]
+        of_session, _ = client.infer("learns", "", {}, session_id=session)
+        before, _ = client.infer("learns", "scan9", {})
+        assert np.array_equal(nib.load(of_session).dataobj, nib.load(before).dataobj)
+        client.remove_session(session)
         file = tmp_path / "label.nii.gz"
         client.save_label("scan3", str(file), params=write_label(file, 3))
+        assert client.next_sample("first", {})["id"] == "scan9"
         answer = requests.post(f"{server.url}/train/learns", json={"lose": "dice"}, timeout=60)
         assert answer.status_code == 400
         assert "'lose'" in answer.json()["detail"]
 
-        client.train_start("learns", FAST)
+        client.train_start("learns", {**FAST, "pretrained": False})
         seen = []
         while client.train_status()["status"] in ("SUBMITTED", "RUNNING"):
             name, stats = next(iter(client.info()["train_stats"].items()))
@@ -216,9 +227,10 @@ def test_the_loop(project, store, tmp_path):
         assert sorted(stats["training"] + validation) == ["scan0", "scan1", "scan2", "scan3"]
         assert "scan3" not in validation
 
-        found, _ = client.infer("learns", "scan0", {})
-        expected = run_bundle(bundle, project / "studies" / "scan0.nii.gz", tmp_path / "expected")
+        found, _ = client.infer("learns", "scan9", {})
+        expected = run_bundle(bundle, scan, tmp_path / "expected")
         assert np.array_equal(nib.load(found).dataobj, nib.load(expected).dataobj)
+        assert not np.array_equal(nib.load(found).dataobj, nib.load(before).dataobj)
         in_use = (bundle / "models" / "model.pt").read_bytes()
 
         client.train_start("learns", {**FAST, "max_epochs": 5000})

@@ -9,6 +9,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferType
 
 from lib.bundles import Bundle
 from lib.infers.segment import Segmentation
+from lib.probabilities import ProbabilityStore
 from liverseg.errors import InputError
 
 
@@ -20,10 +21,11 @@ class ClickSegmentation(Segmentation):
 
     Args:
         bundle: what runs; its config has the setting `clicks`.
+        store: where its probabilities are kept.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        super().__init__(bundle)
+    def __init__(self, bundle: Bundle, store: ProbabilityStore | None = None) -> None:
+        super().__init__(bundle, store)
         self.type = InferType.DEEPEDIT
         # 3D Slicer takes clicks for these, and none for a background that is not among them.
         self.labels = {"background": 0, **bundle.labels}

@@ -1,0 +1,99 @@
+"""Labels that the server has acknowledged are there and whole, whatever happens to it."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import requests
+from bundle_runs import AFFINE, save
+from label_bundles import copy_app, serve
+
+pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
+from monailabel.client import MONAILabelClient
+
+SHAPE = (128, 128, 64)
+SCANS = ["scan0", "scan1", "scan2", "scan3"]
+KILLS = 2
+SAVES_PER_KILL = 50
+
+
+def write_label(file: Path, number: int) -> bytes:
+    """A label of which every voxel says which one it is, as large as a save takes time for."""
+    save(file, np.random.default_rng(number).integers(0, 256, SHAPE, np.uint8))
+    return file.read_bytes()
+
+
+def test_a_killed_server_has_every_acknowledged_label_whole(tmp_path):
+    copy_app(tmp_path)
+    (tmp_path / "studies").mkdir()
+    for scan in SCANS:
+        save(tmp_path / "studies" / f"{scan}.nii", np.zeros(SHAPE, np.int16))
+    labels = [write_label(tmp_path / f"{number}.nii", number) for number in range(20)]
+    sent: dict[str, list[int]] = {scan: [] for scan in SCANS}
+    acknowledged: dict[str, int] = {}
+    draw = random.Random(0)
+
+    def annotate(url: str, scan: str, stop: threading.Event, seed: int) -> int:
+        numbers = random.Random(seed)
+        saved = 0
+        while not stop.is_set():
+            number = numbers.randrange(len(labels))
+            sent[scan].append(number)
+            try:
+                answer = requests.put(
+                    f"{url}/datastore/label?image={scan}", files={"label": ("label.nii", labels[number])}, timeout=60
+                )
+            except requests.RequestException:
+                break
+            assert answer.status_code == 200, answer.text
+            acknowledged[scan] = len(sent[scan]) - 1
+            saved += 1
+        return saved
+
+    def watch(stop: threading.Event) -> None:
+        # What is seen at any moment is what a kill at that moment would leave.
+        folder = tmp_path / "studies"
+        while not stop.is_set():
+            for scan in SCANS:
+                file = folder / "labels" / "final" / f"{scan}.nii"
+                assert not file.is_file() or file.read_bytes() in labels
+            json.loads((folder / "datastore_v2.json").read_text())
+
+    saves = 0
+    for kill in range(KILLS):
+        before = dict(acknowledged)
+        with serve(tmp_path) as server, ThreadPoolExecutor(len(SCANS) + 1) as threads:
+            stop = threading.Event()
+            running = [
+                threads.submit(annotate, server.url, scan, stop, 100 * kill + number)
+                for number, scan in enumerate(SCANS)
+            ]
+            watching = threads.submit(watch, stop)
+            goal = SAVES_PER_KILL + sum(before.get(scan, -1) + 1 for scan in SCANS)
+            while sum(acknowledged.get(scan, -1) + 1 for scan in SCANS) < goal:
+                time.sleep(0.01)
+            time.sleep(draw.uniform(0, 0.3))
+            server.process.kill()
+            server.process.wait()
+            stop.set()
+            watching.result()
+            saves += sum(one.result() for one in running)
+    assert saves >= KILLS * SAVES_PER_KILL
+
+    with serve(tmp_path) as server:
+        client = MONAILabelClient(server.url, str(tmp_path))
+        objects = client.datastore()["objects"]
+        for scan in SCANS:
+            assert "final" in objects[scan]["labels"]
+            file = Path(client.download_label(scan, "final"))
+            possible = sent[scan][acknowledged[scan] :]
+            assert file.read_bytes() in [labels[number] for number in possible], scan
+            assert np.array_equal(nib.load(file).affine, AFFINE)
