@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +14,10 @@ from label_bundles import run_bundle
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 import nrrd
 from monailabel.client import MONAILabelClient
+
+from lib.bundles import read_bundle
+from lib.infers.clicks import ClickSegmentation
+from lib.probabilities import ProbabilityStore
 
 CLICKS = {"background": [[24, 20, 3]], "liver": [[5, 6, 1], [36, 30, 5]], "lesion": [[30, 9, 4]]}
 FILES = {"plain": "plain.nii.gz", "oblique": "oblique.nii"}
@@ -57,6 +62,18 @@ def test_without_clicks_it_is_the_automatic_mask(client, root, tmp_path, image):
     assert set(np.unique(automatic)) == {0, 1}
     for model, params in {"clicks": of_slicer(client, {}), "clicks_seg": {"result_extension": ".nrrd"}}.items():
         assert np.array_equal(nrrd.read(client.infer(model, image, params)[0])[0], automatic)
+
+
+def test_strokes_start_from_what_the_clicks_made(root, tmp_path):
+    """After new weights, for which the bundle runs again, too."""
+    folder, scan = root / "bundles" / "clicks", str(root / "studies" / "plain.nii.gz")
+    task = ClickSegmentation(read_bundle(folder), ProbabilityStore(tmp_path / "probabilities"))
+    Path(task({"image": scan, **CLICKS})[0]).unlink()
+    for _ in range(2):
+        lesion = task.probabilities(scan).region(["lesion"], tuple(slice(0, size) for size in (48, 40, 8)))
+        assert lesion[tuple(CLICKS["lesion"][0])] > 0.5
+        assert (lesion > 0.5).mean() < 0.05
+        (folder / "models" / "model.pt").touch()
 
 
 def test_clients_find_both_modes(client):
