@@ -22,6 +22,7 @@ from lib.activelearning.next_scan import First, HighestScore, Random
 from lib.bundles import find_bundles
 from lib.datastore import LockedDatastore
 from lib.infers.batch import BatchSegmentation
+from lib.infers.clicks import ClickSegmentation
 from lib.infers.correct import CleanUp, Scribbles
 from lib.infers.segment import Segmentation
 from lib.probabilities import ProbabilityStore
@@ -79,10 +80,21 @@ class LiverSegApp(MONAILabelApp):
         )
 
     def init_infers(self) -> dict[str, InferTask]:
-        """One for each bundle, and what corrects their masks."""
+        """One for each bundle, and what corrects their masks.
+
+        Clients list by type what segments and what takes clicks, so a bundle that does both is there twice: under its
+        own name, and as `NAME_seg`, as in MONAI Label's own app.
+        """
         store = ProbabilityStore(Path(Sessions(settings.MONAI_LABEL_SESSION_PATH).store_path).parent / "probabilities")
-        segmentations = {name: Segmentation(bundle, store) for name, bundle in self.bundles.items()}
-        return {**segmentations, "scribbles": Scribbles(segmentations), "clean_up": CleanUp()}
+        segmentations: dict[str, Segmentation] = {}
+        automatic: dict[str, Segmentation] = {}
+        for name, bundle in self.bundles.items():
+            if "clicks" in bundle.config:
+                segmentations[name] = ClickSegmentation(bundle, store)
+                automatic[f"{name}_seg"] = Segmentation(bundle, store)
+            else:
+                segmentations[name] = Segmentation(bundle, store)
+        return {**segmentations, **automatic, "scribbles": Scribbles(segmentations), "clean_up": CleanUp()}
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """One for each bundle that can be trained and evaluated."""

@@ -65,7 +65,7 @@ def test_the_blended_logits_are_monais(shape):
     volume, network = torch.randn(1, 1, *shape), small_network()
     inferer = VolumeWindowInferer(ROI, sw_batch_size=2, amp=False)
     with torch.no_grad():
-        planes = torch.cat(list(inferer._finished_planes(volume[0, 0], network, torch.device("cpu"))))
+        planes = torch.cat(list(inferer._finished_planes(volume[0], network, torch.device("cpu"))))
     assert torch.allclose(planes.permute(1, 2, 3, 0)[None], monais_logits(volume, network), atol=1e-5)
 
 
@@ -131,7 +131,7 @@ def test_the_logits_in_memory_do_not_grow_with_the_depth():
     sizes = []
     for depth in (40, 200):
         inferer = VolumeWindowInferer(ROI, amp=False)
-        planes = inferer._finished_planes(torch.zeros(16, 24, depth), small_network(), torch.device("cpu"))
+        planes = inferer._finished_planes(torch.zeros(1, 16, 24, depth), small_network(), torch.device("cpu"))
         with torch.no_grad():
             sizes.append(max(found.untyped_storage().nbytes() for found in planes))
     assert sizes[0] == sizes[1] <= 4 * 4 * np.prod(ROI)

@@ -92,6 +92,14 @@ class Segmentation(InferTask):
         logger.info("%s segmented %s in %.2f s.", self.bundle.name, request["image"], seconds)
         return result, {"label_names": present, "latencies": {"total": seconds}, "centroids": {}}
 
+    def settings(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of the config for a request.
+
+        Raises:
+            InputError: for an option that is no choice.
+        """
+        return {**self.bundle.device(request), **self.bundle.settings(request)}
+
     def run(self, settings: Mapping[str, Any], watch: Callable[[SupervisedEvaluator], Any] | None = None) -> None:
         """Run the bundle's config with other settings.
 
@@ -137,10 +145,10 @@ class Segmentation(InferTask):
         version = choose(bundle.name, "version", request.get("version", IN_USE), bundle.versions())
         watch = None
         if self.store is not None and version == IN_USE:
-            options = {key: request[key] for key in bundle.choices if key in request}
+            options = {key: request[key] for key in (*bundle.choices, *self.labels) if key in request}
             # Before `settings` says where the weights in use are.
             watch = self.store.watch(bundle, scan, options)
-        settings = {**bundle.device(request), **bundle.settings(request), **own}
+        settings = {**self.settings(request), **own}
         settings["dataset#data"] = [{bundle.config.get("image_key", "image"): scan}]
         try:
             self.run(settings, watch)
@@ -148,7 +156,7 @@ class Segmentation(InferTask):
             said = sentence(error)
             if said is None:
                 raise
-            raise InputError(said) from error
+            raise InputError(f"model {bundle.name}: {said}") from error
 
     def _check_weights(self, parser: ConfigParser) -> None:
         default = self.bundle.folder / "models" / "model.pt"
