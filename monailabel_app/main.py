@@ -16,13 +16,16 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.async_tasks.utils import tasks
+from monailabel.utils.sessions import Sessions
 
 from lib.activelearning.next_scan import First, HighestScore, Random
 from lib.bundles import find_bundles
 from lib.datastore import LockedDatastore
 from lib.infers.batch import BatchSegmentation
+from lib.infers.clicks import ClickSegmentation
 from lib.infers.correct import CleanUp, Scribbles
 from lib.infers.segment import Segmentation
+from lib.probabilities import ProbabilityStore
 from lib.scoring.scores import DiceScores, Disagreement, Scores, Uncertainty
 from lib.trainers.retrain import Retraining
 from liverseg.errors import InputError
@@ -79,9 +82,21 @@ class LiverSegApp(MONAILabelApp):
         )
 
     def init_infers(self) -> dict[str, InferTask]:
-        """One for each bundle, and what corrects their masks."""
-        segmentations = {name: Segmentation(bundle) for name, bundle in self.bundles.items()}
-        return {**segmentations, "scribbles": Scribbles(), "clean_up": CleanUp()}
+        """One for each bundle, and what corrects their masks.
+
+        Clients list by type what segments and what takes clicks, so a bundle that does both is there twice: under its
+        own name, and as `NAME_seg`, as in MONAI Label's own app.
+        """
+        store = ProbabilityStore(Path(Sessions(settings.MONAI_LABEL_SESSION_PATH).store_path).parent / "probabilities")
+        segmentations: dict[str, Segmentation] = {}
+        automatic: dict[str, Segmentation] = {}
+        for name, bundle in self.bundles.items():
+            if "clicks" in bundle.config:
+                segmentations[name] = ClickSegmentation(bundle, store)
+                automatic[f"{name}_seg"] = Segmentation(bundle, store)
+            else:
+                segmentations[name] = Segmentation(bundle, store)
+        return {**segmentations, **automatic, "scribbles": Scribbles(segmentations), "clean_up": CleanUp()}
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """One for each bundle that can be trained and evaluated."""

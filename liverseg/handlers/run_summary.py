@@ -8,6 +8,7 @@ import os
 import platform
 import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,27 @@ class RunSummary:
     """Write `history.csv` after every epoch, and at the end `metrics.json`, also printed as the last line.
 
     Put it after `Checkpoints`, which keeps the best metric in the engine's state. `history.csv` holds epoch, iteration,
-    loss (mean over the epoch), learning_rate, the validation metric where the epoch was validated, and seconds since
+    loss (mean over the epoch), learning_rate, the validation metrics where the epoch was validated, and seconds since
     the start. A resumed run appends to it.
 
     Args:
         output_dir: the folder for both files.
         evaluator: the validation engine.
         key_metric: the metric of `evaluator` that `Checkpoints` compares.
+        more_metrics: others of `evaluator`, for `history.csv` alone.
     """
 
     def __init__(
-        self, output_dir: str | os.PathLike[str], evaluator: Engine, key_metric: str = "val_mean_dice"
+        self,
+        output_dir: str | os.PathLike[str],
+        evaluator: Engine,
+        key_metric: str = "val_mean_dice",
+        more_metrics: Sequence[str] = (),
     ) -> None:
         self.output_dir = Path(output_dir)
         self.evaluator = evaluator
         self.key_metric = key_metric
+        self.metrics = [key_metric, *more_metrics]
         self.losses: list[float] = []
         self.started = 0.0
         self.rows: list[dict[str, Any]] = []
@@ -75,7 +82,7 @@ class RunSummary:
                 "iteration": engine.state.iteration,
                 "loss": float(np.mean(self.losses)),
                 "learning_rate": engine.optimizer.param_groups[0]["lr"],  # type: ignore[attr-defined]
-                self.key_metric: self.evaluator.state.metrics[self.key_metric] if validated else None,
+                **{name: self.evaluator.state.metrics[name] if validated else None for name in self.metrics},
                 "seconds": round(time.monotonic() - self.started, 2),
             }
         )

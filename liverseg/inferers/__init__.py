@@ -2,6 +2,7 @@
 
 from liverseg.inferers.autocast import AutocastInferer, bf16_autocast
 from liverseg.inferers.cascade import CascadeInferer
+from liverseg.inferers.clicks import ClickWindowInferer, EvaluateWithClicks
 from liverseg.inferers.two_stage import TwoStageInferer
 from liverseg.inferers.volume_slices import VolumeSliceInferer
 from liverseg.inferers.volume_windows import VolumeWindowInferer
@@ -9,6 +10,8 @@ from liverseg.inferers.volume_windows import VolumeWindowInferer
 __all__ = [
     "AutocastInferer",
     "CascadeInferer",
+    "ClickWindowInferer",
+    "EvaluateWithClicks",
     "TwoStageInferer",
     "VolumeSliceInferer",
     "VolumeWindowInferer",

@@ -13,7 +13,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from liverseg.errors import InputError
-from liverseg.inferers.volume_slices import VolumeSliceInferer, affine_of, name_of, plain
+from liverseg.inferers.volume_slices import VolumeSliceInferer, affine_of, as_bytes, name_of, part_lesions, plain
 from liverseg.transforms.crop import foreground_box
 from liverseg.transforms.localise import LocalisePriord
 
@@ -51,9 +51,17 @@ class CascadeInferer(Inferer):
         margin_mm: by which the box of the liver is widened for the lesions, in the axial plane, to either side.
         threshold: the least mean probability of a target's voxel.
 
+    Attributes:
+        keep_probabilities: set it for `kept`.
+        kept: after a call, as of `VolumeSliceInferer`, the means over the planes: that of the lesion is the product of
+            those of both targets, that of the liver what is left of its own. Outside the liver's region it is 0.
+
     Raises:
         InputError: for a plane that is none of the three or has no `slices`, or no plane at all.
     """
+
+    keep_probabilities = False
+    kept: Tensor
 
     def __init__(
         self,
@@ -90,32 +98,40 @@ class CascadeInferer(Inferer):
             InputError: for inputs without an affine, and as `LocalisePriord` and `VolumeSliceInferer`.
         """
         labels = torch.zeros_like(inputs, dtype=torch.uint8)
+        if self.keep_probabilities:
+            self.kept = plain(labels).new_zeros((len(labels), 2, *labels.shape[2:]))
         for index in range(inputs.shape[0]):
             name = name_of(inputs, index)
             image = MetaTensor(plain(inputs)[index], affine_of(inputs, index), {"filename_or_obj": name})
-            plain(labels)[index] = plain(self._segment(image, network, name))
+            found = plain(self._segment(image, network, name))
+            plain(labels)[index] = found[:1]
+            if self.keep_probabilities:
+                self.kept[index] = found[1:]
         return labels
 
     def _segment(self, image: MetaTensor, network: Any, name: str) -> Tensor:
+        """The label (1, H, W, D), and after it the two channels of `kept` where they are kept."""
         localise = self.localise["liver"](network=network["liver_localise"])
         key = localise.image_key
         item = localise({key: image})
         region = item[key]
         if item[f"{localise.mask_key}_empty"]:
             logger.warning("%s: no liver found, so its mask is empty.", name)
-            return torch.zeros_like(plain(image), dtype=torch.uint8)
-        label = self._tune(region, item[localise.prior_key], network, "liver")
+            channels = 3 if self.keep_probabilities else 1
+            return torch.zeros((channels, *image.shape[1:]), dtype=torch.uint8, device=image.device)
+        label, kept = self._tune(region, item[localise.prior_key], network, "liver").split([1, self.keep_probabilities])
+        kept = torch.cat([kept, torch.zeros_like(kept)])
         if self.liver_cleaning is not None:
             label = self.liver_cleaning(MetaTensor(label, affine=region.affine)).as_subclass(Tensor)
         if "lesion" in self.targets:
-            self._mark_lesions(label, region, network)
+            self._mark_lesions(label, kept, region, network)
         if not label.any():
             logger.warning("%s: no liver found, so its mask is empty.", name)
-        item[key] = MetaTensor(label).copy_meta_from(region)
+        item[key] = MetaTensor(torch.cat([label, kept])).copy_meta_from(region)
         return localise.inverse(item)[key]
 
-    def _mark_lesions(self, label: Tensor, image: MetaTensor, network: Any) -> None:
-        """Write 2 into the liver's label (1, h, w, d) where a lesion is."""
+    def _mark_lesions(self, label: Tensor, kept: Tensor, image: MetaTensor, network: Any) -> None:
+        """Write 2 into the liver's label (1, h, w, d) where a lesion is, and its probability into `kept`, if any."""
         box = foreground_box(label[0], image.affine, self.margin_mm)
         if box is None:
             return
@@ -125,11 +141,15 @@ class CascadeInferer(Inferer):
         item = localise({localise.image_key: part})
         if item[f"{localise.mask_key}_empty"]:
             return
+        lesion = self._tune(part, item[localise.prior_key], network, "lesion")
         found = label[(slice(None), *box)]
-        found += found * self._tune(part, item[localise.prior_key], network, "lesion")
+        found += found * lesion[:1]
+        if self.keep_probabilities:
+            part_lesions(kept[(slice(None), *box)], lesion[1])
 
     def _tune(self, image: MetaTensor, prior: Tensor, network: Any, target: str) -> Tensor:
-        """The target's mask (1, h, w, d), uint8, of the mean of its probabilities in all planes."""
+        """The target's mask (1, h, w, d), uint8, of the mean of its probabilities in all planes; after it, as a second
+        channel, that mean as bytes, where it is kept."""
         height, width, depth = image.shape[1:]
         rows, columns = self.region_grid.slice_size(image[None], 0)
         x = torch.stack([_resize_slices(plain(volume)[0], (rows, columns)) for volume in (image, prior)])
@@ -144,10 +164,13 @@ class CascadeInferer(Inferer):
             for positions, probabilities in self.slices[plane].probabilities(view, network[f"{target}_{plane}"]):
                 votes[..., positions] += probabilities[1].to(votes)
         bar = self.threshold * len(self.planes)
-        mask = torch.empty((1, height, width, depth), dtype=torch.uint8, device=x.device)
+        mask = torch.empty((1 + self.keep_probabilities, height, width, depth), dtype=torch.uint8, device=x.device)
         for start in range(0, depth, SLAB):
             slab = slice(start, start + SLAB)
-            mask[0, ..., slab] = _resize_slices(total[..., slab], (height, width)) > bar
+            summed = _resize_slices(total[..., slab], (height, width))
+            mask[0, ..., slab] = summed > bar
+            if self.keep_probabilities:
+                mask[1, ..., slab] = as_bytes(summed / len(self.planes))
         return mask
 
 

@@ -10,7 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 
-from liverseg.inferers.volume_slices import VolumeSliceInferer, affine_of, name_of, plain
+from liverseg.inferers.volume_slices import VolumeSliceInferer, affine_of, name_of, part_lesions, plain
 from liverseg.transforms.crop import foreground_box
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,15 @@ class TwoStageInferer(Inferer):
             instance `ErodeKeepLargestDilate`; None leaves it.
         margin_mm: by which the box of the liver is widened in the plane of the slices, to either side.
         outside_value: the value that the lesion network sees outside the liver; None leaves the image as it is.
+
+    Attributes:
+        keep_probabilities: set it for `kept`.
+        kept: after a call, as of `VolumeSliceInferer`: that of the lesion is the product of what both networks say,
+            that of the liver what is left of its own. `liver_cleaning` has no say in them.
     """
+
+    keep_probabilities = False
+    kept: torch.Tensor
 
     def __init__(
         self,
@@ -61,7 +69,10 @@ class TwoStageInferer(Inferer):
             InputError: for inputs that are not (B, 1, H, W, D), or have no affine.
         """
         affines = [affine_of(inputs, index) for index in range(inputs.shape[0])]
+        self.liver.keep_probabilities = self.lesion.keep_probabilities = self.keep_probabilities
         labels = self.liver(inputs, network.liver, *args, **kwargs)
+        if self.keep_probabilities:
+            self.kept = torch.cat([self.liver.kept, torch.zeros_like(self.liver.kept)], 1)
         for index, affine in enumerate(affines):
             label = plain(labels)[index, 0]
             if self.liver_cleaning is not None:
@@ -76,4 +87,6 @@ class TwoStageInferer(Inferer):
             # The affine is for the spacing alone, which a crop does not change.
             lesion = self.lesion(MetaTensor(crop[None, None], affine=affine), network.lesion, *args, **kwargs)
             liver += liver * plain(lesion)[0, 0]
+            if self.keep_probabilities:
+                part_lesions(self.kept[index][(slice(None), *box)], self.lesion.kept[0, 0])
         return labels

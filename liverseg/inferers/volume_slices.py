@@ -39,9 +39,17 @@ class VolumeSliceInferer(Inferer):
         amp: allow bfloat16 where the device computes it natively.
         progress: show a bar for volumes that take longer than two seconds.
 
+    Attributes:
+        keep_probabilities: set it for `kept`.
+        kept: after a call, the probabilities of all classes but the background, 255 for 1: uint8, (B, num_classes − 1,
+            H, W, D), on the grid and the device of the inputs.
+
     Raises:
         InputError: for a `size` together with a `spacing`, and axes of `flips` other than 0 and 1.
     """
+
+    keep_probabilities = False
+    kept: torch.Tensor
 
     def __init__(
         self,
@@ -89,6 +97,11 @@ class VolumeSliceInferer(Inferer):
             for positions, scores in self._slabs(inputs, index, network, *args, **kwargs):
                 classes = scores.max(1).indices  # argmax takes up to 50 times as long on a CPU
                 label[..., positions] = classes.permute(1, 2, 0).to(label)
+                if self.keep_probabilities:
+                    if index == 0 and positions.start == 0:
+                        self.kept = plain(labels).new_zeros((len(labels), scores.shape[1] - 1, *labels.shape[2:]))
+                    kept = as_bytes(self._normalise(scores)[:, 1:])
+                    self.kept[index, ..., positions] = kept.permute(1, 2, 3, 0).to(self.kept)
         return labels
 
     def probabilities(self, inputs: torch.Tensor, network: Any) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -102,8 +115,7 @@ class VolumeSliceInferer(Inferer):
             the slices' positions along D, and (num_classes, H, W, N) on the grid of `inputs`.
         """
         for positions, scores in self._slabs(inputs, 0, network):
-            probabilities = scores / (1 + len(self.flips)) if self.flips else scores.softmax(1)
-            yield positions, probabilities.permute(1, 2, 3, 0)
+            yield positions, self._normalise(scores).permute(1, 2, 3, 0)
 
     def _slabs(
         self, inputs: torch.Tensor, index: int, network: Any, *args: Any, **kwargs: Any
@@ -136,6 +148,10 @@ class VolumeSliceInferer(Inferer):
             scores += flipped.softmax(1).flip(axes)
         return scores
 
+    def _normalise(self, scores: torch.Tensor) -> torch.Tensor:
+        """The probabilities that `_scores` stand for."""
+        return scores / (1 + len(self.flips)) if self.flips else scores.softmax(1)
+
     def slice_size(self, inputs: torch.Tensor, index: int) -> tuple[int, int]:
         """Pixels that the slices of one volume of a batch (B, C, H, W, D) are resampled to."""
         if self.size is not None:
@@ -160,6 +176,23 @@ def affine_of(inputs: torch.Tensor, index: int) -> torch.Tensor:
 def plain(tensor: torch.Tensor) -> torch.Tensor:
     """The same memory without metadata, which MONAI copies with every operation."""
     return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+
+
+def as_bytes(probabilities: torch.Tensor) -> torch.Tensor:
+    """Probabilities as uint8, 255 for 1."""
+    return (probabilities * 255).round().to(torch.uint8)
+
+
+def part_lesions(kept: torch.Tensor, lesion: torch.Tensor) -> None:
+    """Give the lesion's share of the liver's probability to the lesion, in place.
+
+    Args:
+        kept: of liver (all of it) and lesion (none yet), uint8, (2, H, W, D).
+        lesion: of a voxel of the liver to be lesion, uint8, (H, W, D).
+    """
+    share = (kept[0].to(torch.int32) * lesion / 255).round().to(torch.uint8)
+    kept[1] = share
+    kept[0] -= share
 
 
 def name_of(inputs: torch.Tensor, index: int) -> str:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from liverseg.errors import InputError
 from liverseg.inferers.autocast import bf16_autocast
-from liverseg.inferers.volume_slices import affine_of, plain
+from liverseg.inferers.volume_slices import affine_of, as_bytes, plain
 from liverseg.transforms.spacing import resize_volume, spaced_size
 
 PLANES = 4  # planes of the volume's own grid whose logits exist at a time
@@ -38,9 +38,16 @@ class VolumeWindowInferer(Inferer):
         amp: allow bfloat16 where the device computes it natively.
         progress: show a bar for volumes that take longer than two seconds.
 
+    Attributes:
+        keep_probabilities: set it for `kept`.
+        kept: after a call, as of `VolumeSliceInferer`.
+
     Raises:
         InputError: for another overlap.
     """
+
+    keep_probabilities = False
+    kept: torch.Tensor
 
     def __init__(
         self,
@@ -82,28 +89,38 @@ class VolumeWindowInferer(Inferer):
                 if any(value > 0 for value in self.spacing):
                     size = spaced_size(volume.shape, affine_of(inputs, index), self.spacing)
                     volume = volume if size == tuple(volume.shape) else resize_volume(volume, size)
-                finished = self._finished_planes(volume, network, parameter.device, *args, **kwargs)
+                channels = self._channels(volume, inputs, index)
+                finished = self._finished_planes(channels, network, parameter.device, *args, **kwargs)
                 for position, logits in _planes_between(finished, volume.shape[-1], label.shape[-1]):
                     scores = _resize(logits, label.shape[:2])
                     classes = scores.max(1).indices  # argmax takes up to 50 times as long on a CPU
                     label[..., position : position + len(classes)] = classes.permute(1, 2, 0).to(label)
+                    if self.keep_probabilities:
+                        if index == 0 and position == 0:
+                            self.kept = plain(labels).new_zeros((len(labels), scores.shape[1] - 1, *label.shape))
+                        kept = as_bytes(scores.softmax(1)[:, 1:]).permute(1, 2, 3, 0)
+                        self.kept[index, ..., position : position + len(classes)] = kept.to(self.kept)
         return labels
+
+    def _channels(self, volume: torch.Tensor, inputs: torch.Tensor, index: int) -> torch.Tensor:
+        """What the network sees of `inputs[index]`, (C, h, w, d): for others than the image alone, override this."""
+        return volume[None]
 
     def _finished_planes(
         self, volume: torch.Tensor, network: Any, device: torch.device, *args: Any, **kwargs: Any
     ) -> Iterator[torch.Tensor]:
-        """The blended logits of `volume` (h, w, d), plane after plane along d: (planes, num_classes, h, w)."""
-        missing = [max(roi - length, 0) for roi, length in zip(self.roi_size, volume.shape, strict=True)]
+        """The blended logits of `volume` (C, h, w, d), plane after plane along d: (planes, num_classes, h, w)."""
+        missing = [max(roi - length, 0) for roi, length in zip(self.roi_size, volume.shape[1:], strict=True)]
         padded = F.pad(volume, [part for n in reversed(missing) for part in (n // 2, n - n // 2)])
-        inside = [slice(n // 2, n // 2 + length) for n, length in zip(missing, volume.shape, strict=True)]
+        inside = [slice(n // 2, n // 2 + length) for n, length in zip(missing, volume.shape[1:], strict=True)]
         step = [
             roi if roi == length else max(int(roi * (1 - self.overlap)), 1)
-            for roi, length in zip(self.roi_size, padded.shape, strict=True)
+            for roi, length in zip(self.roi_size, padded.shape[1:], strict=True)
         ]
-        windows = sorted(dense_patch_slices(padded.shape, self.roi_size, step), key=lambda window: window[2].start)
+        windows = sorted(dense_patch_slices(padded.shape[1:], self.roi_size, step), key=lambda window: window[2].start)
         starts = sorted({window[2].start for window in windows})
         importance = compute_importance_map(self.roi_size, mode="gaussian", device=device)
-        height, width, depth = (*padded.shape[:2], self.roi_size[2])
+        height, width, depth = (*padded.shape[1:3], self.roi_size[2])
         weight = torch.zeros(height, width, depth, device=device)
         logits: torch.Tensor | None = None
         bar = tqdm(
@@ -111,7 +128,7 @@ class VolumeWindowInferer(Inferer):
         )
         for start, layer in groupby(windows, key=lambda window: window[2].start):
             for batch in _batches(list(layer), self.sw_batch_size):
-                x = torch.stack([padded[window] for window in batch])[:, None].to(device, torch.float32)
+                x = torch.stack([padded[:, *window] for window in batch]).to(device, torch.float32)
                 x = x.contiguous(memory_format=torch.channels_last_3d)
                 found = network(x, *args, **kwargs).float()
                 if logits is None:

@@ -1,5 +1,6 @@
 """Transforms that MONAI lacks."""
 
+from liverseg.transforms.clicks import AddClicksd, SimulateClickd, draw_clicks, find_error
 from liverseg.transforms.crf import DenseCRF, DenseCRFd
 from liverseg.transforms.crop import CropToLabeld, foreground_box
 from liverseg.transforms.intensity import EqualizeHistogramd, MedianSlicesd, ScaleWindowd
@@ -19,6 +20,7 @@ from liverseg.transforms.slices import RandSlicesd, stack_slices
 from liverseg.transforms.spacing import ResampleVolumed, resize_volume, spaced_size
 
 __all__ = [
+    "AddClicksd",
     "CleanSlices",
     "CleanSlicesd",
     "CropToLabeld",
@@ -35,8 +37,11 @@ __all__ = [
     "RandSlicesd",
     "ResampleVolumed",
     "ScaleWindowd",
+    "SimulateClickd",
     "SmoothEdges",
     "SmoothEdgesd",
+    "draw_clicks",
+    "find_error",
     "foreground_box",
     "resize_volume",
     "spaced_size",

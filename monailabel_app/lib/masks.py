@@ -40,8 +40,7 @@ def convert_mask(
     """
     image: Any = nib.load(source)
     mask = np.asanyarray(image.dataobj).astype(np.uint8, copy=False)
-    counts = np.bincount(mask.ravel(order="K"), minlength=256)
-    present = {name: value for name, value in labels.items() if counts[value]}
+    present = {name: value for name, value in labels.items() if (mask == value).any()}
     descriptor, path = tempfile.mkstemp(suffix=suffix)
     os.close(descriptor)
     if suffix in NRRD_SUFFIXES:

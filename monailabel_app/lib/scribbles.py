@@ -16,10 +16,11 @@ from liverseg.errors import InputError
 from liverseg.transforms.morphology import Box, bounding_box
 
 LIKELIHOODS = ("histogram", "gmm")
-PRIORS = ("label", "none")
 
-# Log odds that the label gives: they grow by 1 in so many mm from its border, up to the limit.
-BORDER_MM, LABEL_LIMIT = 2.0, 2.0
+# Log odds that the label gives grow by 1 in so many mm from its border.
+BORDER_MM = 2.0
+# The most that a prior says: networks are sure of their mistakes, too, and strokes must outweigh them.
+PRIOR_LIMIT = 2.0
 # Intensities from 0 to 1 in so many levels, and the least standard deviation of what is told of them by one voxel.
 LEVELS, WIDTH = 256, 0.06
 # With this many intensities a mixture of Gaussians is fitted in milliseconds.
@@ -57,29 +58,30 @@ def cut(
     foreground: Mask,
     background: Mask,
     spacing_mm: Sequence[float],
-    prior: str = "label",
+    prior: NDArray[np.floating] | None,
     likelihood: str = "histogram",
     reach_mm: float = 15,
     smoothness: float = 1,
 ) -> Mask:
     """Correct `label` with strokes, all of one region, (h, w, d).
 
-    The log odds of the foreground are a mixture: far from all strokes those of the label, by the distance from its
-    border; at a stroke those of the intensities under the strokes. The weight of the second is exp(-d / reach_mm) at a
+    The log odds of the foreground are a mixture: far from all strokes those of the prior; at a stroke those of the
+    intensities under the strokes. The weight of the second is exp(-d / reach_mm) at a
     distance d from the nearest stroke. Strokes are certain, and the cut minimises this together with the smoothness
     of the border (Wang et al., "Interactive medical image segmentation using deep learning with image-specific fine
     tuning", IEEE TMI 37 (2018), equations 5 and 7), by maximal flow.
 
-    Where there are strokes of one kind only, intensities of the other are those of the label's inside, or outside, at
-    more than `reach_mm` from the strokes.
+    Where there are strokes of one kind only, intensities of the other are those inside, or outside, of what the prior
+    holds for the foreground (without one, the label) at more than `reach_mm` from the strokes.
 
     Args:
         image: intensities.
-        label: what is to be corrected.
+        label: what is to be corrected; with a prior it stays on the border of the region.
         foreground: strokes on what belongs to it.
         background: strokes on what does not.
         spacing_mm: of the voxels along each axis.
-        prior: "label", or "none" to go by the strokes alone.
+        prior: log odds of the foreground, such as those of `label_log_odds` and `network_log_odds`; None goes by the
+            strokes alone.
         likelihood: how intensities are modelled, "histogram" or "gmm" (a mixture of Gaussians).
         reach_mm: how far a stroke tells of its surroundings.
         smoothness: weight of the border's smoothness.
@@ -88,17 +90,18 @@ def cut(
     scaled = np.clip((image - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
     distance = distance_transform_edt(~(foreground | background), sampling=spacing_mm)
     far = distance > reach_mm
-    strokes = background if background.any() else ~label & far, foreground if foreground.any() else label & far
+    held = label if prior is None else prior > 0
+    strokes = background if background.any() else ~held & far, foreground if foreground.any() else held & far
     from_strokes = _likelihood(scaled, *strokes, likelihood)
-    if prior == "label":
+    if prior is not None:
         weight = np.exp(-distance / reach_mm)
-        log_odds = weight * from_strokes + (1 - weight) * _from_label(label, spacing_mm)
+        log_odds = weight * from_strokes + (1 - weight) * prior
     else:
         log_odds = from_strokes
     probability = 1 / (1 + np.exp(-log_odds))
     probabilities = np.stack([1 - probability, probability]).astype(np.float32)
     certain = np.zeros(label.shape, np.uint8)
-    if prior == "label":
+    if prior is not None:
         # The border of the region, so that nothing jumps there.
         edge = np.ones(label.shape, bool)
         edge[tuple(slice(1, -1) for _ in edge.shape)] = False
@@ -108,12 +111,19 @@ def cut(
     return numpymaxflow.maxflow(scaled[None], unary, smoothness, SIGMA, connectivity=6)[0] > 0
 
 
-def _from_label(label: Mask, spacing_mm: Sequence[float]) -> NDArray[np.float64]:
-    """Log odds of the foreground by the label."""
+def label_log_odds(label: Mask, spacing_mm: Sequence[float]) -> NDArray[np.float64]:
+    """Log odds of the foreground by the distance from the border of a label (h, w, d)."""
     if label.all() or not label.any():
-        return np.full(label.shape, LABEL_LIMIT if label.any() else -LABEL_LIMIT)
+        return np.full(label.shape, PRIOR_LIMIT if label.any() else -PRIOR_LIMIT)
     inside = distance_transform_edt(label, sampling=spacing_mm) - distance_transform_edt(~label, sampling=spacing_mm)
-    return np.clip(inside / BORDER_MM, -LABEL_LIMIT, LABEL_LIMIT)
+    return np.clip(inside / BORDER_MM, -PRIOR_LIMIT, PRIOR_LIMIT)
+
+
+def network_log_odds(probability: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Log odds of the foreground by its probability (h, w, d)."""
+    # Those of 0 and 1 are no numbers.
+    inside = np.clip(probability, 1e-3, 1 - 1e-3)
+    return np.clip(np.log(inside / (1 - inside)), -PRIOR_LIMIT, PRIOR_LIMIT)
 
 
 def _likelihood(image: NDArray[np.float32], background: Mask, foreground: Mask, kind: str) -> NDArray[np.float64]:

@@ -27,6 +27,7 @@ from monailabel.interfaces.exception import (
     MONAILabelError,
     MONAILabelException,
 )
+from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.interfaces.utils.app import app_instance
 
 from lib.uploads import check_label, check_volume, update_model
@@ -233,9 +234,14 @@ def _check_inference(
 ) -> None:
     tasks = app_instance()._infers
     _check_known("model", model, tasks)
-    asked = _json_object("params", params)
+    asked, options = _json_object("params", params), tasks[model].config()
+    if tasks[model].type == InferType.DEEPEDIT:
+        options = [*options, *tasks[model].labels, "reset_state"]
+        # 3D Slicer says which segment is chosen, and gives a list of clicks for every label of any model.
+        labels = {name for task in tasks.values() for name in task.labels}
+        asked = {key: value for key, value in asked.items() if key != "label" and not (key in labels and value == [])}
     _check_params(asked)
-    _check_options(model, asked, tasks[model].config())
+    _check_options(model, asked, options)
     if file is not None:
         check_volume("file", file)
     elif session_id:

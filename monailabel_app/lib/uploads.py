@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
-import nibabel as nib
-import torch
 from fastapi import HTTPException, UploadFile
-from monai.data import MetaTensor
 from monailabel.utils.others.generic import file_checksum
 
 from lib.bundles import Bundle
 from lib.masks import NIFTI_SUFFIXES
+from lib.volumes import grid_of, read_label
 from liverseg.errors import InputError
 from liverseg.networks import load_weights
 from liverseg.transforms.load import LoadVolumed, check_same_grid
 from liverseg.versions import lock, model_files, new_version, publish, weights_in_use
 
 
-def check_volume(what: str, upload: UploadFile) -> MetaTensor:
-    """The volume in an upload, (1, H, W, D), read to its end.
+def check_volume(what: str, upload: UploadFile) -> None:
+    """Whether an upload is one whole volume.
 
     Args:
         what: the field of the request.
@@ -33,33 +31,22 @@ def check_volume(what: str, upload: UploadFile) -> MetaTensor:
     Raises:
         InputError: for another file, and one that is not whole or no single 3-D volume.
     """
-    name = PurePath(upload.filename or "").name
-    suffix = next((suffix for suffix in NIFTI_SUFFIXES if name.endswith(suffix)), None)
-    if suffix is None:
-        raise InputError(f"{what}: found {name!r}, expected a NIfTI file, .nii.gz or .nii: convert it.")
-    with _copy(upload, suffix) as path:
-        try:
-            return LoadVolumed(what)({what: str(path)})[what]
-        except InputError as error:
-            raise InputError(_without_path(error, path, name)) from error
+    with _copy(what, upload, NIFTI_SUFFIXES) as path:
+        LoadVolumed(what)({what: str(path)})
 
 
 def check_label(upload: UploadFile, scan: str) -> None:
     """Whether a label is whole and lies on the grid of its scan.
 
     Args:
-        upload: as of `check_volume`.
+        upload: a NIfTI file; it is left as if it had not been read.
         scan: path of a NIfTI file or of a folder with a DICOM series.
 
     Raises:
-        InputError: as `check_volume`, for values that are none of a labelmap, and for another grid, with both grids.
+        InputError: for another file, for values that are none of a labelmap, and for another grid, with both grids.
     """
-    label = check_volume("label", upload)
-    name = PurePath(upload.filename or "").name
-    if not bool((label.as_tensor() == label.as_tensor().to(torch.uint8)).all()):
-        raise InputError(f"label: found values in {name!r} that are not 0, 1, … 255, expected a labelmap: mend it.")
-    label.meta["filename_or_obj"] = f"label {name!r}"
-    check_same_grid(_grid_of(scan), label)
+    with _copy("label", upload, NIFTI_SUFFIXES) as path:
+        check_same_grid(grid_of(scan), read_label(str(path)))
 
 
 def update_model(bundle: Bundle | None, model: str, upload: UploadFile) -> dict[str, Any]:
@@ -84,12 +71,9 @@ def update_model(bundle: Bundle | None, model: str, upload: UploadFile) -> dict[
             f"model {model}: found no single file of weights to replace, expected one: copy them into the bundle's "
             "folder models/ instead.",
         )
-    with _copy(upload, ".pt") as path:
-        try:
-            with bundle.workflow({"device": "cpu"}) as parser:
-                load_weights(parser.get_parsed_content("network"), path)
-        except InputError as error:
-            raise InputError(_without_path(error, path, PurePath(upload.filename or "").name)) from error
+    with _copy("file", upload, [".pt"]) as path:
+        with bundle.workflow({"device": "cpu"}) as parser:
+            load_weights(parser.get_parsed_content("network"), path)
         version = new_version(bundle.folder, state="training", reason="sent by a client", parent=None)
         with lock(version.folder / ".lock"):
             file = version.folder / "model.pt"
@@ -105,23 +89,21 @@ def _has_several_networks(bundle: Bundle) -> bool:
 
 
 @contextmanager
-def _copy(upload: UploadFile, suffix: str) -> Iterator[Path]:
-    """A file with what was sent, until the block ends."""
+def _copy(what: str, upload: UploadFile, suffixes: Sequence[str]) -> Iterator[Path]:
+    """A file with what was sent until the block ends; it is called as the client calls it where the block refuses it.
+
+    Raises:
+        InputError: for another suffix.
+    """
+    name = PurePath(upload.filename or "").name
+    suffix = next((suffix for suffix in suffixes if name.endswith(suffix)), None)
+    if suffix is None:
+        raise InputError(f"{what}: found {name!r}, expected a file {' or '.join(suffixes)}: convert it.")
     with tempfile.NamedTemporaryFile(suffix=suffix) as file:
         shutil.copyfileobj(upload.file, file)
         file.flush()
         upload.file.seek(0)
-        yield Path(file.name)
-
-
-def _without_path(error: InputError, path: Path, name: str) -> str:
-    return str(error).replace(str(path), repr(name))
-
-
-def _grid_of(scan: str) -> MetaTensor:
-    """A scan without its voxels, where its file can be read without them."""
-    if not scan.endswith(NIFTI_SUFFIXES):
-        return LoadVolumed("image")({"image": scan})["image"]
-    image: Any = nib.load(scan)
-    voxels = torch.empty(1).expand(1, *image.shape[:3])
-    return MetaTensor(voxels, affine=image.affine, meta={"filename_or_obj": f"scan {Path(scan).name!r}"})
+        try:
+            yield Path(file.name)
+        except InputError as error:
+            raise InputError(str(error).replace(file.name, f"{what} {name!r}")) from error

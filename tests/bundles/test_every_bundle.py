@@ -37,6 +37,7 @@ RUNS = {
     "deeplabv3_abdomen_mr per_organ": {"loss": "@losses#per_organ"},
     "unet3d_abdomen": {**VOLUMES, "loss": "@losses#dice_square"},
     "unet3d_abdomen quality": {**VOLUMES, "tier": "quality"},
+    "deepedit_liver": {"spacing": [12, 12, 12], "spatial_size": [16, 16, 16], "network_def#init_filters": 8},
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.transforms import Compose, Invertd, Orientationd, Resized
+from scipy.special import expit
 
 from liverseg.errors import InputError
 from liverseg.inferers import TwoStageInferer, VolumeSliceInferer
@@ -63,6 +64,27 @@ def test_without_cleaning_each_voxel_is_decided_by_its_own_intensity():
     assert labels.dtype == torch.uint8
     assert labels.shape == (1, 1, *scan.shape)
     assert np.array_equal(labels[0, 0], (scan > LIVER) * (1 + (scan > LESION)))
+
+
+def test_keeps_the_probability_of_lesions_in_the_liver_and_of_the_liver_without_them():
+    scan = make_scan()
+    scan[45, 35] = 0.9  # outside the box
+    in_box = np.zeros(scan.shape, bool)
+    in_box[10:30, 8:20, 2:-2] = True
+
+    def cleaning(mask):
+        return torch.as_tensor(in_box[None]).to(mask)
+
+    one = inferer(liver_cleaning=cleaning, margin_mm=0)
+    one.keep_probabilities = True
+    one(volume(scan, make_scan(seed=3)), networks())
+    # The logits of two classes are a value and its negative.
+    liver = expit(2 * (scan - LIVER))
+    lesion = np.where(in_box, liver * expit(2 * (scan - LESION)), 0)
+    assert one.kept.shape == (2, 2, *scan.shape) and one.kept.dtype == torch.uint8
+    assert np.abs(one.kept[0, 1] - 255 * lesion).max() < 1.1
+    assert np.abs(one.kept[0, 0] - 255 * (liver - lesion)).max() < 1.6
+    assert (lesion[14:18, 10:13, 3] > 0.3).all()
 
 
 def test_lesions_are_only_where_the_cleaned_liver_is():

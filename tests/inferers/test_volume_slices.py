@@ -45,6 +45,33 @@ def test_equals_monais_slice_inferer_and_argmax():
     assert torch.equal(labels, logits.argmax(1, keepdim=True).to(torch.uint8))
 
 
+@pytest.mark.parametrize("flips", [[], [[0], [1]]])
+def test_keeps_the_probabilities_of_the_classes(flips):
+    volume, network = torch.randn(2, 1, 19, 23, 7), small_network()
+    inferer = VolumeSliceInferer(sw_batch_size=3, amp=False, flips=flips)
+    inferer.keep_probabilities = True
+    labels = inferer(volume, network)
+    slices = volume.permute(0, 4, 1, 2, 3)  # (B, D, 1, H, W)
+    with torch.no_grad():
+        passes = [
+            torch.stack([network(item.flip(axes)).softmax(1).flip(axes) for item in slices])
+            for axes in [[], *([2 + axis for axis in axes] for axes in flips)]
+        ]
+    expected = torch.stack(passes).mean(0).permute(0, 2, 3, 4, 1)  # (B, 3, H, W, D)
+    assert inferer.kept.dtype == torch.uint8 and inferer.kept.shape == (2, 2, 19, 23, 7)
+    assert (inferer.kept - 255 * expected[:, 1:]).abs().max() < 0.51
+    assert torch.equal(labels[:, 0], expected.argmax(1).to(torch.uint8))
+
+
+def test_keeps_what_the_resampled_logits_say_on_the_grid_of_the_volume():
+    network, affine = small_network(num_classes=2), np.diag([0.75, 3.0, 5.0, 1.0])
+    inferer = VolumeSliceInferer(size=(16, 12), amp=False)
+    inferer.keep_probabilities = True
+    labels = inferer(smooth_volume((30, 20, 6), affine), network)
+    # Of two classes the one above a half.
+    assert torch.equal(inferer.kept[:, 0] > 127.5, labels.as_tensor()[:, 0] == 1)
+
+
 @pytest.mark.parametrize("sw_batch_size", [1, 2, 100])
 def test_the_batch_size_changes_nothing(sw_batch_size):
     volume, network = torch.randn(1, 1, 16, 16, 5), small_network()

@@ -49,12 +49,23 @@ def test_equals_monais_sliding_window_and_argmax(shape, overlap):
     assert torch.equal(labels, logits.argmax(1, keepdim=True).to(torch.uint8))
 
 
+@pytest.mark.parametrize("shape", [(40, 50, 61), (9, 30, 40)])
+def test_keeps_the_probabilities_of_monais_logits(shape):
+    volume, network = torch.randn(2, 1, *shape), small_network()
+    inferer = VolumeWindowInferer(ROI, amp=False)
+    inferer.keep_probabilities = True
+    inferer(volume, network)
+    expected = monais_logits(volume, network).softmax(1)[:, 1:]
+    assert inferer.kept.dtype == torch.uint8 and inferer.kept.shape == expected.shape
+    assert (inferer.kept - 255 * expected).abs().max() < 0.51
+
+
 @pytest.mark.parametrize("shape", [(40, 50, 61), (9, 30, 40), (30, 30, 5)])
 def test_the_blended_logits_are_monais(shape):
     volume, network = torch.randn(1, 1, *shape), small_network()
     inferer = VolumeWindowInferer(ROI, sw_batch_size=2, amp=False)
     with torch.no_grad():
-        planes = torch.cat(list(inferer._finished_planes(volume[0, 0], network, torch.device("cpu"))))
+        planes = torch.cat(list(inferer._finished_planes(volume[0], network, torch.device("cpu"))))
     assert torch.allclose(planes.permute(1, 2, 3, 0)[None], monais_logits(volume, network), atol=1e-5)
 
 
@@ -120,7 +131,7 @@ def test_the_logits_in_memory_do_not_grow_with_the_depth():
     sizes = []
     for depth in (40, 200):
         inferer = VolumeWindowInferer(ROI, amp=False)
-        planes = inferer._finished_planes(torch.zeros(16, 24, depth), small_network(), torch.device("cpu"))
+        planes = inferer._finished_planes(torch.zeros(1, 16, 24, depth), small_network(), torch.device("cpu"))
         with torch.no_grad():
             sizes.append(max(found.untyped_storage().nbytes() for found in planes))
     assert sizes[0] == sizes[1] <= 4 * 4 * np.prod(ROI)

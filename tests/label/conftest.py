@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from bundle_runs import AFFINE, make_scan, save
 from label_bundles import SMALL_2D, SMALL_3D, copy_app, serve, tiny_bundle, write_weights
 
@@ -18,16 +19,32 @@ GATE = [
     "$@evaluator.run()",
 ]
 
+# One convolution of one voxel: bright is liver, and what is clicked is of the class that was said.
+CLICKS = {
+    "network_def": {"_target_": "torch.nn.Conv3d", "in_channels": 4, "out_channels": 3, "kernel_size": 1},
+    "spacing": [6, 6, 6],
+    "spatial_size": [16, 16, 16],
+    "amp": False,
+}
+
+
+def write_clickable(folder: Path) -> None:
+    """Weights for `CLICKS`."""
+    (folder / "models").mkdir()
+    weight = torch.tensor([[0.0, 4, 0, 0], [1, 0, 4, 0], [0, 0, 0, 4]])[..., None, None, None]
+    torch.save({"weight": weight, "bias": torch.tensor([0.4, 0, 0])}, folder / "models" / "model.pt")
+
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory) -> Path:
-    """A project with the app, six bundles of which three are none, and studies."""
+    """A project with the app, eight bundles of which three are none, and studies."""
     root = tmp_path_factory.mktemp("label")
     copy_app(root)
     bundles = root / "bundles"
     write_weights(tiny_bundle(bundles / "two_d", "mixed_unet_lits", **SMALL_2D), 0)
     write_weights(tiny_bundle(root / "monailabel_app" / "model" / "three_d", "unet3d_abdomen", **SMALL_3D), 1)
     tiny_bundle(bundles / "untrained", "mixed_unet_lits", **SMALL_2D)
+    write_clickable(tiny_bundle(bundles / "clicks", "deepedit_liver", **CLICKS))
     gate = [line.format(begun=str(root / "begun"), opened=str(root / "opened")) for line in GATE]
     imports = ["$import os", "$import sys", "$import time", "$from pkgutil import resolve_name"]
     write_weights(tiny_bundle(bundles / "waits", "mixed_unet_lits", **SMALL_2D, imports=imports, run=gate), 2)

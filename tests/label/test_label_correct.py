@@ -14,7 +14,10 @@ from scipy import ndimage
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from monailabel.client import MONAILabelClient
 
-from lib.scribbles import LIKELIHOODS, PRIORS, cut, region_of
+from lib.bundles import read_bundle
+from lib.infers.segment import Segmentation
+from lib.probabilities import ProbabilityStore
+from lib.scribbles import LIKELIHOODS, cut, label_log_odds, network_log_odds, region_of
 
 SPACING_MM = (1.0, 0.75, 2.5)
 INFO = [{"name": name, "id": number} for number, name in enumerate(("liver", "background_scribbles", "lesion"), 1)]
@@ -46,26 +49,53 @@ def line(shape, start, stop):
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
-@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("prior", ["label", "none"])
 def test_a_stroke_in_a_leak_removes_it(leak, prior, likelihood):
     image, organ, mask = leak
     strokes = line(mask.shape, 30, 50), line(mask.shape, 74, 90)
     assert dice(mask, organ) < 0.86
     region = region_of(strokes[0] | strokes[1], SPACING_MM, 30)
-    found = cut(image[region], mask[region], *(stroke[region] for stroke in strokes), SPACING_MM, prior, likelihood)
+    held = mask[region]
+    log_odds = label_log_odds(held, SPACING_MM) if prior == "label" else None
+    found = cut(image[region], held, *(stroke[region] for stroke in strokes), SPACING_MM, log_odds, likelihood)
     assert dice(found, organ[region]) > 0.97
     assert found[strokes[0][region]].all() and not found[strokes[1][region]].any()
+
+
+def test_a_leak_that_a_network_half_believes_goes_with_one_stroke_at_its_end(leak):
+    """The label is as sure of the leak as of the organ."""
+    image, organ, mask = leak
+    only_leak = mask & ~organ
+    probability = np.where(organ, 0.98, np.where(only_leak, 0.6, 0.02)).astype(np.float32)
+    none, stroke = np.zeros(mask.shape, bool), line(mask.shape, 90, 96)
+    by_network, by_label = (
+        cut(image, mask, none, stroke, SPACING_MM, prior)
+        for prior in (network_log_odds(probability), label_log_odds(mask, SPACING_MM))
+    )
+    assert by_label[only_leak].mean() > 0.8
+    assert by_network[only_leak].mean() < 0.05
+    assert by_network[organ].all() and not by_network[~mask].any()
+
+
+def test_a_network_that_is_sure_of_a_leak_gives_way_to_strokes(leak):
+    image, organ, mask = leak
+    strokes = line(mask.shape, 30, 50), line(mask.shape, 74, 90)
+    found = cut(image, mask, *strokes, SPACING_MM, network_log_odds(mask.astype(np.float32)))
+    near = ndimage.distance_transform_edt(~strokes[1], sampling=SPACING_MM) < 8
+    assert found[near & mask & ~organ].mean() < 0.1
+    assert found[organ].mean() > 0.98
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_one_kind_of_strokes_is_enough(leak, likelihood):
     image, organ, mask = leak
     stroke, none = line(mask.shape, 74, 90), np.zeros(mask.shape, bool)
-    found = cut(image, mask, none, stroke, SPACING_MM, likelihood=likelihood)
+    found = cut(image, mask, none, stroke, SPACING_MM, label_log_odds(mask, SPACING_MM), likelihood)
     assert dice(found, organ) > 0.97
     # And what was missed is found, without a word on the background.
     missing = organ & (np.arange(mask.shape[0])[:, None, None] > 40)
-    found = cut(image, missing, line(mask.shape, 30, 38), none, SPACING_MM, likelihood=likelihood)
+    strokes = line(mask.shape, 30, 38), none
+    found = cut(image, missing, *strokes, SPACING_MM, label_log_odds(missing, SPACING_MM), likelihood)
     assert dice(found, organ) > 0.97
 
 
@@ -75,7 +105,8 @@ def test_far_from_strokes_the_label_stays(leak):
     other = np.zeros(mask.shape, bool)
     other[5:12, 5:12, 2:6] = True
     stroke = line(mask.shape, 74, 90)
-    found = cut(image, mask | other, np.zeros(mask.shape, bool), stroke, SPACING_MM)
+    held = mask | other
+    found = cut(image, held, np.zeros(mask.shape, bool), stroke, SPACING_MM, label_log_odds(held, SPACING_MM))
     assert dice(found[:20, :20, :10], other[:20, :20, :10]) > 0.85
 
 
@@ -130,6 +161,51 @@ def test_strokes_correct_the_segment_around_them_on_the_scans_grid(client, held)
     assert np.array_equal(found[~inside], (labels == 1)[~inside])
 
 
+@pytest.mark.parametrize(
+    ("segment", "names"), [("liver", ["liver"]), ("Lesion", ["lesion"]), ("liver", ["liver", "lesion"])]
+)
+def test_what_a_bundle_says_of_the_segment_is_the_prior(client, root, held, tmp_path, segment, names):
+    """Where the labelmap knows no lesions, they are liver."""
+    scan, labels, file = held
+    values = {"liver": 1, "background_scribbles": 2, "Lesion" if len(names) == 1 else "vessel": 3}
+    info = [{"name": name, "id": value} for name, value in values.items()]
+    asked = params(prior="two_d", region_mm="15", selected_label_name=segment, label_info=info)
+    found = np.asanyarray(nib.load(client.infer("scribbles", "oblique", asked, label_in=file)[0]).dataobj) > 0
+
+    spacing_mm = nib.affines.voxel_sizes(scan.affine)
+    region = region_of(labels == 2, spacing_mm, 15)
+    bundle = Segmentation(read_bundle(root / "bundles" / "two_d"), ProbabilityStore(tmp_path / "kept"))
+    kept = bundle.probabilities(str(root / "studies" / "oblique.nii"))
+    said = kept.region(names, region)
+    assert np.ptp(kept.region(["liver"], region)) > 0.5
+    expected = labels == values[segment]
+    parts = (volume[region] for volume in (scan.get_fdata(dtype=np.float32), expected, labels == 9, labels == 2))
+    expected[region] = cut(*parts, spacing_mm, network_log_odds(said), reach_mm=7.5)
+    assert np.array_equal(found, expected)
+
+
+def test_after_a_segmentation_nothing_is_run_for_a_stroke(client, server, root, held):
+    client.infer("two_d", "oblique", {})
+    kept = {file: file.stat().st_ctime_ns for file in (root / "probabilities").iterdir()}
+    assert kept
+    before = server.log.read_text()
+    client.infer("scribbles", "oblique", params(prior="two_d"), label_in=held[2])
+    assert "Segmenting" not in server.log.read_text()[len(before) :]
+    assert len(list((root / "probabilities").iterdir())) == len(kept)
+
+
+def test_a_prior_without_weights_is_409(server, held):
+    with open(held[2], "rb") as file:
+        answer = requests.post(
+            f"{server.url}/infer/scribbles?image=oblique",
+            data={"params": json.dumps(params(prior="untrained"))},
+            files={"label": ("held.nii.gz", file)},
+            timeout=60,
+        )
+    assert answer.status_code == 409
+    assert "model untrained: found no weights" in answer.json()["detail"]
+
+
 def test_clean_up_is_algorithm_1_on_the_selected_segment(client, held):
     _, labels, file = held
     result, _ = client.infer("clean_up", "oblique", params(radius="1"), label_in=file)
@@ -148,7 +224,8 @@ def test_clean_up_is_algorithm_1_on_the_selected_segment(client, held):
         ({"selected_label_name": "spleen"}, "found 'spleen', expected one of liver, background_scribbles, lesion"),
         ({"label_info": None}, "found no label_info"),
         ({"label_info": ["liver"]}, 'expected a list of {"name"'),
-        ({"prior": "wish"}, "option prior: found 'wish', expected one of 'label', 'none'"),
+        ({"prior": "three_d", "selected_label_name": "lesion"}, "for the segment 'lesion', expected one that knows it"),
+        ({"prior": "wish"}, "option prior: found 'wish', expected one of 'label', 'two_d', "),
     ],
 )
 def test_says_what_is_wrong_with_a_request(server, held, changed, words):
@@ -163,8 +240,13 @@ def test_says_what_is_wrong_with_a_request(server, held, changed, words):
     assert words in answer.json()["detail"]
 
 
-def test_a_label_of_another_grid_is_refused_with_both(server, held, tmp_path):
-    save(tmp_path / "other.nii.gz", held[1][:-1], held[0].affine)
+@pytest.mark.parametrize(
+    ("change", "words"), [(None, ["40×48×7", "39×48×7"]), ([[0, -1], [1, 1], [2, 1]], ["another order"])]
+)
+def test_a_label_of_another_grid_is_refused(server, held, tmp_path, change, words):
+    scan, labels, _ = held
+    other = nib.Nifti1Image(labels[:-1] if change is None else labels, scan.affine)
+    nib.save(other if change is None else other.as_reoriented(change), tmp_path / "other.nii.gz")
     with open(tmp_path / "other.nii.gz", "rb") as file:
         answer = requests.post(
             f"{server.url}/infer/scribbles?image=oblique",
@@ -173,4 +255,4 @@ def test_a_label_of_another_grid_is_refused_with_both(server, held, tmp_path):
             timeout=60,
         )
     assert answer.status_code == 400
-    assert "40×48×7" in answer.json()["detail"] and "39×48×7" in answer.json()["detail"]
+    assert all(word in answer.json()["detail"] for word in words), answer.text

@@ -60,7 +60,9 @@ def assert_same(file: str, mask: nib.Nifti1Image) -> None:
 
 def test_takes_what_is_a_bundle_and_says_why_the_rest_is_none(client, server):
     info = client.info()
-    assert sorted(info["models"]) == ["clean_up", "scribbles", "three_d", "two_d", "untrained", "waits"]
+    assert sorted(info["models"]) == [
+        *("clean_up", "clicks", "clicks_seg", "scribbles", "three_d", "two_d", "untrained", "waits")
+    ]
     log = server.log.read_text()
     for name, reason in {
         "damaged": "no JSON",
@@ -85,9 +87,11 @@ def test_models_say_their_labels_options_and_state(client):
         "two_d": True,
         "three_d": True,
         "waits": True,
+        "clicks": True,
+        "clicks_seg": True,
         "untrained": False,
     }
-    assert all(model["type"] == "segmentation" for model in models.values() if "state" in model)
+    assert all(models[name]["type"] == "segmentation" for name in ("two_d", "three_d", "waits", "untrained"))
     assert all(model["dimension"] == 3 for model in models.values())
     options = models["two_d"]["config"]
     assert options["mask_cleaning"][0] == "none"

@@ -141,7 +141,7 @@ def test_another_process_writes_no_old_list_back(store, tmp_path):
 def preprocessed(folder, scan):
     """Scan as the network sees it, and the network with its weights."""
     parser = ConfigParser(read_bundle(folder).config)
-    parser.update({"bundle_root": str(folder)})
+    parser.update({"bundle_root": str(folder), "dataset#data": []})
     network = parser.get_parsed_content("network").eval()
     network.load_state_dict(torch.load(folder / "models" / "model.pt"))
     image = parser.get_parsed_content("preprocessing")({"image": str(scan)})["image"].as_tensor()[0]
@@ -149,8 +149,17 @@ def preprocessed(folder, scan):
     return image, network, image > low + 0.1 * (high - low)
 
 
+def entropy_over_flips(network, x, body) -> float:
+    """Of the mean softmax, in the body, for all of (N, C, H, W) or (N, C, H, W, D) at once."""
+    with torch.no_grad():
+        probabilities = [network(x).softmax(1)]
+        probabilities += [network(x.flip(axis)).softmax(1).flip(axis) for axis in (2, 3)]
+    mean = sum(probabilities).double() / 3
+    entropy = -(mean * mean.clamp_min(1e-300).log()).sum(1) / math.log(mean.shape[1])
+    return float(entropy[body].mean())
+
+
 def test_uncertainty_is_the_entropy_of_the_mean_over_flips_in_the_body(tmp_path):
-    """Against all slices at once."""
     folder = tiny_bundle(tmp_path / "simple", "fcn_liver", **SIMPLE)
     write_weights(folder, 0)
     voxels = np.full((48, 40, 8), -1000, np.int16)
@@ -158,13 +167,19 @@ def test_uncertainty_is_the_entropy_of_the_mean_over_flips_in_the_body(tmp_path)
     save(tmp_path / "scan.nii.gz", voxels)
     image, network, body = preprocessed(folder, tmp_path / "scan.nii.gz")
     assert body.float().mean() == pytest.approx(32 * 28 / (48 * 40))
-    x = image.permute(2, 0, 1)[:, None]
-    with torch.no_grad():
-        probabilities = [network(x).softmax(1)]
-        probabilities += [network(x.flip(axis)).softmax(1).flip(axis) for axis in (2, 3)]
-    mean = sum(probabilities).double() / 3
-    entropy = -(mean * mean.clamp_min(1e-300).log()).sum(1) / math.log(2)
-    expected = float(entropy[body.permute(2, 0, 1)].mean())
+    expected = entropy_over_flips(network, image.permute(2, 0, 1)[:, None], body.permute(2, 0, 1))
+    assert 0.01 < expected < 0.99
+    assert mean_entropy(read_bundle(folder), str(tmp_path / "scan.nii.gz")) == pytest.approx(expected, rel=1e-5)
+
+
+def test_uncertainty_of_a_network_that_takes_clicks_is_that_without_any(tmp_path):
+    convolution = {"_target_": "torch.nn.Conv3d", "in_channels": 4, "out_channels": 3, "kernel_size": 3, "padding": 1}
+    settings = {"network_def": convolution, "spacing": [-1, -1, -1], "spatial_size": [48, 40, 8], "amp": False}
+    folder = tiny_bundle(tmp_path / "clicks", "deepedit_liver", **settings)
+    write_weights(folder, 0)
+    save(tmp_path / "scan.nii.gz", make_scan(0)[0])
+    image, network, body = preprocessed(folder, tmp_path / "scan.nii.gz")
+    expected = entropy_over_flips(network, torch.cat([image[None], torch.zeros(3, *image.shape)])[None], body[None])
     assert 0.01 < expected < 0.99
     assert mean_entropy(read_bundle(folder), str(tmp_path / "scan.nii.gz")) == pytest.approx(expected, rel=1e-5)
 

@@ -15,12 +15,17 @@ import numpy as np
 import torch
 from monai.data import MetaTensor, affine_to_spacing
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+from numpy.typing import NDArray
 
-from lib.bundles import choose
+from lib.bundles import Bundle, choose
+from lib.infers.segment import Segmentation
 from lib.masks import convert_mask
-from lib.scribbles import LIKELIHOODS, PRIORS, cut, region_of
+from lib.probabilities import gives_probabilities
+from lib.scribbles import LIKELIHOODS, cut, label_log_odds, network_log_odds, region_of
+from lib.volumes import grid_of, read_box, read_label
 from liverseg.errors import InputError
-from liverseg.transforms import CleanSlicesd, ErodeKeepLargestDilated, LoadVolumed, SmoothEdgesd
+from liverseg.transforms import CleanSlicesd, ErodeKeepLargestDilated, SmoothEdgesd
+from liverseg.transforms.load import AFFINE_TOLERANCE_MM, check_same_grid
 
 logger = logging.getLogger(__name__)
 
@@ -77,14 +82,19 @@ class Correction(InferTask):
                 f"selected_label_name: found {name!r}, expected one of {', '.join(values)}: choose one of label_info."
             )
         chosen = {key: choose(self.name, key, request.get(key, known), known) for key, known in self.options.items()}
-        data = LoadVolumed(keys=["image", "label"])({"image": request["image"], "label": request["label"]})
-        labels = data["label"][0].numpy()
-        mask = self.correct(data["image"], labels, values, name, chosen)
+        scan, labels = str(request["image"]), read_label(str(request["label"]))
+        grid = grid_of(scan)
+        check_same_grid(grid, labels)
+        if not np.allclose(grid.affine, labels.affine, atol=AFFINE_TOLERANCE_MM, rtol=0):
+            raise InputError(
+                "label: found its voxels in another order than the scan's, expected the same: save it anew."
+            )
+        mask = self.correct(scan, labels, values, name, chosen)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "mask.nii.gz"
             # In the order of the file, or it is written voxel by voxel.
             voxels = np.asfortranarray(mask.view(np.uint8))
-            nib.save(nib.Nifti1Image(voxels, data["image"].affine.numpy()), file)
+            nib.save(nib.Nifti1Image(voxels, labels.affine.numpy()), file)
             result, present = convert_mask(file, request.get("result_extension") or ".nii.gz", {name: 1})
         seconds = round(time.monotonic() - start, 2)
         logger.info("%s corrected %s of %s in %.2f s.", self.name, name, request["image"], seconds)
@@ -92,13 +102,13 @@ class Correction(InferTask):
 
     @abstractmethod
     def correct(
-        self, image: MetaTensor, labels: np.ndarray, values: Mapping[str, int], name: str, chosen: Mapping[str, str]
+        self, scan: str, labels: MetaTensor, values: Mapping[str, int], name: str, chosen: Mapping[str, str]
     ) -> np.ndarray:
         """The selected segment as bool (H, W, D).
 
         Args:
-            image: the scan, (1, H, W, D).
-            labels: the labelmap, (H, W, D).
+            scan: its path.
+            labels: the labelmap, uint8, (1, H, W, D).
             values: of the labelmap, by segment name.
             name: the selected segment.
             chosen: the options.
@@ -106,15 +116,21 @@ class Correction(InferTask):
 
 
 class Scribbles(Correction):
-    """Strokes on what belongs to a segment and on what does not, and a graph cut in the region around them."""
+    """Strokes on what belongs to a segment and on what does not, and a graph cut in the region around them.
 
-    def __init__(self) -> None:
+    Args:
+        segmentations: by name, those whose probabilities may be the prior, as far as their bundles give them.
+    """
+
+    def __init__(self, segmentations: Mapping[str, Segmentation]) -> None:
+        self.segmentations = {name: task for name, task in segmentations.items() if gives_probabilities(task.bundle)}
         super().__init__(
             "scribbles",
             "Draw on what belongs to the segment and on what does not: the region around the strokes is cut anew, "
-            "starting from the segment as it is (prior: label) or from the strokes alone (none).",
+            "starting from the segment as it is (prior: label), from what a model says of the scan (its name) or from "
+            "the strokes alone (none).",
             {
-                "prior": list(PRIORS),
+                "prior": ["label", *self.segmentations, "none"],
                 "likelihood": list(LIKELIHOODS),
                 "region_mm": ["30", "15", "60"],
                 "smoothness": ["1", "0.3", "3"],
@@ -122,21 +138,29 @@ class Scribbles(Correction):
         )
 
     def correct(
-        self, image: MetaTensor, labels: np.ndarray, values: Mapping[str, int], name: str, chosen: Mapping[str, str]
+        self, scan: str, labels: MetaTensor, values: Mapping[str, int], name: str, chosen: Mapping[str, str]
     ) -> np.ndarray:
         """As `lib.scribbles.cut` does; outside the region the segment stays as it is."""
-        foreground, background = (labels == values.get(key, -1) for key in STROKES)
-        mask = labels == values[name]
-        spacing_mm = affine_to_spacing(image.affine).tolist()
+        voxels = labels[0].numpy()
+        foreground, background = (voxels == values.get(key, -1) for key in STROKES)
+        mask = voxels == values[name]
+        spacing_mm = affine_to_spacing(labels.affine).tolist()
         region_mm = float(chosen["region_mm"])
         region = region_of(foreground | background, spacing_mm, region_mm)
+        prior: NDArray[np.floating] | None = None
+        if chosen["prior"] == "label":
+            prior = label_log_odds(mask[region], spacing_mm)
+        elif chosen["prior"] in self.segmentations:
+            task = self.segmentations[chosen["prior"]]
+            names = _names(name, values, task.bundle)
+            prior = network_log_odds(task.probabilities(scan).region(names, region))
         mask[region] = cut(
-            image[0].numpy()[region],
+            read_box(scan, region),
             mask[region],
             foreground[region],
             background[region],
             spacing_mm,
-            chosen["prior"],
+            prior,
             chosen["likelihood"],
             reach_mm=region_mm / 2,
             smoothness=float(chosen["smoothness"]),
@@ -156,13 +180,26 @@ class CleanUp(Correction):
         )
 
     def correct(
-        self, image: MetaTensor, labels: np.ndarray, values: Mapping[str, int], name: str, chosen: Mapping[str, str]
+        self, scan: str, labels: MetaTensor, values: Mapping[str, int], name: str, chosen: Mapping[str, str]
     ) -> np.ndarray:
         """As `liverseg.transforms` does; the radius is in voxels, and smoothing has none."""
         radius = {} if chosen["method"] == "smooth_edges" else {"radius": int(chosen["radius"])}
-        mask = MetaTensor(torch.from_numpy(labels == values[name]).to(torch.uint8)[None], affine=image.affine)
+        mask = (labels == values[name]).to(torch.uint8)
         cleaned = METHODS[chosen["method"]](keys="mask", **radius)({"mask": mask})["mask"]
         return cleaned[0].numpy().astype(bool)
+
+
+def _names(segment: str, values: Mapping[str, int], bundle: Bundle) -> list[str]:
+    """The labels of a bundle that a segment of the labelmap covers."""
+    name = segment.lower()
+    if name not in bundle.labels:
+        raise InputError(
+            f"prior: found {bundle.name!r}, which knows {', '.join(bundle.labels)}, for the segment {segment!r}, "
+            "expected one that knows it: choose another prior."
+        )
+    # Where the labelmap knows no lesions, they are liver.
+    whole = name == "liver" and "lesion" in bundle.labels and "lesion" not in map(str.lower, values)
+    return [name, "lesion"] if whole else [name]
 
 
 def _values(label_info: Any) -> dict[str, int]:

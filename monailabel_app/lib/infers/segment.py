@@ -15,8 +15,9 @@ from monai.engines import SupervisedEvaluator
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.utils.others.generic import device_list
 
-from lib.bundles import Bundle
+from lib.bundles import IN_USE, Bundle, choose
 from lib.masks import NIFTI_SUFFIXES, NRRD_SUFFIXES, convert_mask
+from lib.probabilities import Kept, ProbabilityStore
 from liverseg.bundle import sentence
 from liverseg.errors import InputError
 
@@ -35,12 +36,13 @@ class Segmentation(InferTask):
 
     Args:
         bundle: what runs.
+        store: where its probabilities are kept.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, store: ProbabilityStore | None = None) -> None:
         description = bundle.metadata.get("description", "")
         super().__init__(InferType.SEGMENTATION, dict(bundle.labels), 3, description)
-        self.bundle = bundle
+        self.bundle, self.store = bundle, store
 
     def info(self) -> dict[str, Any]:
         """What clients show: labels, options, the bundle's version, and whether there are weights."""
@@ -81,23 +83,22 @@ class Segmentation(InferTask):
                 f"model {self.bundle.name}, option result_extension: found {suffix!r}, expected one of "
                 f"{', '.join(SUFFIXES)}: choose one."
             )
-        settings = {**self.bundle.device(request), **self.bundle.settings(request)}
         with tempfile.TemporaryDirectory() as folder:
-            settings["output_dir"] = folder
-            settings["dataset#data"] = [{self.bundle.config.get("image_key", "image"): request["image"]}]
-            try:
-                self.run(settings)
-            except Exception as error:
-                said = sentence(error)
-                if said is None:
-                    raise
-                raise InputError(said) from error
+            self._run_over(request, {"output_dir": folder})
             (mask,) = (path for path in Path(folder).rglob("*") if path.name.endswith(NIFTI_SUFFIXES))
             compress = request.get("result_compress", True)
             result, present = convert_mask(mask, suffix, self.bundle.labels, compress)
         seconds = round(time.monotonic() - start, 2)
         logger.info("%s segmented %s in %.2f s.", self.bundle.name, request["image"], seconds)
         return result, {"label_names": present, "latencies": {"total": seconds}, "centroids": {}}
+
+    def settings(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of the config for a request.
+
+        Raises:
+            InputError: for an option that is no choice.
+        """
+        return {**self.bundle.device(request), **self.bundle.settings(request)}
 
     def run(self, settings: Mapping[str, Any], watch: Callable[[SupervisedEvaluator], Any] | None = None) -> None:
         """Run the bundle's config with other settings.
@@ -115,6 +116,47 @@ class Segmentation(InferTask):
             if watch is not None:
                 watch(evaluator)
         parser.get_parsed_content("run")
+
+    def probabilities(self, scan: str) -> Kept:
+        """Those of the last run over `scan`, a path; without any of the weights in use, it is run for them.
+
+        Raises:
+            InputError: for a scan that cannot be read, and if nothing can be kept.
+            HTTPException: 409 without weights.
+        """
+        assert self.store is not None
+        kept = self.store.find(self.bundle, scan)
+        if kept is None or kept.fingerprint != self.bundle.fingerprint():
+            with tempfile.TemporaryDirectory() as folder:
+                # No mask is asked for.
+                own = {"output_dir": folder, "postprocessing": None}
+                self._run_over({**(kept.options if kept else {}), "image": scan}, own)
+            kept = self.store.find(self.bundle, scan)
+        if kept is None:
+            raise InputError(
+                f"model {self.bundle.name}: found no room for its probabilities, expected some in {self.store.folder}: "
+                "see the server's log."
+            )
+        return kept
+
+    def _run_over(self, request: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        """Run over the scan of a request with settings of our own beside its options, and keep the probabilities."""
+        bundle, scan = self.bundle, request["image"]
+        version = choose(bundle.name, "version", request.get("version", IN_USE), bundle.versions())
+        watch = None
+        if self.store is not None and version == IN_USE:
+            options = {key: request[key] for key in (*bundle.choices, *self.labels) if key in request}
+            # Before `settings` says where the weights in use are.
+            watch = self.store.watch(bundle, scan, options)
+        settings = {**self.settings(request), **own}
+        settings["dataset#data"] = [{bundle.config.get("image_key", "image"): scan}]
+        try:
+            self.run(settings, watch)
+        except Exception as error:
+            said = sentence(error)
+            if said is None:
+                raise
+            raise InputError(f"model {bundle.name}: {said}") from error
 
     def _check_weights(self, parser: ConfigParser) -> None:
         default = self.bundle.folder / "models" / "model.pt"
