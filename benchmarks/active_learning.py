@@ -179,14 +179,17 @@ def train(folder: Path, items: Sequence[tuple[Path, Path]], seed: int, steps: in
     network = parser.get_parsed_content("network").train()
     volumes = [load(parser, *item) for item in items]
     images, labels = (torch.cat([volume[part].permute(2, 0, 1) for volume in volumes])[:, None] for part in (0, 1))
-    loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
-    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
+    optimizer = torch.optim.Adam(network.parameters())
+    # A rate that ends at 0, or the step at which the training ends would decide more than the labels do.
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for _ in range(steps):
         drawn = torch.randint(len(images), (8,))
         loss = loss_function(network(images[drawn]), labels[drawn])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
     (folder / "models").mkdir(exist_ok=True)
     torch.save(network.state_dict(), folder / "models" / "model.pt")
 
