@@ -225,7 +225,7 @@ def test_clean_up_is_algorithm_1_on_the_selected_segment(client, held):
         ({"label_info": None}, "found no label_info"),
         ({"label_info": ["liver"]}, 'expected a list of {"name"'),
         ({"prior": "three_d", "selected_label_name": "lesion"}, "for the segment 'lesion', expected one that knows it"),
-        ({"prior": "wish"}, "option prior: found 'wish', expected one of 'label', 'two_d', "),
+        ({"prior": "wish"}, "option prior: found 'wish', expected one of 'label', "),
     ],
 )
 def test_says_what_is_wrong_with_a_request(server, held, changed, words):
