@@ -14,13 +14,16 @@ import logging
 import tarfile
 from collections.abc import Callable, Collection, MutableMapping
 from pathlib import PurePath
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import jwt
 from fastapi import BackgroundTasks, FastAPI, HTTPException, Request, UploadFile
 from fastapi.responses import JSONResponse
 from monailabel.endpoints import activelearning, batch_infer, datastore, infer, scoring, session, train, wsi_infer
 from monailabel.endpoints import model as model_files
+from monailabel.endpoints.user import auth
 from monailabel.interfaces.exception import (
     ImageNotFoundException,
     LabelNotFoundException,
@@ -55,6 +58,7 @@ def mend(server: FastAPI, inferences: int, max_upload_mb: int) -> None:
         max_upload_mb: the largest request in 10⁶ bytes.
     """
     check_requests()
+    check_tokens()
     answer_with_sentences(server)
     # Starlette has put its middleware together for the start itself, and does so anew for the next request.
     server.middleware_stack = None
@@ -150,6 +154,15 @@ def _status(request: Request, error: Exception) -> tuple[int, Any]:
         error = error.__cause__  # type: ignore[assignment]
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     return 500, f"{request.url.path} failed ({reason}): see the server's log."
+
+
+def check_tokens() -> None:
+    """Accept the tokens that `MONAI_LABEL_AUTH_ENABLE` asks for, if the realm's key has signed them.
+
+    MONAI Label does not say how they are signed, and PyJWT refuses all since its version 2: without that, whoever knows
+    the public key could sign tokens with it as a password. RS256 is what Keycloak signs with.
+    """
+    auth.jwt = SimpleNamespace(decode=functools.partial(jwt.decode, algorithms=["RS256"]))
 
 
 def check_requests() -> None:
