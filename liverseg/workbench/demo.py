@@ -18,7 +18,7 @@ from liverseg.errors import InputError
 SETTINGS = {
     "spacing": [3.0, 3.0, -1.0],
     "spatial_size": [128, 128],
-    "max_epochs": 40,
+    "max_epochs": 25,
     "val_interval": 5,
 }
 POSTPROCESSINGS = {
