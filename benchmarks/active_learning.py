@@ -248,7 +248,7 @@ def plot(curves: Mapping[str, Sequence[Sequence[float]]], file: Path) -> None:
             axes.plot(labels + 0.05 * (shift - 1.5), value, ".", color=line.get_color(), alpha=0.5, markersize=4)
     axes.set_xticks(labels)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside upper center", ncols=len(curves))
     figure.savefig(file, dpi=120)
 
 
