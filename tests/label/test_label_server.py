@@ -48,6 +48,14 @@ def expected(root, tmp_path_factory):
     return mask
 
 
+@pytest.fixture
+def untrained(root):
+    """The folder of the bundle without weights, which has none again for the tests after."""
+    folder = root / FOLDERS["untrained"]
+    yield folder
+    shutil.rmtree(folder / "models")
+
+
 def assert_same(file: str, mask: nib.Nifti1Image) -> None:
     found = nib.load(file)
     assert found.get_data_dtype() == np.uint8
@@ -206,7 +214,7 @@ def test_two_bundles_asked_by_eight_threads(server, expected):
     assert all(right)
 
 
-def test_weights_that_appear_and_change_need_no_restart(client, server, root, expected):
+def test_weights_that_appear_and_change_need_no_restart(client, server, untrained, expected):
     answer = requests.post(f"{server.url}/infer/untrained?image=plain", timeout=60)
     assert answer.status_code == 409
     assert "models/model.pt" in answer.json()["detail"]
@@ -214,30 +222,29 @@ def test_weights_that_appear_and_change_need_no_restart(client, server, root, ex
     answer = requests.post(f"{server.url}/batch/infer/untrained", timeout=60)
     assert answer.status_code == 409
 
-    write_weights(root / FOLDERS["untrained"], 3)
+    write_weights(untrained, 3)
     assert client.info()["models"]["untrained"]["state"] == "ready"
     assert_same(client.infer("untrained", "plain", {})[0], expected("untrained", "plain"))
 
-    versions = root / FOLDERS["untrained"] / "models" / "versions"
+    versions = untrained / "models" / "versions"
     (versions / "1").mkdir(parents=True)
     shutil.copy(versions.parent / "model.pt", versions / "1")
-    write_weights(root / FOLDERS["untrained"], 4)
+    write_weights(untrained, 4)
     assert client.info()["models"]["untrained"]["config"]["version"] == ["in use", "1"]
     assert_same(client.infer("untrained", "plain", {"version": "1"})[0], expected("untrained", "plain"))
     found = nib.load(client.infer("untrained", "plain", {})[0])
     assert not np.array_equal(found.dataobj, expected("untrained", "plain").dataobj)
 
 
-def test_weights_that_are_sent_become_a_version(server, client, root, expected, tmp_path):
-    bundle = root / FOLDERS["untrained"]
+def test_weights_that_are_sent_become_a_version(server, client, root, untrained, tmp_path):
     url = f"{server.url}/model/untrained"
-    before = write_weights(bundle, 5).read_bytes()
+    before = write_weights(untrained, 5).read_bytes()
     new = write_weights(tiny_bundle(tmp_path / "other", "mixed_unet_lits", **SMALL_2D), 6).read_bytes()
     answer = requests.put(url, files={"file": ("model.pt", new)}, timeout=60)
     assert answer.status_code == 200, answer.text
     assert answer.json()["checksum"] == f"SHA256:{hashlib.sha256(new).hexdigest()}"
     assert requests.get(url, timeout=60).content == new
-    kept = {path.read_bytes() for path in bundle.glob("models/versions/*/model.pt")}
+    kept = {path.read_bytes() for path in untrained.glob("models/versions/*/model.pt")}
     assert {before, new} <= kept
     mask = run_bundle(tmp_path / "other", root / "studies" / "plain.nii.gz", tmp_path / "mask")
     assert_same(client.infer("untrained", "plain", {})[0], nib.load(mask))
