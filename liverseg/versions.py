@@ -88,8 +88,9 @@ def find_version(bundle: Path, name: str) -> Version:
     """
     folder = _versions(bundle) / name
     if folder.parent != _versions(bundle) or folder.is_symlink() or not folder.is_dir():
-        known = ", ".join(version.name for version in list_versions(bundle)) or "none, as nothing was trained"
-        raise InputError(f"{bundle}: found no version {name!r}, expected one of {known}: choose one.")
+        known = ", ".join(version.name for version in list_versions(bundle))
+        expected = f"expected one of {known}: choose one" if known else "for there are none yet: train the model first"
+        raise InputError(f"{bundle}: found no version {name!r}, {expected}.")
     return _read(folder)
 
 
@@ -179,7 +180,9 @@ def rollback(bundle: Path) -> str:
     name = version_in_use(bundle)
     replaced = find_version(bundle, name).record.get("replaced") if name else None
     if not replaced:
-        raise InputError(f"{bundle}: found no version before the one in use ({name}), expected one: publish another.")
+        raise InputError(
+            f"{bundle}: found no version before {name or 'the first'}, expected one to go back to: publish another."
+        )
     earlier = find_version(bundle, replaced)
     publish(bundle, replaced)
     # Twice back goes to what was before that one, and not forth again.

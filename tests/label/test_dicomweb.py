@@ -88,7 +88,7 @@ def store(new_store):
 
 
 def load(file: str) -> nib.Nifti1Image:
-    return nib.load(file)  # type: ignore[return-value]
+    return nib.load(file)
 
 
 def save(store: DicomwebDatastore, folder: Path, label: np.ndarray, info: dict) -> None:
