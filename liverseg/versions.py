@@ -180,9 +180,7 @@ def rollback(bundle: Path) -> str:
     name = version_in_use(bundle)
     replaced = find_version(bundle, name).record.get("replaced") if name else None
     if not replaced:
-        raise InputError(
-            f"{bundle}: found no version before {name or 'the first'}, expected one to go back to: publish another."
-        )
+        raise InputError(f"{bundle}: found no version before the one in use, expected one: publish another.")
     earlier = find_version(bundle, replaced)
     publish(bundle, replaced)
     # Twice back goes to what was before that one, and not forth again.
