@@ -49,6 +49,8 @@ def connect(url: str) -> DicomwebDatastore:
         wado_url_prefix=settings.MONAI_LABEL_WADO_PREFIX,
         stow_url_prefix=settings.MONAI_LABEL_STOW_PREFIX,
     )
+    # Once: five attempts take half a minute, in which nothing says that the address is wrong.
+    client.set_http_retry_params(retry=False)
     try:
         client.search_for_series(limit=1)
     except (requests.RequestException, ValueError) as error:
@@ -56,6 +58,7 @@ def connect(url: str) -> DicomwebDatastore:
             f"studies: found no DICOMweb server at {url} ({type(error).__name__}), expected one: start it, or mend the "
             "address."
         ) from error
+    client.set_http_retry_params(retry=True)
     return DicomwebDatastore(
         client=client,
         search_filter=settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER,

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.real_data
 
 ABDOMEN = BUNDLE.parent / "deeplabv3_abdomen_mr"
 CLASSES = {"background": None, "liver": [5]}
-SETTINGS = {"spacing": [2.0, 2.0, -1], "spatial_size": [192, 160], "classes": CLASSES}
+SETTINGS = {"spacing": [3.0, 3.0, -1], "spatial_size": [128, 108], "classes": CLASSES, "learning_rate": 0.0007}
 
 
 @pytest.fixture(scope="module")
