@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
-from collections.abc import Callable, MutableMapping
+import re
+from collections.abc import Callable
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
-import anyio
 import jwt
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import BackgroundTasks, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
+from monailabel.config import settings
+from monailabel.endpoints import datastore, infer, proxy
 from monailabel.endpoints.user import auth
 from monailabel.interfaces.exception import (
     ImageNotFoundException,
@@ -20,8 +22,10 @@ from monailabel.interfaces.exception import (
     MONAILabelError,
     MONAILabelException,
 )
+from monailabel.utils.others.generic import remove_file
 
-from lib.checks import check_requests
+from lib.checks import _before, check_requests
+from lib.transport import Threads, UploadLimit
 from liverseg.bundle import sentence
 from liverseg.errors import InputError
 
@@ -37,69 +41,16 @@ def mend(server: FastAPI, inferences: int, max_upload_mb: int) -> None:
         max_upload_mb: the largest request in 10⁶ bytes.
     """
     check_requests()
+    remove_leftovers()
+    check_proxy()
     check_tokens()
+    # Whoever asks for it would throw the app away, with all that it knows.
+    server.router.routes[:] = [route for route in server.router.routes if getattr(route, "path", "") != "/reload"]
     answer_with_sentences(server)
     # Starlette has put its middleware together for the start itself, and does so anew for the next request.
     server.middleware_stack = None
     server.add_middleware(Threads, inferences=inferences)
     server.add_middleware(UploadLimit, max_mb=max_upload_mb)
-
-
-class Threads:
-    """Answer each request in a thread with an event loop of its own.
-
-    MONAI Label's endpoints are coroutines that block: one inference would hold up everyone.
-    """
-
-    def __init__(self, app: Callable, inferences: int) -> None:
-        self.app = app
-        self.inferences = anyio.CapacityLimiter(inferences)
-        self.others = anyio.CapacityLimiter(40)
-
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Callable, send: Callable) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        server_loop = asyncio.get_running_loop()
-
-        def there(function: Callable) -> Callable:
-            async def call(*args: Any) -> Any:
-                return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(function(*args), server_loop))
-
-            return call
-
-        infers = "/infer/" in scope["path"] and "/batch/" not in scope["path"]
-        answer = self.app(scope, there(receive), there(send))
-        await anyio.to_thread.run_sync(asyncio.run, answer, limiter=self.inferences if infers else self.others)
-
-
-class UploadLimit:
-    """Refuse requests of more than `max_mb` · 10⁶ bytes with 413, before they fill the disk."""
-
-    def __init__(self, app: Callable, max_mb: int) -> None:
-        self.app = app
-        self.max_mb = max_mb
-
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Callable, send: Callable) -> None:
-        """Pass one request on, as long as it is small enough."""
-        length = dict(scope.get("headers", [])).get(b"content-length", b"0")
-        announced = int(length) if length.isdigit() else 0
-        received = 0
-
-        async def receive_some() -> Any:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if max(announced, received) > self.max_mb * 10**6:
-                raise HTTPException(
-                    413,
-                    f"upload: found more than {max(announced, received) // 10**6} MB, expected at most {self.max_mb} "
-                    "MB: send a smaller file, or start the server with a larger --conf max_upload_mb.",
-                )
-            return message
-
-        await self.app(scope, receive_some, send)
 
 
 def answer_with_sentences(server: FastAPI) -> None:
@@ -142,3 +93,55 @@ def check_tokens() -> None:
     the public key could sign tokens with it as a password. RS256 is what Keycloak signs with.
     """
     auth.jwt = SimpleNamespace(decode=functools.partial(jwt.decode, algorithms=["RS256"]))
+
+
+def check_proxy() -> None:
+    """Pass on to the DICOM server what DICOMweb asks of it, and nothing else: it is asked with the app's password.
+
+    MONAI Label passes on any path, also those that lead out of DICOMweb, and any POST.
+    """
+
+    def check(request: Request, path: str, **_: Any) -> None:
+        if not settings.MONAI_LABEL_STUDIES.startswith(("http://", "https://")):
+            raise HTTPException(
+                404, f"{request.url.path}: found a folder as studies, expected a DICOM server: use /datastore."
+            )
+        if not re.fullmatch(r"(studies|series|instances|bulkdata)(/[\w,-][\w.,-]*)*/?", path, re.ASCII):
+            raise HTTPException(404, f"path: found {path!r}, expected studies/… as in DICOMweb: mend the address.")
+        if request.method != "GET" and not re.fullmatch(r"studies(/[\d.]+)?", path):
+            raise HTTPException(405, f"path: found POST for {path!r}, expected studies, to store: use GET to read.")
+
+    _before(proxy, "proxy_dicom", check)
+
+
+def remove_leftovers() -> None:
+    """Remove what MONAI Label has written of a request where it is refused, too: by itself it does so after answers.
+
+    What it makes of OHIF's strokes and the DICOM SEG of an inference, it never removes.
+    """
+    written: ContextVar[BackgroundTasks] = ContextVar("written")
+
+    def removing(original: Callable) -> Callable:
+        def call(background_tasks: BackgroundTasks, *args: Any, **kwargs: Any) -> Any:
+            written.set(background_tasks)
+            try:
+                return original(background_tasks, *args, **kwargs)
+            except Exception:
+                for task in background_tasks.tasks:
+                    task.func(*task.args)
+                raise
+
+        return call
+
+    def noting(original: Callable) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            path = original(*args, **kwargs)
+            written.get().add_task(remove_file, path)
+            return path
+
+        return call
+
+    for module, name in ((infer, "run_inference"), (datastore, "add_image"), (datastore, "save_label")):
+        setattr(module, name, removing(getattr(module, name)))
+    for name in ("binary_to_image", "nifti_to_dicom_seg"):
+        setattr(infer, name, noting(getattr(infer, name)))

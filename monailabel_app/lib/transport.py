@@ -1,0 +1,112 @@
+"""How requests reach MONAI Label's endpoints: whole, not too large, and each in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+import anyio
+from fastapi import HTTPException
+
+# A client that sends nothing for so long is refused.
+IDLE_SECONDS = 60
+# Of a body in memory; the rest is on the disk.
+CHUNK_BYTES = 2**20
+
+
+class Threads:
+    """Answer each request, when all of it is there, in a thread with an event loop of its own.
+
+    MONAI Label's endpoints are coroutines that block: one inference would hold up everyone. Clients that send slowly
+    hold no thread.
+    """
+
+    def __init__(self, app: Callable, inferences: int) -> None:
+        self.app = app
+        self.inferences = anyio.CapacityLimiter(inferences)
+        self.others = anyio.CapacityLimiter(40)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Callable, send: Callable) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        server_loop = asyncio.get_running_loop()
+
+        def there(function: Callable) -> Callable:
+            async def call(*args: Any) -> Any:
+                return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(function(*args), server_loop))
+
+            return call
+
+        async with anyio.SpooledTemporaryFile(max_size=CHUNK_BYTES) as body:
+            refusal = None
+            try:
+                if not await _receive_body(receive, body):
+                    return
+            except HTTPException as error:
+                refusal = error
+            await body.seek(0)
+            ended = False
+
+            async def receive_again() -> Any:
+                nonlocal ended
+                # Where endpoints ask for the body, so that the answer is made like all others.
+                if refusal is not None:
+                    raise refusal
+                if ended:
+                    return await there(receive)()
+                chunk = await body.read(CHUNK_BYTES)
+                ended = len(chunk) < CHUNK_BYTES
+                return {"type": "http.request", "body": chunk, "more_body": not ended}
+
+            infers = "/infer/" in scope["path"] and "/batch/" not in scope["path"] and refusal is None
+            answer = self.app(scope, receive_again, there(send))
+            await anyio.to_thread.run_sync(asyncio.run, answer, limiter=self.inferences if infers else self.others)
+
+
+async def _receive_body(receive: Callable, body: anyio.SpooledTemporaryFile[bytes]) -> bool:
+    """Write the body of a request into a file; False where its client has gone."""
+    more = True
+    while more:
+        try:
+            with anyio.fail_after(IDLE_SECONDS):
+                message = await receive()
+        except TimeoutError as error:
+            raise HTTPException(
+                408, f"upload: found nothing for {IDLE_SECONDS} s, expected the rest of the request: send it again."
+            ) from error
+        if message["type"] == "http.disconnect":
+            return False
+        await body.write(message.get("body", b""))
+        more = message.get("more_body", False)
+    return True
+
+
+class UploadLimit:
+    """Refuse requests of more than `max_mb` · 10⁶ bytes with 413, before they fill the disk."""
+
+    def __init__(self, app: Callable, max_mb: int) -> None:
+        self.app = app
+        self.max_mb = max_mb
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Callable, send: Callable) -> None:
+        """Pass one request on, as long as it is small enough."""
+        length = dict(scope.get("headers", [])).get(b"content-length", b"0")
+        announced = int(length) if length.isdigit() else 0
+        received = 0
+
+        async def receive_some() -> Any:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if max(announced, received) > self.max_mb * 10**6:
+                raise HTTPException(
+                    413,
+                    f"upload: found more than {max(announced, received) // 10**6} MB, expected at most {self.max_mb} "
+                    "MB: send a smaller file, or start the server with a larger --conf max_upload_mb.",
+                )
+            return message
+
+        await self.app(scope, receive_some, send)
