@@ -128,7 +128,7 @@ def remove_leftovers() -> None:
                 return original(background_tasks, *args, **kwargs)
             except Exception:
                 for task in background_tasks.tasks:
-                    task.func(*task.args)
+                    task.func(*task.args, **task.kwargs)
                 raise
 
         return call

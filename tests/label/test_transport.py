@@ -1,0 +1,222 @@
+"""How requests reach the endpoints: slow ones, those to the DICOM server, and what is left of refused ones."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import urlparse
+
+import pytest
+import requests
+
+pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
+from fastapi import FastAPI, HTTPException, Request
+from monailabel.config import settings
+from monailabel.endpoints import proxy
+
+from lib import transport
+from lib.server import check_proxy
+
+# --- slow clients
+
+
+def test_slow_clients_hold_up_nobody(server):
+    address = urlparse(server.url)
+
+    def begin(path: str) -> socket.socket:
+        one = socket.create_connection((address.hostname, address.port))
+        one.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n[".encode())
+        return one
+
+    slow = [begin("/infer/two_d?image=plain") for _ in range(3)] + [begin("/train/two_d") for _ in range(41)]
+    try:
+        time.sleep(0.3)
+        assert requests.post(f"{server.url}/infer/two_d?image=plain", timeout=20).status_code == 200
+        assert requests.get(f"{server.url}/info/", timeout=20).status_code == 200
+    finally:
+        for one in slow:
+            one.close()
+
+
+def ask(app, path: str, messages: list[dict]) -> list[dict]:
+    """What an ASGI app answers to a request; after its messages, nothing comes any more."""
+
+    async def run() -> list[dict]:
+        left, answered = list(messages), []
+
+        async def receive() -> dict:
+            return left.pop(0) if left else await asyncio.Event().wait()
+
+        async def send(message: dict) -> None:
+            answered.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": []}
+        await asyncio.wait_for(app(scope, receive, send), 20)
+        return answered
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("size", [0, 1000, transport.CHUNK_BYTES, 3 * transport.CHUNK_BYTES + 1])
+def test_a_body_arrives_whole_and_what_comes_after_it(size):
+    body = bytes(range(251)) * (size // 251 + 1)
+    found = []
+
+    async def app(scope, receive, send):
+        request = Request(scope, receive)
+        found.append(await request.body())
+        found.append(await receive())
+
+    parts = [body[start : min(start + 60000, size)] for start in range(0, size + 1, 60000)]
+    messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
+    messages += [{"type": "http.request"}, {"type": "http.disconnect"}]
+    ask(transport.Threads(app, 1), "/", messages)
+    assert found == [body[:size], {"type": "http.disconnect"}]
+
+
+@pytest.mark.parametrize("path", ["/infer/two_d", "/train"])
+def test_a_client_that_stops_is_refused_and_one_that_leaves_is_forgotten(monkeypatch, path):
+    monkeypatch.setattr(transport, "IDLE_SECONDS", 0.05)
+    app, bodies = FastAPI(), []
+
+    @app.post(path)
+    async def endpoint(request: Request) -> None:
+        bodies.append(await request.body())
+
+    part = {"type": "http.request", "body": b"[", "more_body": True}
+    start, answer = ask(transport.Threads(app, 1), path, [part])
+    assert start["status"] == 408
+    assert b"found nothing for 0.05 s" in answer["body"]
+    assert ask(transport.Threads(app, 1), path, [part, {"type": "http.disconnect"}]) == []
+    assert bodies == []
+
+
+def test_inferences_that_wait_hold_up_nothing_else():
+    finish = threading.Event()
+
+    async def app(scope, receive, send):
+        if scope["path"] == "/infer/two_d":
+            finish.wait(20)
+        else:
+            finish.set()
+
+    async def run() -> None:
+        async def receive() -> dict:
+            return {"type": "http.request"}
+
+        threads = transport.Threads(app, 2)
+        scopes = [{"type": "http", "path": "/infer/two_d"}] * 60 + [{"type": "http", "path": "/ohif/index.html"}]
+        await asyncio.wait_for(asyncio.gather(*(threads(scope, receive, None) for scope in scopes)), 10)
+
+    asyncio.run(run())
+    assert finish.is_set()
+
+
+# --- the DICOM server
+
+
+@pytest.fixture
+def passed_on(monkeypatch):
+    """A function for what the proxy asks of a DICOM server."""
+    seen = []
+
+    class Dicom(BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(f"{self.command} {self.path}")
+            self.send_response(200)
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    async def body() -> bytes:
+        return b""
+
+    def pass_on(method: str, op: str, path: str) -> list[str]:
+        seen.clear()
+        request = SimpleNamespace(method=method, headers={}, body=body, url=urlparse(f"/proxy/dicom/{path}"))
+        asyncio.run(proxy.proxy_dicom(request, op, path))
+        return seen
+
+    with HTTPServer(("127.0.0.1", 0), Dicom) as host:
+        threading.Thread(target=host.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", f"http://127.0.0.1:{host.server_port}/dicom-web")
+        monkeypatch.setattr(proxy, "proxy_dicom", proxy.proxy_dicom)
+        check_proxy()
+        yield pass_on
+        host.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("method", "op", "path"),
+    [
+        ("GET", "qido", "studies"),
+        ("GET", "wado", "studies/1.2/series/1.3/metadata"),
+        ("GET", "wado", "studies/1.2/series/1.3/instances/1.4/frames/1,2"),
+        ("POST", "stow", "studies"),
+        ("POST", "stow", "studies/1.2"),
+    ],
+)
+def test_the_proxy_passes_on_dicomweb(passed_on, method, op, path):
+    assert passed_on(method, op, path) == [f"{method} /dicom-web/{path}"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "../patients", 404),
+        ("GET", "studies/../../patients", 404),
+        ("GET", "studies/%2e%2e/%2e%2e/patients", 404),
+        ("GET", "studies/..;/..;/patients", 404),
+        ("GET", "tools/execute-script", 404),
+        ("POST", "../tools/execute-script", 404),
+        ("POST", "studies/1.2/reject", 405),
+    ],
+)
+def test_the_proxy_passes_on_nothing_else(passed_on, method, path, status):
+    with pytest.raises(HTTPException) as refusal:
+        passed_on(method, "", path)
+    assert refusal.value.status_code == status
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "proxy/dicom/studies"), ("POST", "reload")])
+def test_addresses_that_are_not_there(server, method, path):
+    assert requests.request(method, f"{server.url}/{path}", timeout=60).status_code == 404
+
+
+# --- what is left
+
+
+@pytest.mark.parametrize(
+    ("address", "field", "name", "params", "status"),
+    [
+        ("infer/two_d", "file", "a.nii.gz", '{"mask_cleaning": "polish"}', 400),
+        ("infer/two_d", "file", "a.nii.gz", "{}", 200),
+        ("infer/scribbles?image=plain", "label", "a.nii.gz", "{}", 400),
+        ("infer/scribbles?image=plain", "label", "a.bin", "{}", 400),
+    ],
+)
+def test_nothing_is_left_of_an_upload(server, root, address, field, name, params, status):
+    content = bytes(48 * 40 * 8) if name == "a.bin" else (root / "studies" / "plain.nii.gz").read_bytes()
+    before = server.log.stat().st_size
+    answer = requests.post(
+        f"{server.url}/{address}", files={field: (name, content)}, data={"params": params}, timeout=60
+    )
+    assert answer.status_code == status, answer.text
+    (request,) = re.findall("Infer Request: {.*}", server.log.read_text()[before:])
+    key = "image" if field == "file" else "label"
+    written = Path(re.search(f"'{key}': '(.+?)'", request)[1])
+    # It is removed after the answer.
+    for _ in range(100):
+        if not written.exists():
+            break
+        time.sleep(0.05)
+    assert written.name.startswith("tmp") and not written.exists()
