@@ -65,7 +65,7 @@ def make_store(folder, names="abcd") -> LockedDatastore:
 
 @pytest.fixture
 def store(tmp_path):
-    return make_store(tmp_path / "studies")
+    return make_store(tmp_path / "studies #1")
 
 
 def ask(strategy, store, client=None, **request):
@@ -256,7 +256,7 @@ def test_scores_are_kept_until_the_weights_change_and_choose_the_next_scan(store
         ask(uncertain, store)
     assert scores.pending(store) == []
     write_weights(folder, 0)
-    save(tmp_path / "studies" / "d.nii.gz", np.zeros((4, 4, 4, 2), np.int16))
+    save(tmp_path / "studies #1" / "d.nii.gz", np.zeros((4, 4, 4, 2), np.int16))
     answer = uncertain({"strategy": "uncertain"}, store)
     assert answer["score"] is None
     done = scores({}, store)
@@ -264,7 +264,7 @@ def test_scores_are_kept_until_the_weights_change_and_choose_the_next_scan(store
     assert list(done["failed"]) == ["d"]
     assert scores.pending(store) == []
     values = {image: score.get("value") for image, score in scores.current(store).items()}
-    assert values["a"] == pytest.approx(mean_entropy(bundle, str(tmp_path / "studies" / "a.nii.gz")))
+    assert values["a"] == pytest.approx(mean_entropy(bundle, str(tmp_path / "studies #1" / "a.nii.gz")))
     expected = sorted("abc", key=lambda image: -values[image])
     assert [ask(uncertain, store, "one") for _ in range(4)] == [*expected, "d"]
     assert scores({}, store) == {"scored": 0, "failed": {}}
