@@ -15,6 +15,7 @@ from liverseg.errors import InputError
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from lib.datastore import LockedDatastore
+from lib.volumes import grid_of, read_label
 
 
 def open_store(folder, **settings) -> LockedDatastore:
@@ -133,3 +134,13 @@ def test_a_folder_for_no_labels_is_refused_with_a_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
         open_store(tmp_path / "file" / "studies")
+
+
+@pytest.mark.parametrize("read", [grid_of, read_label])
+def test_what_is_not_3d_is_refused_by_name(tmp_path, read):
+    for shape in ((4, 5), (4, 5, 6, 2)):
+        save(tmp_path / "several.nii.gz", np.zeros(shape, np.uint8))
+        with pytest.raises(InputError, match=r"several\.nii\.gz: found shape 4×5.* expected one 3-D volume"):
+            read(str(tmp_path / "several.nii.gz"))
+    save(tmp_path / "one.nii.gz", np.zeros((4, 5, 6, 1), np.uint8))
+    assert read(str(tmp_path / "one.nii.gz")).shape == (1, 4, 5, 6)
