@@ -116,6 +116,7 @@ class Scores(ScoringMethod):
                 datastore.update_image_info(image, {self.name: {**result, "basis": basis, "ts": time.time()}})
             # Removed meanwhile, or no volume on a DICOM server.
             except (ImageNotFoundException, InputError) as error:
+                logger.warning("%s of %s is not kept: %s", self.name, image, error)
                 failed.setdefault(image, str(error))
             logger.info("%s of %s: %d / %d", self.name, image, number, len(images))
         return {"scored": len(images) - len(failed), "failed": failed}
