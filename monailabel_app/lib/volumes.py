@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def grid_of(scan: str) -> MetaTensor:
         scan: path of a NIfTI file or of a folder with a DICOM series.
 
     Raises:
-        InputError: for a file that cannot be read.
+        InputError: for a file that cannot be read or is not 3-D.
     """
     if not scan.endswith(NIFTI_SUFFIXES):
         return LoadVolumed("image")({"image": scan})["image"]
@@ -50,13 +51,14 @@ def read_label(label: str) -> MetaTensor:
     """A labelmap (1, H, W, D), uint8.
 
     Raises:
-        InputError: for a file that cannot be read, and values that are none of a labelmap.
+        InputError: for a file that cannot be read or is not 3-D, and values that are none of a labelmap.
     """
     image = _open(label)
     try:
         voxels = np.asanyarray(image.dataobj)
     except (OSError, EOFError, ValueError) as error:
         raise _unreadable(label, error) from error
+    voxels = voxels.reshape(image.shape[:3])
     values = voxels.astype(np.uint8, copy=False)
     if values is not voxels and not np.array_equal(values, voxels):
         raise InputError(f"{label}: found values that are not 0, 1, … 255, expected a labelmap: mend it.")
@@ -65,9 +67,15 @@ def read_label(label: str) -> MetaTensor:
 
 def _open(path: str) -> Any:
     try:
-        return nib.load(path)
+        image: Any = nib.load(path)
     except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
         raise _unreadable(path, error) from error
+    if len(image.shape) < 3 or math.prod(image.shape[3:]) != 1:
+        shape = "×".join(map(str, image.shape))
+        raise InputError(
+            f"{path}: found shape {shape}, expected one 3-D volume: save each of them as a file of its own."
+        )
+    return image
 
 
 def _unreadable(path: str, error: Exception) -> InputError:

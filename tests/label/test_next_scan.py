@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import make_scan, save
+from bundle_runs import AFFINE, make_scan, save
 from label_bundles import tiny_bundle, write_weights
 from monai.bundle import ConfigParser
 
@@ -65,7 +65,7 @@ def make_store(folder, names="abcd") -> LockedDatastore:
 
 @pytest.fixture
 def store(tmp_path):
-    return make_store(tmp_path / "studies")
+    return make_store(tmp_path / "studies #1")
 
 
 def ask(strategy, store, client=None, **request):
@@ -133,6 +133,13 @@ def test_another_process_writes_no_old_list_back(store, tmp_path):
     assert third.get_labeled_images() == ["a"]
     assert sorted(store.list_images()) == list("abcd")
     assert store.get_image_info("b")["uncertainty"] == {"value": 1}
+
+
+def test_a_scan_that_is_removed_is_nobodys_next(store):
+    unlabeled = store.get_unlabeled_images
+    # Between two looks at the list.
+    store.get_unlabeled_images = lambda *args: (unlabeled(*args), store.remove_image("a"))[0]
+    assert ask(First("", 60), store) == "b"
 
 
 # --- how unsure
@@ -256,7 +263,7 @@ def test_scores_are_kept_until_the_weights_change_and_choose_the_next_scan(store
         ask(uncertain, store)
     assert scores.pending(store) == []
     write_weights(folder, 0)
-    save(tmp_path / "studies" / "d.nii.gz", np.zeros((4, 4, 4, 2), np.int16))
+    save(tmp_path / "studies #1" / "d.nii.gz", np.zeros((4, 4, 4, 2), np.int16))
     answer = uncertain({"strategy": "uncertain"}, store)
     assert answer["score"] is None
     done = scores({}, store)
@@ -264,7 +271,7 @@ def test_scores_are_kept_until_the_weights_change_and_choose_the_next_scan(store
     assert list(done["failed"]) == ["d"]
     assert scores.pending(store) == []
     values = {image: score.get("value") for image, score in scores.current(store).items()}
-    assert values["a"] == pytest.approx(mean_entropy(bundle, str(tmp_path / "studies" / "a.nii.gz")))
+    assert values["a"] == pytest.approx(mean_entropy(bundle, str(tmp_path / "studies #1" / "a.nii.gz")))
     expected = sorted("abc", key=lambda image: -values[image])
     assert [ask(uncertain, store, "one") for _ in range(4)] == [*expected, "d"]
     assert scores({}, store) == {"scored": 0, "failed": {}}
@@ -273,6 +280,29 @@ def test_scores_are_kept_until_the_weights_change_and_choose_the_next_scan(store
     scores({}, store)
     again = {image: score.get("value") for image, score in scores.current(store).items()}
     assert all(values[image] != again[image] for image in "abc")
+
+
+def test_a_scan_that_is_removed_meanwhile_does_not_end_the_rest(store, tmp_path):
+    folder = tiny_bundle(tmp_path / "simple", "fcn_liver", **SIMPLE)
+    write_weights(folder, 0)
+    bundle = read_bundle(folder)
+
+    class Removing(Uncertainty):
+        def score(self, image, datastore):
+            for other in {"a": "b", "c": "c"}.get(image, ""):
+                store.remove_image(other)
+            return super().score(image, datastore)
+
+    done = Removing("uncertainty", "", {"simple": bundle})({}, store)
+    assert done["scored"] == 2
+    assert sorted(done["failed"]) == ["b", "c"]
+    assert "value" in store.get_image_info("d")["uncertainty"]
+
+    label(store, "a", tmp_path)
+    Path(store.get_label_uri("a", "final")).unlink()
+    scores = DiceScores("dice", "", {"simple": bundle})
+    assert scores.pending(store) == ["a"]
+    assert "labels/final/a.nii.gz" in scores({}, store)["failed"]["a"]
 
 
 def test_models_that_disagree_are_all_asked(store, tmp_path):
@@ -313,6 +343,22 @@ def test_dice_is_said_of_each_class(store, tmp_path):
     assert kept["value"] == pytest.approx(sum(expected.values()) / 2)
     assert 0 < kept["dice"]["lesion"] < 1
     assert scores.pending(store) == []
+
+    # As a client that numbers otherwise, and stores the axes in another order.
+    numbered = nib.Nifti1Image(np.array([0, 2, 1], np.uint8)[values], AFFINE)
+    nib.save(numbered.as_reoriented(np.array([[1, -1], [0, 1], [2, -1]])), tmp_path / "label.nii.gz")
+    names = [{"name": "Lesion", "idx": 1}, {"name": "liver", "idx": 2}]
+    store.save_label("a", str(tmp_path / "label.nii.gz"), "final", {"label_info": names})
+    scores({}, store)
+    assert scores.current(store)["a"]["dice"] == pytest.approx(expected)
+    write_weights(tiny_bundle(tmp_path / "liver", "fcn_liver", **SIMPLE), 1)
+    liver = read_bundle(tmp_path / "liver")
+    path, _ = Segmentation(liver)({"image": store.get_image_uri("a")})
+    mask = np.asanyarray(nib.load(path).dataobj) > 0
+    dice = 2 * np.sum(mask & (values > 0)) / (np.sum(mask) + np.sum(values > 0))
+    assert 0 < dice < 1
+    assert DiceScores("dice", "", {"liver": liver}).score("a", store)["dice"] == pytest.approx({"liver": dice})
+
     label(store, "a", tmp_path, values * 0)
     assert scores.pending(store) == ["a"]
     label(store, "a", tmp_path, values[:-1])

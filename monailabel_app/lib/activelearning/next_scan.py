@@ -60,7 +60,9 @@ class NextScan(Strategy):
                     last[client] = max(last.get(client, (0.0, "")), (when, image))
             since = time.time() - 60 * self.hold_minutes
             held = {image for client, (when, image) in last.items() if client != annotator and when > since}
-            order = self.order([image for image in images if image not in held], request, datastore)
+            # A scan may be removed between the two lists.
+            free = [image for image in images if image in every and image not in held]
+            order = self.order(free, request, datastore)
             if not order:
                 return None
             image = min(order, key=lambda image: every[image].get(annotator, 0.0))

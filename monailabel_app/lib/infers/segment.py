@@ -149,7 +149,8 @@ class Segmentation(InferTask):
             # Before `settings` says where the weights in use are.
             watch = self.store.watch(bundle, scan, options)
         settings = {**self.settings(request), **own}
-        settings["dataset#data"] = [{bundle.config.get("image_key", "image"): scan}]
+        # Text would be read as the config's language, in which `#` is another sign.
+        settings["dataset#data"] = [{bundle.config.get("image_key", "image"): Path(scan)}]
         try:
             self.run(settings, watch)
         except Exception as error:

@@ -13,17 +13,22 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
-from monai.transforms import LoadImage
+from monai.transforms import LoadImage, Orientation
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
 from lib.bundles import Bundle
 from lib.infers.segment import Segmentation
 from lib.scoring.entropy import EntropyMeter
+from lib.trainers.scans import items
+from lib.volumes import grid_of, read_label
 from liverseg.bundle import sentence
 from liverseg.errors import InputError
 from liverseg.metrics import confusion_matrix, pooled_metrics
+from liverseg.transforms.load import check_same_grid
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +103,8 @@ class Scores(ScoringMethod):
             # The weights may change meanwhile.
             basis = [*self._weights(), self.basis(image, datastore)]
             try:
+                if not datastore.get_image_uri(image):
+                    raise InputError(f"image {image}: found no scan, expected one: it was removed meanwhile.")
                 result = self.score(image, datastore)
             # A damaged scan may raise anything.
             except Exception as error:
@@ -105,7 +112,12 @@ class Scores(ScoringMethod):
                 logger.warning("%s of %s: %s", self.name, image, said, exc_info=sentence(error) is None)
                 failed[image] = said
                 result = {"error": said}
-            datastore.update_image_info(image, {self.name: {**result, "basis": basis, "ts": time.time()}})
+            try:
+                datastore.update_image_info(image, {self.name: {**result, "basis": basis, "ts": time.time()}})
+            # Removed meanwhile, or no volume on a DICOM server.
+            except (ImageNotFoundException, InputError) as error:
+                logger.warning("%s of %s is not kept: %s", self.name, image, error)
+                failed.setdefault(image, str(error))
             logger.info("%s of %s: %d / %d", self.name, image, number, len(images))
         return {"scored": len(images) - len(failed), "failed": failed}
 
@@ -153,8 +165,11 @@ class DiceScores(Scores):
         return list(datastore.get_labeled_images())
 
     def basis(self, image: str, datastore: Datastore) -> str:
-        """When the label was saved."""
-        return str(os.stat(self._label(image, datastore)).st_mtime_ns)
+        """When the label was saved; "" for one that is not there, of which `score` says why."""
+        try:
+            return str(os.stat(datastore.get_label_uri(image, FINAL)).st_mtime_ns)
+        except (FileNotFoundError, InputError):
+            return ""
 
     def score(self, image: str, datastore: Datastore) -> dict[str, Any]:
         """`dice` of each class, None where neither names it, and their mean as `value`.
@@ -163,17 +178,22 @@ class DiceScores(Scores):
             InputError: for a label on another grid than the scan, or with values that the model does not know.
         """
         (bundle,) = self.models()
-        mask = _mask(bundle, datastore.get_image_uri(image))
-        label = LoadImage(image_only=True, dtype=np.int16)(self._label(image, datastore)).numpy()
+        scan = datastore.get_image_uri(image)
+        mask = _mask(bundle, scan)
+        known = {name.replace("_", " "): value for name, value in bundle.labels.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            # Their values as training has them.
+            (item,) = items(datastore, [image], known, Path(folder))
+            grid, label = grid_of(scan), read_label(item["label"])
+        check_same_grid(grid, label)
+        codes = "".join(nib.aff2axcodes(grid.affine.numpy()))
+        values = Orientation(axcodes=codes, labels=None)(label)[0].numpy()
         names = {value: name for name, value in bundle.labels.items()}
         classes = [names.get(value, str(value)) for value in range(max(names) + 1)]
-        metrics = pooled_metrics(confusion_matrix(mask, label, len(classes)), classes)["classes"]
+        metrics = pooled_metrics(confusion_matrix(mask, values, len(classes)), classes)["classes"]
         dice = {name: _or_none(metrics[name]["dice"]) for name in bundle.labels}
         found = [value for value in dice.values() if value is not None]
         return {"value": float(np.mean(found)) if found else None, "dice": dice, "model": bundle.name}
-
-    def _label(self, image: str, datastore: Datastore) -> str:
-        return datastore.get_label_uri(datastore.get_label_by_image_id(image, FINAL), FINAL)
 
 
 def mean_entropy(bundle: Bundle, scan: str) -> float:
@@ -190,7 +210,7 @@ def mean_entropy(bundle: Bundle, scan: str) -> float:
     meters: list[EntropyMeter] = []
     with tempfile.TemporaryDirectory() as folder:
         # No mask is asked for.
-        settings = {"output_dir": folder, "postprocessing": None, "dataset#data": [{key: scan}]}
+        settings = {"output_dir": folder, "postprocessing": None, "dataset#data": [{key: Path(scan)}]}
         Segmentation(bundle).run(settings, lambda evaluator: meters.append(EntropyMeter(evaluator, key)))
     return meters[0].mean()
 
