@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -210,7 +211,9 @@ def test_only_what_is_better_is_published(bundle, task, store):
     lists = json.loads(file.read_text())
     empty = version.folder / "empty.nii.gz"
     save(empty, np.zeros_like(make_scan(0)[1]))
-    file.write_text(json.dumps({**lists, "validation": [*lists["validation"], {**lists["training"][0], "label": str(empty)}]}))
+    first_scan, *others = lists["training"]
+    validation = [*lists["validation"], {**first_scan, "label": str(empty)}]
+    file.write_text(json.dumps({"training": others, "validation": validation}))
     (bundle / "models" / "model.pt").unlink()
     (bundle / "models" / "model.pt").write_bytes(trained)
     compared = task._publish_if_better(version)
@@ -230,7 +233,7 @@ def test_only_what_is_better_is_published(bundle, task, store):
 
 def test_a_failed_training_leaves_the_model_in_use(bundle, task, store, tmp_path):
     before = (bundle / "models" / "model.pt").read_bytes()
-    save(tmp_path / "label.nii.gz", make_scan(3)[1][1:])
+    save(tmp_path / "label.nii.gz", (make_scan(3)[1] > 0).astype(np.uint8)[1:])
     store.save_label("scan3", str(tmp_path / "label.nii.gz"), "final", {})
     with pytest.raises(InputError, match="the training ended early .*scan3"):
         task(FAST, store)
@@ -306,7 +309,23 @@ def test_the_loop(project, store, tmp_path):
         best = max(float(row["val_mean_dice"]) for row in rows if row["val_mean_dice"])
         assert json.loads((version.folder / "model.json").read_text())["val_mean_dice"] == best == stats["best_metric"]
         assert (bundle / "models" / "model.pt").read_bytes() == in_use
+        # It took as long as it wrote.
+        os.utime(version.folder / "training" / "history.csv", (stats["start_ts"] + 60,) * 2)
+        assert client.info()["train_stats"]["learns"]["total_time"] == "0:01:00"
+
+        client.train_start("learns", {**FAST, "max_epochs": 5000})
         assert client.infer("learns", "scan0", {"version": version.name})[0]
+        while not any("training" in one.cmdline() for one in children(project)):
+            time.sleep(0.1)
+        tasks = [one for one in psutil.Process().children(recursive=True) if "train" in one.cmdline()]
+        assert len(tasks) == 1
+        tasks += children(project)
+    # The server has ended, and nothing of it goes on.
+    _, alive = psutil.wait_procs(tasks, timeout=10)
+    assert not alive
+    (killed, *_) = versions.list_versions(bundle)
+    assert killed.name > version.name
+    assert killed.state == "stopped"
 
 
 def children(project: Path) -> list[psutil.Process]:

@@ -109,9 +109,9 @@ def segment_names(info: Mapping[str, Any]) -> dict[int, str]:
         InputError: for an info of another form.
     """
     try:
-        listed = [(one["idx"], one["name"]) for one in info.get("label_info") or () if "name" in one and "idx" in one]
-        given = dict((info.get("params") or {}).get("label_names") or {})
-        return {int(value): str(name) for value, name in listed or [(value, name) for name, value in given.items()]}
+        named = [(one["name"], one["idx"]) for one in info.get("label_info") or () if "name" in one and "idx" in one]
+        named = named or list(dict((info.get("params") or {}).get("label_names") or {}).items())
+        return {int(value): str(name) for name, value in named}
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
         said = {key: info[key] for key in ("label_info", "params") if key in info}
         raise InputError(
