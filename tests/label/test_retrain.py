@@ -144,17 +144,29 @@ def task(project, bundle) -> Retraining:
 
 
 @pytest.mark.parametrize("name", ["cascade_lits", "mixed_unet_lits"])
-def test_each_network_of_a_chain_starts_from_its_own_weights(name):
+def test_each_network_of_a_chain_starts_from_its_own_weights(name, store, tmp_path):
     config = json.loads((ROOT / "bundles" / name / "configs" / "train.json").read_text())
     handlers = config["train"]["handlers"]
     (number,) = (i for i, handler in enumerate(handlers) if handler["_target_"].endswith("Checkpoints"))
+    models = tiny_bundle(tmp_path / name, name) / "models"
     paths = []
     for stage in config["all_stages"]:
-        parser = ConfigParser({**copy.deepcopy(config), **stage, "pretrain_dir": "/in_use", "ckpt_dir": "/in_use"})
+        parser = ConfigParser({**copy.deepcopy(config), **stage, "pretrain_dir": str(models), "ckpt_dir": str(models)})
         written = Path(parser.get_parsed_content(f"train#handlers#{number}#ckpt_dir"), "model.pt")
         paths.append(parser.get_parsed_content("load_pretrain"))
         assert Path(paths[-1]) == written
     assert len(set(paths)) == len(config["all_stages"])
+    # One file for all of them is enough for inference.
+    models.mkdir()
+    (models / "model.pt").touch()
+    task = Retraining(read_bundle(models.parent), tmp_path / "validation.json")
+    with pytest.raises(InputError, match=f"found no .*{paths[-1]}, expected .* pretrained false"):
+        task.check({}, store)
+    assert task.check({"pretrained": False}, store)
+    for path in map(Path, paths):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert task.check({}, store)
 
 
 def test_a_wrong_option_gets_a_sentence(task):
@@ -235,7 +247,7 @@ def test_a_failed_training_leaves_the_model_in_use(bundle, task, store, tmp_path
     before = (bundle / "models" / "model.pt").read_bytes()
     save(tmp_path / "label.nii.gz", (make_scan(3)[1] > 0).astype(np.uint8)[1:])
     store.save_label("scan3", str(tmp_path / "label.nii.gz"), "final", {})
-    with pytest.raises(InputError, match="the training ended early .*scan3"):
+    with pytest.raises(InputError, match=r"the training ended early .*scan3"):
         task(FAST, store)
     store.remove_label("scan3", "final")
     stats = task.stats()
@@ -322,6 +334,8 @@ def test_the_loop(project, store, tmp_path):
         tasks += children(project)
     # The server has ended, and nothing of it goes on.
     _, alive = psutil.wait_procs(tasks, timeout=10)
+    for one in alive:
+        one.kill()
     assert not alive
     (killed, *_) = versions.list_versions(bundle)
     assert killed.name > version.name

@@ -115,7 +115,8 @@ def segment_names(info: Mapping[str, Any]) -> dict[int, str]:
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
         said = {key: info[key] for key in ("label_info", "params") if key in info}
         raise InputError(
-            f'found {json.dumps(said)}, expected {{"label_info": [{{"name": text, "idx": value}}]}}: save the label anew.'
+            f'found {json.dumps(said)}, expected {{"label_info": [{{"name": text, "idx": value}}]}}: save the label '
+            "anew."
         ) from error
 
 
@@ -130,8 +131,8 @@ def _check_values(name: str, label: Path, known: Collection[int]) -> None:
     unknown = [f"{value:g}" for value in found if value not in known]
     if unknown:
         raise InputError(
-            f"scan {name}, its final label: found values {', '.join(unknown[:5])} without a name, expected a name for each "
-            f"or only {', '.join(map(str, sorted(known)))}: save the label anew with named segments."
+            f"scan {name}, its final label: found values {', '.join(unknown[:5])} without a name, expected a name for "
+            f"each or only {', '.join(map(str, sorted(known)))}: save the label anew with named segments."
         )
 
 
