@@ -63,11 +63,9 @@ def compare(
         raise InputError(
             f"{first.folder}: found no settings.json, expected a version that was trained here: choose one."
         )
-    second = (
-        versions.weights_in_use(folder)
-        if other is None
-        else versions.with_weights(versions.find_version(folder, other)).folder
-    )
+    second = versions.weights_in_use(folder)
+    if other is not None:
+        second = versions.with_weights(versions.find_version(folder, other)).folder
     found = []
     for weights in (first.folder, second):
         with tempfile.TemporaryDirectory() as output:
