@@ -112,6 +112,7 @@ class Retraining(TrainTask):
             InputError: as `options`, for too few labels, and for weights in use that no network can start from.
         """
         options = self.options(request)
+        training, validation = split(self.validation_file, datastore.get_labeled_images(), options["val_split"])
         if options["pretrained"] and self.bundle.weights():
             starts = self._starts(weights_in_use(self.bundle.folder))
             missing = [file for file in starts if not file.is_file()]
@@ -120,7 +121,7 @@ class Retraining(TrainTask):
                     f"model {self.bundle.name}: found no {', '.join(map(str, missing))}, expected the weights of each "
                     "network to start from: copy them there, or train with pretrained false."
                 )
-        return options, *split(self.validation_file, datastore.get_labeled_images(), options["val_split"])
+        return options, training, validation
 
     def stats(self) -> dict[str, Any]:
         """How far the newest training is, as MONAI Label's clients read it; nothing before the first."""
