@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -39,7 +39,7 @@ class Version:
         record: `version.json`: `state` ("training", "evaluating", "candidate", "published", "stopped", "failed"),
             `reason`, `parent`, `start_ts` (seconds since 1970), `training` and `validation` (names of scans),
             `mean_dice` and `mean_dice_in_use` (of the model that was in use, on the same validation scans), `replaced`
-            (the version that was in use before it).
+            (the versions that were in use before it, the last one first).
     """
 
     folder: Path
@@ -61,8 +61,9 @@ class Version:
         return model_files(self.folder)
 
     def update(self, **facts: Any) -> Version:
-        """This version with other facts in its `version.json`."""
-        record = {**self.record, **facts}
+        """This version with other facts in its `version.json`; all others stay as they are there."""
+        # It may have been published since it was read.
+        record = {**_read(self.folder).record, **facts}
         text = json.dumps(record, indent=1)
         write_atomically(self.folder / RECORD, lambda file: file.write(text.encode()))
         return Version(self.folder, record)
@@ -86,12 +87,12 @@ def find_version(bundle: Path, name: str) -> Version:
     Raises:
         InputError: where there is none.
     """
-    folder = _versions(bundle) / name
-    if folder.parent != _versions(bundle) or folder.is_symlink() or not folder.is_dir():
-        known = ", ".join(version.name for version in list_versions(bundle))
+    versions = {version.name: version for version in list_versions(bundle)}
+    if name not in versions:
+        known = ", ".join(versions)
         expected = f"expected one of {known}: choose one" if known else "for there are none yet: train the model first"
         raise InputError(f"{bundle}: found no version {name!r}, {expected}.")
-    return _read(folder)
+    return versions[name]
 
 
 def new_version(bundle: Path, **facts: Any) -> Version:
@@ -110,8 +111,8 @@ def version_in_use(bundle: Path) -> str | None:
     """The name of the version in use; `None` where there are no weights, or they are of no version."""
     link = _versions(bundle) / "in_use"
     files = model_files(bundle / "models")
-    # A training in `models/` replaces links by files.
-    if not link.is_symlink() or not files or not all(_is_linked(bundle, file) for file in files):
+    # A training in `models/` replaces links by files, and `DELETE /model/NAME` takes them away.
+    if not link.is_symlink() or not _has_weights(files) or not all(_is_linked(bundle, file) for file in files):
         return None
     return os.readlink(link)
 
@@ -122,22 +123,32 @@ def weights_in_use(bundle: Path) -> Path:
     return _versions(bundle) / name if name else bundle / "models"
 
 
-def publish(bundle: Path, name: str) -> None:
+def publish(bundle: Path, name: str, instead_of: Collection[str | None] | None = None) -> bool:
     """Put a version into use, all its files at once; what was in use before is kept as a version.
+
+    Args:
+        bundle: the bundle's folder.
+        name: the version.
+        instead_of: the versions it may replace, `None` for no weights at all; without this argument, any.
+
+    Returns:
+        Whether it is in use now.
 
     Raises:
         InputError: for a version that is not there, still trains, has no weights, or lacks files of the one in use.
     """
-    version = find_version(bundle, name)
+    version = with_weights(find_version(bundle, name))
     files = version.files()
     if version.state == "training":
         raise InputError(f"{version.folder}: found it still training, expected one that is ready: wait or stop it.")
-    if not any(file.name == "model.pt" for file in files):
-        raise InputError(f"{version.folder}: found no model.pt, expected weights: choose another version.")
-    keep_model_in_use(bundle)
+    check_writable(_versions(bundle))
     with lock(_versions(bundle) / ".lock"):
+        _keep_model_in_use(bundle)
         before = version_in_use(bundle)
-        needed = find_version(bundle, before).files() if before else []
+        if instead_of is not None and before not in {*instead_of, name}:
+            return False
+        in_use = find_version(bundle, before) if before else None
+        needed = in_use.files() if in_use else []
         missing = [str(file) for file in needed if file.name == "model.pt" and file not in files]
         if missing:
             raise InputError(
@@ -147,25 +158,28 @@ def publish(bundle: Path, name: str) -> None:
         _link_files(bundle, files)
         _point_to(bundle, name)
         if before != name:
-            version.update(state="published", reason=None, replaced=before)
+            replaced = [in_use.name, *in_use.record.get("replaced", ())] if in_use else []
+            version.update(state="published", reason=None, replaced=replaced)
             _forget_missing(bundle)
+    return True
+
+
+def with_weights(version: Version) -> Version:
+    """This version.
+
+    Raises:
+        InputError: where it has no weights.
+    """
+    if not _has_weights(version.files()):
+        raise InputError(f"{version.folder}: found no model.pt, expected weights: choose another version.")
+    return version
 
 
 def keep_model_in_use(bundle: Path) -> None:
     """Make a version of weights that came into `models/` in another way; what is read there stays the same."""
-    models = bundle / "models"
     check_writable(_versions(bundle))
     with lock(_versions(bundle) / ".lock"):
-        files = model_files(models)
-        if version_in_use(bundle) is not None or not any((models / file).is_file() for file in files):
-            return
-        version = new_version(bundle, state="training", reason="found in models/", parent=None)
-        for file in files:
-            (version.folder / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(models / file, version.folder / file)
-        version.update(state="published")
-        _point_to(bundle, version.name)
-        _link_files(bundle, files)
+        _keep_model_in_use(bundle)
 
 
 def rollback(bundle: Path) -> str:
@@ -181,11 +195,10 @@ def rollback(bundle: Path) -> str:
     replaced = find_version(bundle, name).record.get("replaced") if name else None
     if not replaced:
         raise InputError(f"{bundle}: found no version before the one in use, expected one: publish another.")
-    earlier = find_version(bundle, replaced)
-    publish(bundle, replaced)
+    publish(bundle, replaced[0])
     # Twice back goes to what was before that one, and not forth again.
-    earlier.update(state="published")
-    return replaced
+    find_version(bundle, replaced[0]).update(replaced=replaced[1:])
+    return replaced[0]
 
 
 def evaluate(bundle: Path, weights: Path, version: Version, output_dir: Path) -> dict[str, float]:
@@ -200,11 +213,12 @@ def evaluate(bundle: Path, weights: Path, version: Version, output_dir: Path) ->
         output_dir: the folder for `cases.csv` and `summary.json`.
 
     Returns:
-        The mean Dice over the scans by class that occurs in them.
+        By class, the mean Dice over the scans in whose labels it occurs: the same scans and classes for any weights.
 
     Raises:
         InputError: as the evaluation, among others for weights that do not fit.
     """
+    import pandas as pd
     from monai.bundle import ConfigParser, create_workflow
 
     own = [bundle / "configs" / name for name in ("train.json", "evaluate.json")]
@@ -221,8 +235,10 @@ def evaluate(bundle: Path, weights: Path, version: Version, output_dir: Path) ->
     )
     workflow.run()
     workflow.finalize()
-    classes = json.loads((output_dir / "summary.json").read_text())["cases"]
-    return {name: values["dice"]["mean"] for name, values in classes.items() if values["dice"]["mean"] is not None}
+    cases = pd.read_csv(output_dir / "cases.csv")
+    # In another scan, Dice would only be there for the weights that find the class, and 0 for any number of voxels.
+    dice = cases[cases["reference_volume_ml"] > 0].groupby("class", sort=False)["dice"].mean()
+    return {str(name): float(value) for name, value in dice.items()}
 
 
 @contextmanager
@@ -252,6 +268,24 @@ def _versions(bundle: Path) -> Path:
 def _read(folder: Path) -> Version:
     file = folder / RECORD
     return Version(folder, json.loads(file.read_text()) if file.is_file() else {})
+
+
+def _has_weights(files: list[Path]) -> bool:
+    return any(file.name == "model.pt" for file in files)
+
+
+def _keep_model_in_use(bundle: Path) -> None:
+    models = bundle / "models"
+    files = model_files(models)
+    if version_in_use(bundle) is not None or not _has_weights(files):
+        return
+    version = new_version(bundle, state="training", reason="found in models/", parent=None)
+    for file in files:
+        (version.folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(models / file, version.folder / file)
+    version.update(state="published")
+    _point_to(bundle, version.name)
+    _link_files(bundle, files)
 
 
 def _link_files(bundle: Path, files: list[Path]) -> None:

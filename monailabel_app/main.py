@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from lib.infers.segment import Segmentation
 from lib.probabilities import ProbabilityStore
 from lib.scoring.scores import DiceScores, Disagreement, Scores, Uncertainty
 from lib.trainers.retrain import Retraining
+from liverseg.chain import die_with_parent
 from liverseg.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,9 @@ class LiverSegApp(MONAILabelApp):
         for name, reason in refused.items():
             logger.warning("Not taken: %s: %s", name, reason)
         self.scores = self._scores(conf.get("score_model", ""))
+        # A process that MONAI Label's server has started for one task: nobody else could stop it.
+        if getattr(sys.modules["__main__"].__spec__, "name", "") == "monailabel.interfaces.utils.app":
+            die_with_parent()
         super().__init__(
             app_dir,
             studies,

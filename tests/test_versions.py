@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -90,11 +91,36 @@ def test_first_publication_and_back(bundle):
         assert versions.version_in_use(bundle) == name
         assert read(bundle / "models") == {content}
     assert [version.name for version in versions.list_versions(bundle)] == names[::-1]
-    for content in "ba":
+    # Back through all that was in use, also what was twice.
+    versions.publish(bundle, names[0])
+    for content in "cba":
         versions.rollback(bundle)
         assert read(bundle / "models") == {content}
     with pytest.raises(InputError, match="before the one in use"):
         versions.rollback(bundle)
+
+
+def test_only_what_was_compared_is_replaced(bundle):
+    a, b, c = (add(bundle, content) for content in "abc")
+    stale = versions.find_version(bundle, a)
+    assert versions.publish(bundle, a, {None})
+    assert versions.publish(bundle, b)
+    assert stale.update(mean_dice=0.5).record == {**versions.find_version(bundle, a).record, "state": "published"}
+    assert not versions.publish(bundle, c, {None, a})
+    assert read(bundle / "models") == {"b"}
+    assert versions.publish(bundle, c, {b})
+    write(bundle / "models", "copied")
+    assert not versions.publish(bundle, a, {None, b, c})
+    assert read(bundle / "models") == {"copied"}
+    assert versions.version_in_use(bundle) not in {None, a, b, c}
+
+
+def test_weights_that_were_taken_away_are_not_in_use(bundle):
+    versions.publish(bundle, add(bundle, "a", parts=("model.json", "model.pt")))
+    (bundle / "models" / "model.pt").rename(bundle / "models" / "model.pt.deleted")
+    assert versions.version_in_use(bundle) is None
+    versions.keep_model_in_use(bundle)
+    assert len(versions.list_versions(bundle)) == 1
 
 
 def test_weights_that_came_otherwise_are_kept(bundle):
@@ -120,10 +146,10 @@ def test_weights_that_came_otherwise_are_kept(bundle):
 
 def test_what_cannot_be_published_says_why(bundle):
     versions.publish(bundle, add(bundle, "a"))
-    with pytest.raises(InputError, match="no version '9'"):
-        versions.publish(bundle, "9")
-    with pytest.raises(InputError, match=r"\.\./elsewhere"):
-        versions.publish(bundle, "../elsewhere")
+    (in_use,) = (version.name for version in versions.list_versions(bundle))
+    for wrong in ("9", "../elsewhere", "..", ".", "", "in_use", f"{in_use}/"):
+        with pytest.raises(InputError, match=f"no version '{re.escape(wrong)}', expected one of {in_use}"):
+            versions.publish(bundle, wrong)
     with pytest.raises(InputError, match="expected weights"):
         versions.publish(bundle, add(bundle, "", parts=()))
     half = add(bundle, "b", parts=PARTS[:1])
@@ -172,6 +198,8 @@ def test_command_line(bundle):
     assert "published" in rows[names[1]]
     run("publish", str(bundle), names[0])
     assert run("rollback", str(bundle)).output == f"in use: {names[1]}\n"
+    failed = run("compare", str(bundle), add(bundle, "", parts=(), state="failed"))
+    assert "found no model.pt" in str(failed.exception)
     assert "expected a folder or one of" in str(run("list", "nothing").exception)
     for verb in ("list", "compare", "publish", "rollback"):
         assert f"Example: liverseg models {verb}" in run(verb, "--help").output

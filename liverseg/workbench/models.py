@@ -58,12 +58,14 @@ def compare(
     Example: liverseg models compare deeplabv3_liver 2026-03-01T14-05-09
     """
     folder = _folder(bundle)
-    first = versions.find_version(folder, version)
+    first = versions.with_weights(versions.find_version(folder, version))
     if not (first.folder / "settings.json").is_file():
         raise InputError(
             f"{first.folder}: found no settings.json, expected a version that was trained here: choose one."
         )
-    second = versions.weights_in_use(folder) if other is None else versions.find_version(folder, other).folder
+    second = versions.weights_in_use(folder)
+    if other is not None:
+        second = versions.with_weights(versions.find_version(folder, other)).folder
     found = []
     for weights in (first.folder, second):
         with tempfile.TemporaryDirectory() as output:

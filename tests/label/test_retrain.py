@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -102,6 +103,33 @@ def test_labels_mean_what_their_names_say(store, tmp_path):
     assert item["label"] == store.get_label_uri("scan1", "final")
 
 
+@pytest.mark.parametrize(
+    ("info", "problem"),
+    [
+        ({"params": None}, "found values 3 without a name"),
+        ({"label_info": 3}, 'found {"label_info": 3}, expected'),
+        ({"label_info": [{"name": "liver", "idx": "x"}]}, "save the label anew"),
+        ({"params": {"label_names": ["liver"]}}, "save the label anew"),
+        ({"label_info": [{"name": "liver", "idx": 1}, {"name": "cyst", "idx": 2}]}, "found values 3 without a name"),
+    ],
+)
+def test_a_label_that_says_nothing_clear_is_named(store, tmp_path, info, problem):
+    values = np.arange(make_scan(3)[1].size).reshape(make_scan(3)[1].shape) % 4
+    save(tmp_path / "label.nii.gz", values.astype(np.uint8))
+    store.save_label("scan3", str(tmp_path / "label.nii.gz"), "final", info)
+    try:
+        with pytest.raises(InputError, match="scan scan3, its final label: ") as caught:
+            items(store, ["scan3"], {"background": 0, "liver": 1, "lesion": 2}, tmp_path / "labels")
+        assert problem in str(caught.value)
+        # Several segments may have one name.
+        named = [{"name": name, "idx": value} for value, name in enumerate(["lesion", "lesion", "liver"], 1)]
+        store.update_label_info("scan3", "final", {"label_info": named})
+        (item,) = items(store, ["scan3"], {"background": 0, "liver": 1, "lesion": 2}, tmp_path / "labels")
+        assert np.array_equal(nib.load(item["label"]).dataobj, np.choose(values, [0, 2, 2, 1]))
+    finally:
+        store.remove_label("scan3", "final")
+
+
 @pytest.fixture(scope="module")
 def bundle(project) -> Path:
     """A bundle with random weights that were put there."""
@@ -116,22 +144,42 @@ def task(project, bundle) -> Retraining:
 
 
 @pytest.mark.parametrize("name", ["cascade_lits", "mixed_unet_lits"])
-def test_each_network_of_a_chain_starts_from_its_own_weights(name):
+def test_each_network_of_a_chain_starts_from_its_own_weights(name, store, tmp_path):
     config = json.loads((ROOT / "bundles" / name / "configs" / "train.json").read_text())
     handlers = config["train"]["handlers"]
     (number,) = (i for i, handler in enumerate(handlers) if handler["_target_"].endswith("Checkpoints"))
+    models = tiny_bundle(tmp_path / name, name) / "models"
     paths = []
     for stage in config["all_stages"]:
-        parser = ConfigParser({**copy.deepcopy(config), **stage, "pretrain_dir": "/in_use", "ckpt_dir": "/in_use"})
+        parser = ConfigParser({**copy.deepcopy(config), **stage, "pretrain_dir": str(models), "ckpt_dir": str(models)})
         written = Path(parser.get_parsed_content(f"train#handlers#{number}#ckpt_dir"), "model.pt")
         paths.append(parser.get_parsed_content("load_pretrain"))
         assert Path(paths[-1]) == written
     assert len(set(paths)) == len(config["all_stages"])
+    # One file for all of them is enough for inference.
+    models.mkdir()
+    (models / "model.pt").touch()
+    task = Retraining(read_bundle(models.parent), tmp_path / "validation.json")
+    with pytest.raises(InputError, match=f"found no .*{paths[-1]}, expected .* pretrained false"):
+        task.check({}, store)
+    assert task.check({"pretrained": False}, store)
+    for path in map(Path, paths):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert task.check({}, store)
 
 
 def test_a_wrong_option_gets_a_sentence(task):
     assert task.options({"max_epochs": "7", "pretrained": "false"})["max_epochs"] == 7
-    for wrong in ({"loss": "hinge"}, {"max_epochs": "many"}, {"max_epochs": 0}, {"val_split": 1}, {"device": "abacus"}):
+    assert task.options({"max_epochs": 7.0, "device": ["cpu"]})["max_epochs"] == 7
+    wrong_values = {
+        "loss": ["hinge", [], 5],
+        "max_epochs": ["many", 0, 2.9, True, "1e999", 10**400, None],
+        "learning_rate": [float("nan"), "nan", float("inf"), -1],
+        "val_split": [1],
+        "device": ["abacus", [], [5], 5, ""],
+    }
+    for wrong in ({key: value} for key, values in wrong_values.items() for value in values):
         with pytest.raises(InputError, match=f"better, option {next(iter(wrong))}"):
             task.options(wrong)
 
@@ -169,17 +217,42 @@ def test_only_what_is_better_is_published(bundle, task, store):
     shown = CliRunner().invoke(app, ["models", "compare", str(bundle), same["model_version"]], env={"COLUMNS": "160"})
     assert any(line.count(f"{first['mean_dice']:.4f}") == 2 for line in shown.output.splitlines()), shown.output
 
+    # Weights that somebody copied there since, and one more scan, without a liver: it counts for no model.
+    version = versions.find_version(bundle, same["model_version"])
+    file = version.folder / "datalist.json"
+    lists = json.loads(file.read_text())
+    empty = version.folder / "empty.nii.gz"
+    save(empty, np.zeros_like(make_scan(0)[1]))
+    first_scan, *others = lists["training"]
+    validation = [*lists["validation"], {**first_scan, "label": str(empty)}]
+    file.write_text(json.dumps({"training": others, "validation": validation}))
+    (bundle / "models" / "model.pt").unlink()
+    (bundle / "models" / "model.pt").write_bytes(trained)
+    compared = task._publish_if_better(version)
+    assert compared.state == "candidate"
+    assert compared.record["mean_dice"] == compared.record["mean_dice_in_use"] == first["mean_dice"]
+    copied = versions.find_version(bundle, versions.version_in_use(bundle))
+    assert copied.record["reason"] == "found in models/"
+    copied.update(training=version.record["validation"])
+    assert "has learnt 1 of these scans" in task._publish_if_better(version).record["reason"]
+    # By hand, after its record was read.
+    versions.publish(bundle, version.name)
+    by_hand = task._publish_if_better(version)
+    assert by_hand.state == "published"
+    assert "by hand" in by_hand.record["reason"]
+    assert versions.rollback(bundle) == copied.name
+
 
 def test_a_failed_training_leaves_the_model_in_use(bundle, task, store, tmp_path):
     before = (bundle / "models" / "model.pt").read_bytes()
-    save(tmp_path / "label.nii.gz", make_scan(3)[1] + 6)
+    save(tmp_path / "label.nii.gz", (make_scan(3)[1] > 0).astype(np.uint8)[1:])
     store.save_label("scan3", str(tmp_path / "label.nii.gz"), "final", {})
-    with pytest.raises(InputError, match="label values 6, 7, 8 are in no class"):
+    with pytest.raises(InputError, match=r"the training ended early .*scan3"):
         task(FAST, store)
     store.remove_label("scan3", "final")
     stats = task.stats()
     assert stats["state"] == "failed"
-    assert "label values 6, 7, 8" in stats["reason"]
+    assert "scan3" in stats["reason"]
     assert "total_time" in stats
     assert (bundle / "models" / "model.pt").read_bytes() == before
 
@@ -248,7 +321,25 @@ def test_the_loop(project, store, tmp_path):
         best = max(float(row["val_mean_dice"]) for row in rows if row["val_mean_dice"])
         assert json.loads((version.folder / "model.json").read_text())["val_mean_dice"] == best == stats["best_metric"]
         assert (bundle / "models" / "model.pt").read_bytes() == in_use
+        # It took as long as it wrote.
+        os.utime(version.folder / "training" / "history.csv", (stats["start_ts"] + 60,) * 2)
+        assert client.info()["train_stats"]["learns"]["total_time"] == "0:01:00"
+
+        client.train_start("learns", {**FAST, "max_epochs": 5000})
         assert client.infer("learns", "scan0", {"version": version.name})[0]
+        while not any("training" in one.cmdline() for one in children(project)):
+            time.sleep(0.1)
+        tasks = [one for one in psutil.Process().children(recursive=True) if "train" in one.cmdline()]
+        assert len(tasks) == 1
+        tasks += children(project)
+    # The server has ended, and nothing of it goes on.
+    _, alive = psutil.wait_procs(tasks, timeout=10)
+    for one in alive:
+        one.kill()
+    assert not alive
+    (killed, *_) = versions.list_versions(bundle)
+    assert killed.name > version.name
+    assert killed.state == "stopped"
 
 
 def children(project: Path) -> list[psutil.Process]:

@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 import logging
+import math
 import re
 import subprocess
 import sys
@@ -93,8 +94,9 @@ class Retraining(TrainTask):
         for key, default in self.config().items():
             value = request.get(key, default)
             if isinstance(default, list):
-                value = value[0] if isinstance(value, list) else value
-                if key != "device" and value not in default:
+                value = value[0] if isinstance(value, list) and value else value
+                # Which devices there are besides, the bundle knows.
+                if value not in default and not (key == "device" and value and isinstance(value, str)):
                     raise self._wrong(key, value, f"one of {', '.join(default)}")
             elif isinstance(default, bool):
                 value = is_true(value)
@@ -107,10 +109,19 @@ class Retraining(TrainTask):
         """Options, the scans to train on and those that validate, which are drawn if they were not before.
 
         Raises:
-            InputError: as `options`, and for too few labels.
+            InputError: as `options`, for too few labels, and for weights in use that no network can start from.
         """
         options = self.options(request)
-        return options, *split(self.validation_file, datastore.get_labeled_images(), options["val_split"])
+        training, validation = split(self.validation_file, datastore.get_labeled_images(), options["val_split"])
+        if options["pretrained"] and self.bundle.weights():
+            starts = self._starts(weights_in_use(self.bundle.folder))
+            missing = [file for file in starts if not file.is_file()]
+            if missing:
+                raise InputError(
+                    f"model {self.bundle.name}: found no {', '.join(map(str, missing))}, expected the weights of each "
+                    "network to start from: copy them there, or train with pretrained false."
+                )
+        return options, training, validation
 
     def stats(self) -> dict[str, Any]:
         """How far the newest training is, as MONAI Label's clients read it; nothing before the first."""
@@ -125,8 +136,10 @@ class Retraining(TrainTask):
         epoch = sum(record["epochs"] if end else len(some) for end, some in zip(ended, rows, strict=True))
         total = record["epochs"] * record["stages"]
         validated = [float(row[METRIC]) for row in (rows[-1] if rows else []) if row[METRIC]]
-        seconds = int(record.get("end_ts", time.time()) - record["start_ts"])
         running = state in RUNNING
+        # One that was stopped could not write down when.
+        stopped = max((file.stat().st_mtime for file in histories), default=record["start_ts"])
+        seconds = int(record.get("end_ts", time.time() if running else stopped) - record["start_ts"])
         left = {"time_left": str(timedelta(seconds=int(seconds * (total - epoch) / epoch)))} if epoch else {}
         return {
             "epoch": epoch,
@@ -220,13 +233,20 @@ class Retraining(TrainTask):
         for name, content in {"datalist": lists, "settings": settings}.items():
             (version.folder / f"{name}.json").write_text(json.dumps(content, indent=1))
 
-    def _resolve(self, key: str) -> Any:
-        """What a setting of `train.json` is when it runs."""
+    def _starts(self, weights: Path) -> list[Path]:
+        """The files in `weights` that the networks start from."""
+        if "pretrain_dir" not in self.train:
+            return [weights / "model.pt"]
+        stages = self.train["all_stages"]
+        return [Path(self._resolve("load_pretrain", pretrain_dir=str(weights), **stage)) for stage in stages]
+
+    def _resolve(self, key: str, **settings: Any) -> Any:
+        """What a setting of `train.json` is when it runs with these."""
         path = sys.path[:]
         try:
             # The parser resolves macros in place.
             parser = ConfigParser(copy.deepcopy(self.train))
-            parser.update({"bundle_root": str(self.bundle.folder), **self._of_inference()})
+            parser.update({"bundle_root": str(self.bundle.folder), **self._of_inference(), **settings})
             return parser.get_parsed_content(key)
         finally:
             sys.path[:] = path
@@ -262,31 +282,41 @@ class Retraining(TrainTask):
             )
 
     def _publish_if_better(self, version: Version) -> Version:
-        """Compare with the model in use on the same scans."""
+        """Compare with the model in use on the same scans, and with the next one, if another is put into use then."""
         folder = self.bundle.folder
         reached = _mean(evaluate(folder, version.folder, version, version.folder / "evaluation"))
         version, reason = version.update(mean_dice=reached), "the first model"
-        in_use = version_in_use(folder)
-        if in_use is not None:
-            output_dir = version.folder / "evaluation_in_use"
-            before = _mean(evaluate(folder, weights_in_use(folder), version, output_dir))
-            reason = f"mean Dice {reached:.4f} on the validation scans, {before:.4f} of {in_use}, which was in use"
+        worse: set[str | None] = {None}
+        while version.state != "published":
+            if publish(folder, version.name, worse):
+                return version.update(state="published", reason=f"published: {reason}", end_ts=int(time.time()))
+            name = version_in_use(folder)
+            if name is None:
+                continue
+            in_use = find_version(folder, name)
+            before = _mean(evaluate(folder, in_use.folder, version, version.folder / "evaluation_in_use"))
+            reason = f"mean Dice {reached:.4f} on the validation scans, {before:.4f} of {name}, which was in use"
+            learnt = set(in_use.record.get("training", ())) & set(version.record.get("validation", ()))
+            if learnt:
+                reason += f" and has learnt {len(learnt)} of these scans, so that its figure is too high"
             version = version.update(mean_dice_in_use=before)
-            if reached <= before:
+            if version.state != "published" and not reached > before:
                 return version.update(state="candidate", reason=f"not published: {reason}", end_ts=int(time.time()))
-        publish(folder, version.name)
-        return find_version(folder, version.name).update(reason=f"published: {reason}", end_ts=int(time.time()))
+            worse.add(name)
+        return version.update(reason="published by hand while it was evaluated", end_ts=int(time.time()))
 
     def _number(self, key: str, value: Any, kind: type) -> Any:
         try:
-            number = kind(value)
-        except (TypeError, ValueError):
-            raise self._wrong(key, value, "a number") from None
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number) or (kind is int and not number.is_integer()):
+            raise self._wrong(key, value, "a whole number" if kind is int else "a number")
         if key == "val_split" and not 0 < number < 1:
             raise self._wrong(key, value, "a share between 0 and 1")
         if number < (1 if kind is int else 0):
             raise self._wrong(key, value, "a larger number")
-        return number
+        return kind(number)
 
     def _wrong(self, key: str, value: Any, expected: str) -> InputError:
         return InputError(

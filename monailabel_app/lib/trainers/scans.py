@@ -73,30 +73,67 @@ def items(
 
     Clients number segments as they like and say by name which is which. Where that differs, a copy of the label is
     written to `folder`. A segment of another name is background, but a lesion belongs to the liver where a bundle has
-    no lesions. Values without a name stay as they are.
+    no lesions. Values of `classes` without a name stay as they are.
 
     Args:
         datastore: the studies.
         names: ids of scans with a final label.
         classes: value by name, in lower case.
         folder: for the copies.
+
+    Raises:
+        InputError: for an info of a label from which no names can be read, and for values without a name that are none
+            of `classes`.
     """
     found = []
     for name in names:
         label = Path(datastore.get_label_uri(name, FINAL))
-        values = _values(datastore.get_label_info(name, FINAL), classes)
+        try:
+            values = _values(segment_names(datastore.get_label_info(name, FINAL)), classes)
+        except InputError as error:
+            raise InputError(f"scan {name}, its final label: {error}") from error
+        _check_values(name, label, {**{value: value for value in classes.values()}, **values})
         if any(here != there for here, there in values.items()):
             label = _renumber(label, values, folder / f"{name}.nii.gz")
         found.append({"image": datastore.get_image_uri(name), "label": str(label)})
     return found
 
 
-def _values(info: Mapping[str, Any], classes: Mapping[str, int]) -> dict[int, int]:
-    """The bundle's value by that in the file: `label_info` is what 3D Slicer sends, `label_names` what a model gave."""
-    named = {str(one["name"]): one["idx"] for one in info.get("label_info") or () if "name" in one and "idx" in one}
-    named = named or dict(info.get("params", {}).get("label_names") or {})
+def segment_names(info: Mapping[str, Any]) -> dict[int, str]:
+    """The name of each value in a label, as its info says it: what 3D Slicer sends, or what a model gave.
+
+    Args:
+        info: `label_info`, a list of `{"name": text, "idx": value}`, or `params#label_names`, value by name.
+
+    Raises:
+        InputError: for an info of another form.
+    """
+    try:
+        named = [(one["name"], one["idx"]) for one in info.get("label_info") or () if "name" in one and "idx" in one]
+        named = named or list(dict((info.get("params") or {}).get("label_names") or {}).items())
+        return {int(value): str(name) for name, value in named}
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
+        said = {key: info[key] for key in ("label_info", "params") if key in info}
+        raise InputError(
+            f'found {json.dumps(said)}, expected {{"label_info": [{{"name": text, "idx": value}}]}}: save the label '
+            "anew."
+        ) from error
+
+
+def _values(names: Mapping[int, str], classes: Mapping[str, int]) -> dict[int, int]:
+    """The bundle's value by that in the file."""
     known = {**classes, "lesion": classes.get("lesion", classes.get("liver", 0))}
-    return {int(value): known.get(name.lower().replace("_", " "), 0) for name, value in named.items()}
+    return {value: known.get(name.lower().replace("_", " "), 0) for value, name in names.items()}
+
+
+def _check_values(name: str, label: Path, known: Collection[int]) -> None:
+    found = np.unique(np.asanyarray(nib.load(label).dataobj)).tolist()  # type: ignore[attr-defined]
+    unknown = [f"{value:g}" for value in found if value not in known]
+    if unknown:
+        raise InputError(
+            f"scan {name}, its final label: found values {', '.join(unknown[:5])} without a name, expected a name for "
+            f"each or only {', '.join(map(str, sorted(known)))}: save the label anew with named segments."
+        )
 
 
 def _renumber(label: Path, values: Mapping[int, int], target: Path) -> Path:
