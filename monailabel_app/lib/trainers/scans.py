@@ -92,7 +92,8 @@ def items(
             values = _values(segment_names(datastore.get_label_info(name, FINAL)), classes)
         except InputError as error:
             raise InputError(f"scan {name}, its final label: {error}") from error
-        _check_values(name, label, {**{value: value for value in classes.values()}, **values})
+        # 0 is what no segment is.
+        _check_values(name, label, {0, *classes.values(), *values})
         if any(here != there for here, there in values.items()):
             label = _renumber(label, values, folder / f"{name}.nii.gz")
         found.append({"image": datastore.get_image_uri(name), "label": str(label)})
