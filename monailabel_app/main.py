@@ -10,7 +10,7 @@ from typing import Any
 
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
-from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
@@ -114,6 +114,19 @@ class LiverSegApp(MONAILabelApp):
         info = super().info()
         stats = sorted(info["train_stats"].items(), key=lambda item: item[1].get("start_ts", 0), reverse=True)
         return {**info, "train_stats": dict(stats)}
+
+    def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """As MONAI Label's, but an id is never taken for a file in the folder that the server was started in."""
+        image, store = request["image"], datastore or self.datastore()
+        # A file that was sent along, or that of a session.
+        if os.path.isabs(image):
+            return super().infer(request, store)
+        result = super().infer({**request, "image": store.get_image_uri(image)}, store)
+        if not request.get("save_label"):
+            return result
+        tag = request.get("label_tag", DefaultLabelTag.ORIGINAL)
+        info = {"model": request["model"], "params": result["params"]}
+        return {**result, "label": store.save_label(image, result["file"], tag, info)}
 
     def init_batch_infer(self) -> Callable:
         """Many scans in turn."""
