@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 # Bars of processes that MONAI Label starts would push all else out of their status.
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+# Of `--conf`, the last MONAI Label's own.
+KNOWN = {"models", "inferences", "max_upload_mb", "score_model", "hold_minutes", "server_mode"}
+
 
 class LiverSegApp(MONAILabelApp):
     """Every bundle under `bundles/` beside this folder, and under `model/` in it, as a model.
@@ -48,6 +51,11 @@ class LiverSegApp(MONAILabelApp):
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
+        unknown = sorted(set(conf) - KNOWN)
+        if unknown:
+            raise InputError(
+                f"--conf: found {', '.join(unknown)}, expected names among {', '.join(sorted(KNOWN))}: mend them."
+            )
         names = [name.strip() for name in conf.get("models", "").split(",") if name.strip()]
         self.inferences = _positive("inferences", conf.get("inferences", "2"))
         self.max_upload_mb = _positive("max_upload_mb", conf.get("max_upload_mb", "4096"))

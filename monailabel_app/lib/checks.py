@@ -302,10 +302,10 @@ def _check_page(path: str) -> None:
         raise HTTPException(404, f"ohif: found no page {path!r}, expected one: begin at /ohif/.")
 
 
-def _run(command: list[str], **options: Any) -> subprocess.CompletedProcess:
+def _run(command: list[str], stdout: int) -> subprocess.CompletedProcess:
     if shutil.which(command[0]) is None:
         raise HTTPException(404, f"gpu: found no {command[0]} on the server, expected it: install NVIDIA's driver.")
-    return subprocess.run(command, **options)
+    return subprocess.run(command, stdout=stdout, check=False)
 
 
 def _update_model(background_tasks: BackgroundTasks, model: str, file: UploadFile) -> dict[str, Any]:

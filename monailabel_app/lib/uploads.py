@@ -90,8 +90,9 @@ def check_archive(what: str, upload: UploadFile, max_mb: int) -> None:
             raise
         # Each format has errors of its own, and some those of the compression.
         except Exception as error:
+            reason = str(error).partition("\n")[0].rstrip(":")
             raise InputError(
-                f"{path}: not readable as an archive ({error}), expected a whole one: pack it anew."
+                f"{path}: not readable as an archive ({reason}), expected a whole one: pack it anew."
             ) from error
 
 
