@@ -114,7 +114,6 @@ def _check_known(what: str, name: str, known: Collection[str]) -> None:
 
 
 def _check_params(params: Mapping[str, Any], *more: str) -> None:
-    check_json("params", params)
     # Those of all models, or of all methods, are given by name.
     for keys in (params, *(value for value in params.values() if isinstance(value, dict))):
         reserved = [key for key in (*RESERVED, *more) if key in keys]
@@ -126,6 +125,7 @@ def _check_params(params: Mapping[str, Any], *more: str) -> None:
 
 def _check_task(params: Mapping[str, Any], run_sync: bool | None, names: Collection[str], *more: str) -> None:
     """Of what runs in a process of its own, for one or all of `names`."""
+    check_json("params", params)
     _check_params(params, *more)
     if run_sync:
         raise InputError(
@@ -155,6 +155,7 @@ def _check_training(model: str, params: dict[str, Any] | None, run_sync: bool | 
 
 def _check_sample(strategy: str, params: dict[str, Any] | None, **_: Any) -> None:
     _check_known("strategy", strategy, app_instance()._strategies)
+    check_json("params", params or {})
     _check_params(params or {}, "strategy")
 
 

@@ -33,7 +33,7 @@ def json_object(what: str, text: str) -> dict[str, Any]:
     """The JSON object in a field of a request.
 
     Raises:
-        InputError: for anything else, and as `check_json`.
+        InputError: for anything else.
     """
     try:
         value = json.loads(text or "{}")
@@ -41,7 +41,6 @@ def json_object(what: str, text: str) -> dict[str, Any]:
         raise InputError(f"{what}: found no JSON ({error}), expected an object of options: mend it.") from error
     if not isinstance(value, dict):
         raise InputError(f"{what}: found {value!r}, expected an object of options by name: mend it.")
-    check_json(what, value)
     return value
 
 
@@ -61,8 +60,9 @@ def check_image_info(what: str, info: Mapping[str, Any], scores: Collection[str]
     """Refuse what a client may not say of a scan.
 
     Raises:
-        InputError: for keys that are the server's own.
+        InputError: for keys that are the server's own, and as `check_json`.
     """
+    check_json(what, info)
     own = sorted({*OF_THE_SERVER, *scores} & set(info))
     if own:
         raise InputError(f"{what}: found {', '.join(own)}, expected keys that are not the server's own: rename them.")
@@ -76,8 +76,9 @@ def check_label_info(what: str, info: Mapping[str, Any]) -> None:
         info: `label_info` is what 3D Slicer sends, `params` with `label_names` what a model gave.
 
     Raises:
-        InputError: for another form.
+        InputError: for another form, and as `check_json`.
     """
+    check_json(what, info)
     segments = info.get("label_info", [])
     if not isinstance(segments, list) or not all(isinstance(one, dict) for one in segments):
         raise _wrong_segments(what, segments)
