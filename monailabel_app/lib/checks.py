@@ -6,29 +6,23 @@ and Starlette's inner workings, which change, are left alone.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
 import shutil
 import subprocess
-import tarfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePath
 from types import SimpleNamespace
 from typing import Any
 
 from fastapi import BackgroundTasks, HTTPException, UploadFile
-from fastapi.responses import FileResponse
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.endpoints import (
     activelearning,
     batch_infer,
-    datastore,
     infer,
     logs,
     ohif,
     scoring,
-    session,
     train,
     wsi_infer,
 )
@@ -36,12 +30,12 @@ from monailabel.endpoints import model as model_files
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.interfaces.utils.app import app_instance
-from starlette.background import BackgroundTask
 
 from lib.infers.segment import Segmentation
 from lib.masks import NIFTI_SUFFIXES
-from lib.uploads import check_archive, check_label, check_volume, update_model
-from lib.values import check_image_info, check_json, check_label_info, check_name, json_object
+from lib.studies import before, check_image, check_session, check_studies, max_mb
+from lib.uploads import check_volume, update_model
+from lib.values import check_json, check_name, json_object
 from liverseg.errors import InputError
 
 # What a request says outside its `params`: there, it could name any file of the server, and code to run.
@@ -54,56 +48,23 @@ GENERAL = (
 )
 # Of a batch, beside the model's options.
 NUMBERS = ("max_batch_size", "max_workers")
-# Those that MONAI Label computes.
-CHECKSUMS = ("SHA256", "SHA512", "MD5")
 
 
 def check_requests() -> None:
     """Check what requests ask for before MONAI Label acts on it, which it does for any name and any path."""
-    _before(infer, "run_inference", _check_inference)
-    _before(wsi_infer, "run_wsi_inference", _refuse_whole_slides)
-    _before(batch_infer, "run", _check_batch)
-    _before(train, "run", _check_trainings)
-    _before(train, "run_model", _check_training)
-    _before(activelearning, "sample", _check_sample)
-    _before(scoring, "run", _check_scorings)
-    _before(scoring, "run_method", _check_scoring)
+    before(infer, "run_inference", _check_inference)
+    before(wsi_infer, "run_wsi_inference", _refuse_whole_slides)
+    before(batch_infer, "run", _check_batch)
+    before(train, "run", _check_trainings)
+    before(train, "run_model", _check_training)
+    before(activelearning, "sample", _check_sample)
+    before(scoring, "run", _check_scorings)
+    before(scoring, "run_method", _check_scoring)
     model_files.update_model = _update_model
-    _before(datastore, "add_image", _check_new_image)
-    _before(datastore, "remove_image", lambda id, **_: _check_image(id))
-    _before(datastore, "download_image", _check_download)
-    _before(datastore, "get_image_info", lambda image, **_: _check_image(image))
-    _before(datastore, "update_image_info", _check_image_info)
-    _before(datastore, "save_label", _check_new_label)
-    _before(datastore, "remove_label", lambda id, tag, **_: _check_label(id, tag))
-    _before(datastore, "download_label", lambda label, tag, **_: _check_label(label, tag))
-    _before(datastore, "get_label_info", lambda label, tag, **_: _check_label(label, tag))
-    _before(datastore, "update_label_info", _check_label_info)
-    _before(datastore, "download_dataset", _check_dataset)
-    datastore.download_dataset = _then_removed(datastore.download_dataset)
-    _before(session, "create_session", _check_new_session)
-    _before(session, "get_session", lambda session_id, **_: _check_session(session_id))
-    _before(session, "remove_session", lambda session_id, **_: _check_session(session_id))
-    _before(ohif, "get_ohif", _check_page)
+    before(ohif, "get_ohif", _check_page)
     # All that `logs` has of `subprocess`, for nvidia-smi.
     logs.subprocess = SimpleNamespace(run=_run, PIPE=subprocess.PIPE)  # type: ignore[assignment]
-    # What `uncompress` unpacks must stay in its folder.
-    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # type: ignore[assignment]
-
-
-def _before(module: Any, name: str, check: Callable[..., dict[str, Any] | None]) -> None:
-    """Let `check` see all arguments of a function first; what it returns takes the place of those given."""
-    original = getattr(module, name)
-    signature = inspect.signature(original)
-
-    @functools.wraps(original)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs)
-        given.apply_defaults()
-        given.arguments.update(check(**given.arguments) or {})
-        return original(*given.args, **given.kwargs)
-
-    setattr(module, name, checked)
+    check_studies()
 
 
 def _check_known(what: str, name: str, known: Collection[str]) -> None:
@@ -223,11 +184,11 @@ def _check_inference(
         if file is not None or session_id or not asked.get("label_info"):
             raise InputError("output: found dicom_seg, expected it with image and label_info in params: send both.")
     if file is not None:
-        check_volume("file", file, _max_mb())
+        check_volume("file", file, max_mb())
     elif session_id:
-        _check_session(session_id)
+        check_session(session_id)
     else:
-        _check_image(image)
+        check_image(image)
     if label is not None:
         name = PurePath(label.filename or "").name
         check_name("label", name)
@@ -237,64 +198,6 @@ def _check_inference(
 
 def _refuse_whole_slides(model: str, **_: Any) -> None:
     raise HTTPException(404, f"model: found {model!r} asked for a whole slide, expected /infer: this app has volumes.")
-
-
-def _check_new_image(image: str | None, params: str, file: UploadFile, **_: Any) -> dict[str, str]:
-    check_image_info("params", json_object("params", params), app_instance()._scoring_methods)
-    sent = PurePath(file.filename or "").name
-    # MONAI Label takes all behind the first dot for the suffix.
-    name = image or next((sent.removesuffix(end) for end in NIFTI_SUFFIXES if sent.endswith(end)), sent)
-    check_name("image", name)
-    check_volume("file", file, _max_mb())
-    there = app_instance().datastore().get_image_uri(name)
-    if there and os.path.exists(there):
-        raise HTTPException(
-            409,
-            f"image: found {name!r}, which is there already and may have labels, expected a new one: choose another "
-            "name, or delete that one first.",
-        )
-    return {"image": name}
-
-
-def _check_download(image: str, check_sum: str | None, **_: Any) -> None:
-    _check_image(image)
-    kind, colon, _digest = (check_sum or "").partition(":")
-    if colon and kind not in CHECKSUMS:
-        raise InputError(f"check_sum: found {kind!r}, expected one of {', '.join(CHECKSUMS)}: choose one.")
-
-
-def _check_image_info(image: str, info: str, **_: Any) -> None:
-    _check_image(image)
-    check_image_info("info", json_object("info", info), app_instance()._scoring_methods)
-
-
-def _check_new_label(image: str, params: str, tag: str, label: UploadFile, **_: Any) -> None:
-    check_label_info("params", json_object("params", params))
-    _check_image(image)
-    check_name("tag", tag or "final")
-    check_name("label", PurePath(label.filename or "").name)
-    check_label(label, app_instance().datastore().get_image_uri(image), _max_mb())
-
-
-def _check_label_info(label: str, tag: str, info: str, **_: Any) -> None:
-    _check_label(label, tag)
-    check_label_info("info", json_object("info", info))
-
-
-def _check_dataset(limit_cases: int | None, **_: Any) -> None:
-    if limit_cases is not None and limit_cases < 1:
-        raise InputError(f"limit_cases: found {limit_cases}, expected a number above 0: leave it out for all.")
-    if not app_instance().datastore().get_labeled_images():
-        raise HTTPException(404, "dataset: found no scan with a final label, expected one: label a scan first.")
-
-
-def _then_removed(download: Callable[..., FileResponse]) -> Callable[..., FileResponse]:
-    def answer(*args: Any, **kwargs: Any) -> FileResponse:
-        response = download(*args, **kwargs)
-        response.background = BackgroundTask(os.unlink, response.path)
-        return response
-
-    return answer
 
 
 def _check_page(path: str) -> None:
@@ -313,39 +216,3 @@ def _update_model(background_tasks: BackgroundTasks, model: str, file: UploadFil
     app = app_instance()
     _check_known("model", model, app._infers)
     return update_model(app.bundles.get(model), model, file)
-
-
-def _check_new_session(files: list[UploadFile], uncompress: bool, expiry: int, **_: Any) -> None:
-    for file in files:
-        check_name("files", PurePath(file.filename or "").name)
-    if expiry < 0:
-        raise InputError(f"expiry: found {expiry} s, expected 0 (the server's own) or more: mend it.")
-    # Several are the slices of one series.
-    if len(files) == 1:
-        (check_archive if uncompress else check_volume)("files", files[0], _max_mb())
-
-
-def _check_session(session_id: str) -> None:
-    check_name("session_id", session_id)
-    if app_instance().sessions().get_session(session_id) is None:
-        raise HTTPException(404, f"session_id: found no session {session_id!r}, expected one: create it anew.")
-
-
-def _check_image(image: str) -> None:
-    store = app_instance().datastore()
-    if not image or not store.get_image_uri(image):
-        known = sorted(store.list_images())
-        some = ", ".join(known[:5]) + (f" and {len(known) - 5} more" if len(known) > 5 else "")
-        raise HTTPException(
-            404, f"image: found {image!r}, expected the id of one in the studies ({some or 'none'}): upload it first."
-        )
-
-
-def _check_label(label: str, tag: str) -> None:
-    _check_image(label)
-    if not app_instance().datastore().get_label_uri(label, tag):
-        raise HTTPException(404, f"label: found none of {label!r} with the tag {tag!r}, expected one: save it first.")
-
-
-def _max_mb() -> int:
-    return app_instance().max_upload_mb

@@ -10,7 +10,6 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, MutableMapping
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -155,9 +154,10 @@ def _without_folders(detail: Any) -> Any:
         return detail
     sent = os.path.join(tempfile.gettempdir(), "tmp")
     detail = re.sub(re.escape(sent) + r"\w{8}(\.\w+)+", "the upload", detail)
-    folders = {settings.MONAI_LABEL_STUDIES, settings.MONAI_LABEL_SESSION_PATH, os.getcwd(), sys.prefix}
-    folders |= {os.path.realpath(folder) for folder in folders if folder}
-    for folder in sorted({*folders, tempfile.gettempdir(), str(Path.home())} - {"", "/"}, key=len, reverse=True):
+    given = (settings.MONAI_LABEL_STUDIES, settings.MONAI_LABEL_SESSION_PATH, os.getcwd(), sys.prefix)
+    given = (*given, tempfile.gettempdir(), os.path.expanduser("~"))
+    folders = {os.path.realpath(folder) for folder in given} | {folder for folder in given if os.path.isabs(folder)}
+    for folder in sorted(folders - {"/"}, key=len, reverse=True):
         detail = detail.replace(f"{folder.rstrip('/')}/", "")
     return detail
 
