@@ -154,8 +154,8 @@ def _without_folders(detail: Any) -> Any:
         return detail
     sent = os.path.join(tempfile.gettempdir(), "tmp")
     detail = re.sub(re.escape(sent) + r"\w{8}(\.\w+)+", "the upload", detail)
-    given = (settings.MONAI_LABEL_STUDIES, settings.MONAI_LABEL_SESSION_PATH, os.getcwd(), sys.prefix)
-    given = (*given, tempfile.gettempdir(), os.path.expanduser("~"))
+    given = [settings.MONAI_LABEL_STUDIES, settings.MONAI_LABEL_SESSION_PATH, os.getcwd(), sys.prefix]
+    given += [tempfile.gettempdir(), os.path.expanduser("~")]
     folders = {os.path.realpath(folder) for folder in given} | {folder for folder in given if os.path.isabs(folder)}
     for folder in sorted(folders - {"/"}, key=len, reverse=True):
         detail = detail.replace(f"{folder.rstrip('/')}/", "")
