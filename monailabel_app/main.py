@@ -11,7 +11,7 @@ from typing import Any
 
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
-from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 # Bars of processes that MONAI Label starts would push all else out of their status.
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+# Of `--conf`, the last MONAI Label's own.
+KNOWN = {"models", "inferences", "max_upload_mb", "score_model", "hold_minutes", "server_mode"}
+
 
 class LiverSegApp(MONAILabelApp):
     """Every bundle under `bundles/` beside this folder, and under `model/` in it, as a model.
@@ -50,6 +53,11 @@ class LiverSegApp(MONAILabelApp):
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
+        unknown = sorted(set(conf) - KNOWN)
+        if unknown:
+            raise InputError(
+                f"--conf: found {', '.join(unknown)}, expected names among {', '.join(sorted(KNOWN))}: mend them."
+            )
         names = [name.strip() for name in conf.get("models", "").split(",") if name.strip()]
         self.inferences = _positive("inferences", conf.get("inferences", "2"))
         self.max_upload_mb = _positive("max_upload_mb", conf.get("max_upload_mb", "4096"))
@@ -119,6 +127,19 @@ class LiverSegApp(MONAILabelApp):
         info = super().info()
         stats = sorted(info["train_stats"].items(), key=lambda item: item[1].get("start_ts", 0), reverse=True)
         return {**info, "train_stats": dict(stats)}
+
+    def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """As MONAI Label's, but an id is never taken for a file in the folder that the server was started in."""
+        image, store = request["image"], datastore or self.datastore()
+        # A file that was sent along, or that of a session.
+        if os.path.isabs(image):
+            return super().infer(request, store)
+        result = super().infer({**request, "image": store.get_image_uri(image)}, store)
+        if not request.get("save_label"):
+            return result
+        tag = request.get("label_tag", DefaultLabelTag.ORIGINAL)
+        info = {"model": request["model"], "params": result["params"]}
+        return {**result, "label": store.save_label(image, result["file"], tag, info)}
 
     def init_batch_infer(self) -> Callable:
         """Many scans in turn."""

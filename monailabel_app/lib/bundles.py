@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 import sys
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -100,10 +101,10 @@ class Bundle:
         asked = params.get("device")
         if not asked:
             return {}
-        name = asked if isinstance(asked, str) else asked[0]
+        name = asked[0] if isinstance(asked, list) else asked
         # "cuda" is the default of clients that do not know the server, on a machine without a GPU too.
         known = dict.fromkeys([*device_map(), *device_map().values(), "cpu", "cuda"])
-        if name not in known and not name.startswith("cuda:"):
+        if not isinstance(name, str) or (name not in known and not re.fullmatch(r"cuda:\d+", name)):
             raise InputError(
                 f"model {self.name}, option device: found {name!r}, expected one of {', '.join(known)}: choose one."
             )

@@ -6,21 +6,36 @@ and Starlette's inner workings, which change, are left alone.
 
 from __future__ import annotations
 
-import functools
-import inspect
-import json
-import tarfile
-from collections.abc import Callable, Collection
-from pathlib import PurePath
+import os
+import shutil
+import subprocess
+from collections.abc import Collection, Mapping
+from pathlib import Path, PurePath
+from types import SimpleNamespace
 from typing import Any
 
 from fastapi import BackgroundTasks, HTTPException, UploadFile
-from monailabel.endpoints import activelearning, batch_infer, datastore, infer, scoring, session, train, wsi_infer
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.endpoints import (
+    activelearning,
+    batch_infer,
+    infer,
+    logs,
+    ohif,
+    scoring,
+    train,
+    wsi_infer,
+)
 from monailabel.endpoints import model as model_files
+from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.interfaces.utils.app import app_instance
 
-from lib.uploads import check_label, check_volume, update_model
+from lib.infers.segment import Segmentation
+from lib.masks import NIFTI_SUFFIXES
+from lib.studies import before, check_image, check_session, check_studies, max_mb
+from lib.uploads import check_volume, update_model
+from lib.values import check_json, check_name, json_object
 from liverseg.errors import InputError
 
 # What a request says outside its `params`: there, it could name any file of the server, and code to run.
@@ -31,42 +46,25 @@ GENERAL = (
     *("client_id", "label_info", "label_tag", "label_prompt", "logging", "restore_label_idx", "roi"),
     *("save_label", "selected_label_name", "timeout"),
 )
+# Of a batch, beside the model's options.
+NUMBERS = ("max_batch_size", "max_workers")
 
 
 def check_requests() -> None:
     """Check what requests ask for before MONAI Label acts on it, which it does for any name and any path."""
-    _before(infer, "run_inference", _check_inference)
-    _before(wsi_infer, "run_wsi_inference", _refuse_whole_slides)
-    _before(batch_infer, "run", _check_batch)
-    _before(train, "run_model", _check_training)
-    _before(activelearning, "sample", lambda strategy, **_: _check_known("strategy", strategy, _strategies()))
-    _before(scoring, "run_method", lambda method, **_: _check_known("method", method, app_instance()._scoring_methods))
-    for module, name in ((train, "run"), (train, "run_model"), (scoring, "run"), (scoring, "run_method")):
-        _before(module, name, lambda params, **_: _check_params(params))
+    before(infer, "run_inference", _check_inference)
+    before(wsi_infer, "run_wsi_inference", _refuse_whole_slides)
+    before(batch_infer, "run", _check_batch)
+    before(train, "run", _check_trainings)
+    before(train, "run_model", _check_training)
+    before(activelearning, "sample", _check_sample)
+    before(scoring, "run", _check_scorings)
+    before(scoring, "run_method", _check_scoring)
     model_files.update_model = _update_model
-    _before(datastore, "add_image", _check_new_image)
-    _before(datastore, "save_label", _check_new_label)
-    _before(session, "create_session", _check_new_session)
-    # What `uncompress` unpacks must stay in its folder.
-    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # type: ignore[assignment]
-
-
-def _before(module: Any, name: str, check: Callable[..., None]) -> None:
-    original = getattr(module, name)
-    signature = inspect.signature(original)
-
-    @functools.wraps(original)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs)
-        given.apply_defaults()
-        check(**given.arguments)
-        return original(*args, **kwargs)
-
-    setattr(module, name, checked)
-
-
-def _strategies() -> Collection[str]:
-    return app_instance()._strategies
+    before(ohif, "get_ohif", _check_page)
+    # All that `logs` has of `subprocess`, for nvidia-smi.
+    logs.subprocess = SimpleNamespace(run=_run, PIPE=subprocess.PIPE)  # type: ignore[assignment]
+    check_studies()
 
 
 def _check_known(what: str, name: str, known: Collection[str]) -> None:
@@ -76,22 +74,59 @@ def _check_known(what: str, name: str, known: Collection[str]) -> None:
         )
 
 
-def _check_params(params: dict[str, Any] | None) -> None:
-    own = params or {}
+def _check_params(params: Mapping[str, Any], *more: str) -> None:
     # Those of all models, or of all methods, are given by name.
-    for keys in (own, *(value for value in own.values() if isinstance(value, dict))):
-        reserved = [key for key in RESERVED if key in keys]
+    for keys in (params, *(value for value in params.values() if isinstance(value, dict))):
+        reserved = [key for key in (*RESERVED, *more) if key in keys]
         if reserved:
             raise InputError(f"params: found {', '.join(reserved)}, expected options: say these in the address.")
-    if "label_tag" in own:
-        _check_name("label_tag", str(own["label_tag"]))
+    if "label_tag" in params:
+        check_name("label_tag", params["label_tag"])
 
 
-def _check_training(model: str, params: dict[str, Any] | None, **_: Any) -> None:
+def _check_task(params: Mapping[str, Any], run_sync: bool | None, names: Collection[str], *more: str) -> None:
+    """Of what runs in a process of its own, for one or all of `names`."""
+    check_json("params", params)
+    _check_params(params, *more)
+    if run_sync:
+        raise InputError(
+            "run_sync: found true, expected false, because nobody could see or cancel it: ask without it, and then for "
+            "the status."
+        )
+    for name in names:
+        if not isinstance(params.get(name, {}), dict):
+            raise InputError(f"params: found {params[name]!r} for {name}, expected an object of options: mend it.")
+
+
+def _check_trainings(params: dict[str, Any] | None, run_sync: bool | None, **_: Any) -> None:
+    tasks, given = app_instance()._trainers, params or {}
+    _check_task(given, run_sync, tasks)
+    common = {key: value for key, value in given.items() if key not in tasks}
+    for name in tasks:
+        _check_training(name, {**given.get(name, {}), **common}, run_sync)
+
+
+def _check_training(model: str, params: dict[str, Any] | None, run_sync: bool | None, **_: Any) -> None:
     tasks = app_instance()._trainers
     _check_known("model", model, tasks)
+    _check_task(params or {}, run_sync, [])
     _check_options(model, params or {}, tasks[model].config())
     tasks[model].check(params or {}, app_instance().datastore())
+
+
+def _check_sample(strategy: str, params: dict[str, Any] | None, **_: Any) -> None:
+    _check_known("strategy", strategy, app_instance()._strategies)
+    check_json("params", params or {})
+    _check_params(params or {}, "strategy")
+
+
+def _check_scorings(params: dict[str, Any] | None, run_sync: bool | None, **_: Any) -> None:
+    _check_task(params or {}, run_sync, app_instance()._scoring_methods, "method")
+
+
+def _check_scoring(method: str, params: dict[str, Any] | None, run_sync: bool | None, **_: Any) -> None:
+    _check_known("method", method, app_instance()._scoring_methods)
+    _check_task(params or {}, run_sync, [], "method")
 
 
 def _check_options(model: str, params: Collection[str], options: Collection[str]) -> None:
@@ -101,21 +136,41 @@ def _check_options(model: str, params: Collection[str], options: Collection[str]
             raise InputError(f"model {model}: found option {key!r}, expected one of {', '.join(known)}: mend its name.")
 
 
-def _check_batch(model: str, params: dict[str, Any] | None, **_: Any) -> None:
-    _check_params(params)
-    tasks = app_instance()._infers
+def _check_batch(model: str, params: dict[str, Any] | None, run_sync: bool | None, **_: Any) -> None:
+    tasks = {name: task for name, task in app_instance()._infers.items() if isinstance(task, Segmentation)}
     _check_known("model", model, tasks)
-    state = tasks[model].info().get("state", "ready")
+    state, given = tasks[model].info()["state"], params or {}
     if state != "ready":
         raise HTTPException(409, f"model {model}: {state}, and ask again.")
+    _check_task(given, run_sync, [])
+    _check_options(model, given, [*tasks[model].config(), *NUMBERS, "gpus", "multi_gpu"])
+    for key in NUMBERS:
+        if type(given.get(key, 0)) is not int or given.get(key, 0) < 0:
+            raise InputError(f"option {key}: found {given[key]!r}, expected a whole number from 0: mend it.")
+    if not isinstance(given.get("gpus", ""), str):
+        raise InputError(f'option gpus: found {given["gpus"]!r}, expected text like "0,1" or "all": mend it.')
+    # Final labels are what is trained on and scored against.
+    if given.get("label_tag") == DefaultLabelTag.FINAL:
+        raise InputError(
+            "label_tag: found 'final', expected another, because masks that nobody has seen would be trained on: leave "
+            "it out, and submit those that are right."
+        )
+    tasks[model].settings(given)
 
 
 def _check_inference(
-    model: str, image: str, session_id: str, params: str, file: UploadFile | None, label: UploadFile | None, **_: Any
+    model: str,
+    image: str,
+    session_id: str,
+    params: str,
+    file: UploadFile | None,
+    label: UploadFile | None,
+    output: str | None,
+    **_: Any,
 ) -> None:
     tasks = app_instance()._infers
     _check_known("model", model, tasks)
-    asked, options = _json_object("params", params), tasks[model].config()
+    asked, options = json_object("params", params), tasks[model].config()
     if tasks[model].type == InferType.DEEPEDIT:
         options = [*options, *tasks[model].labels, "reset_state"]
         # 3D Slicer says which segment is chosen, and gives a list of clicks for every label of any model.
@@ -123,67 +178,41 @@ def _check_inference(
         asked = {key: value for key, value in asked.items() if key != "label" and not (key in labels and value == [])}
     _check_params(asked)
     _check_options(model, asked, options)
+    if output == "dicom_seg":
+        if not isinstance(app_instance().datastore(), DICOMWebDatastore):
+            raise InputError("output: found dicom_seg, expected image, as the studies are no DICOM server: ask for it.")
+        if file is not None or session_id or not asked.get("label_info"):
+            raise InputError("output: found dicom_seg, expected it with image and label_info in params: send both.")
     if file is not None:
-        check_volume("file", file)
+        check_volume("file", file, max_mb())
     elif session_id:
-        _check_name("session_id", session_id)
-        if app_instance().sessions().get_session(session_id) is None:
-            raise HTTPException(404, f"session_id: found no session {session_id!r}, expected one: create it anew.")
+        check_session(session_id)
     else:
-        _check_image(image)
+        check_image(image)
     if label is not None:
-        _check_name("label", PurePath(label.filename or "").name)
+        name = PurePath(label.filename or "").name
+        check_name("label", name)
+        if not name.endswith(NIFTI_SUFFIXES):
+            raise InputError(f"label: found {name!r}, expected a file {' or '.join(NIFTI_SUFFIXES)}: convert it.")
 
 
 def _refuse_whole_slides(model: str, **_: Any) -> None:
     raise HTTPException(404, f"model: found {model!r} asked for a whole slide, expected /infer: this app has volumes.")
 
 
-def _check_new_image(image: str | None, params: str, file: UploadFile, **_: Any) -> None:
-    _json_object("params", params)
-    _check_name("image", image or PurePath(file.filename or "").name)
-    check_volume("file", file)
+def _check_page(path: str) -> None:
+    # MONAI Label finds one that is a folder, and fails to send it.
+    if (Path(ohif.__file__).parent / "static" / "ohif" / path.replace("/", os.pathsep)).is_dir() and path:
+        raise HTTPException(404, f"ohif: found no page {path!r}, expected one: begin at /ohif/.")
 
 
-def _check_new_label(image: str, params: str, tag: str, label: UploadFile, **_: Any) -> None:
-    _json_object("params", params)
-    _check_image(image)
-    _check_name("tag", tag or "final")
-    _check_name("label", PurePath(label.filename or "").name)
-    check_label(label, app_instance().datastore().get_image_uri(image))
+def _run(command: list[str], stdout: int) -> subprocess.CompletedProcess:
+    if shutil.which(command[0]) is None:
+        raise HTTPException(404, f"gpu: found no {command[0]} on the server, expected it: install NVIDIA's driver.")
+    return subprocess.run(command, stdout=stdout, check=False)
 
 
 def _update_model(background_tasks: BackgroundTasks, model: str, file: UploadFile) -> dict[str, Any]:
     app = app_instance()
     _check_known("model", model, app._infers)
     return update_model(app.bundles.get(model), model, file)
-
-
-def _check_new_session(files: list[UploadFile], **_: Any) -> None:
-    for file in files:
-        _check_name("files", PurePath(file.filename or "").name)
-
-
-def _check_image(image: str) -> None:
-    store = app_instance().datastore()
-    if not image or not store.get_image_uri(image):
-        known = sorted(store.list_images())
-        some = ", ".join(known[:5]) + (f" and {len(known) - 5} more" if len(known) > 5 else "")
-        raise HTTPException(
-            404, f"image: found {image!r}, expected the id of one in the studies ({some or 'none'}): upload it first."
-        )
-
-
-def _check_name(what: str, name: str) -> None:
-    if not name or name.startswith(".") or any(part in name for part in "/\\") or not name.isprintable():
-        raise InputError(f"{what}: found {name!r}, expected a name without slashes and leading dot: rename it.")
-
-
-def _json_object(what: str, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
-        raise InputError(f"{what}: found no JSON ({error}), expected an object of options: mend it.") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{what}: found {value!r}, expected an object of options by name: mend it.")
-    return value

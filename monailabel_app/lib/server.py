@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import re
+import sys
+import tempfile
 from collections.abc import Callable
 from contextvars import ContextVar
 from types import SimpleNamespace
@@ -12,6 +15,7 @@ from typing import Any
 
 import jwt
 from fastapi import BackgroundTasks, FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from monailabel.config import settings
 from monailabel.endpoints import datastore, infer, proxy
@@ -24,7 +28,8 @@ from monailabel.interfaces.exception import (
 )
 from monailabel.utils.others.generic import remove_file
 
-from lib.checks import _before, check_requests
+from lib.checks import check_requests
+from lib.studies import before
 from lib.transport import Threads, UploadLimit
 from liverseg.bundle import sentence
 from liverseg.errors import InputError
@@ -57,21 +62,29 @@ def answer_with_sentences(server: FastAPI) -> None:
     """Answer errors with `{"detail": sentence}`, where MONAI Label answers with a bare 500.
 
     400 for what the user can mend, 404 for an image or a label that is not there, 500 for the rest. All are in the
-    server's log, as OHIF shows none of them; those of 500 with the traceback.
+    server's log, as OHIF shows none of them; those of 500 with the traceback. Only the log says in which folders of the
+    server a file is.
     """
 
     def answer(request: Request, error: Exception) -> JSONResponse:
         status, detail = _status(request, error)
         logger.warning("%s %s: %d %s", request.method, request.url.path, status, detail)
-        return JSONResponse({"detail": detail}, status)
+        return JSONResponse({"detail": _without_folders(detail)}, status)
 
-    for kind in (InputError, MONAILabelException, HTTPException, Exception):
+    for kind in (InputError, RequestValidationError, MONAILabelException, HTTPException, Exception):
         server.add_exception_handler(kind, answer)
 
 
 def _status(request: Request, error: Exception) -> tuple[int, Any]:
+    if isinstance(error, HTTPException) and error.status_code == 429:
+        return 429, f"{request.url.path}: found one that runs, expected none: wait for its end, or cancel it (DELETE)."
     if isinstance(error, HTTPException):
         return error.status_code, error.detail
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:]) or "body"
+        what = "nothing" if first["type"] == "missing" else f"{first['input']!r:.100}"
+        return 400, f"{where}: found {what}, expected otherwise ({first['msg']}): mend the request."
     if isinstance(error, ImageNotFoundException | LabelNotFoundException):
         return 404, f"{error.msg}: see /datastore/?output=all for what is there."
     if isinstance(error, MONAILabelException):
@@ -84,6 +97,19 @@ def _status(request: Request, error: Exception) -> tuple[int, Any]:
         error = error.__cause__  # type: ignore[assignment]
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     return 500, f"{request.url.path} failed ({reason}): see the server's log."
+
+
+def _without_folders(detail: Any) -> Any:
+    if not isinstance(detail, str):
+        return detail
+    sent = os.path.join(tempfile.gettempdir(), "tmp")
+    detail = re.sub(re.escape(sent) + r"\w{8}(\.\w+)+", "the upload", detail)
+    given = [settings.MONAI_LABEL_STUDIES, settings.MONAI_LABEL_SESSION_PATH, os.getcwd(), sys.prefix]
+    given += [tempfile.gettempdir(), os.path.expanduser("~")]
+    folders = {os.path.realpath(folder) for folder in given} | {folder for folder in given if os.path.isabs(folder)}
+    for folder in sorted(folders - {"/"}, key=len, reverse=True):
+        detail = detail.replace(f"{folder.rstrip('/')}/", "")
+    return detail
 
 
 def check_tokens() -> None:
@@ -111,7 +137,7 @@ def check_proxy() -> None:
         if request.method != "GET" and not re.fullmatch(r"studies(/[\d.]+)?", path):
             raise HTTPException(405, f"path: found POST for {path!r}, expected studies, to store: use GET to read.")
 
-    _before(proxy, "proxy_dicom", check)
+    before(proxy, "proxy_dicom", check)
 
 
 def remove_leftovers() -> None:

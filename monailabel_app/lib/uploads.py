@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
+import nibabel as nib
+import numpy as np
 from fastapi import HTTPException, UploadFile
 from monailabel.utils.others.generic import file_checksum
 
@@ -21,32 +27,88 @@ from liverseg.transforms.load import LoadVolumed, check_same_grid
 from liverseg.versions import lock, model_files, new_version, publish, weights_in_use
 
 
-def check_volume(what: str, upload: UploadFile) -> None:
+def check_volume(what: str, upload: UploadFile, max_mb: int) -> None:
     """Whether an upload is one whole volume.
 
     Args:
         what: the field of the request.
         upload: a NIfTI file; it is left as if it had not been read.
+        max_mb: the largest volume in 10⁶ bytes.
 
     Raises:
         InputError: for another file, and one that is not whole or no single 3-D volume.
+        HTTPException: 413 for a larger volume.
     """
     with _copy(what, upload, NIFTI_SUFFIXES) as path:
+        _check_header(path, max_mb)
         LoadVolumed(what)({what: str(path)})
 
 
-def check_label(upload: UploadFile, scan: str) -> None:
+def check_label(upload: UploadFile, scan: str, max_mb: int) -> None:
     """Whether a label is whole and lies on the grid of its scan.
 
     Args:
         upload: a NIfTI file; it is left as if it had not been read.
         scan: path of a NIfTI file or of a folder with a DICOM series.
+        max_mb: the largest volume in 10⁶ bytes.
 
     Raises:
         InputError: for another file, for values that are none of a labelmap, and for another grid, with both grids.
+        HTTPException: 413 for a larger volume.
     """
     with _copy("label", upload, NIFTI_SUFFIXES) as path:
-        check_same_grid(grid_of(scan), read_label(str(path)))
+        _check_header(path, max_mb)
+        try:
+            label = read_label(str(path))
+        except zlib.error as error:
+            raise InputError(
+                f"{path}: not readable as a volume ({error}), expected a whole file: send it anew."
+            ) from error
+        check_same_grid(grid_of(scan), label)
+
+
+def check_archive(what: str, upload: UploadFile, max_mb: int) -> None:
+    """Whether an archive can be unpacked, and is not too large for it.
+
+    Args:
+        what: the field of the request.
+        upload: of any format that `shutil.unpack_archive` knows; it is left as if it had not been read.
+        max_mb: the largest sum of its files in 10⁶ bytes.
+
+    Raises:
+        InputError: for another file, and one that is not whole.
+        HTTPException: 413 for a larger one.
+    """
+    suffixes = [suffix for _, some, _ in shutil.get_unpack_formats() for suffix in some]
+    with _copy(what, upload, suffixes) as path:
+        size = 0
+        try:
+            for one in _sizes(path):
+                size += one
+                _check_size(size, max_mb)
+        except HTTPException:
+            raise
+        # Each format has errors of its own, and some those of the compression.
+        except Exception as error:
+            reason = str(error).partition("\n")[0].rstrip(":")
+            raise InputError(
+                f"{path}: not readable as an archive ({reason}), expected a whole one: pack it anew."
+            ) from error
+
+
+def _sizes(archive: Path) -> Iterator[int]:
+    """Of each file in an archive, unpacked, in bytes."""
+    if archive.suffix == ".zip":
+        with ZipFile(archive) as zipped:
+            yield from [file.file_size for file in zipped.infolist()]
+            damaged = zipped.testzip()
+            if damaged is not None:
+                raise BadZipFile(f"{damaged} is damaged")
+    else:
+        with tarfile.open(archive) as packed:
+            for member in packed:
+                tarfile.data_filter(member, str(archive.parent))
+                yield member.size
 
 
 def update_model(bundle: Bundle | None, model: str, upload: UploadFile) -> dict[str, Any]:
@@ -86,6 +148,36 @@ def update_model(bundle: Bundle | None, model: str, upload: UploadFile) -> dict[
 def _has_several_networks(bundle: Bundle) -> bool:
     with bundle.workflow({}) as parser:
         return "ckpt_path" in parser and isinstance(parser.get_parsed_content("ckpt_path"), Mapping)
+
+
+def _check_header(path: Path, max_mb: int) -> None:
+    """What a NIfTI file says of itself, before it takes the memory that it asks for."""
+    try:
+        image: Any = nib.load(path)
+        shape, dtype, affine = image.shape, image.get_data_dtype(), image.affine
+    # Readers raise whatever they like for a file that is none.
+    except Exception as error:
+        raise InputError(
+            f"{path}: not readable as a volume ({error}), expected a whole NIfTI file: replace it."
+        ) from error
+    if len(shape) < 3 or min(shape) < 1 or math.prod(shape[3:]) != 1:
+        found = "×".join(map(str, shape))
+        raise InputError(f"{path}: found the shape {found}, expected one 3-D volume: save each as a file of its own.")
+    if dtype.kind not in "iuf":
+        raise InputError(f"{path}: found voxels of the type {dtype}, expected one real number each: convert it.")
+    if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3])) > 0:
+        raise InputError(f"{path}: found the affine {affine[:3].tolist()}, expected finite axes in space: mend it.")
+    # Scans are read as float32.
+    _check_size(math.prod(shape) * max(4, dtype.itemsize), max_mb)
+
+
+def _check_size(size: int, max_mb: int) -> None:
+    if size > max_mb * 10**6:
+        raise HTTPException(
+            413,
+            f"upload: found {size // 10**6} MB or more when unpacked, expected at most {max_mb} MB: send a smaller "
+            "volume, or start the server with a larger --conf max_upload_mb.",
+        )
 
 
 @contextmanager

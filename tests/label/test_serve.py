@@ -39,3 +39,12 @@ def test_a_taken_port_a_missing_app_and_missing_studies_are_said(tmp_path):
     assert isinstance(error, InputError)
     assert "--studies" in str(error)
     assert not nowhere.exists()
+
+
+def test_a_misspelt_name_of_conf_is_said(monkeypatch):
+    # The app sets it for good.
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    from main import LiverSegApp
+
+    with pytest.raises(InputError, match=r"found max_upload_md, expected .* max_upload_mb"):
+        LiverSegApp("", "", {"max_upload_md": "5", "models": "unet_liver"})

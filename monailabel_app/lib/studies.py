@@ -1,0 +1,168 @@
+"""What requests may read and change of the studies and of sessions, checked before MONAI Label does it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import PurePath
+from typing import Any
+
+from fastapi import HTTPException, UploadFile
+from fastapi.responses import FileResponse
+from monailabel.endpoints import datastore, session
+from monailabel.interfaces.utils.app import app_instance
+from starlette.background import BackgroundTask
+
+from lib.masks import NIFTI_SUFFIXES
+from lib.uploads import check_archive, check_label, check_volume
+from lib.values import check_image_info, check_label_info, check_name, json_object
+from liverseg.errors import InputError
+
+# Those that MONAI Label computes.
+CHECKSUMS = ("SHA256", "SHA512", "MD5")
+
+
+def check_studies() -> None:
+    """Check what requests ask of scans, labels and sessions."""
+    before(datastore, "add_image", _check_new_image)
+    before(datastore, "remove_image", lambda id, **_: check_image(id))
+    before(datastore, "download_image", _check_download)
+    before(datastore, "get_image_info", lambda image, **_: check_image(image))
+    before(datastore, "update_image_info", _check_image_info)
+    before(datastore, "save_label", _check_new_label)
+    before(datastore, "remove_label", lambda id, tag, **_: _check_label(id, tag))
+    before(datastore, "download_label", lambda label, tag, **_: _check_label(label, tag))
+    before(datastore, "get_label_info", lambda label, tag, **_: _check_label(label, tag))
+    before(datastore, "update_label_info", _check_label_info)
+    before(datastore, "download_dataset", _check_dataset)
+    datastore.download_dataset = _then_removed(datastore.download_dataset)
+    before(session, "create_session", _check_new_session)
+    before(session, "get_session", lambda session_id, **_: check_session(session_id))
+    before(session, "remove_session", lambda session_id, **_: check_session(session_id))
+    # What `uncompress` unpacks must stay in its folder.
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # type: ignore[assignment]
+
+
+def before(module: Any, name: str, check: Callable[..., dict[str, Any] | None]) -> None:
+    """Let `check` see all arguments of a function first; what it returns takes the place of those given."""
+    original = getattr(module, name)
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        given.arguments.update(check(**given.arguments) or {})
+        return original(*given.args, **given.kwargs)
+
+    setattr(module, name, checked)
+
+
+def _check_new_image(image: str | None, params: str, file: UploadFile, **_: Any) -> dict[str, str]:
+    check_image_info("params", json_object("params", params), app_instance()._scoring_methods)
+    sent = PurePath(file.filename or "").name
+    # MONAI Label takes all behind the first dot for the suffix.
+    name = image or next((sent.removesuffix(end) for end in NIFTI_SUFFIXES if sent.endswith(end)), sent)
+    check_name("image", name)
+    check_volume("file", file, max_mb())
+    there = app_instance().datastore().get_image_uri(name)
+    if there and os.path.exists(there):
+        raise HTTPException(
+            409,
+            f"image: found {name!r}, which is there already and may have labels, expected a new one: choose another "
+            "name, or delete that one first.",
+        )
+    return {"image": name}
+
+
+def _check_download(image: str, check_sum: str | None, **_: Any) -> None:
+    check_image(image)
+    kind, colon, _digest = (check_sum or "").partition(":")
+    if colon and kind not in CHECKSUMS:
+        raise InputError(f"check_sum: found {kind!r}, expected one of {', '.join(CHECKSUMS)}: choose one.")
+
+
+def _check_image_info(image: str, info: str, **_: Any) -> None:
+    check_image(image)
+    check_image_info("info", json_object("info", info), app_instance()._scoring_methods)
+
+
+def _check_new_label(image: str, params: str, tag: str, label: UploadFile, **_: Any) -> None:
+    check_label_info("params", json_object("params", params))
+    check_image(image)
+    check_name("tag", tag or "final")
+    check_name("label", PurePath(label.filename or "").name)
+    check_label(label, app_instance().datastore().get_image_uri(image), max_mb())
+
+
+def _check_label_info(label: str, tag: str, info: str, **_: Any) -> None:
+    _check_label(label, tag)
+    check_label_info("info", json_object("info", info))
+
+
+def _check_dataset(limit_cases: int | None, **_: Any) -> None:
+    if limit_cases is not None and limit_cases < 1:
+        raise InputError(f"limit_cases: found {limit_cases}, expected a number above 0: leave it out for all.")
+    if not app_instance().datastore().get_labeled_images():
+        raise HTTPException(404, "dataset: found no scan with a final label, expected one: label a scan first.")
+
+
+def _then_removed(download: Callable[..., FileResponse]) -> Callable[..., FileResponse]:
+    def answer(*args: Any, **kwargs: Any) -> FileResponse:
+        response = download(*args, **kwargs)
+        response.background = BackgroundTask(os.unlink, response.path)
+        return response
+
+    return answer
+
+
+def _check_new_session(files: list[UploadFile], uncompress: bool, expiry: int, **_: Any) -> None:
+    for file in files:
+        check_name("files", PurePath(file.filename or "").name)
+    if expiry < 0:
+        raise InputError(f"expiry: found {expiry} s, expected 0 (the server's own) or more: mend it.")
+    # Several are the slices of one series.
+    if len(files) == 1:
+        (check_archive if uncompress else check_volume)("files", files[0], max_mb())
+
+
+def check_session(session_id: str) -> None:
+    """Refuse a session that is not there.
+
+    Raises:
+        HTTPException: 404 for it.
+        InputError: for what is no name.
+    """
+    check_name("session_id", session_id)
+    if app_instance().sessions().get_session(session_id) is None:
+        raise HTTPException(404, f"session_id: found no session {session_id!r}, expected one: create it anew.")
+
+
+def check_image(image: str) -> None:
+    """Refuse a scan that is not in the studies.
+
+    Raises:
+        HTTPException: 404 with some that are.
+    """
+    store = app_instance().datastore()
+    if not image or not store.get_image_uri(image):
+        known = sorted(store.list_images())
+        some = ", ".join(known[:5]) + (f" and {len(known) - 5} more" if len(known) > 5 else "")
+        raise HTTPException(
+            404, f"image: found {image!r}, expected the id of one in the studies ({some or 'none'}): upload it first."
+        )
+
+
+def _check_label(label: str, tag: str) -> None:
+    store = app_instance().datastore()
+    check_image(label)
+    if not store.get_label_uri(label, tag):
+        raise HTTPException(404, f"label: found none of {label!r} with the tag {tag!r}, expected one: save it first.")
+
+
+def max_mb() -> int:
+    """The largest upload in 10⁶ bytes."""
+    return app_instance().max_upload_mb

@@ -1,0 +1,325 @@
+"""Wrong requests: each gets a sentence that says so, and leaves no trace that others would meet."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+import zipfile
+
+import nibabel as nib
+import numpy as np
+import pytest
+import requests
+from bundle_runs import AFFINE, make_scan
+
+pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
+
+LONG = "n" * 300
+DEEP = "[" * 5000
+
+
+def packed(voxels: np.ndarray, affine: np.ndarray = AFFINE) -> bytes:
+    return gzip.compress(nib.Nifti1Image(voxels, affine).to_bytes())
+
+
+SCAN, LABEL = packed(make_scan(9)[0]), packed(make_scan(9)[1])
+RGB = [("R", "u1"), ("G", "u1"), ("B", "u1")]
+
+
+def huge(side: int) -> bytes:
+    """A file that announces more voxels than it has."""
+    header = nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), AFFINE).header
+    header.set_data_shape((side, side, side))
+    return gzip.compress(header.binaryblock + bytes(100))
+
+
+def bent(image: bytes, value: float) -> bytes:
+    """The same with an affine that maps nothing."""
+    start = bytearray(gzip.decompress(image))
+    start[280:284] = np.float32(value).tobytes()
+    return gzip.compress(bytes(start))
+
+
+def zipped(name: str, content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    return file.getvalue()
+
+
+def damaged(archive: bytes) -> bytes:
+    return archive[:100] + b"noise" * 9 + archive[145:]
+
+
+def tarred(name: str, content: bytes) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+@pytest.fixture
+def ask(server, root):
+    def ask(method: str, address: str, **sent) -> requests.Response:
+        answer = requests.request(method, f"{server.url}/{address}", timeout=60, **sent)
+        assert str(root) not in answer.text or answer.status_code == 200
+        return answer
+
+    return ask
+
+
+def check_refused(answer: requests.Response, status: int, *words: str) -> None:
+    assert answer.status_code == status, answer.text
+    detail = answer.json()["detail"]
+    assert isinstance(detail, str)
+    assert "\n" not in detail
+    assert "/tmp" not in detail
+    assert "site-packages" not in detail
+    for word in words:
+        assert word in detail, detail
+
+
+def objects(ask) -> dict:
+    return ask("GET", "datastore/?output=all").json()["objects"]
+
+
+# --- scans and labels that are sent
+
+
+def test_a_scan_is_never_replaced(ask):
+    before = ask("GET", "datastore/image?image=plain").content
+    for sent in (("?image=plain", "a.nii.gz"), ("", "plain.nii.gz")):
+        answer = ask("PUT", f"datastore/image{sent[0]}", files={"file": (sent[1], SCAN)})
+        check_refused(answer, 409, "'plain'", "there already", "delete")
+    assert ask("GET", "datastore/image?image=plain").content == before
+
+
+def test_an_id_is_the_name_of_the_file(ask):
+    names = ["1.2.840.113", "1.3.12.2"]
+    for name, content in zip(names, (SCAN, LABEL), strict=True):
+        assert ask("PUT", "datastore/image", files={"file": (f"{name}.nii.gz", content)}).json() == {"image": name}
+        assert ask("GET", f"datastore/image?image={name}").content == content
+    for name in names:
+        assert ask("DELETE", f"datastore/image?id={name}").status_code == 200
+        # There is room for another one at once.
+        assert ask("PUT", f"datastore/image?image={name}", files={"file": ("a.nii.gz", SCAN)}).status_code == 200
+        assert ask("DELETE", f"datastore/image?id={name}").status_code == 200
+
+
+def test_an_id_is_no_path_of_the_server(ask, root):
+    assert (root / "bundles").is_dir()
+    assert ask("PUT", "datastore/image?image=bundles", files={"file": ("a.nii.gz", SCAN)}).status_code == 200
+    params = {"params": json.dumps({"save_label": True, "label_tag": "tried"})}
+    answer = ask("POST", "infer/two_d?image=bundles&output=image", data=params)
+    assert answer.status_code == 200, answer.text
+    assert ask("GET", "datastore/label?label=bundles&tag=tried").content == answer.content
+    assert ask("DELETE", "datastore/image?id=bundles").status_code == 200
+
+
+SHAPE = (48, 40, 8)
+UPLOADS = {
+    "4-D": ("label", "a.nii.gz", lambda: packed(np.zeros((*SHAPE, 2), np.uint8)), 400, ["3-D"]),
+    "2-D": ("label", "a.nii.gz", lambda: packed(np.zeros(SHAPE[:2], np.uint8)), 400, ["48×40", "3-D"]),
+    "complex": ("label", "a.nii.gz", lambda: packed(np.zeros(SHAPE, np.complex64)), 400, ["complex64"]),
+    "colours": ("label", "a.nii.gz", lambda: packed(np.zeros(SHAPE, RGB)), 400, ["type"]),
+    "nan": ("label", "a.nii.gz", lambda: bent(LABEL, np.nan), 400, ["affine", "nan"]),
+    "flat": ("label", "a.nii.gz", lambda: bent(LABEL, 0), 400, ["affine", "finite axes"]),
+    "huge": ("label", "a.nii.gz", lambda: huge(30000), 413, ["4 MB", "max_upload_mb"]),
+    "noise": ("label", "a.nii.gz", lambda: damaged(LABEL), 400, ["'a.nii.gz'"]),
+    "long tag": (f"label&tag={LONG}", "a.nii.gz", lambda: LABEL, 400, ["tag", "300", "200"]),
+    "scan nan": ("image", "a.nii.gz", lambda: bent(SCAN, np.nan), 400, ["'a.nii.gz'", "affine"]),
+    "scan complex": ("image", "a.nii.gz", lambda: packed(np.zeros((8, 8, 8), np.complex64)), 400, ["complex64"]),
+    "scan bomb": ("image", "a.nii.gz", lambda: huge(200), 413, ["32 MB", "4 MB"]),
+    "long id": (f"image&image={LONG}", "a.nii.gz", lambda: SCAN, 400, ["image", "300", "200"]),
+    "junk": ("session", "a.bin", lambda: b"abc", 400, ["'a.bin'", ".nii.gz"]),
+    "no volume": ("session", "a.nii.gz", lambda: b"abc", 400, ["not readable"]),
+    "expiry": ("session&expiry=-5", "a.nii.gz", lambda: SCAN, 400, ["expiry", "-5"]),
+    "text": ("session&uncompress=true", "a.txt", lambda: b"abc", 400, ["'a.txt'", ".zip"]),
+    "no zip": ("session&uncompress=true", "a.zip", lambda: b"abc", 400, ["'a.zip'", "archive"]),
+    "half a zip": ("session&uncompress=true", "a.zip", lambda: damaged(zipped("a", SCAN)), 400, ["'a.zip'"]),
+    "no tar": ("session&uncompress=true", "a.tar.gz", lambda: SCAN, 400, ["'a.tar.gz'"]),
+    "outside": ("session&uncompress=true", "a.tar.gz", lambda: tarred("../a", b"abc"), 400, ["'a.tar.gz'", "../a"]),
+    "zip bomb": ("session&uncompress=true", "a.zip", lambda: zipped("a", bytes(5 * 10**6)), 413, ["5 MB", "4 MB"]),
+    "tar bomb": ("session&uncompress=true", "a.tar.gz", lambda: tarred("a", bytes(5 * 10**6)), 413, ["5 MB", "4 MB"]),
+}
+ADDRESSES = {"label": "datastore/label?image=plain", "image": "datastore/image?", "session": "session/?"}
+FIELDS = {"label": "label", "image": "file", "session": "files"}
+
+
+@pytest.mark.parametrize("case", UPLOADS)
+def test_an_upload_is_whole_and_a_volume(ask, root, case):
+    what, name, content, status, words = UPLOADS[case]
+    kind, _, options = what.partition("&")
+    before = sorted(path for path in root.rglob("*") if "logs" not in path.parts)
+    answer = ask("PUT", f"{ADDRESSES[kind]}&{options}", files={FIELDS[kind]: (name, content())})
+    check_refused(answer, status, *words)
+    assert sorted(path for path in root.rglob("*") if "logs" not in path.parts) == before
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_archives_are_unpacked_for_a_session(ask, pack):
+    name = {zipped: "a.zip", tarred: "a.tar.gz"}[pack]
+    answer = ask("PUT", "session/?uncompress=true", files={"files": (name, pack("slice.dcm", b"abc"))})
+    assert answer.status_code == 200, answer.text
+    assert ask("DELETE", f"session/{answer.json()['session_id']}").status_code == 200
+
+
+# --- what is said of scans and labels
+
+
+@pytest.fixture
+def labelled(ask):
+    """A scan with a label that is no final one."""
+    assert ask("PUT", "datastore/image?image=said", files={"file": ("a.nii.gz", SCAN)}).status_code == 200
+    sent = {
+        "files": {"label": ("a.nii.gz", LABEL)},
+        "data": {"params": '{"label_info": [{"name": "liver", "idx": 1}]}'},
+    }
+    assert ask("PUT", "datastore/label?image=said&tag=draft", **sent).status_code == 200
+    yield "said"
+    assert ask("DELETE", "datastore/image?id=said").status_code == 200
+
+
+def test_what_is_said_is_kept_unless_it_breaks_others(ask, labelled):
+    image, label = f"datastore/image/info?image={labelled}", f"datastore/label/info?label={labelled}&tag=draft"
+    assert ask("PUT", image, data={"info": '{"note": "é"}'}).status_code == 200
+    assert ask("PUT", label, data={"info": '{"params": {"label_names": {"liver": 1}}}'}).status_code == 200
+    before = objects(ask)[labelled]
+    assert before["image"]["info"]["note"] == "é"
+    assert before["labels"]["draft"]["info"]["label_info"] == [{"name": "liver", "idx": 1}]
+
+    for text in ("{", "[1]", "3", "null", '{"a": NaN}', '{"a": 1e999}', '{"a": "\\ud800"}', f'{{"a": {DEEP}'):
+        check_refused(ask("PUT", image, data={"info": text}), 400, "info")
+        check_refused(ask("PUT", label, data={"info": text}), 400, "info")
+        files = {"label": ("a.nii.gz", LABEL)}
+        check_refused(
+            ask("PUT", f"datastore/label?image={labelled}", files=files, data={"params": text}), 400, "params"
+        )
+    for key in ("served", "strategy", "uncertainty", "dice", "disagreement", "id", "path"):
+        check_refused(ask("PUT", image, data={"info": json.dumps({key: 5})}), 400, key, "server's own")
+        sent = {"files": {"file": ("a.nii.gz", SCAN)}, "data": {"params": json.dumps({key: 5})}}
+        check_refused(ask("PUT", "datastore/image?image=new", **sent), 400, key)
+    for info in (
+        {"label_info": 3},
+        {"label_info": [3]},
+        {"label_info": [{"idx": "x"}]},
+        {"label_info": [{"name": "liver", "idx": 1.5}]},
+        {"label_info": [{"name": "liver", "idx": -1}]},
+        {"label_info": [{"name": 3, "idx": 1}]},
+        {"params": None},
+        {"params": {"label_names": {"liver": "x"}}},
+    ):
+        files = {"label": ("a.nii.gz", LABEL)}
+        check_refused(ask("PUT", label, data={"info": json.dumps(info)}), 400, "expected")
+        answer = ask("PUT", f"datastore/label?image={labelled}", files=files, data={"params": json.dumps(info)})
+        check_refused(answer, 400, "expected")
+    assert objects(ask)[labelled] == before
+    client = {"client_id": float("nan")}
+    header = {"Content-Type": "application/json"}
+    check_refused(ask("POST", "activelearning/first", data=json.dumps(client), headers=header), 400, "finite")
+
+
+@pytest.mark.parametrize(
+    ("method", "address"),
+    [
+        ("GET", "datastore/image?image=nothing"),
+        ("GET", "datastore/image/info?image=nothing"),
+        ("PUT", "datastore/image/info?image=nothing"),
+        ("DELETE", "datastore/image?id=nothing"),
+        ("GET", "datastore/label?label=nothing&tag=final"),
+        ("GET", "datastore/label?label=plain&tag=nothing"),
+        ("GET", "datastore/label/info?label=nothing&tag=final"),
+        ("GET", "datastore/label/info?label=plain&tag=nothing"),
+        ("DELETE", "datastore/label?id=nothing&tag=final"),
+        ("DELETE", "datastore/label?id=plain&tag=nothing"),
+        ("GET", "session/nothing"),
+        ("DELETE", "session/nothing"),
+    ],
+)
+def test_what_is_not_there_is_named(ask, method, address):
+    check_refused(ask(method, address), 404, "'nothing'", "expected")
+
+
+# --- options
+
+
+@pytest.mark.parametrize(
+    ("address", "body", "status", "words"),
+    [
+        ("infer/two_d?image=plain", {"device": 5}, 400, ["device", "5"]),
+        ("infer/two_d?image=plain", {"device": [5]}, 400, ["device", "5"]),
+        ("infer/two_d?image=plain", {"device": {"a": 1}}, 400, ["device"]),
+        ("infer/two_d?image=plain", {"device": "cuda:x"}, 400, ["device", "cuda:x"]),
+        ("infer/two_d?image=plain", {"label_tag": 5}, 400, ["label_tag", "5"]),
+        ("infer/two_d?image=plain", {"label_tag": ["a"]}, 400, ["label_tag"]),
+        ("infer/two_d?image=plain", {"label_tag": LONG}, 400, ["label_tag", "200"]),
+        ("infer/two_d?image=plain&output=dicom_seg", {}, 400, ["dicom_seg"]),
+        ("infer/two_d?image=plain&output=foo", {}, 400, ["output", "'foo'", "dicom_seg"]),
+        ("infer/scribbles?image=plain", {"label_info": [1]}, 400, ["label"]),
+        ("batch/infer/two_d", {"mask_cleaning": "zzz"}, 400, ["mask_cleaning", "'zzz'"]),
+        ("batch/infer/two_d", {"nonsense": 1}, 400, ["'nonsense'"]),
+        ("batch/infer/two_d", {"max_workers": "x"}, 400, ["max_workers", "'x'"]),
+        ("batch/infer/two_d", {"max_batch_size": "abc"}, 400, ["max_batch_size", "'abc'"]),
+        ("batch/infer/two_d", {"max_batch_size": None}, 400, ["max_batch_size"]),
+        ("batch/infer/two_d", {"gpus": 3}, 400, ["gpus", "3"]),
+        ("batch/infer/two_d", {"label_tag": "final"}, 400, ["label_tag", "trained on"]),
+        ("batch/infer/two_d?images=foo", {}, 400, ["images", "'foo'"]),
+        ("batch/infer/two_d?run_sync=true", {}, 400, ["run_sync"]),
+        ("batch/infer/scribbles", {}, 404, ["'scribbles'", "two_d"]),
+        ("train/two_d?run_sync=true", {}, 400, ["run_sync"]),
+        ("train/?run_sync=true", {}, 400, ["run_sync"]),
+        ("train/", {"two_d": 5}, 400, ["two_d", "5"]),
+        ("train/", {"max_epochs": "x"}, 400, ["max_epochs", "x"]),
+        ("train/", {"clicks": {"max_epochs": "x"}}, 400, ["max_epochs", "x"]),
+        ("train/", {"nobody": {}}, 400, ["'nobody'"]),
+        ("train/two_d", [1], 400, ["body", "[1]"]),
+        ("scoring/", {"dice": 3}, 400, ["dice", "3"]),
+        ("scoring/?run_sync=true", {}, 400, ["run_sync"]),
+        ("scoring/dice?run_sync=true", {}, 400, ["run_sync"]),
+        ("scoring/uncertainty", {"method": "nope"}, 400, ["method"]),
+        ("activelearning/random", {"strategy": "nope"}, 400, ["strategy"]),
+        ("activelearning/random", {"strategy": None}, 400, ["strategy"]),
+    ],
+)
+def test_wrong_options_start_nothing(ask, address, body, status, words):
+    def tasks() -> list:
+        kinds = ("batch/infer", "train/", "scoring/")
+        return [ask("GET", f"{kind}?all=true").json() for kind in kinds]
+
+    before = tasks()
+    sent = {"data": {"params": json.dumps(body)}} if address.startswith("infer/") else {"json": body}
+    check_refused(ask("POST", address, **sent), status, *words)
+    assert tasks() == before
+
+
+def test_no_request_is_answered_with_anything_but_a_sentence(ask):
+    check_refused(ask("POST", "train/two_d", data="{", headers={"Content-Type": "application/json"}), 400, "JSON")
+    check_refused(ask("DELETE", "datastore/label?id=plain"), 400, "tag", "nothing")
+    check_refused(ask("GET", "datastore/?output=foo"), 400, "output", "'foo'", "'stats'")
+    check_refused(ask("GET", "ohif/%2e%2e"), 404, "'..'")
+    assert ask("GET", "ohif/viewer/any").status_code == 200
+    assert ask("HEAD", "datastore/image?image=plain&check_sum=FOO:abc").status_code == 400
+    check_refused(ask("GET", "datastore/image?image=nobody"), 404, "plain")
+    gpu = ask("GET", "logs/gpu")
+    assert gpu.status_code == 200 or "nvidia-smi" in gpu.json()["detail"]
+    files = {"label": ("l.bin", b"abc")}
+    check_refused(ask("POST", "infer/scribbles?image=plain", files=files), 400, "'l.bin'", ".nii.gz")
+    # A file of the client's is not called as the server calls its copy.
+    values = packed(np.full((48, 40, 8), 300, np.int16))
+    params = {"label_info": [{"name": "liver", "id": 1}], "selected_label_name": "liver"}
+    sent = {"files": {"label": ("mine.nii.gz", values)}, "data": {"params": json.dumps(params)}}
+    check_refused(ask("POST", "infer/scribbles?image=plain", **sent), 400, "the upload: found values")
+
+
+def test_the_archive_of_the_labels_is_packed(ask):
+    check_refused(ask("GET", "datastore/dataset"), 404, "final label")
+    assert ask("PUT", "datastore/label?image=plain", files={"label": ("a.nii.gz", LABEL)}).status_code == 200
+    check_refused(ask("GET", "datastore/dataset?limit_cases=-1"), 400, "limit_cases")
+    answer = ask("GET", "datastore/dataset")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.read("label/plain.nii.gz") == LABEL
+    assert ask("DELETE", "datastore/label?id=plain&tag=final").status_code == 200
