@@ -119,7 +119,8 @@ def correct_region(
     else:
         log_odds = None if prior is None else network_log_odds(prior[middles])
     found = cut(image[middles], held, strokes[0], strokes[1], coarse_mm, log_odds, **options)
-    corrected = np.where((found != held)[back], found[back], label)
+    gained = found.astype(np.int8) - held
+    corrected = label + gained[back] > 0
     corrected[foreground], corrected[background] = True, False
     return corrected
 
