@@ -3,8 +3,9 @@ r"""Time from a stroke to the corrected mask, by each prior, on one large scan.
 python benchmarks/strokes.py --shape 512 512 128
 python benchmarks/strokes.py --shape 512 512 128 --set "stage_network#first_filters" 16
 
-Synthetic CT with a mask of the liver that leaks, and a stroke in the leak. The bundle's weights are random, so its
-probabilities fill the scan and are as large to keep as they get. CPU seconds are those of all threads together.
+Synthetic CT with a mask of the liver that leaks, and a stroke in the leak, or strokes far from each other. The bundle's
+weights are random, so its probabilities fill the scan and are as large to keep as they get. CPU seconds are those of
+all threads together.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ from lib.probabilities import ProbabilityStore  # noqa: E402
 
 SPACING_MM = (0.75, 0.75, 2.5)
 LIVER, BACKGROUND = 1, 2
+# Where further strokes begin, along all axes alike.
+SPREAD = {
+    "three strokes across the liver": (0.2, 0.45, 0.7),
+    "strokes in two corners": (0.0, 0.95),
+    "strokes from corner to corner": (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.93),
+}
 
 
 def main() -> None:
@@ -66,6 +73,9 @@ def main() -> None:
         measure(f"stroke, {bundle.name}", lambda: scribbles({**request, "prior": bundle.name}), arguments.repeats)
         measure("stroke, label", lambda: scribbles(request), arguments.repeats)
         measure("stroke, none", lambda: scribbles({**request, "prior": "none"}), arguments.repeats)
+        for name, fractions in SPREAD.items():
+            spread = write_strokes(request, Path(folder), fractions)
+            measure(f"{name}, label", lambda request=spread: scribbles(request), arguments.repeats)
         kept_mb = sum(file.stat().st_size for file in store.folder.iterdir()) / 1e6
         shutil.rmtree(store.folder)
         measure(f"stroke, {bundle.name}, nothing kept", lambda: scribbles({**request, "prior": bundle.name}))
@@ -86,6 +96,19 @@ def write_scan(folder: Path, shape: tuple[int, int, int]) -> dict[str, Any]:
     info = [{"name": "liver", "id": LIVER}, {"name": "background_scribbles", "id": BACKGROUND}]
     paths = {name: str(folder / f"{name}.nii.gz") for name in ("image", "label")}
     return {**paths, "label_info": info, "selected_label_name": "liver"}
+
+
+def write_strokes(request: Mapping[str, Any], folder: Path, fractions: Sequence[float]) -> dict[str, Any]:
+    """The request with strokes of 4×20×1 voxels instead of its own."""
+    held = nib.load(request["label"])
+    labels = np.array(held.dataobj)
+    labels[labels == BACKGROUND] = LIVER
+    for fraction in fractions:
+        x, y, z = (int(fraction * length) for length in labels.shape)
+        labels[x : x + 4, y : y + 20, z] = BACKGROUND
+    path = str(folder / f"strokes_{len(fractions)}.nii.gz")
+    nib.save(nib.Nifti1Image(labels, held.affine), path)
+    return {**request, "label": path}
 
 
 def write_bundle(source: Path, folder: Path, settings: Mapping[str, str]) -> Bundle:

@@ -26,7 +26,7 @@ def serve(
     ] = None,
     models: Annotated[str | None, typer.Option(help="Bundles to take, separated by commas; all without it.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     out: Annotated[Path, typer.Option(help="Folder for the phantoms, as of liverseg demo.")] = Path("demo"),
     app: Annotated[Path, typer.Option(help="Folder of the MONAI Label app.")] = Path("monailabel_app"),
 ) -> None:
@@ -42,24 +42,30 @@ def serve(
         raise InputError('found no package monailabel, expected it: pip install "liverseg[label]".')
     if not (app / "main.py").is_file():
         raise InputError(f"{app}: there is no app, expected main.py in it: run from the project's root.")
-    if studies is not None and not studies.startswith(("http://", "https://")) and not Path(studies).is_dir():
+    if (
+        studies is not None
+        and not studies.startswith(("http://", "https://"))
+        and not (studies and Path(studies).is_dir())
+    ):
         raise InputError(
-            f"{studies}: there is no such folder, expected scans in it, or the address of a DICOMweb server: mend "
-            "--studies."
+            f"--studies: found {studies!r}, expected a folder with scans, or the address of a DICOMweb server: mend it."
         )
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise InputError(
-                f"{host}:{port}: cannot be listened on ({error.strerror}), expected a free port: choose another with "
-                "--port."
-            ) from error
+    # As the server takes it.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise InputError(
+            f"{host}:{port}: cannot be listened on ({error.strerror}), expected an address of this machine and a free "
+            "port: choose another with --host or --port."
+        ) from error
     console = Console()
     if studies is None:
         studies = str(_prepare_phantoms(console, out.resolve(), app.resolve()))
-    console.print(f"In 3D Slicer's module MONAI Label, the server is [bold]http://{host}:{port}[/bold]", soft_wrap=True)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    console.print(
+        f"In 3D Slicer's module MONAI Label, the server is {address}", style="bold", markup=False, soft_wrap=True
+    )
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", studies]
     command += ["--host", host, "--port", str(port), *(["--conf", "models", models] if models else []), *context.args]
     # The server takes this process's place, so that whoever stops this one stops it.
@@ -82,5 +88,7 @@ def _prepare_phantoms(console: Console, out: Path, app: Path) -> Path:
     content = {**json.loads(config.read_text()), "spacing": SETTINGS["spacing"]}
     config.write_text(json.dumps(content, indent=4))
     if not (taken / "models" / "model.pt").is_file():
-        shutil.copytree(out / "models", taken / "models", ignore=shutil.ignore_patterns("checkpoint.pt"))
+        shutil.copytree(
+            out / "models", taken / "models", ignore=shutil.ignore_patterns("checkpoint.pt"), dirs_exist_ok=True
+        )
     return studies

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import pydoc
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,21 +44,22 @@ class Kept:
     fingerprint: str
     options: Mapping[str, Any]
 
-    def region(self, names: Collection[str], region: Box) -> NDArray[np.float32]:
-        """The sum of the probabilities of some of the bundle's labels, 0 to 1, in a box of the scan's own grid."""
-        total = np.zeros([part.stop - part.start for part in region], np.int32)
+    def regions(self, names: Collection[str], regions: Sequence[Box]) -> list[NDArray[np.float32]]:
+        """The sum of the probabilities of some of the bundle's labels, 0 to 1, in boxes of the scan's own grid."""
+        totals = [np.zeros([part.stop - part.start for part in region], np.int32) for region in regions]
         with np.load(self.file) as stored:
             for name in names:
                 starts, values = stored[f"{name} starts"], stored[name]
-                begins = [max(part.start, start) for part, start in zip(region, starts, strict=True)]
-                ends = [min(p.stop, s + n) for p, s, n in zip(region, starts, values.shape, strict=True)]
-                if all(begin < end for begin, end in zip(begins, ends, strict=True)):
-                    there, here = (
-                        tuple(slice(b - o, e - o) for b, e, o in zip(begins, ends, origin, strict=True))
-                        for origin in (starts, [part.start for part in region])
-                    )
-                    total[here] += values[there]
-        return (total / 255).astype(np.float32)
+                for region, total in zip(regions, totals, strict=True):
+                    begins = [max(part.start, start) for part, start in zip(region, starts, strict=True)]
+                    ends = [min(p.stop, s + n) for p, s, n in zip(region, starts, values.shape, strict=True)]
+                    if all(begin < end for begin, end in zip(begins, ends, strict=True)):
+                        there, here = (
+                            tuple(slice(b - o, e - o) for b, e, o in zip(begins, ends, origin, strict=True))
+                            for origin in (starts, [part.start for part in region])
+                        )
+                        total[here] += values[there]
+        return [(total / 255).astype(np.float32) for total in totals]
 
 
 class ProbabilityStore:

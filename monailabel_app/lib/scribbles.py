@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import cc3d
 import numpy as np
 import numpymaxflow
 from monailabel.scribbles.utils import make_iseg_unary
@@ -28,12 +30,14 @@ SAMPLES, MIXTURES = 2000, 2
 # Standard deviation of the difference of neighbours across which a border costs nothing, of intensities from 0 to 1.
 SIGMA = 0.1
 BACKGROUND, FOREGROUND = 2, 3
+# So many are cut in a second or two.
+LIMIT_VOXELS = 2_000_000
 
 Mask = NDArray[np.bool_]
 
 
-def region_of(strokes: Mask, spacing_mm: Sequence[float], margin_mm: float) -> Box:
-    """The box around strokes with a margin, within the volume.
+def regions_of(strokes: Mask, spacing_mm: Sequence[float], margin_mm: float) -> list[Box]:
+    """Boxes around strokes with a margin, within the volume: strokes whose boxes overlap share one.
 
     Args:
         strokes: (H, W, D).
@@ -43,13 +47,82 @@ def region_of(strokes: Mask, spacing_mm: Sequence[float], margin_mm: float) -> B
     Raises:
         InputError: when there are no strokes.
     """
-    box = bounding_box(strokes.view(np.uint8), [math.ceil(margin_mm / mm) for mm in spacing_mm])
-    if box is None:
+    whole = bounding_box(strokes.view(np.uint8), (0, 0, 0))
+    if whole is None:
         raise InputError(
             "label: found no strokes, expected some in the segments background_scribbles or foreground_scribbles: "
             "draw one and send it again."
         )
-    return tuple(slice(part.start, min(part.stop, length)) for part, length in zip(box, strokes.shape, strict=True))
+    margin = [math.ceil(margin_mm / mm) for mm in spacing_mm]
+    regions: list[Box] = []
+    # The first is the background, of everything else.
+    for stroke in cc3d.statistics(cc3d.connected_components(strokes[whole]))["bounding_boxes"][1:]:
+        region = tuple(
+            slice(max(outer.start + part.start - far, 0), min(outer.start + part.stop + far, length))
+            for outer, part, far, length in zip(whole, stroke, margin, strokes.shape, strict=True)
+        )
+        while near := [other for other in regions if _overlap(region, other)]:
+            regions = [other for other in regions if other not in near]
+            axes = zip(region, *near, strict=True)
+            region = tuple(slice(min(p.start for p in parts), max(p.stop for p in parts)) for parts in axes)
+        regions.append(region)
+    return regions
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
+
+
+def inner_of(region: Box, shape: Sequence[int]) -> Box:
+    """What of a region is not on its border with the rest of a volume of `shape`, as a box in the region."""
+    return tuple(
+        slice(1 if part.start > 0 else None, -1 if part.stop < length else None)
+        for part, length in zip(region, shape, strict=True)
+    )
+
+
+def correct_region(
+    image: NDArray[np.floating],
+    label: Mask,
+    foreground: Mask,
+    background: Mask,
+    spacing_mm: Sequence[float],
+    prior: str | NDArray[np.float32] | None,
+    limit: int = LIMIT_VOXELS,
+    **options: Any,
+) -> Mask:
+    """`cut`, of a region of more than `limit` voxels in larger ones: what that does not change stays as it is.
+
+    Args:
+        image: intensities, (h, w, d), as all of these.
+        label: what is to be corrected.
+        foreground: strokes on what belongs to it.
+        background: strokes on what does not.
+        spacing_mm: of the voxels along each axis.
+        prior: "label", the probability of the foreground, or None.
+        limit: number of voxels.
+        options: the further ones of `cut`.
+    """
+    steps = [1, 1, 1]
+    while math.prod(-(-length // step) for length, step in zip(label.shape, steps, strict=True)) > limit:
+        steps[int(np.argmin(np.multiply(steps, spacing_mm)))] *= 2
+    pairs = list(zip(label.shape, steps, strict=True))
+    middles = np.ix_(*(np.minimum(np.arange(0, length, step) + step // 2, length - 1) for length, step in pairs))
+    back = np.ix_(*(np.arange(length) // step for length, step in pairs))
+    held, coarse_mm = label[middles], np.multiply(steps, spacing_mm).tolist()
+    strokes = np.zeros((2, *held.shape), bool)
+    for coarse, drawn in zip(strokes, (foreground, background), strict=True):
+        # However thin.
+        coarse[tuple(index // step for index, step in zip(np.nonzero(drawn), steps, strict=True))] = True
+    if isinstance(prior, str):
+        log_odds: NDArray[np.floating] | None = label_log_odds(held, coarse_mm)
+    else:
+        log_odds = None if prior is None else network_log_odds(prior[middles])
+    found = cut(image[middles], held, strokes[0], strokes[1], coarse_mm, log_odds, **options)
+    gained = found.astype(np.int8) - held
+    corrected = label + gained[back] > 0
+    corrected[foreground], corrected[background] = True, False
+    return corrected
 
 
 def cut(
@@ -62,6 +135,7 @@ def cut(
     likelihood: str = "histogram",
     reach_mm: float = 15,
     smoothness: float = 1,
+    inner: Box | None = None,
 ) -> Mask:
     """Correct `label` with strokes, all of one region, (h, w, d).
 
@@ -76,7 +150,7 @@ def cut(
 
     Args:
         image: intensities.
-        label: what is to be corrected; with a prior it stays on the border of the region.
+        label: what is to be corrected; with a prior it stays outside `inner`.
         foreground: strokes on what belongs to it.
         background: strokes on what does not.
         spacing_mm: of the voxels along each axis.
@@ -85,6 +159,7 @@ def cut(
         likelihood: how intensities are modelled, "histogram" or "gmm" (a mixture of Gaussians).
         reach_mm: how far a stroke tells of its surroundings.
         smoothness: weight of the border's smoothness.
+        inner: as of `inner_of`; None where the region is the whole scan.
     """
     low, high = np.percentile(image, (1, 99))
     scaled = np.clip((image - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
@@ -101,10 +176,10 @@ def cut(
     probability = 1 / (1 + np.exp(-log_odds))
     probabilities = np.stack([1 - probability, probability]).astype(np.float32)
     certain = np.zeros(label.shape, np.uint8)
-    if prior is not None:
-        # The border of the region, so that nothing jumps there.
+    if prior is not None and inner is not None:
+        # So that nothing jumps there.
         edge = np.ones(label.shape, bool)
-        edge[tuple(slice(1, -1) for _ in edge.shape)] = False
+        edge[inner] = False
         certain[edge] = np.where(label[edge], FOREGROUND, BACKGROUND)
     certain[background], certain[foreground] = BACKGROUND, FOREGROUND
     unary = make_iseg_unary(probabilities, certain[None], BACKGROUND, FOREGROUND)
@@ -142,7 +217,9 @@ def _density(values: NDArray[np.float32], kind: str) -> NDArray[np.float64]:
         counts = np.bincount(np.round(values * (LEVELS - 1)).astype(int), minlength=LEVELS)
         density = gaussian_filter1d(counts / len(values) * LEVELS, WIDTH * LEVELS)
     else:
-        drawn = np.random.default_rng(0).choice(values, min(len(values), SAMPLES), replace=False)[:, None]
-        mixture = GaussianMixture(min(MIXTURES, len(drawn)), reg_covar=WIDTH**2, random_state=0).fit(drawn)
+        drawn = np.random.default_rng(0).choice(values, min(len(values), SAMPLES), replace=False)
+        # It is not fitted to a single voxel, nor to more Gaussians than intensities.
+        drawn = np.resize(drawn, (max(len(drawn), 2), 1))
+        mixture = GaussianMixture(min(MIXTURES, len(np.unique(drawn))), reg_covar=WIDTH**2, random_state=0).fit(drawn)
         density = np.exp(mixture.score_samples(np.linspace(0, 1, LEVELS)[:, None]))
     return density + 0.01

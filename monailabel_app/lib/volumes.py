@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +29,27 @@ def grid_of(scan: str) -> MetaTensor:
     if not scan.endswith(NIFTI_SUFFIXES):
         return LoadVolumed("image")({"image": scan})["image"]
     image = _open(scan)
-    voxels = torch.empty(1).expand(1, *image.shape[:3])
-    return MetaTensor(voxels, affine=image.affine, meta={"filename_or_obj": f"scan {Path(scan).name!r}"})
+    name = f"scan {Path(scan).name!r}"
+    voxels = torch.empty(1).expand(1, *_shape(name, image))
+    return MetaTensor(voxels, affine=image.affine, meta={"filename_or_obj": name})
 
 
-def read_box(scan: str, box: Box) -> np.ndarray:
-    """The voxels of a scan in a box, (h, w, d).
+def read_boxes(scan: str, boxes: Sequence[Box]) -> list[np.ndarray]:
+    """The voxels of a scan in each of some boxes, (h, w, d).
 
     Raises:
         InputError: for a file that cannot be read.
     """
     if not scan.endswith(NIFTI_SUFFIXES):
-        return LoadVolumed("image")({"image": scan})["image"][0].numpy()[box]
+        voxels = LoadVolumed("image")({"image": scan})["image"][0].numpy()
+        return [voxels[box] for box in boxes]
+    image = _open(scan)
+    first, last = min(box[2].start for box in boxes), max(box[2].stop for box in boxes)
     try:
-        return np.asanyarray(_open(scan).dataobj[..., box[2]])[box[:2]]
+        slices = np.asanyarray(image.dataobj[:, :, first:last]).reshape(*_shape(scan, image)[:2], last - first)
     except (OSError, EOFError, ValueError) as error:
         raise _unreadable(scan, error) from error
+    return [slices[x, y, z.start - first : z.stop - first] for x, y, z in boxes]
 
 
 def read_label(label: str) -> MetaTensor:
@@ -54,28 +59,31 @@ def read_label(label: str) -> MetaTensor:
         InputError: for a file that cannot be read or is not 3-D, and values that are none of a labelmap.
     """
     image = _open(label)
+    shape = _shape(label, image)
     try:
-        voxels = np.asanyarray(image.dataobj)
+        voxels = np.asanyarray(image.dataobj).reshape(shape)
     except (OSError, EOFError, ValueError) as error:
         raise _unreadable(label, error) from error
-    voxels = voxels.reshape(image.shape[:3])
     values = voxels.astype(np.uint8, copy=False)
     if values is not voxels and not np.array_equal(values, voxels):
         raise InputError(f"{label}: found values that are not 0, 1, … 255, expected a labelmap: mend it.")
     return MetaTensor(torch.from_numpy(values)[None], affine=image.affine, meta={"filename_or_obj": label})
 
 
+def _shape(path: str, image: Any) -> tuple[int, ...]:
+    shape = image.shape
+    if len(shape) < 3 or any(length != 1 for length in shape[3:]):
+        raise InputError(
+            f"{path}: found shape {'×'.join(map(str, shape))}, expected one 3-D volume: save each as a file of its own."
+        )
+    return shape[:3]
+
+
 def _open(path: str) -> Any:
     try:
-        image: Any = nib.load(path)
+        return nib.load(path)
     except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
         raise _unreadable(path, error) from error
-    if len(image.shape) < 3 or math.prod(image.shape[3:]) != 1:
-        shape = "×".join(map(str, image.shape))
-        raise InputError(
-            f"{path}: found shape {shape}, expected one 3-D volume: save each of them as a file of its own."
-        )
-    return image
 
 
 def _unreadable(path: str, error: Exception) -> InputError:

@@ -70,7 +70,7 @@ def test_strokes_start_from_what_the_clicks_made(root, tmp_path):
     task = ClickSegmentation(read_bundle(folder), ProbabilityStore(tmp_path / "probabilities"))
     Path(task({"image": scan, **CLICKS})[0]).unlink()
     for _ in range(2):
-        lesion = task.probabilities(scan).region(["lesion"], tuple(slice(0, size) for size in (48, 40, 8)))
+        lesion = task.probabilities(scan).regions(["lesion"], [tuple(slice(0, size) for size in (48, 40, 8))])[0]
         assert lesion[tuple(CLICKS["lesion"][0])] > 0.5
         assert (lesion > 0.5).mean() < 0.05
         (folder / "models" / "model.pt").touch()

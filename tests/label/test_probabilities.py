@@ -49,7 +49,7 @@ def make(folder, source, store, seed=0, **settings):
 
 
 def whole(kept, *names):
-    return kept.region(names, tuple(slice(0, n) for n in SHAPE))
+    return kept.regions(names, [tuple(slice(0, n) for n in SHAPE)])[0]
 
 
 def by_hand(bundle, scan):
@@ -75,9 +75,8 @@ def test_are_the_softmax_of_the_network_voxel_for_voxel(tmp_path, scan, store):
     assert 0.1 < expected.mean() < 0.9 and np.ptp(expected) > 0.9
     assert np.abs(whole(task.probabilities(scan), "liver") - expected).max() < 0.51 / 255 + 1e-4
     region = slice(3, 20), slice(30, 48), slice(2, 3)
-    assert np.array_equal(
-        task.probabilities(scan).region(["liver"], region), whole(store.find(task.bundle, scan), "liver")[region]
-    )
+    (there,) = task.probabilities(scan).regions(["liver"], [region])
+    assert np.array_equal(there, whole(store.find(task.bundle, scan), "liver")[region])
 
 
 def test_of_an_organ_in_a_corner_any_region_is_read(tmp_path, scan, store):
@@ -88,9 +87,12 @@ def test_of_an_organ_in_a_corner_any_region_is_read(tmp_path, scan, store):
     organ[5:9, 40:48, 1:3] = np.random.default_rng(0).integers(1, 255, (4, 8, 2))
     basis = np.load(kept.file)["basis"]
     np.savez(kept.file, basis=basis, liver=organ[5:9, 40:48, 1:3], **{"liver starts": [5, 40, 1]})
-    for region in ((slice(0, 40), slice(0, 48), slice(0, 7)), (slice(7, 30), slice(41, 44), slice(0, 2))):
-        assert np.allclose(kept.region(["liver"], region), organ[region] / 255)
-    assert not kept.region(["liver"], (slice(10, 20), slice(0, 10), slice(0, 7))).any()
+    regions = [(slice(0, 40), slice(0, 48), slice(0, 7)), (slice(7, 30), slice(41, 44), slice(0, 2))]
+    outside = slice(10, 20), slice(0, 10), slice(0, 7)
+    *found, empty = kept.regions(["liver"], [*regions, outside])
+    for region, values in zip(regions, found, strict=True):
+        assert np.allclose(values, organ[region] / 255)
+    assert not empty.any()
 
 
 @pytest.mark.parametrize("source", ["mixed_unet_lits", "unet3d_abdomen"])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import socket
 
 import pytest
-from bundle_runs import ROOT
+from bundle_runs import ROOT, make_scan, save
+from rich.console import Console
 from typer.testing import CliRunner
 
 from liverseg.errors import InputError
 from liverseg.workbench.cli import app
+from liverseg.workbench.serve import _prepare_phantoms
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 
@@ -39,6 +43,48 @@ def test_a_taken_port_a_missing_app_and_missing_studies_are_said(tmp_path):
     assert isinstance(error, InputError)
     assert "--studies" in str(error)
     assert not nowhere.exists()
+    error = CliRunner().invoke(app, ["serve", "--studies", "", "--app", str(ROOT / "monailabel_app")]).exception
+    assert isinstance(error, InputError)
+    assert "--studies: found ''" in str(error)
+
+
+@pytest.mark.parametrize("port", ["0", "99999"])
+def test_a_port_that_is_none_is_said(port):
+    shown = CliRunner().invoke(app, ["serve", "--port", port])
+    assert shown.exit_code == 2
+    assert "--port" in shown.output
+
+
+def test_an_address_of_ipv6_is_taken_and_that_of_another_machine_is_not(tmp_path):
+    """It goes on to the phantoms, for which this app has no bundle."""
+    (tmp_path / "main.py").touch()
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as free:
+            port = str(free.getsockname()[1])
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    here = ["serve", "--app", str(tmp_path), "--out", str(tmp_path / "out"), "--port", port, "--host"]
+    for host, word in (("::1", "there is no bundle"), ("192.0.2.1", "--host")):
+        error = CliRunner().invoke(app, [*here, host]).exception
+        assert isinstance(error, InputError)
+        assert word in str(error)
+
+
+def test_the_phantoms_bundle_gets_its_weights_where_a_folder_for_them_is_there(tmp_path):
+    shutil.copytree(ROOT / "bundles" / "deeplabv3_liver" / "configs", tmp_path / "bundles/deeplabv3_liver/configs")
+    for folder in ("out/models", "out/training", "out/phantoms", "app/model/deeplabv3_liver_phantoms/models"):
+        (tmp_path / folder).mkdir(parents=True)
+    # All that comes before is done.
+    image, label = make_scan(0)
+    save(tmp_path / "out/phantoms/image.nii.gz", image)
+    save(tmp_path / "out/phantoms/label.nii.gz", label)
+    test = [{"image": "image.nii.gz", "label": "label.nii.gz"}]
+    (tmp_path / "out/phantoms/dataset.json").write_text(json.dumps({"training": [], "test": test}))
+    (tmp_path / "out/training/metrics.json").touch()
+    (tmp_path / "out/models/model.pt").write_bytes(b"weights")
+    studies = _prepare_phantoms(Console(quiet=True), tmp_path / "out", tmp_path / "app")
+    assert [file.name for file in studies.iterdir()] == ["image.nii.gz"]
+    assert (tmp_path / "app/model/deeplabv3_liver_phantoms/models/model.pt").read_bytes() == b"weights"
 
 
 def test_a_misspelt_name_of_conf_is_said(monkeypatch):

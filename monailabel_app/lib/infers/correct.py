@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from monai.data import MetaTensor, affine_to_spacing
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
-from numpy.typing import NDArray
+from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 
 from lib.bundles import Bundle, choose
-from lib.infers.segment import Segmentation
+from lib.infers.segment import SUFFIXES, Segmentation
 from lib.masks import convert_mask
 from lib.probabilities import gives_probabilities
-from lib.scribbles import LIKELIHOODS, cut, label_log_odds, network_log_odds, region_of
-from lib.volumes import grid_of, read_box, read_label
+from lib.scribbles import LIKELIHOODS, correct_region, inner_of, regions_of
+from lib.volumes import grid_of, read_boxes, read_label
 from liverseg.errors import InputError
 from liverseg.transforms import CleanSlicesd, ErodeKeepLargestDilated, SmoothEdgesd
-from liverseg.transforms.load import AFFINE_TOLERANCE_MM, check_same_grid
+from liverseg.transforms.load import check_same_grid
 
 logger = logging.getLogger(__name__)
 
@@ -82,20 +82,23 @@ class Correction(InferTask):
                 f"selected_label_name: found {name!r}, expected one of {', '.join(values)}: choose one of label_info."
             )
         chosen = {key: choose(self.name, key, request.get(key, known), known) for key, known in self.options.items()}
-        scan, labels = str(request["image"]), read_label(str(request["label"]))
+        suffix = choose(self.name, "result_extension", request.get("result_extension") or SUFFIXES[0], SUFFIXES)
+        scan, file = str(request["image"]), str(request["label"])
         grid = grid_of(scan)
-        check_same_grid(grid, labels)
-        if not np.allclose(grid.affine, labels.affine, atol=AFFINE_TOLERANCE_MM, rtol=0):
-            raise InputError(
-                "label: found its voxels in another order than the scan's, expected the same: save it anew."
-            )
+        try:
+            labels = read_label(file)
+            check_same_grid(grid, labels)
+        except InputError as error:
+            # The server keeps what it gets under a name of its own.
+            raise InputError(str(error).replace(file, "label")) from error
+        labels = _in_order_of(grid, labels)
         mask = self.correct(scan, labels, values, name, chosen)
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "mask.nii.gz"
+            saved = Path(folder) / "mask.nii.gz"
             # In the order of the file, or it is written voxel by voxel.
             voxels = np.asfortranarray(mask.view(np.uint8))
-            nib.save(nib.Nifti1Image(voxels, labels.affine.numpy()), file)
-            result, present = convert_mask(file, request.get("result_extension") or ".nii.gz", {name: 1})
+            nib.save(nib.Nifti1Image(voxels, grid.affine.numpy()), saved)
+            result, present = convert_mask(saved, suffix, {name: 1})
         seconds = round(time.monotonic() - start, 2)
         logger.info("%s corrected %s of %s in %.2f s.", self.name, name, request["image"], seconds)
         return result, {"label_names": present, "latencies": {"total": seconds}}
@@ -140,31 +143,29 @@ class Scribbles(Correction):
     def correct(
         self, scan: str, labels: MetaTensor, values: Mapping[str, int], name: str, chosen: Mapping[str, str]
     ) -> np.ndarray:
-        """As `lib.scribbles.cut` does; outside the region the segment stays as it is."""
+        """As `lib.scribbles.cut` does in each region; outside them the segment stays as it is."""
         voxels = labels[0].numpy()
         foreground, background = (voxels == values.get(key, -1) for key in STROKES)
         mask = voxels == values[name]
         spacing_mm = affine_to_spacing(labels.affine).tolist()
         region_mm = float(chosen["region_mm"])
-        region = region_of(foreground | background, spacing_mm, region_mm)
-        prior: NDArray[np.floating] | None = None
-        if chosen["prior"] == "label":
-            prior = label_log_odds(mask[region], spacing_mm)
-        elif chosen["prior"] in self.segmentations:
-            task = self.segmentations[chosen["prior"]]
-            names = _names(name, values, task.bundle)
-            prior = network_log_odds(task.probabilities(scan).region(names, region))
-        mask[region] = cut(
-            read_box(scan, region),
-            mask[region],
-            foreground[region],
-            background[region],
-            spacing_mm,
-            prior,
-            chosen["likelihood"],
-            reach_mm=region_mm / 2,
-            smoothness=float(chosen["smoothness"]),
-        )
+        task = self.segmentations.get(chosen["prior"])
+        names = _names(name, values, task.bundle) if task else []
+        regions = regions_of(foreground | background, spacing_mm, region_mm)
+        said = task.probabilities(scan).regions(names, regions) if task else []
+        for number, (region, image) in enumerate(zip(regions, read_boxes(scan, regions), strict=True)):
+            mask[region] = correct_region(
+                image,
+                mask[region],
+                foreground[region],
+                background[region],
+                spacing_mm,
+                said[number] if said else "label" if chosen["prior"] == "label" else None,
+                likelihood=chosen["likelihood"],
+                reach_mm=region_mm / 2,
+                smoothness=float(chosen["smoothness"]),
+                inner=inner_of(region, mask.shape),
+            )
         return mask
 
 
@@ -189,6 +190,13 @@ class CleanUp(Correction):
         return cleaned[0].numpy().astype(bool)
 
 
+def _in_order_of(grid: MetaTensor, labels: MetaTensor) -> MetaTensor:
+    """Labels with their voxels in the order of the scan: clients store those of a DICOM series in one of their own."""
+    turn = ornt_transform(io_orientation(labels.affine.numpy()), io_orientation(grid.affine.numpy()))
+    voxels = apply_orientation(labels[0].numpy(), turn).copy("K")
+    return MetaTensor(torch.from_numpy(voxels)[None], affine=grid.affine)
+
+
 def _names(segment: str, values: Mapping[str, int], bundle: Bundle) -> list[str]:
     """The labels of a bundle that a segment of the labelmap covers."""
     name = segment.lower()
@@ -205,7 +213,7 @@ def _names(segment: str, values: Mapping[str, int], bundle: Bundle) -> list[str]
 def _values(label_info: Any) -> dict[str, int]:
     try:
         return {str(item["name"]): int(item["id"]) for item in label_info}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise InputError(
             f'label_info: found {label_info!r}, expected a list of {{"name": …, "id": …}}: send it as 3D Slicer does.'
         ) from error
