@@ -143,7 +143,7 @@ def check_proxy() -> None:
 def remove_leftovers() -> None:
     """Remove what MONAI Label has written of a request where it is refused, too: by itself it does so after answers.
 
-    What it makes of OHIF's strokes and the DICOM SEG of an inference, it never removes.
+    The DICOM SEG of an inference it never removes.
     """
     written: ContextVar[BackgroundTasks] = ContextVar("written")
 
@@ -159,15 +159,13 @@ def remove_leftovers() -> None:
 
         return call
 
-    def noting(original: Callable) -> Callable:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            path = original(*args, **kwargs)
-            written.get().add_task(remove_file, path)
-            return path
+    make_dicom_seg = infer.nifti_to_dicom_seg
 
-        return call
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        path = make_dicom_seg(*args, **kwargs)
+        written.get().add_task(remove_file, path)
+        return path
 
     for module, name in ((infer, "run_inference"), (datastore, "add_image"), (datastore, "save_label")):
         setattr(module, name, removing(getattr(module, name)))
-    for name in ("binary_to_image", "nifti_to_dicom_seg"):
-        setattr(infer, name, noting(getattr(infer, name)))
+    infer.nifti_to_dicom_seg = noted

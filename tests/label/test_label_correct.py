@@ -204,7 +204,7 @@ def test_a_label_that_is_no_volume_is_said(correct, shape):
         voxels = np.asanyarray(label.dataobj)
         return nib.Nifti1Image(np.stack([voxels] * 2, -1) if shape.endswith("2") else voxels[..., 0], label.affine)
 
-    with pytest.raises(InputError, match=f"^label: found the shape {shape}, expected one 3-D volume"):
+    with pytest.raises(InputError, match=f"^label: found shape {shape}, expected one 3-D volume"):
         correct(turn=turn)
 
 

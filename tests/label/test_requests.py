@@ -308,11 +308,10 @@ def test_no_request_is_answered_with_anything_but_a_sentence(ask):
     assert gpu.status_code == 200 or "nvidia-smi" in gpu.json()["detail"]
     files = {"label": ("l.bin", b"abc")}
     check_refused(ask("POST", "infer/scribbles?image=plain", files=files), 400, "'l.bin'", ".nii.gz")
-    # A file of the client's is not called as the server calls its copy.
     values = packed(np.full((48, 40, 8), 300, np.int16))
     params = {"label_info": [{"name": "liver", "id": 1}], "selected_label_name": "liver"}
     sent = {"files": {"label": ("mine.nii.gz", values)}, "data": {"params": json.dumps(params)}}
-    check_refused(ask("POST", "infer/scribbles?image=plain", **sent), 400, "the upload: found values")
+    check_refused(ask("POST", "infer/scribbles?image=plain", **sent), 400, "label: found values")
 
 
 def test_the_archive_of_the_labels_is_packed(ask):
