@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from liverseg import versions
 from liverseg.errors import InputError
@@ -28,13 +29,15 @@ def list_(bundle: BundleName) -> None:
     """
     folder = _folder(bundle)
     in_use = versions.version_in_use(folder)
-    table = Table("version", "in use", "state", "parent", "scans", "validation", "mean Dice", "of the one in use then")
+    # Names are typed again in other commands, so in 80 columns too none is cut short.
+    widths = {"version": 21, "state": 10, "parent": 11, "scans": 5, "val": 3, "mean Dice": 6, "of the one in use": 6}
+    columns = (Column(name, min_width=width, overflow="fold") for name, width in widths.items())
+    table = Table(*columns, box=SIMPLE, padding=(0, 1, 0, 0))
     for version in versions.list_versions(folder):
         record = version.record
         table.add_row(
             version.name,
-            "yes" if version.name == in_use else "",
-            version.state,
+            "in use" if version.name == in_use else version.state,
             record.get("parent") or "",
             *(str(len(record[key])) if key in record else "" for key in ("training", "validation")),
             *(f"{record[key]:.4f}" if key in record else "" for key in ("mean_dice", "mean_dice_in_use")),
