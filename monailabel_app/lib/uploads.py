@@ -6,7 +6,6 @@ import math
 import shutil
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
@@ -58,13 +57,7 @@ def check_label(upload: UploadFile, scan: str, max_mb: int) -> None:
     """
     with _copy("label", upload, NIFTI_SUFFIXES) as path:
         _check_header(path, max_mb)
-        try:
-            label = read_label(str(path))
-        except zlib.error as error:
-            raise InputError(
-                f"{path}: not readable as a volume ({error}), expected a whole file: send it anew."
-            ) from error
-        check_same_grid(grid_of(scan), label)
+        check_same_grid(grid_of(scan), read_label(str(path)))
 
 
 def check_archive(what: str, upload: UploadFile, max_mb: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from lib.masks import NIFTI_SUFFIXES
 from liverseg.errors import InputError
 from liverseg.transforms import LoadVolumed
 from liverseg.transforms.morphology import Box
+
+# What nibabel raises for files that are none, or not whole.
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError)
 
 
 def grid_of(scan: str) -> MetaTensor:
@@ -47,7 +51,7 @@ def read_boxes(scan: str, boxes: Sequence[Box]) -> list[np.ndarray]:
     first, last = min(box[2].start for box in boxes), max(box[2].stop for box in boxes)
     try:
         slices = np.asanyarray(image.dataobj[:, :, first:last]).reshape(*_shape(scan, image)[:2], last - first)
-    except (OSError, EOFError, ValueError) as error:
+    except UNREADABLE as error:
         raise _unreadable(scan, error) from error
     return [slices[x, y, z.start - first : z.stop - first] for x, y, z in boxes]
 
@@ -62,7 +66,7 @@ def read_label(label: str) -> MetaTensor:
     shape = _shape(label, image)
     try:
         voxels = np.asanyarray(image.dataobj).reshape(shape)
-    except (OSError, EOFError, ValueError) as error:
+    except UNREADABLE as error:
         raise _unreadable(label, error) from error
     values = voxels.astype(np.uint8, copy=False)
     if values is not voxels and not np.array_equal(values, voxels):
@@ -82,7 +86,7 @@ def _shape(path: str, image: Any) -> tuple[int, ...]:
 def _open(path: str) -> Any:
     try:
         return nib.load(path)
-    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
+    except UNREADABLE as error:
         raise _unreadable(path, error) from error
 
 
