@@ -155,7 +155,7 @@ def _check_header(path: Path, max_mb: int) -> None:
         ) from error
     if len(shape) < 3 or min(shape) < 1 or math.prod(shape[3:]) != 1:
         found = "×".join(map(str, shape))
-        raise InputError(f"{path}: found the shape {found}, expected one 3-D volume: save each as a file of its own.")
+        raise InputError(f"{path}: found shape {found}, expected one 3-D volume: save each as a file of its own.")
     if dtype.kind not in "iuf":
         raise InputError(f"{path}: found voxels of the type {dtype}, expected one real number each: convert it.")
     if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3])) > 0:
