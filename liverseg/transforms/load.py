@@ -4,82 +4,71 @@ from __future__ import annotations
 
 import logging
 import math
-import re
-import warnings
 from collections.abc import Hashable, Mapping
-from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import ImageReader, MetaTensor, PydicomReader
-from monai.transforms import LoadImaged
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from monai.utils import SpaceKeys
 
+from liverseg.io.volumes import read_volume
 from liverseg.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 AFFINE_TOLERANCE_MM = 1e-2
 
-# Every LoadImage warns that this optional GPU decoder is not installed.
-logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
-
-class LoadVolumed(LoadImaged):
+class LoadVolumed(MapTransform):
     """Load volumes as float32 `MetaTensor` of shape (1, H, W, D), checked.
 
-    A NIfTI file, or a folder with one DICOM series (extra `dicom`), through MONAI's readers.
+    Their `meta` has `filename_or_obj`, `original_affine`, `spatial_shape`, `space` and `warnings`: text with a line for
+    each thing that the person who gave the file should know, "" without any.
 
     Args:
-        keys: the items to load; every one must lie on the grid of the first that is there.
+        keys: the items to load, paths that `read_volume` reads; every one must lie on the grid of the first that is
+            there.
         allow_missing_keys: skip keys that an item lacks.
 
     Raises:
-        InputError: for a missing or unreadable file, a volume that is not 3-D or holds no voxels, NaN or infinite
-            voxels, and keys of one item on different grids.
+        InputError: as `read_volume`, for a volume that is not 3-D or holds no voxels, NaN or infinite voxels, and keys
+            of one item on different grids.
     """
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
-            super().__init__(
-                keys, "NibabelReader", np.float32, ensure_channel_first=True, allow_missing_keys=allow_missing_keys
-            )
-        # LoadImage registers every reader it knows; their complaints would hide why nibabel could not read the file.
-        self._loader.readers = self._loader.readers[-1:]
+        super().__init__(keys, allow_missing_keys)
 
-    def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """`data` with paths replaced by volumes."""
         loaded = dict(data)
         volumes = []
-        for key, meta_key, postfix in self.key_iterator(loaded, self.meta_keys, self.meta_key_postfix):
-            volumes.append(self._load(key, str(loaded[key]), reader))
+        for key in self.key_iterator(loaded):
+            volumes.append(_load(str(loaded[key])))
             loaded[key] = volumes[-1]
             _check_volume(volumes[-1])
             check_same_grid(volumes[0], volumes[-1])
-            if not self._loader.image_only:
-                loaded[meta_key or f"{key}_{postfix}"] = volumes[-1].meta
         return loaded
 
-    def _load(self, key: Hashable, path: str, reader: ImageReader | None) -> MetaTensor:
-        if not Path(path).exists():
-            raise InputError(f"{path}: there is no such file (key {key!r}): mend the path or remove the scan.")
-        try:
-            volume = self._loader(path, reader or (PydicomReader() if Path(path).is_dir() else None))
-        # Readers and codecs raise whatever they like for a file that is no image, or only the beginning of one.
-        except Exception as error:
-            raise InputError(
-                f"{path}: not readable as a volume ({_reason(error)}), expected a whole NIfTI file or a folder "
-                "with one DICOM series (which needs liverseg[dicom]): replace it or remove the scan."
-            ) from error
-        return volume if self._loader.image_only else volume[0]
 
-
-def _reason(error: BaseException) -> str:
-    # LoadImage reports what its readers raised as text: tracebacks, each ending with the exception and its message.
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    raised = [number for number, line in enumerate(lines) if re.match(r"[\w.]+(Error|Exception)\b", line)]
-    return " ".join(lines[raised[-1] if raised else 0 :]).rstrip(".") or type(error).__name__
+def _load(path: str) -> MetaTensor:
+    volume = read_volume(path)
+    array = torch.from_numpy(np.ascontiguousarray(volume.array, np.float32))[None]
+    for warning in volume.warnings:
+        logger.warning("%s: %s", path, warning)
+    affine = torch.as_tensor(volume.affine, dtype=torch.float64)
+    meta = {
+        "filename_or_obj": path,
+        "original_affine": affine.clone(),
+        "spatial_shape": np.array(volume.array.shape[:3]),
+        "space": SpaceKeys.RAS,
+        "original_channel_dim": "no_channel",
+        "warnings": "\n".join(volume.warnings),
+    }
+    return MetaTensor(array, affine=affine, meta=meta)
 
 
 def _check_volume(volume: MetaTensor) -> None:

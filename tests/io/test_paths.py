@@ -2,7 +2,7 @@
 
 import pytest
 
-from liverseg.data.paths import absolute, is_hidden, nifti_suffix, stem_of
+from liverseg.io.paths import absolute, is_hidden, nifti_suffix, stem_of
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Read and write scans, labels and masks: paths, NIfTI, DICOM."""
