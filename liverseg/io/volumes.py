@@ -7,12 +7,13 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from liverseg.io.paths import nifti_suffix
 from liverseg.errors import InputError
+from liverseg.io.paths import nifti_suffix
 
 # Every LoadImage warns that this optional GPU decoder is not installed.
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
@@ -53,7 +54,7 @@ def read_volume(path: str) -> Volume:
 
 def read_nifti(path: str) -> Volume:
     """Read a NIfTI file."""
-    image = nib.load(path)
+    image: Any = nib.load(path)
     return Volume(np.asanyarray(image.dataobj), image.affine)
 
 

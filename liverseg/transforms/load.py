@@ -15,8 +15,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import SpaceKeys
 
-from liverseg.io.volumes import read_volume
 from liverseg.errors import InputError
+from liverseg.io.volumes import read_volume
 
 logger = logging.getLogger(__name__)
 
