@@ -42,6 +42,15 @@ def test_uniform_draws_take_every_slice_once():
     assert sorted(int(item["image"][0, 0, 0]) for item in items) == list(range(12))
 
 
+def test_no_slice_is_drawn_twice_while_others_are_left():
+    for seed in range(20):
+        # By two independent draws, 60 % of these would hold a slice twice: 1 - C(4, 2) / C(6, 2).
+        items = draw(seed, num_samples=4)(make_volume(depth=6, foreground=(1, 2, 3)))
+        assert len({int(item["image"][0, 0, 0]) for item in items}) == 4
+    items = draw(num_samples=3, foreground_ratio=1.0)(make_volume(depth=3, foreground=(0, 1, 2)))
+    assert sorted(int(item["image"][0, 0, 0]) for item in items) == [0, 1, 2]
+
+
 def test_more_samples_than_slices_and_no_foreground():
     assert len(draw(num_samples=9)(make_volume(depth=2, foreground=()))) == 9
 

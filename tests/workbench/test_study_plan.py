@@ -217,7 +217,7 @@ def test_literal_is_what_python_reads():
         ({"networks": {"A": {"bundel": "x"}}}, r"networks: A: found the key bundel"),
         (
             {"networks": {"A": {"bundle": "fcn_liver", "run": ["trian"]}}},
-            r"networks: A: run: found trian, expected ids",
+            r"networks: A: run: found \['trian'\], expected ids",
         ),
         ({"evaluations": {"flips": {"flip": [[0]]}}}, r"evaluations: flips: found flip, which .*train.json does not"),
         ({"networks": {"A": {"bundle": "resnet"}}}, r"there is no bundle .*resnet: name one of .*deeplabv3_liver"),
@@ -225,6 +225,19 @@ def test_literal_is_what_python_reads():
         ({"settings": {"optimizer": "@optimizers#adm"}}, r"found @optimizers#adm, expected one of adam, sgd"),
         ({"losses": {"mine": {"loss": "@losses#iou_zz"}}}, r"losses: mine: loss: found @losses#iou_zz, expected one"),
         ({"losses": {"mine": "iou"}}, r"losses: mine: found 'iou', expected settings"),
+        ({"settings": [3]}, r"settings: found \[3\], expected names with values"),
+        ({"data": ["ct"]}, r"data: found \['ct'\], expected names with values"),
+        ({"networks": ["unet_liver"]}, r"networks: found \['unet_liver'\], expected names with values"),
+        ({"losses": ["dice"]}, r"losses: found \['dice'\], expected names with values"),
+        ({"evaluations": ["a"]}, r"evaluations: found \['a'\], expected names with values"),
+        ({"evaluations": {"a": None}}, r"evaluations: a: found None, expected settings"),
+        ({"networks": {"A": {"bundle": "fcn_liver", "settings": ["x"]}}}, r"A: settings: found \['x'\]"),
+        ({"networks": {"A": {"bundle": 5}}}, r"networks: A: there is no bundle"),
+        ({"networks": {"A": {"bundle": "fcn_liver", "run": "training"}}}, r"networks: A: run: found 'training'"),
+        ({"networks": {"A": {"bundle": "fcn_liver", "run": [["training"]]}}}, r"networks: A: run: found \[\['tr"),
+        ({"tables": {"mine": {"rows": ["r"], "columns": {"c": {}}}}}, r"tables: mine: rows: found \['r'\]"),
+        ({"tables": {"mine": {"where": ["x"], "rows": {"r": {}}, "columns": {"c": {}}}}}, r"mine: where: found \['x'\]"),
+        ({"tables": {"mine": {"rows": {"r": 3}, "columns": {"c": {}}}}}, r"mine: rows: found \{'r': 3\}"),
         ({"folds": 5}, r"folds: found 5, expected whole numbers"),
         ({"folds": [7]}, r"there is no fold 7"),
         ({"keep_models": "no"}, r"keep_models: found 'no', expected true or false"),
@@ -247,6 +260,14 @@ def test_literal_is_what_python_reads():
 def test_what_is_wrong_is_said_before_anything_runs(folder, changes, sentence):
     with pytest.raises(InputError, match=sentence):
         plan_of(folder, **changes)
+
+
+@pytest.mark.parametrize("key", ["settings", "evaluations"])
+def test_a_section_may_be_empty(folder, key):
+    path = study_file(folder, **{key: None})
+    without = read_study(path, BUNDLES)
+    path.write_text(f"{path.read_text()}{key}:\n")
+    assert read_study(path, BUNDLES) == without
 
 
 @pytest.mark.parametrize(

@@ -85,17 +85,19 @@ def read_study(path: Path, bundles: Path) -> Study:
     """
     content = _load(path)
     _check_keys(path, "", content, STUDY_KEYS, required=("data", "networks", "tables"))
+    for key in ("data", "networks", "losses", "evaluations", "settings"):
+        content[key] = _mapping(path, key, content.get(key))
     for section, known in (("data", DATA_KEYS), ("networks", NETWORK_KEYS)):
         for name, entry in content[section].items():
             _check_keys(path, f"{section}: {name}", entry, known, required=("bundle",) * (section == "networks"))
-    content["losses"] = content.get("losses") or {}
-    for name, entry in content["losses"].items():
-        if not isinstance(entry, dict) or not entry:
-            raise InputError(
-                f'{path}: losses: {name}: found {entry!r}, expected settings, as in {{loss: "@losses#iou_xy", '
-                "iou_xy_alpha: 0.6}: write it so."
-            )
-    content["evaluations"] = content.get("evaluations") or {}
+            entry["settings"] = _mapping(path, f"{section}: {name}: settings", entry.get("settings"))
+    for section in ("losses", "evaluations"):
+        for name, entry in content[section].items():
+            if not isinstance(entry, dict) or not entry:
+                raise InputError(
+                    f'{path}: {section}: {name}: found {entry!r}, expected settings, as in {{loss: "@losses#iou_xy", '
+                    "iou_xy_alpha: 0.6}: write it so."
+                )
     for key in ("folds", "seeds"):
         _check_numbers(path, key, content.get(key, [0]))
     if not isinstance(content.get("keep_models", True), bool):
@@ -104,11 +106,12 @@ def read_study(path: Path, bundles: Path) -> Study:
     for name, entry in study.data.items():
         _check_data(path, name, entry)
     for name, entry in study.networks.items():
-        study.bundles[entry["bundle"]] = bundle = _read_bundle(path, name, bundles / entry["bundle"])
-        for run_id in entry.get("run", ["training"]):
-            if run_id not in bundle.train:
+        study.bundles[entry["bundle"]] = bundle = _read_bundle(path, name, bundles / str(entry["bundle"]))
+        run_ids = entry.get("run", ["training"])
+        for run_id in run_ids if isinstance(run_ids, list) else [run_ids]:
+            if not isinstance(run_id, str) or run_id not in bundle.train or not isinstance(run_ids, list):
                 raise InputError(
-                    f"{path}: networks: {name}: run: found {run_id}, expected ids of "
+                    f"{path}: networks: {name}: run: found {run_ids!r}, expected ids of "
                     f"{bundle.folder}/configs/train.json, as in [training, iterate]: correct it."
                 )
     _check_settings(study)
@@ -138,6 +141,15 @@ def _check_keys(path: Path, where: str, entry: Any, known: set[str], required: t
     for key in required:
         if not entry.get(key):
             raise InputError(f"{place}: found no {key}, expected it: add it.")
+
+
+def _mapping(path: Path, where: str, entry: Any) -> dict[str, Any]:
+    """`entry`, or nothing for a key without a value, as YAML has `settings:` alone."""
+    if entry is None:
+        return {}
+    if not isinstance(entry, dict):
+        raise InputError(f"{path}: {where}: found {entry!r}, expected names with values, as in {{name: …}}: write it so.")
+    return entry
 
 
 def _check_numbers(path: Path, key: str, values: Any) -> None:
@@ -229,7 +241,8 @@ def _tables(path: Path, tables: Any) -> dict[str, dict[str, Any]]:
             )
         _check_keys(path, place, own or {}, TABLE_KEYS)
         table = {**papers.get(name, {}), **(own or {})}
-        table["where"] = {**papers.get(name, {}).get("where", {}), **((own or {}).get("where") or {})}
+        where = _mapping(path, f"{place}: where", (own or {}).get("where"))
+        table["where"] = {**papers.get(name, {}).get("where", {}), **where}
         _check_keys(path, place, table, TABLE_KEYS, required=("rows", "columns"))
         _check_numbers(path, f"{place}: folds", table.get("folds", [0]))
         full[str(name)] = table
