@@ -4,14 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Most modules are never imported: compiling all takes a third of the time.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -q --no-compile -c constraints.txt
+SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist loadfile
 SCAN ?=
 STUDIES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo label test lint format clean
+.PHONY: help demo label test test-slow lint format clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | awk -F '\t' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "make %-9s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.demo ## phantoms, training, evaluation, a segmented scan and demo/report.html; SCAN=ct.nii.gz for your own
 	@$(BIN)/liverseg demo $(if $(SCAN),--scan "$(SCAN)")
@@ -19,11 +20,14 @@ demo: $(VENV)/.demo ## phantoms, training, evaluation, a segmented scan and demo
 label: $(VENV)/.label ## a server to annotate with, on phantoms with a network trained on them; STUDIES=folder for your own scans
 	@$(BIN)/liverseg serve $(if $(STUDIES),--studies "$(STUDIES)")
 
-test: $(VENV)/.test ## all tests with coverage
+test: $(VENV)/.test ## the tests with coverage, without the slow ones
 	@rm -f .coverage .coverage.*
-	@OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n logical --maxprocesses 8 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(SIDE_BY_SIDE) -m "not slow" $(ARGS)
 	@$(BIN)/coverage combine -q
 	@$(BIN)/coverage report
+
+test-slow: $(VENV)/.test ## the tests that train, start many processes or take long for another reason
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m slow $(ARGS)
 
 lint: $(VENV)/.test ## style and types
 	@$(BIN)/ruff check .

@@ -11,13 +11,14 @@ from monai.inferers import Inferer
 def bf16_autocast(device: torch.device | str, amp: bool = True) -> torch.autocast:
     """A context in which convolutions run in bfloat16, if `amp` and the device computes bfloat16 natively.
 
-    CPUs without AVX512-BF16 or AMX emulate bfloat16 more slowly than float32; there, and on GPUs before Ampere,
-    everything stays in float32. bfloat16 has float32's range, so training needs no loss scaling.
+    CPUs without AVX512-BF16 or AMX, or kept from AVX512 by ATEN_CPU_CAPABILITY, emulate bfloat16 more slowly than
+    float32; there, and on GPUs before Ampere, everything stays in float32. bfloat16 has float32's range, so training needs no loss scaling.
     """
     device = torch.device(device)
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities()
-        native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+        allowed = torch.backends.cpu.get_cpu_capability() == "AVX512"
+        native = allowed and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     else:
         native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, torch.bfloat16, enabled=amp and native)
