@@ -166,6 +166,7 @@ def trained(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_simulated_clicks_make_scans_better_that_were_not_trained_on(trained):
     with (trained / "eval" / "history.csv").open(newline="") as file:
         last = {name: float(value) for name, value in list(csv.DictReader(file))[-1].items() if value}
@@ -177,6 +178,7 @@ def test_simulated_clicks_make_scans_better_that_were_not_trained_on(trained):
     assert model["val_mean_dice"] == pytest.approx(last["val_mean_dice"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(2))
 def test_a_click_decides_where_it_is_and_changes_nothing_far_away(number, trained, tmp_path):
     _, _, centres = two_balls(number)

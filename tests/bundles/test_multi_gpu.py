@@ -72,6 +72,7 @@ def largest_difference(one, other) -> float:
     return max((one[key] - other[key]).abs().max().item() for key in one)
 
 
+@pytest.mark.slow
 def test_two_processes_with_half_the_batch_equal_one(scans, tmp_path):
     def settings(name, **more):
         folders = {"ckpt_dir": f"{tmp_path}/{name}/models", "output_dir": f"{tmp_path}/{name}/eval"}

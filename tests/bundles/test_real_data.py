@@ -15,7 +15,7 @@ from monai.transforms import LoadImage
 
 from liverseg.networks import load_weights
 
-pytestmark = pytest.mark.real_data
+pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 
 ABDOMEN = BUNDLE.parent / "deeplabv3_abdomen_mr"
 CLASSES = {"background": None, "liver": [5]}

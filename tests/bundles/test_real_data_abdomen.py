@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser, create_workflow
 
 from liverseg.data import count_voxels
 
-pytestmark = pytest.mark.real_data
+pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 
 CONFIGS = BUNDLE.parent / "unet3d_abdomen" / "configs"
 # Coarse and narrow: some steps in seconds.
@@ -40,9 +40,10 @@ def trained(tmp_path_factory) -> Path:
         dataset_dir=str(folder),
         label_map="totalsegmentator",
         loss="@losses#dice_ce",
-        learning_rate=0.01,
-        max_iterations=60,
-        iterations_per_epoch=20,
+        # Calm enough for any processor and seed: at 0.01 some end in a network that finds nothing.
+        learning_rate=0.003,
+        max_iterations=180,
+        iterations_per_epoch=60,
         val_interval=3,
         **SETTINGS,
     ).run()
@@ -52,7 +53,7 @@ def trained(tmp_path_factory) -> Path:
 def test_some_steps_on_totalsegmentators_labels_find_the_liver(trained):
     with (trained / "eval" / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["iteration"] for row in rows] == ["20", "40", "60"]
+    assert [row["iteration"] for row in rows] == ["60", "120", "180"]
     assert float(rows[-1]["loss"]) < 0.9 * float(rows[0]["loss"])
     create_workflow(
         config_file=[str(CONFIGS / "train.json"), str(CONFIGS / "evaluate.json")],

@@ -13,7 +13,7 @@ from bundle_runs import BUNDLE
 from monai.bundle import create_workflow
 from monai.transforms import LoadImage
 
-pytestmark = pytest.mark.real_data
+pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 
 # What each bundle trains one after the other, and the settings of training and inference alike.
 STAGES = {

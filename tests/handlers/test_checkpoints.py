@@ -232,6 +232,7 @@ def test_a_momentum_that_is_none_is_refused(tmp_path, momentum):
         Run(tmp_path, [0.5], ema_momentum=momentum)
 
 
+@pytest.mark.slow
 def test_every_process_validates_the_average_that_is_saved(tmp_path):
     run_two_ranks(__file__, str(tmp_path))
     model, validated = load(tmp_path / "0" / "model.pt"), [load(tmp_path / f"validated_{rank}.pt") for rank in range(2)]

@@ -238,6 +238,7 @@ def test_a_second_run_starts_afresh_and_replaces_the_files(tmp_path):
     assert summary["cases"]["liver"]["dice"]["sd"] is None
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(tmp_path):
     cases = make_cases(tmp_path)  # three cases on two ranks: the sampler gives one of them twice
     evaluate(cases, SegmentationReport(tmp_path / "one", NAMES, lesion_class="lesion", organ_class="liver"))

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 from bundle_runs import ROOT
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 
 # By chance, the scan that is unlike the others would come last.

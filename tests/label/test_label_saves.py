@@ -31,6 +31,7 @@ def write_label(file: Path, number: int) -> bytes:
     return file.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_server_has_every_acknowledged_label_whole(tmp_path):
     copy_app(tmp_path)
     (tmp_path / "studies").mkdir()

@@ -257,6 +257,7 @@ def test_a_failed_training_leaves_the_model_in_use(bundle, task, store, tmp_path
     assert (bundle / "models" / "model.pt").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_loop(project, store, tmp_path):
     """Upload, choose, segment, label, train and watch, segment with what was learned; train again and cancel."""
     bundle = project / "bundles" / "learns"

@@ -236,7 +236,10 @@ def test_literal_is_what_python_reads():
         ({"networks": {"A": {"bundle": "fcn_liver", "run": "training"}}}, r"networks: A: run: found 'training'"),
         ({"networks": {"A": {"bundle": "fcn_liver", "run": [["training"]]}}}, r"networks: A: run: found \[\['tr"),
         ({"tables": {"mine": {"rows": ["r"], "columns": {"c": {}}}}}, r"tables: mine: rows: found \['r'\]"),
-        ({"tables": {"mine": {"where": ["x"], "rows": {"r": {}}, "columns": {"c": {}}}}}, r"mine: where: found \['x'\]"),
+        (
+            {"tables": {"mine": {"where": ["x"], "rows": {"r": {}}, "columns": {"c": {}}}}},
+            r"mine: where: found \['x'\]",
+        ),
         ({"tables": {"mine": {"rows": {"r": 3}, "columns": {"c": {}}}}}, r"mine: rows: found \{'r': 3\}"),
         ({"folds": 5}, r"folds: found 5, expected whole numbers"),
         ({"folds": [7]}, r"there is no fold 7"),

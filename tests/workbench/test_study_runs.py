@@ -25,6 +25,8 @@ from liverseg.workbench.study.metrics import last_epoch
 from liverseg.workbench.study.read import read_study
 from liverseg.workbench.study.runner import lock
 
+pytestmark = pytest.mark.slow
+
 MAIN = "from liverseg.workbench.cli import main; main()"
 
 
