@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +10,8 @@ import nibabel as nib
 import numpy as np
 
 from liverseg.errors import InputError
+from liverseg.io.dicom import grid_of, read_voxels, series_at
 from liverseg.io.paths import nifti_suffix
-
-# Every LoadImage warns that this optional GPU decoder is not installed.
-logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
@@ -35,20 +30,28 @@ class Volume:
 
 
 def read_volume(path: str) -> Volume:
-    """Read a NIfTI file, or a folder with one DICOM series (extra `dicom`).
+    """Read a NIfTI file, a folder with one DICOM series, or the series of a DICOM file (extra `dicom`).
 
     Raises:
-        InputError: for a missing or unreadable file.
+        InputError: for a missing or unreadable file, and as `series_at` and `read_voxels`.
     """
     if not Path(path).exists():
-        raise InputError(f"{path}: there is no such file: mend the path or remove the scan.")
+        there = (
+            "a link to a file that is not there: fetch that"
+            if Path(path).is_symlink()
+            else "no such file: fix the path"
+        )
+        raise InputError(f"{path}: there is {there} or remove the scan.")
     try:
-        return read_nifti(path) if nifti_suffix(path) else read_series(path)
-    # Readers and codecs raise whatever they like for a file that is no image, or only the beginning of one.
+        return read_nifti(path) if nifti_suffix(path) and not Path(path).is_dir() else read_series(path)
+    except InputError:
+        raise
+    # Readers raise whatever they like for a file that is no image, or only the beginning of one.
     except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
-            f"{path}: not readable as a volume ({_reason(error)}), expected a whole NIfTI file or a folder "
-            "with one DICOM series (which needs liverseg[dicom]): replace it or remove the scan."
+            f"{path}: not readable as a volume ({reason}), expected a whole NIfTI file or a DICOM series: replace it "
+            "or remove the scan."
         ) from error
 
 
@@ -59,17 +62,6 @@ def read_nifti(path: str) -> Volume:
 
 
 def read_series(path: str) -> Volume:
-    """Read a folder with one DICOM series."""
-    from monai.transforms import LoadImage
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
-        volume = LoadImage("PydicomReader")(path)
-    return Volume(volume.numpy(), volume.affine.numpy())
-
-
-def _reason(error: BaseException) -> str:
-    # LoadImage reports what its readers raised as text: tracebacks, each ending with the exception and its message.
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    raised = [number for number, line in enumerate(lines) if re.match(r"[\w.]+(Error|Exception)\b", line)]
-    return " ".join(lines[raised[-1] if raised else 0 :]).rstrip(".") or type(error).__name__
+    """Read the DICOM series that a folder or a file stands for, see `liverseg.io.dicom.series_at`."""
+    series = series_at(Path(path))
+    return Volume(read_voxels(series), grid_of(series)[1], series.warnings)
