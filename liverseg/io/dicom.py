@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from liverseg.io.paths import is_hidden, nifti_suffix
 
 # LPS, the axes of DICOM, to RAS, those of NIfTI.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+SLAB = 16  # slices that are put in place at a time: one by one, each voxel would be a write of its own
 
 LeftOut = defaultdict[str, list[Path]]
 
@@ -37,8 +40,7 @@ def find_series(folder: Path) -> tuple[list[Series], LeftOut]:
         InputError: where there are DICOM files and pydicom is not installed.
     """
     left_out: LeftOut = defaultdict(list)
-    found = _find(_walk(folder, left_out), left_out)
-    return [replace(each, path=_path(each, found)) for each in found], left_out
+    return _named(_find(_walk(folder, left_out), left_out)), left_out
 
 
 def series_at(path: Path) -> Series:
@@ -58,7 +60,7 @@ def series_at(path: Path) -> Series:
         reasons = [reason for reason, files in left_out.items() if path.name in {file.name for file in files}]
         found = [each for each in found if path.name in {file.name for file in each.files}]
         if len(found) != 1:
-            what = f"found {len(found)} volumes in it" if found else (reasons or ["no DICOM file"])[0]
+            what = f"found {len(found)} volumes in it" if found else (reasons or ["neither NIfTI nor DICOM"])[0]
             raise InputError(
                 f"{path}: not readable as a volume ({what}), expected a whole NIfTI file or a file of one DICOM series "
                 "of CT or MRI: replace it or remove the scan."
@@ -125,16 +127,20 @@ def stack(series: Series, planes: Iterable[np.ndarray], fill: np.generic, order:
         order: of the interpolation there: 1 for images, 0 for masks.
     """
     shape, _ = grid_of(series)
-    volume = np.full(shape, fill)
+    volume = np.empty(shape, fill.dtype)
     shifts = shifts_of(series.slices)
     shifts = shifts - np.floor(shifts.min(axis=0))
-    for index, (plane, shift) in enumerate(zip(planes, shifts, strict=True)):
-        if shift.any():
-            volume[:, :, index] = ndimage.affine_transform(
-                plane.T, np.ones(2), -shift, shape[:2], order=order, cval=fill, output=volume.dtype
-            )
-        else:
-            volume[: plane.shape[1], : plane.shape[0], index] = plane.T
+
+    def placed(plane: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        if not shifts.any():
+            return plane.T
+        return ndimage.affine_transform(
+            plane.T, np.ones(2), -shift, shape[:2], order=order, cval=fill, output=volume.dtype
+        )
+
+    slices = (placed(plane, shift) for plane, shift in zip(planes, shifts, strict=True))
+    for start in range(0, len(shifts), SLAB):
+        volume[:, :, start : start + SLAB] = np.stack(list(islice(slices, SLAB)), axis=-1)
     return volume
 
 
@@ -247,14 +253,17 @@ def _with_damaged(found: list[Series], damaged: dict[Path, str]) -> list[Series]
     return found
 
 
-def _path(series: Series, found: Collection[Series]) -> str:
-    folders = {file.parent for file in series.files}
-    common = Path(os.path.commonpath(folders))
-    others = [other for other in found if other is not series]
-    if not any(folder.is_relative_to(common) for other in others for folder in {file.parent for file in other.files}):
-        return str(common)
-    alone = len(folders) == 1 and not any(series.files & other.files for other in others)
-    return str(series.slices[0].file if alone else common)
+def _named(found: Sequence[Series]) -> list[Series]:
+    files = [each.files for each in found]
+    folders = [{file.parent for file in some} for some in files]
+    named = []
+    for number, each in enumerate(found):
+        others = [other for other, _ in enumerate(found) if other != number]
+        common = Path(os.path.commonpath(folders[number]))
+        beside = any(folder.is_relative_to(common) for other in others for folder in folders[other])
+        own = len(folders[number]) == 1 and not any(files[number] & files[other] for other in others)
+        named.append(replace(each, path=str(each.slices[0].file if beside and own else common)))
+    return named
 
 
 def _not_one(found: Sequence[Series], left_out: LeftOut) -> str:

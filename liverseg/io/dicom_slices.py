@@ -144,6 +144,16 @@ class Slice:
     kind: str = ""
 
 
+def require_pydicom(path: Path) -> None:
+    """Raise InputError where pydicom, which the DICOM files at `path` need, is not installed."""
+    try:
+        import pydicom  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f'{path}: pydicom is not installed, expected it for DICOM files: pip install "liverseg[dicom]".'
+        ) from error
+
+
 def slices_of(file: Path) -> tuple[Slice, ...] | str:
     """The slices of a file, without their pixels; or, where it is no part of a scan, what it is.
 
@@ -188,7 +198,7 @@ def _slices_of(file: Path) -> tuple[Slice, ...] | str:
         # By its name it is a slice of which nothing is left.
         if file.name.lower().endswith(DICOM_SUFFIXES) or (not start and "." not in file.name):
             raise _unreadable(file, "it does not begin as one" if start else "it is empty")
-        return "no DICOM file"
+        return "neither NIfTI nor DICOM"
     dataset = _read(file, HEADER, pixels=False)
     kind = str(_value(dataset, "SOPClassUID") or _value(dataset.file_meta, "MediaStorageSOPClassUID") or "")
     if kind in NO_SCANS:
@@ -196,7 +206,7 @@ def _slices_of(file: Path) -> tuple[Slice, ...] | str:
     if not _value(dataset, "Rows") or not _value(dataset, "Columns"):
         if kind in VOLUMES or (not kind and start[128:] == b"DICM"):
             raise _unreadable(file, "its header ends early")
-        return _name(kind) if kind else "no DICOM file"
+        return _name(kind) if kind else "neither NIfTI nor DICOM"
     if "LOCALIZER" in (_value(dataset, "ImageType") or ()):
         return "localiser"
     if _value(dataset, "SamplesPerPixel") not in (None, 1):
@@ -318,12 +328,9 @@ def _lacks_decoder(syntax: Any, error: Exception) -> bool:
 
 
 def _read(file: Path, tags: list[str], pixels: bool) -> Any:
-    try:
-        from pydicom import dcmread
-    except ImportError as error:
-        raise InputError(
-            f'{file}: it is a DICOM file and pydicom is not installed, expected it: pip install "liverseg[dicom]".'
-        ) from error
+    require_pydicom(file)
+    from pydicom import dcmread
+
     try:
         with file.open("rb") as stream:
             return dcmread(stream, stop_before_pixels=not pixels, specific_tags=tags, force=True)

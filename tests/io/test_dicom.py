@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -358,11 +359,11 @@ def test_what_is_no_scan_is_named_in_one_line(tmp_path):
         "X-Ray Radiation Dose SR (sr)",
         "Grayscale Softcopy Presentation State (pr)",
         "Media Storage Directory (DICOMDIR)",
-        "no DICOM file (README.txt, VERSION.bin, report.pdf)",
+        "neither NIfTI nor DICOM (README.txt, VERSION.bin, report.pdf)",
     ):
         assert words in warning
     assert "not readable as a volume (RT Structure Set)" in refusal(tmp_path / "rt")
-    assert "no DICOM file" in refusal(tmp_path / "README.txt")
+    assert "neither NIfTI nor DICOM" in refusal(tmp_path / "README.txt")
 
 
 def without_pixels(dataset, k) -> None:
@@ -425,11 +426,10 @@ def test_links_to_files_and_folders_are_followed_once(tmp_path):
 
 
 def test_without_pydicom_the_extra_is_named(tmp_path, monkeypatch):
-    import sys
-
     write(tmp_path)
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    assert 'pip install "liverseg[dicom]"' in str(pytest.raises(InputError, read_volume, str(tmp_path)).value)
+    with pytest.raises(InputError, match=r'pip install "liverseg\[dicom\]"'):
+        read_volume(str(tmp_path))
 
 
 # --- voxels
@@ -500,7 +500,7 @@ def test_a_compression_without_a_decoder_is_named(tmp_path, monkeypatch):
         dataset.save_as(tmp_path / f"{k}.dcm")
     # As where none is installed.
     monkeypatch.setattr(pydicom.config, "pixel_data_handlers", [])
-    with pytest.raises(InputError, match="compressed as JPEG Lossless.*pip install python-gdcm"):
+    with pytest.raises(InputError, match=r"compressed as JPEG Lossless.*pip install python-gdcm"):
         read_volume(str(tmp_path))
 
 
