@@ -12,6 +12,8 @@ import nibabel as nib
 
 from liverseg.data.datalist import load_datalist
 from liverseg.errors import InputError
+from liverseg.io.nifti import read_nifti_grid
+from liverseg.io.paths import nifti_suffix
 
 IMAGE_SUFFIXES = (".nii", ".nii.gz")
 
@@ -70,12 +72,10 @@ def cache_num(data: Sequence[Mapping[str, Any]], cache_gb: float, spacing: Seque
 
 
 def _voxels(image: str, spacing: Sequence[float]) -> float:
-    if Path(image).is_dir():
+    if not nifti_suffix(image):
         return 512 * 512 * 300
-    try:
-        header: Any = nib.load(image).header
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
-        raise InputError(f"{image}: not a readable NIfTI file ({error}): replace it or remove it.") from error
-    sizes_mm = [n * mm for n, mm in zip(header.get_data_shape(), header.get_zooms(), strict=True)]
-    targets = [to if to > 0 else mm for to, mm in zip(spacing, header.get_zooms(), strict=False)]
-    return math.prod(size / target for size, target in zip(sizes_mm, targets, strict=False))
+    scan = read_nifti_grid(image)
+    spacing_mm = nib.affines.voxel_sizes(scan.affine)
+    sizes_mm = scan.array.shape * spacing_mm
+    targets = [to if to > 0 else mm for to, mm in zip(spacing, spacing_mm, strict=True)]
+    return math.prod(size / target for size, target in zip(sizes_mm, targets, strict=True))
