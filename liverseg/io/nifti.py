@@ -181,7 +181,9 @@ def _choose(
         return np.diag([-sizes_mm[0], -sizes_mm[1], sizes_mm[2], 1.0]), [warning]
     shear_degrees = _shear_degrees(sform)
     apart_mm = largest_offset_mm(shape, sform, sform if qform is None else qform)
-    if qform is not None and apart_mm > SAME_MM and (shear_degrees or sform_code != SCANNER):
+    # To ITK, axes that are mirrored about the first voxel are the same.
+    mirrored = qform is not None and np.allclose(np.abs(np.linalg.inv(qform) @ sform), np.eye(4), atol=RIGHT_ANGLE)
+    if qform is not None and apart_mm > SAME_MM and (shear_degrees or not (sform_code == SCANNER or mirrored)):
         affine = qform
     elif shear_degrees:
         affine = sform
