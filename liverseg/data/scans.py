@@ -14,8 +14,9 @@ import nibabel as nib
 
 from liverseg.data.datalist import load_datalist
 from liverseg.errors import InputError
-from liverseg.io.dicom import describe, find_series, grid_of, series_at
+from liverseg.io.dicom import describe, find_series
 from liverseg.io.paths import absolute, is_hidden, nifti_suffix, stem_of
+from liverseg.io.volumes import read_volume_grid
 
 logger = logging.getLogger(__name__)
 
@@ -98,14 +99,8 @@ def cache_num(data: Sequence[Mapping[str, Any]], cache_gb: float, spacing: Seque
 
 
 def _voxels(image: str, spacing: Sequence[float]) -> float:
-    if nifti_suffix(image) and not Path(image).is_dir():
-        try:
-            header: Any = nib.load(image).header
-        except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
-            raise InputError(f"{image}: not a readable NIfTI file ({error}): replace it or remove it.") from error
-        shape, zooms = header.get_data_shape(), header.get_zooms()
-    else:
-        shape, affine = grid_of(series_at(Path(image)))
-        zooms = nib.affines.voxel_sizes(affine)
-    targets = [to if to > 0 else mm for to, mm in zip(spacing, zooms, strict=False)]
-    return math.prod(n * mm / target for n, mm, target in zip(shape, zooms, targets, strict=False))
+    scan = read_volume_grid(image)
+    spacing_mm = nib.affines.voxel_sizes(scan.affine)
+    sizes_mm = scan.array.shape * spacing_mm
+    targets = [to if to > 0 else mm for to, mm in zip(spacing, spacing_mm, strict=True)]
+    return math.prod(size / target for size, target in zip(sizes_mm, targets, strict=True))

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import pydicom
 import pydicom_seg
 import requests
@@ -26,7 +24,9 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from pydicom.dataset import Dataset
 
 from lib.datastore import LockedDatastore
+from lib.volumes import read_label, values_in
 from liverseg.errors import InputError
+from liverseg.io.nifti import write_nifti
 
 FINAL = DefaultLabelTag.FINAL
 
@@ -162,11 +162,16 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
             InputError: for a final label without any segment.
         """
         if label_tag == FINAL:
-            label: Any = nib.load(label_filename)
-            values = set(np.unique(np.asanyarray(label.dataobj)).astype(int).tolist()) - {0}
+            label = read_label(label_filename)
+            values = set(values_in(label)) - {0}
             if not values:
                 raise InputError(f"label of {image_id}: found no segment, expected one to save: draw or segment first.")
             label_info = {**label_info, "label_info": _named(label_info, values)}
+            with tempfile.TemporaryDirectory() as folder:
+                # MONAI Label cuts off what is behind the point: 0.9999999 would become the background.
+                whole = Path(folder) / "label.nii.gz"
+                write_nifti(whole, label[0].numpy(), label.affine.numpy())
+                return super().save_label(image_id, str(whole), label_tag, label_info)
         return super().save_label(image_id, label_filename, label_tag, label_info)
 
     def _download(self, series: str, folder: Path) -> bool:

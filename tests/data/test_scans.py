@@ -122,7 +122,7 @@ def test_cache_num_counts_the_slices_of_a_series(tmp_path):
 
 def test_a_scan_whose_header_cannot_be_read_is_named(tmp_path):
     (tmp_path / "a.nii").write_text("no image")
-    with pytest.raises(InputError, match=r"a\.nii: not a readable NIfTI"):
+    with pytest.raises(InputError, match=r"a\.nii: not readable as a volume"):
         cache_num([{"image": str(tmp_path / "a.nii")}], 1)
 
 
