@@ -269,6 +269,6 @@ def _named(found: Sequence[Series]) -> list[Series]:
 def _not_one(found: Sequence[Series], left_out: LeftOut) -> str:
     if not found:
         only = f" (only {describe(left_out)})" if left_out else ""
-        return f"no CT or MRI series in it{only}, expected one: name a folder that holds one."
+        return f"no CT or MRI series in it{only}, expected the slices of one volume: choose another."
     series = "; ".join(map(str, found))
     return f"{len(found)} series in it ({series}), expected one: name a file of it, or give each a folder of its own."

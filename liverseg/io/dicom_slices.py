@@ -170,7 +170,13 @@ def slices_of(file: Path) -> tuple[Slice, ...] | str:
 
 @lru_cache(REMEMBERED)
 def _remembered(file: Path, size: int, mtime_ns: int) -> tuple[Slice, ...] | str:
-    return _slices_of(file)
+    try:
+        return _slices_of(file)
+    except InputError:
+        raise
+    # Whatever a header holds that no writer should write.
+    except Exception as error:
+        raise _unreadable(file, str(error)) from error
 
 
 def _begins_as_dicom(start: bytes) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 
 from liverseg.errors import InputError
 from liverseg.io.dicom import grid_of, read_voxels, series_at
-from liverseg.io.nifti import read_nifti, read_nifti_grid
+from liverseg.io.nifti import read_nifti, read_nifti_grid, write_nifti
 from liverseg.io.paths import nifti_suffix
 from liverseg.io.volume import Volume
 
@@ -43,6 +44,25 @@ def read_volume_grid(path: str) -> Volume:
     series = series_at(Path(path))
     shape, affine = grid_of(series)
     return Volume(np.broadcast_to(np.float32(0), shape), affine, series.warnings)
+
+
+def save_as_nifti(scan: str, target: str | os.PathLike[str]) -> None:
+    """Write a scan as NIfTI on the grid of `read_volume`: int16 where that holds every voxel, as scanners store them.
+
+    Raises:
+        InputError: as `read_volume`, and as `write_nifti`.
+    """
+    volume = read_volume(scan)
+    write_nifti(target, as_int16(volume.array), volume.affine)
+
+
+def as_int16(array: np.ndarray) -> np.ndarray:
+    """`array` as int16 where that holds every voxel; else as it is."""
+    low, high = np.iinfo(np.int16).min, np.iinfo(np.int16).max
+    if array.min() < low or array.max() > high:
+        return array
+    whole = array.astype(np.int16)
+    return whole if np.array_equal(whole, array) else array
 
 
 def _is_nifti(path: str) -> bool:

@@ -19,7 +19,6 @@ from dicomweb_client.session_utils import create_session_from_user_pass
 from filelock import FileLock
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
-from monailabel.datastore.utils.convert import dicom_to_nifti
 from monailabel.interfaces.datastore import DefaultLabelTag
 from pydicom.dataset import Dataset
 
@@ -27,6 +26,7 @@ from lib.datastore import LockedDatastore
 from lib.volumes import read_label, values_in
 from liverseg.errors import InputError
 from liverseg.io.nifti import write_nifti
+from liverseg.io.volumes import save_as_nifti
 
 FINAL = DefaultLabelTag.FINAL
 
@@ -107,15 +107,13 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
                 shutil.rmtree(folder, ignore_errors=True)
                 if not self._download(image_id, folder):
                     return ""
-                try:
-                    converted = dicom_to_nifti(str(folder))
-                except RuntimeError as error:
-                    raise InputError(
-                        f"image {image_id}: found a series that is no volume ({str(error).splitlines()[-1].strip()}), "
-                        "expected slices of one CT or MRI scan: choose another series."
-                    ) from error
-                LockedDatastore.add_image(self, image_id, converted, self._dicom_info(image_id))
-                Path(converted).unlink()
+                with tempfile.TemporaryDirectory() as converted:
+                    scan = Path(converted, file.name)
+                    try:
+                        save_as_nifti(str(folder), scan)
+                    except InputError as error:
+                        raise InputError(str(error).replace(str(folder), f"image {image_id}")) from error
+                    LockedDatastore.add_image(self, image_id, str(scan), self._dicom_info(image_id))
         return str(file)
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 from tqdm import tqdm
 
 from liverseg import __version__
@@ -20,8 +19,9 @@ from liverseg.data.datalist import patient_of
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
 from liverseg.io.nifti import write_nifti
+from liverseg.io.volumes import as_int16
 from liverseg.workbench.datasets.check import BROKEN, OK, SUSPICIOUS, Judgement, judge
-from liverseg.workbench.datasets.layout import Case, Layout, Volume
+from liverseg.workbench.datasets.layout import Case, Layout
 from liverseg.workbench.report.overlays import MASK_COLOUR, REFERENCE_COLOUR
 
 Report = dict[str, Any]
@@ -155,7 +155,7 @@ def _do(case: Case, out: Path, layout: Layout) -> Report:
         return _report(case, out, image, label, Judgement(broken=[str(error)]))
     if volume is not None:
         image, label = (out / kind / f"{case.name}.nii.gz" for kind in NIFTI)
-        for path, array in ((label, volume.label), (image, _as_stored(volume))):
+        for path, array in ((label, volume.label), (image, as_int16(volume.image))):
             path.parent.mkdir(exist_ok=True)
             write_nifti(path, array, volume.affine)
         volume = None
@@ -201,12 +201,6 @@ def _signature(case: Case, layout: Layout) -> str:
             state = path.stat() if path.exists() else None
             states.append((str(path.resolve()), state and (state.st_size, state.st_mtime_ns)))
     return hashlib.sha256(repr(states).encode()).hexdigest()
-
-
-def _as_stored(volume: Volume) -> np.ndarray:
-    """As int16 where that holds every voxel, as a scanner stores it; else as it is."""
-    whole = volume.image.astype(np.int16)
-    return whole if np.array_equal(whole, volume.image) else volume.image
 
 
 def _write_text(path: Path, text: str) -> None:
