@@ -9,13 +9,14 @@ import time
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from bundle_runs import make_scan, save
 
 from liverseg.errors import InputError
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from lib.datastore import LockedDatastore
-from lib.volumes import grid_of, read_label
+from lib.volumes import grid_of, read_label, values_in
 
 
 def open_store(folder, **settings) -> LockedDatastore:
@@ -144,3 +145,23 @@ def test_what_is_not_3d_is_refused_by_name(tmp_path, read):
             read(str(tmp_path / "several.nii.gz"))
     save(tmp_path / "one.nii.gz", np.zeros((4, 5, 6, 1), np.uint8))
     assert read(str(tmp_path / "one.nii.gz")).shape == (1, 4, 5, 6)
+
+
+def test_a_labelmap_has_whole_values_of_a_byte(tmp_path):
+    values = np.array([0, 0.9999999, 1.0000001, 2], np.float32).reshape(1, 2, 2)
+    save(tmp_path / "near.nii.gz", values)
+    label = read_label(str(tmp_path / "near.nii.gz"))
+    assert label.flatten().tolist() == [0, 1, 1, 2] and label.dtype == torch.uint8
+    assert values_in(label) == [0, 1, 2]
+    for odd, words in ((0.5, "found label values 0.5, expected whole numbers"), (np.nan, "found label values nan")):
+        save(tmp_path / "odd.nii.gz", np.full((2, 2, 2), odd, np.float32))
+        with pytest.raises(InputError, match=rf"odd\.nii\.gz: {words}"):
+            read_label(str(tmp_path / "odd.nii.gz"))
+    for odd in (-1, 256):
+        save(tmp_path / "odd.nii.gz", np.full((2, 2, 2), odd, np.int16))
+        with pytest.raises(InputError, match=rf"odd\.nii\.gz: found label values {odd}, expected 0 to 255"):
+            read_label(str(tmp_path / "odd.nii.gz"))
+    voxels = np.zeros((2, 2, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    save(tmp_path / "odd.nii.gz", voxels)
+    with pytest.raises(InputError, match=r"odd\.nii\.gz: its voxels are colours"):
+        read_label(str(tmp_path / "odd.nii.gz"))
