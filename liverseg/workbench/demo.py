@@ -39,6 +39,7 @@ def demo(
 
     Examples: liverseg demo; liverseg demo --scan ct.nii.gz
     """
+    from liverseg.io.masks import find_mask
     from liverseg.workbench.report.html import write_report
 
     console = Console()
@@ -64,7 +65,8 @@ def demo(
     image = Path(test[0]["image"]) if scan is None else scan.resolve()
     options = {"output_dir": str(out / "masks"), "spacing": SETTINGS["spacing"], "dataset_dir": str(image)}
     _run(console, bundle, "inference", ["inference"], {**paths, **options})
-    mask = out / "masks" / f"{image.name.removesuffix('.gz').removesuffix('.nii')}_liver.nii.gz"
+    mask = find_mask(out / "masks", image)
+    assert mask is not None
 
     console.rule("5/5 Report")
     write_report(

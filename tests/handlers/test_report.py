@@ -21,7 +21,8 @@ from two_ranks import run_two_ranks
 
 import liverseg
 from liverseg.errors import InputError
-from liverseg.handlers.report import SegmentationReport, mask_file_name
+from liverseg.handlers.report import SegmentationReport
+from liverseg.io.masks import find_mask
 from liverseg.metrics import bf_scores, case_metrics, lesion_metrics
 
 NAMES = ["background", "liver", "lesion"]
@@ -220,9 +221,9 @@ def test_masks_lie_on_the_grid_of_the_label(tmp_path):
     (tmp_path / "other").mkdir()
     same_name = write_case(tmp_path / "other", "a", np.full((20, 16, 6), 2), np.full((20, 16, 6), 2))
     evaluate([*cases, same_name], SegmentationReport(tmp_path / "eval", NAMES, masks_dir=tmp_path / "masks"))
-    assert len(list((tmp_path / "masks").iterdir())) == 4
+    assert len(list((tmp_path / "masks").glob("*.nii.gz"))) == 4
     for case in [*cases, same_name]:
-        mask = nib.load(tmp_path / "masks" / mask_file_name(case["image"]))
+        mask = nib.load(find_mask(tmp_path / "masks", case["image"]))
         assert np.array_equal(mask.dataobj, nib.load(case["image"]).dataobj)
         assert mask.get_data_dtype() == np.uint8
         assert np.allclose(mask.affine, np.diag([*SPACING_MM, 1]))

@@ -16,10 +16,10 @@ from monai.data import MetaTensor
 from scipy import ndimage
 
 from liverseg.transforms import LoadVolumed
+from liverseg.transforms.plausibility import check_intensities, check_spacing
 from liverseg.workbench.report.overlays import CT_HOLDS_HU, Scan, plane_png
 
 OK, SUSPICIOUS, BROKEN = "ok", "suspicious", "broken"
-SPACING_MM = (0.3, 10.0)
 # The median of a liver: a fatty one without contrast agent comes down to about 0 HU, fat itself is at -100 HU, and no
 # liver in a contrast phase comes near 250 HU.
 LIVER_HU = (-30.0, 250.0)
@@ -93,6 +93,8 @@ def judge(image_path: Path, label_path: Path, labels: Mapping[str, str], modalit
         }
     )
     _check_geometry(found, spacing)
+    if odd := check_intensities(image, found.facts["modality"]):
+        found.suspicious.append(odd)
     if unknown := [f"{value:g}" for value in sorted(counts) if f"{value:g}" not in labels]:
         found.broken.append(f"the label holds {', '.join(unknown)}, which stands for nothing in this data set")
     livers = [value for value, name in labels.items() if name.lower() == "liver"]
@@ -128,12 +130,8 @@ def _count_values(label: np.ndarray) -> Counter[float]:
 
 
 def _check_geometry(found: Judgement, spacing: np.ndarray) -> None:
-    least, most = SPACING_MM
-    if not all(least <= mm <= most for mm in spacing):
-        sizes = "×".join(f"{mm:.3g}" for mm in spacing)
-        found.broken.append(
-            f"the spacing is {sizes} mm, expected {least:g} to {most:g} mm: its unit or header is wrong"
-        )
+    if wrong := check_spacing(spacing.tolist()):
+        found.broken.append(wrong)
     if found.facts["identity_affine"]:
         found.suspicious.append("the affine is the identity: spacing and orientation are lost")
 
