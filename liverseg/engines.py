@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from liverseg.bundle import sentence
 from liverseg.errors import InputError
+from liverseg.inferers.volume_slices import name_of
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class ScanEvaluator(SupervisedEvaluator):
         if FAILED in batchdata:
             self._fail(batchdata[FAILED][0], batchdata[REASON][0])
             return None
-        self.image = str(batchdata[CommonKeys.IMAGE].meta["filename_or_obj"][0])
+        self.image = name_of(batchdata[CommonKeys.IMAGE], 0)
         with self._one_scan():
             return self.update(engine, batchdata)
         return None

@@ -153,7 +153,7 @@ class MaskFolder:
             content = _read(self.folder)
             yield content["scans"]
             content["scans"].sort(key=lambda entry: (entry["image"], entry.get("mask", "")))
-            text = json.dumps(content, indent=1, ensure_ascii=False)
+            text = json.dumps(content, indent=1)
             write_atomically(self.folder / SUMMARY, lambda file: file.write(f"{text}\n".encode()))
 
     def _volumes_ml(self, mask: np.ndarray, affine: np.ndarray) -> dict[str, float]:
@@ -194,7 +194,7 @@ def _stems(image: str) -> list[str]:
     stems = [stem_of(path)]
     for folder in reversed(path.parent.relative_to(path.anchor).parts):
         stems.append(f"{folder}_{stems[-1]}")
-    short = os.fsdecode(os.fsencode(stems[0])[: LONGEST_STEM_BYTES - 9])
+    short = os.fsencode(stems[0])[: LONGEST_STEM_BYTES - 9].decode(errors="ignore")
     digest = hashlib.sha256(image.encode(errors="surrogateescape")).hexdigest()[:8]
     return [stem for stem in stems if len(os.fsencode(stem)) <= LONGEST_STEM_BYTES] + [f"{short}_{digest}"]
 
