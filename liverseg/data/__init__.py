@@ -1,7 +1,6 @@
 """Datalists, scans and phantoms."""
 
 from liverseg.data.datalist import load_datalist, split_by_patient, write_datalist
-from liverseg.data.mask_writer import MaskWriter
 from liverseg.data.patches import find_patches, label_patches
 from liverseg.data.phantom import make_phantom
 from liverseg.data.phantom_io import write_phantoms
@@ -11,7 +10,6 @@ from liverseg.data.voxel_counts import count_voxels
 from liverseg.data.weights import dice_weights, inverse_frequency_weights
 
 __all__ = [
-    "MaskWriter",
     "PatientSampler",
     "cache_num",
     "count_voxels",

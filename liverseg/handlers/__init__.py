@@ -1,6 +1,7 @@
 """Handlers for MONAI's engines."""
 
 from liverseg.handlers.checkpoints import Checkpoints
+from liverseg.handlers.masks import MaskSummary
 from liverseg.handlers.overlays import Overlays
 from liverseg.handlers.progress import Progress
 from liverseg.handlers.report import SegmentationReport
@@ -8,4 +9,13 @@ from liverseg.handlers.run_summary import RunSummary
 from liverseg.handlers.tracking import Tracking
 from liverseg.handlers.weights import WeightsLoader
 
-__all__ = ["Checkpoints", "Overlays", "Progress", "RunSummary", "SegmentationReport", "Tracking", "WeightsLoader"]
+__all__ = [
+    "Checkpoints",
+    "MaskSummary",
+    "Overlays",
+    "Progress",
+    "RunSummary",
+    "SegmentationReport",
+    "Tracking",
+    "WeightsLoader",
+]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -26,7 +25,7 @@ from monai.utils import convert_to_tensor
 import liverseg
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
-from liverseg.io.nifti import write_nifti
+from liverseg.io.masks import MaskFolder
 from liverseg.metrics import (
     bf_scores,
     case_metrics,
@@ -49,6 +48,8 @@ class SegmentationReport:
     that does not exist (the distance to an empty mask) is an empty cell. ``summary.json``, where it is null, holds
 
     - ``number_of_cases``; ``versions`` of torch, monai and liverseg;
+    - ``failures``, of a `ScanEvaluator`: ``image`` and ``error`` of each scan that failed, which is in none of the
+      figures; ``warnings``, by case: sentences on what is odd about the scan or its label;
     - ``pooled``: `pooled_metrics` over all voxels and ``mean_bf_score`` over all axial slices, background included;
     - ``cases``: for each class and metric of ``cases.csv`` the mean, sd (of a sample, n − 1) and median over the
       ``count`` cases that have a value; for each class, ``empty_predictions`` and ``empty_references`` count the cases
@@ -72,7 +73,7 @@ class SegmentationReport:
         label_key: key of the reference, (1, H, W, D) class indices of any dtype; a MetaTensor, its affine gives the
             spacing.
         pred_key: key of the prediction, (1, H, W, D) class indices of any dtype, on the grid of the label.
-        masks_dir: folder for the predictions as NIfTI, each on the grid of its label and named by `mask_file_name`;
+        masks_dir: folder for the predictions as NIfTI, each on the grid of its label, where `find_mask` finds them;
             None writes none.
         lesion_class: the one of `class_names` whose components are counted as lesions, as LiTS does; None counts none.
         organ_class: the one of `class_names` that lies around the lesions; None leaves the burden out.
@@ -100,7 +101,7 @@ class SegmentationReport:
         self.image_key = image_key
         self.label_key = label_key
         self.pred_key = pred_key
-        self.masks_dir = None if masks_dir is None else Path(masks_dir)
+        self.masks = None if masks_dir is None else MaskFolder(masks_dir, "pred")
         for key, name in (("lesion_class", lesion_class), ("organ_class", organ_class)):
             if name is not None and name not in self.class_names[1:]:
                 raise InputError(
@@ -115,6 +116,8 @@ class SegmentationReport:
     def attach(self, engine: Engine) -> None:
         """Hook into the evaluator, whose `decollate` must be on (MONAI's default)."""
         engine.add_event_handler(Events.STARTED, self._start)
+        # A scan that failed before may have left some.
+        engine.add_event_handler(Events.ITERATION_STARTED, self._times_s.clear)
         # MONAI runs the postprocessing on MODEL_COMPLETED, and registered it before any handler.
         for event in (Events.ITERATION_STARTED, IterationEvents.FORWARD_COMPLETED, IterationEvents.MODEL_COMPLETED):
             engine.add_event_handler(event, self._note_time)
@@ -124,8 +127,8 @@ class SegmentationReport:
     def _start(self, engine: Engine) -> None:
         self._cases = {}
         check_writable(self.output_dir)
-        if self.masks_dir:
-            check_writable(self.masks_dir)
+        if self.masks:
+            self.masks.check()
 
     def _note_time(self, engine: Engine) -> None:
         if torch.cuda.is_available():
@@ -136,7 +139,6 @@ class SegmentationReport:
     def _measure(self, engine: Engine) -> None:
         items: list[Any] = engine.state.output  # type: ignore[assignment]
         started, inferred, processed = self._times_s
-        self._times_s = []
         for item in items:
             file = getattr(item[self.image_key], "meta", {}).get("filename_or_obj")
             if not file:
@@ -152,13 +154,11 @@ class SegmentationReport:
                 "inference_per_slice": (inferred - started) / len(items) / item[self.label_key].shape[-1],
                 "postprocessing_per_case": (processed - inferred) / len(items),
             }
+            case["warnings"] = _warnings(item[self.image_key], item[self.label_key])
+            if self.masks:
+                mask = item[self.pred_key][0].to(torch.uint8).cpu().numpy()
+                self.masks.save(file, mask, item[self.label_key].affine.cpu().numpy(), case["warnings"])
             self._cases[str(file)] = case
-            if self.masks_dir:
-                self._save_mask(self.masks_dir / mask_file_name(str(file)), item)
-
-    def _save_mask(self, path: Path, item: dict[str, Any]) -> None:
-        mask = item[self.pred_key][0].to(torch.uint8).cpu().numpy()
-        write_nifti(path, mask, item[self.label_key].affine.cpu().numpy())
 
     def _measure_case(self, item: dict[str, torch.Tensor]) -> dict[str, Any]:
         label = item[self.label_key]
@@ -214,6 +214,9 @@ class SegmentationReport:
         # In order of name, so that the files are the same whatever the number of ranks.
         merged = {name: case for part in parts for name, case in part.items()}
         cases = {name: merged[name] for name in sorted(merged)}
+        failures: list[dict[str, str]] = getattr(engine, "failures", [])
+        if not cases and failures:
+            return  # The evaluator says why.
         if not cases:
             raise InputError("the evaluation read no case, expected at least one; check its data list.")
         names = self.class_names[1:]
@@ -228,6 +231,8 @@ class SegmentationReport:
             for class_name, metrics in case["classes"].items()
         ]
         summary = self._summary(list(cases.values()))
+        summary["failures"] = failures
+        summary["warnings"] = {name: case["warnings"] for name, case in cases.items() if case["warnings"]}
 
         frame = pd.DataFrame(rows)
         # A column that is empty for some classes would turn whole numbers into 3.0.
@@ -272,10 +277,11 @@ class SegmentationReport:
         }
 
 
-def mask_file_name(image: str) -> str:
-    """The name of the mask of the scan `image`: no other scan has the same, whatever folder it lies in."""
-    stem = Path(image).name.removesuffix(".gz").removesuffix(".nii")
-    return f"{stem}_{hashlib.sha256(image.encode()).hexdigest()[:8]}.nii.gz"
+def _warnings(image: Any, label: Any) -> list[str]:
+    return [
+        *image.meta.get("warnings", "").splitlines(),
+        *(f"label: {warning}" for warning in label.meta.get("warnings", "").splitlines()),
+    ]
 
 
 def _statistics(values: pd.Series) -> dict[str, float]:

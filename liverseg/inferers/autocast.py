@@ -12,7 +12,8 @@ def bf16_autocast(device: torch.device | str, amp: bool = True) -> torch.autocas
     """A context in which convolutions run in bfloat16, if `amp` and the device computes bfloat16 natively.
 
     CPUs without AVX512-BF16 or AMX, or kept from AVX512 by ATEN_CPU_CAPABILITY, emulate bfloat16 more slowly than
-    float32; there, and on GPUs before Ampere, everything stays in float32. bfloat16 has float32's range, so training needs no loss scaling.
+    float32; there, and on GPUs before Ampere, everything stays in float32. bfloat16 has float32's range, so training
+    needs no loss scaling.
     """
     device = torch.device(device)
     if device.type == "cpu":

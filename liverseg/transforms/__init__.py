@@ -8,6 +8,7 @@ from liverseg.transforms.labels import MapLabelsd
 from liverseg.transforms.load import LoadVolumed
 from liverseg.transforms.localise import LocalisePriord
 from liverseg.transforms.patches import RandPatchesd
+from liverseg.transforms.plausibility import CheckPlausibilityd
 from liverseg.transforms.postprocessing import (
     CleanSlices,
     CleanSlicesd,
@@ -16,11 +17,13 @@ from liverseg.transforms.postprocessing import (
     SmoothEdges,
     SmoothEdgesd,
 )
+from liverseg.transforms.save import SaveMaskd
 from liverseg.transforms.slices import RandSlicesd, stack_slices
 from liverseg.transforms.spacing import ResampleVolumed, resize_volume, spaced_size
 
 __all__ = [
     "AddClicksd",
+    "CheckPlausibilityd",
     "CleanSlices",
     "CleanSlicesd",
     "CropToLabeld",
@@ -36,6 +39,7 @@ __all__ = [
     "RandPatchesd",
     "RandSlicesd",
     "ResampleVolumed",
+    "SaveMaskd",
     "ScaleWindowd",
     "SimulateClickd",
     "SmoothEdges",

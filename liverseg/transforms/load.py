@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Hashable, Mapping
@@ -63,8 +64,6 @@ class LoadVolumed(MapTransform):
 def _load(path: str) -> MetaTensor:
     volume = read_volume(path)
     array = torch.from_numpy(np.ascontiguousarray(volume.array, np.float32))[None]
-    for warning in volume.warnings:
-        logger.warning("%s: %s", path, warning)
     affine = torch.as_tensor(volume.affine, dtype=torch.float64)
     meta = {
         "filename_or_obj": path,
@@ -72,10 +71,30 @@ def _load(path: str) -> MetaTensor:
         "spatial_shape": np.array(volume.array.shape[:3]),
         "space": SpaceKeys.RAS,
         "original_channel_dim": "no_channel",
-        "warnings": "\n".join(volume.warnings),
+        "warnings": "",
         "other_affines": volume.other_affines,
     }
-    return MetaTensor(array, affine=affine, meta=meta)
+    loaded = MetaTensor(array, affine=affine, meta=meta)
+    for warning in volume.warnings:
+        add_warning(loaded, warning)
+    return loaded
+
+
+def add_warning(volume: MetaTensor, warning: str) -> None:
+    """Tell the person who gave a volume, in the log and in its `meta["warnings"]`.
+
+    Args:
+        volume: as `LoadVolumed` gives it.
+        warning: a sentence on one line.
+    """
+    _log_once(volume.meta["filename_or_obj"], warning)
+    volume.meta["warnings"] = "\n".join(filter(None, [volume.meta["warnings"], warning]))
+
+
+@functools.cache
+def _log_once(path: str, warning: str) -> None:
+    # A training loads what its cache does not hold in every epoch.
+    logger.warning("%s: %s", path, warning)
 
 
 def _check_volume(volume: MetaTensor) -> None:

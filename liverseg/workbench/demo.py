@@ -40,6 +40,7 @@ def demo(
 
     Examples: liverseg demo; liverseg demo --scan ct.nii.gz
     """
+    from liverseg.io.masks import find_mask
     from liverseg.workbench.report.html import write_report
 
     console = Console()
@@ -65,7 +66,8 @@ def demo(
     image = Path(test[0]["image"]) if scan is None else absolute(scan)
     options = {"output_dir": str(out / "masks"), "spacing": SETTINGS["spacing"], "dataset_dir": str(image)}
     _run(console, bundle, "inference", ["inference"], {**paths, **options})
-    mask = out / "masks" / f"{image.name.removesuffix('.gz').removesuffix('.nii')}_liver.nii.gz"
+    mask = find_mask(out / "masks", image)
+    assert mask is not None
 
     console.rule("5/5 Report")
     write_report(

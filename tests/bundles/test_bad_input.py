@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import AFFINE, BUNDLE, SHORT, make_scan, monai_bundle, save, write_dataset
+from bundle_runs import AFFINE, BUNDLE, SHORT, make_scan, monai_bundle, save
 from monai.bundle import create_workflow
 
 from liverseg.bundle import sentence
@@ -48,7 +48,7 @@ def run_training(dataset: Path, tmp_path: Path, **settings) -> str:
     return run_workflow(TRAIN, "train", {**values, **settings})
 
 
-def run_workflow(config: str, kind: str, settings: dict) -> str:
+def run_workflow(config: str | list[str], kind: str, settings: dict) -> str:
     with pytest.raises(Exception) as error:
         create_workflow(config_file=config, workflow_type=kind, bundle_root=str(BUNDLE), **settings).run()
     found = sentence(error.value)
@@ -132,15 +132,53 @@ def test_inference_without_weights_or_scans(dataset, settings, words):
     assert words in run_workflow(INFERENCE, "infer", {"dataset_dir": str(dataset), **settings})
 
 
-def test_the_masks_before_a_broken_scan_are_kept(trained, tmp_path):
-    folder = write_dataset(tmp_path / "scans", 1)
-    (folder / "dataset.json").unlink()
-    for path in folder.glob("segmentation-*.nii"):
-        path.unlink()
-    (folder / "volume-2.nii").write_bytes((folder / "volume-1.nii").read_bytes()[:3000])
-    settings = {"dataset_dir": folder, "output_dir": tmp_path / "out", "spacing": SHORT["spacing"]}
+@pytest.mark.parametrize("ext", [".mha", ".nrrd", "nii"])
+def test_inference_in_a_format_that_masks_are_not_written_in(dataset, ext):
+    settings = {"dataset_dir": str(dataset), "output_ext": ext, "ckpt_path": "gone.pt"}
+    assert run_workflow(INFERENCE, "infer", settings).startswith(f"output_ext: found '{ext}', expected .nii.gz or .nii")
+
+
+def test_a_broken_scan_does_not_end_the_others(trained, tmp_path):
+    """TotalSegmentator's layout, all scans called alike, by a datalist."""
+    folders = [tmp_path / f"s{number}" for number in range(4)]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        save(folder / "ct.nii.gz", make_scan(number)[0])
+    broken = folders[1] / "ct.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:3000])
+    save(folders[2] / "ct.nii.gz", make_scan(2)[0][..., None].repeat(2, -1))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"training": [], "test": [f"{folder.name}/ct.nii.gz" for folder in folders]})
+    )
+    settings = {"dataset_dir": tmp_path, "output_dir": tmp_path / "out", "spacing": SHORT["spacing"]}
     run = monai_bundle("run", "inference", "--config_file", INFERENCE, cwd=tmp_path, bundle_root=trained, **settings)
-    assert "volume-2.nii" in error_line(run)
+    line = error_line(run)
+    assert line.startswith("error: 2 of 4 scans failed")
+    assert f"{broken}: not readable as a volume" in line and f"{folders[2] / 'ct.nii.gz'}: the volume is 4-D" in line
     masks = sorted((tmp_path / "out").glob("*.nii.gz"))
-    assert [path.name for path in masks] == ["volume-0_liver.nii.gz", "volume-1_liver.nii.gz"]
+    assert [path.name for path in masks] == ["s0_ct_liver.nii.gz", "s3_ct_liver.nii.gz"]
     assert all(nib.load(path).shape == (48, 40, 8) and np.allclose(nib.load(path).affine, AFFINE) for path in masks)
+    scans = {scan["image"]: scan for scan in json.loads((tmp_path / "out" / "summary.json").read_text())["scans"]}
+    assert sorted(scans) == [str(folder / "ct.nii.gz") for folder in folders]
+    assert [scan.get("mask") for _, scan in sorted(scans.items())] == [masks[0].name, None, None, masks[1].name]
+    done = scans[str(folders[0] / "ct.nii.gz")]
+    voxels = int((np.asarray(nib.load(masks[0]).dataobj) == 1).sum())
+    assert done["volume_ml"] == {"liver": pytest.approx(voxels * 6 * 6 * 10 / 1000)}
+    # What these scans hold is noise around 0 and a ball of 100.
+    assert "not those of a CT in HU" in done["warnings"][0]
+    assert f"{folders[0] / 'ct.nii.gz'}: the intensities" in run.stdout
+    assert "4-D" in scans[str(folders[2] / "ct.nii.gz")]["error"]
+
+
+def test_a_broken_scan_does_not_end_an_evaluation(trained, dataset, tmp_path):
+    folder = spoil(dataset, tmp_path, "truncated")
+    settings = {
+        **{"dataset_dir": str(folder), "output_dir": str(tmp_path / "e"), "section": "validation", "fold": 1},
+        **{"ckpt_dir": str(trained / "models"), "spacing": SHORT["spacing"]},
+    }
+    found = run_workflow([TRAIN, str(BUNDLE / "configs" / "evaluate.json")], "train", settings)
+    assert found.startswith("1 of 2 scans failed") and "volume-1.nii: not readable" in found
+    summary = json.loads((tmp_path / "e" / "summary.json").read_text())
+    assert summary["number_of_cases"] == 1
+    assert [Path(failure["image"]).name for failure in summary["failures"]] == ["volume-1.nii"]
+    assert "volume-3.nii" in (tmp_path / "e" / "cases.csv").read_text()

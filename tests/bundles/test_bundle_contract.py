@@ -56,6 +56,15 @@ def without_initial_weights(parser):
     ]
 
 
+def lists_in(value):
+    """All lists of a config, however deep."""
+    for item in value.values() if isinstance(value, dict) else value:
+        if isinstance(item, dict | list):
+            yield from lists_in(item)
+    if isinstance(value, list):
+        yield value
+
+
 def test_there_are_bundles():
     assert BUNDLES
 
@@ -142,6 +151,22 @@ def test_tracking_looks_where_the_training_writes(bundle):
     assert folders == {handlers["TensorBoardStatsHandler"]["log_dir"]} == {validation["log_dir"]}
     assert handlers["Tracking"]["ckpt_dir"] == handlers["Checkpoints"]["ckpt_dir"]
     assert content["experiment_name"] == bundle.name
+
+
+def test_every_scan_is_looked_at_where_it_is_loaded(bundle):
+    """There its intensities are still those of the file."""
+    loads = {"train.json": 0, "evaluate.json": 0, "inference.json": 0}
+    modality = "@modality" if "modality" in config(bundle, "inference.json").get() else "ct"
+    for name in loads:
+        for transforms in lists_in(json.loads((bundle / "configs" / name).read_text())):
+            targets = [item.get("_target_") for item in transforms if isinstance(item, dict)]
+            if "liverseg.transforms.LoadVolumed" in targets:
+                place = targets.index("liverseg.transforms.LoadVolumed") + 1
+                assert targets[place] == "liverseg.transforms.CheckPlausibilityd", name
+                assert transforms[place]["keys"] == "@image_key"
+                assert transforms[place]["modality"] == modality
+                loads[name] += 1
+    assert loads["train.json"] and loads["inference.json"] == 1
 
 
 def test_a_training_shorter_than_val_interval_is_validated_at_its_end(bundle):

@@ -5,6 +5,7 @@ import logging
 import math
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import monai
@@ -20,8 +21,10 @@ from monai.transforms import AsDiscreted, Compose, EnsureChannelFirstd, LoadImag
 from two_ranks import run_two_ranks
 
 import liverseg
+from liverseg.engines import ScanDataset, ScanEvaluator
 from liverseg.errors import InputError
-from liverseg.handlers.report import SegmentationReport, mask_file_name
+from liverseg.handlers.report import SegmentationReport
+from liverseg.io.masks import find_mask
 from liverseg.metrics import bf_scores, case_metrics, lesion_metrics
 
 NAMES = ["background", "liver", "lesion"]
@@ -73,12 +76,14 @@ class Slow:
         return self.run(*args)
 
 
-def evaluate(cases, report, sampler=None, postprocessing=None, inferer=None):
+def evaluate(cases, report, sampler=None, postprocessing=None, inferer=None, tolerant=False):
     load = Compose([LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"])])
-    dataset = Dataset(cases, load)
-    evaluator = SupervisedEvaluator(
+    dataset = ScanDataset(cases, load) if tolerant else Dataset(cases, load)
+    evaluator = (ScanEvaluator if tolerant else SupervisedEvaluator)(
         device=torch.device("cpu"),
-        val_data_loader=DataLoader(dataset, batch_size=2, sampler=sampler(dataset) if sampler else None),
+        val_data_loader=DataLoader(
+            dataset, batch_size=1 if tolerant else 2, sampler=sampler(dataset) if sampler else None
+        ),
         network=ImageIsTheAnswer(),
         inferer=inferer,
         postprocessing=postprocessing or AsDiscreted("pred", argmax=True),
@@ -220,9 +225,9 @@ def test_masks_lie_on_the_grid_of_the_label(tmp_path):
     (tmp_path / "other").mkdir()
     same_name = write_case(tmp_path / "other", "a", np.full((20, 16, 6), 2), np.full((20, 16, 6), 2))
     evaluate([*cases, same_name], SegmentationReport(tmp_path / "eval", NAMES, masks_dir=tmp_path / "masks"))
-    assert len(list((tmp_path / "masks").iterdir())) == 4
+    assert len(list((tmp_path / "masks").glob("*.nii.gz"))) == 4
     for case in [*cases, same_name]:
-        mask = nib.load(tmp_path / "masks" / mask_file_name(case["image"]))
+        mask = nib.load(find_mask(tmp_path / "masks", case["image"]))
         assert np.array_equal(mask.dataobj, nib.load(case["image"]).dataobj)
         assert mask.get_data_dtype() == np.uint8
         assert np.allclose(mask.affine, np.diag([*SPACING_MM, 1]))
@@ -238,15 +243,56 @@ def test_a_second_run_starts_afresh_and_replaces_the_files(tmp_path):
     assert summary["cases"]["liver"]["dice"]["sd"] is None
 
 
+def test_a_scan_that_fails_is_in_no_figure(tmp_path):
+    cases = make_cases(tmp_path)
+    evaluate(cases, SegmentationReport(tmp_path / "right", NAMES))
+    gone = {"image": "/gone.nii.gz", "label": cases[0]["label"]}
+    wrong = write_case(tmp_path, "wrong", np.full((20, 16, 6), 7), np.full((20, 16, 6), 7))
+    report = SegmentationReport(tmp_path / "eval", NAMES, masks_dir=tmp_path / "masks")
+    with pytest.raises(InputError, match=r"^2 of 5 scans failed"):
+        evaluate([gone, cases[0], wrong, *cases[1:]], report, tolerant=True)
+    (right, summary), (table, other) = read(tmp_path / "right"), read(tmp_path / "eval")
+    pd.testing.assert_frame_equal(right, table)
+    assert summary.pop("failures") == []
+    assert [failure["image"] for failure in other["failures"]] == [gone["image"], wrong["image"]]
+    assert "from 7 to 7, expected 0 to 2" in other.pop("failures")[1]["error"]
+    assert summary.pop("seconds").keys() == other.pop("seconds").keys()
+    assert json.dumps(summary) == json.dumps(other)
+    assert len(list((tmp_path / "masks").glob("*.nii.gz"))) == 3
+
+
+def test_where_all_scans_fail_there_is_no_figure(tmp_path):
+    gone = [{"image": f"/gone/{number}.nii.gz", "label": "/gone.nii.gz"} for number in range(2)]
+    with pytest.raises(InputError, match=r"^2 of 2 scans failed"):
+        evaluate(gone, SegmentationReport(tmp_path / "eval", NAMES), tolerant=True)
+    assert list((tmp_path / "eval").iterdir()) == []
+
+
+def test_warnings_of_scan_and_label_are_in_the_summary(tmp_path):
+    def warn(item):
+        item["image"].meta["warnings"], item["label"].meta["warnings"] = "one.\ntwo.", "three."
+        return AsDiscreted("pred", argmax=True)(item)
+
+    cases = make_cases(tmp_path)[:1]
+    evaluate(cases, SegmentationReport(tmp_path / "eval", NAMES), postprocessing=warn)
+    assert read(tmp_path / "eval")[1]["warnings"] == {cases[0]["image"]: ["one.", "two.", "label: three."]}
+
+
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(tmp_path):
-    cases = make_cases(tmp_path)  # three cases on two ranks: the sampler gives one of them twice
-    evaluate(cases, SegmentationReport(tmp_path / "one", NAMES, lesion_class="lesion", organ_class="liver"))
+    # Three cases and two that fail on two ranks, both of which meet one that fails; the sampler gives one case twice.
+    cases = [*make_cases(tmp_path), *({"image": f"/gone/{n}.nii", "label": f"/gone/{n}.nii"} for n in range(2))]
+    one = SegmentationReport(tmp_path / "one", NAMES, lesion_class="lesion", organ_class="liver")
+    with pytest.raises(InputError, match=r"^2 of 5 scans failed"):
+        evaluate(cases, one, tolerant=True)
     arguments = [json.dumps(cases), str(tmp_path / "two"), str(tmp_path / "meeting_point")]
     run_two_ranks(__file__, *arguments)
     (one, summary), (two, other) = read(tmp_path / "one"), read(tmp_path / "two")
     pd.testing.assert_frame_equal(one, two)
     assert summary.pop("seconds").keys() == other.pop("seconds").keys()
+    assert len(summary["failures"]) == 2
+    for written in (summary, other):
+        written["failures"].sort(key=lambda failure: failure["image"])
     assert json.dumps(summary) == json.dumps(other)
 
 
@@ -294,9 +340,12 @@ def test_output_that_is_no_label_map_is_refused(tmp_path, change, expected_words
 if __name__ == "__main__":  # one rank of test_two_processes_write_what_one_writes
     cases, output_dir, meeting_point, rank = sys.argv[1:]
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=int(rank), world_size=2)
-    evaluate(
-        json.loads(cases),
-        SegmentationReport(output_dir, NAMES, lesion_class="lesion", organ_class="liver"),
-        sampler=lambda dataset: DistributedSampler(dataset, shuffle=False),
-    )
+    # The error is the first rank's, with which torchrun ends all.
+    with pytest.raises(InputError, match="scans failed") if rank == "0" else nullcontext():
+        evaluate(
+            json.loads(cases),
+            SegmentationReport(output_dir, NAMES, lesion_class="lesion", organ_class="liver"),
+            sampler=lambda dataset: DistributedSampler(dataset, shuffle=False),
+            tolerant=True,
+        )
     torch.distributed.destroy_process_group()

@@ -146,7 +146,10 @@ def test_what_the_reader_warns_of_is_suspicious(tmp_path):
 def test_spacing_in_metres_is_broken(tmp_path):
     scan = trees.phantom(0)
     found = judged(tmp_path, scan.image, scan.labels, scan.affine / 1000 + np.diag([0, 0, 0, 0.999]))
-    assert "the spacing is 0.007×0.007×0.0095 mm, expected 0.3 to 10 mm" in found.broken[0]
+    assert (
+        "the spacing is 0.007×0.007×0.0095 mm, expected 0.1 to 20 mm: the header is not in mm but seems to be in metres"
+        in found.broken[0]
+    )
 
 
 @pytest.mark.parametrize(("diagonal", "axcodes"), [((1, 1, 1, 1), "RAS"), ((-1, -1, 1, 1), "LPS")])

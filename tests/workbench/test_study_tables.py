@@ -230,7 +230,7 @@ def test_the_papers_numbers_stand_beside_ours(tmp_path):
 def test_the_page_shows_tables_and_pictures(tmp_path):
     import nibabel as nib
 
-    from liverseg.handlers.report import mask_file_name
+    from liverseg.io.masks import MaskFolder
 
     scans = write_dataset(tmp_path / "scans")
     items = load_datalist(scans / "dataset.json", "validation", 0)
@@ -238,10 +238,10 @@ def test_the_page_shows_tables_and_pictures(tmp_path):
         tmp_path, "cell", {item["image"]: [0.9 - index / 2] for index, item in enumerate(items)},
         {"background": 1, "liver": 0.8},
     )  # fmt: skip
-    (folder / "evaluation/none/masks").mkdir()
+    masks = MaskFolder(folder / "evaluation/none/masks", "pred")
     for item in items:
         mask = nib.load(item["label"])
-        nib.save(mask, folder / "evaluation/none/masks" / mask_file_name(item["image"]))
+        masks.save(item["image"], np.asarray(mask.dataobj), mask.affine)
     cell = {
         "data": "ct", "network": "A", "loss": "dice", "task": "liver", "fold": 0,
         "dataset": {"dataset_dir": str(scans)},

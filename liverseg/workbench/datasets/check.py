@@ -17,10 +17,10 @@ from scipy import ndimage
 
 from liverseg.transforms import LoadVolumed
 from liverseg.transforms.labels import whole_values
+from liverseg.transforms.plausibility import check_intensities, check_spacing
 from liverseg.workbench.report.overlays import CT_HOLDS_HU, Scan, plane_png
 
 OK, SUSPICIOUS, BROKEN = "ok", "suspicious", "broken"
-SPACING_MM = (0.3, 10.0)
 # The median of a liver: a fatty one without contrast agent comes down to about 0 HU, fat itself is at -100 HU, and no
 # liver in a contrast phase comes near 250 HU.
 LIVER_HU = (-30.0, 250.0)
@@ -101,6 +101,8 @@ def judge(image_path: Path, label_path: Path, labels: Mapping[str, str], modalit
     )
     found.suspicious += warnings
     _check_geometry(found, spacing)
+    if odd := check_intensities(image, found.facts["modality"]):
+        found.suspicious.append(odd)
     if unknown := [str(value) for value in sorted(counts) if str(value) not in names]:
         more = f" and {len(unknown) - 5} others" if len(unknown) > 5 else ""
         found.broken.append(
@@ -147,12 +149,8 @@ def _by_name(counts: Mapping[int, int], names: Mapping[str, str]) -> Counter[str
 
 
 def _check_geometry(found: Judgement, spacing: np.ndarray) -> None:
-    least, most = SPACING_MM
-    if not all(least <= mm <= most for mm in spacing):
-        sizes = "×".join(f"{mm:.3g}" for mm in spacing)
-        found.broken.append(
-            f"the spacing is {sizes} mm, expected {least:g} to {most:g} mm: its unit or header is wrong"
-        )
+    if wrong := check_spacing(spacing.tolist()):
+        found.broken.append(wrong)
     if found.facts["identity_affine"]:
         found.suspicious.append("the affine is the identity: spacing and orientation are lost")
 

@@ -115,6 +115,7 @@ def _comparison(evaluations: Mapping[str, str | os.PathLike[str]]) -> list[dict[
                     "name": name,
                     "number_of_cases": summary["number_of_cases"],
                     "empty_predictions": metrics["empty_predictions"],
+                    "failed": len(summary.get("failures", [])),
                     "shares": list(zip(texts, differences, strict=True)),
                     "hd95_mm": _mean_and_sd(metrics["hd95_mm"], ".1f"),
                     "assd_mm": _mean_and_sd(metrics["assd_mm"], ".2f"),

@@ -65,6 +65,12 @@ class Step:
     result: Path
     trains: bool
 
+    def is_done(self) -> bool:
+        """Whether the file is there, and of an evaluation is that of all scans."""
+        if not self.result.is_file():
+            return False
+        return self.trains or not json.loads(self.result.read_text(encoding="utf-8")).get("failures")
+
 
 def make_cell(
     study: Study,

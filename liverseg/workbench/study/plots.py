@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from liverseg.data import load_datalist
-from liverseg.handlers.report import mask_file_name
+from liverseg.io.masks import find_mask
 from liverseg.transforms import LoadVolumed, MapLabelsd
 from liverseg.workbench.report.overlays import make_scan, plane_png
 from liverseg.workbench.study.tables import StudyTable
@@ -125,8 +125,8 @@ def _overlay(evaluation: Path, case: str, cell: dict[str, Any]) -> bytes | None:
     """PNG of a case with its mask and reference; None where its files are there no more."""
     dataset = cell["dataset"]
     datalist = dataset.get("datalist", f"{dataset['dataset_dir']}/dataset.json")
-    mask = evaluation / "masks" / mask_file_name(case)
-    if not (mask.is_file() and Path(datalist).is_file()):
+    mask = find_mask(evaluation / "masks", case)
+    if mask is None or not Path(datalist).is_file():
         return None
     label = next(item["label"] for item in load_datalist(datalist, "validation", cell["fold"]) if item["image"] == case)
     load = LoadVolumed("volume")

@@ -148,7 +148,9 @@ def _mapping(path: Path, where: str, entry: Any) -> dict[str, Any]:
     if entry is None:
         return {}
     if not isinstance(entry, dict):
-        raise InputError(f"{path}: {where}: found {entry!r}, expected names with values, as in {{name: …}}: write it so.")
+        raise InputError(
+            f"{path}: {where}: found {entry!r}, expected names with values, as in {{name: …}}: write it so."
+        )
     return entry
 
 

@@ -65,7 +65,7 @@ def is_done(cell: Cell, out: Path) -> bool:
     """Whether the training and all the evaluations of the cell are there, of these very settings."""
     record = cell_folder(cell, out) / "cell.json"
     same = record.is_file() and json.loads(record.read_text())["digest"] == cell.digest
-    return same and all(step.result.is_file() for step in steps(cell, cell_folder(cell, out)))
+    return same and all(step.is_done() for step in steps(cell, cell_folder(cell, out)))
 
 
 def cell_folder(cell: Cell, out: Path) -> Path:
@@ -153,7 +153,7 @@ class Runner:
             for step in steps(cell, folder):
                 if step.trains:
                     step.result.unlink()
-        todo = [step for step in steps(cell, folder) if not step.result.is_file()]
+        todo = [step for step in steps(cell, folder) if not step.is_done()]
         slot = min(set(range(self.workers)) - {running.slot for running in self.running})
         self.running.append(_Running(cell, slot, todo, time.monotonic()))
         _write_record(cell, folder, None)
@@ -175,7 +175,7 @@ class Runner:
         step = running.steps.pop(0)
         if status == 0 and step.trains:
             step.result.touch()
-        if status != 0 or not step.result.is_file():
+        if status != 0 or not step.is_done():
             log = folder / f"{step.name}.log"
             self.failed[running.cell.name] = f"{_reason(log)} ({log})"
             self.running.remove(running)

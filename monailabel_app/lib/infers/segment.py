@@ -20,6 +20,7 @@ from lib.masks import NIFTI_SUFFIXES, NRRD_SUFFIXES, convert_mask
 from lib.probabilities import Kept, ProbabilityStore
 from liverseg.bundle import sentence
 from liverseg.errors import InputError
+from liverseg.io.masks import recorded_scans
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class Segmentation(InferTask):
 
         Returns:
             The path of the mask, uint8 on the scan's own grid, which is the caller's to remove; and as `label_names`
-            the values by name that occur in it.
+            the values by name that occur in it; as `warnings` what is odd about the scan, a sentence each.
 
         Raises:
             InputError: for an option that is no choice, and a scan that cannot be read.
@@ -85,12 +86,14 @@ class Segmentation(InferTask):
             )
         with tempfile.TemporaryDirectory() as folder:
             self._run_over(request, {"output_dir": folder})
+            warnings = [warning for scan in recorded_scans(folder) for warning in scan["warnings"]]
             (mask,) = (path for path in Path(folder).rglob("*") if path.name.endswith(NIFTI_SUFFIXES))
             compress = request.get("result_compress", True)
             result, present = convert_mask(mask, suffix, self.bundle.labels, compress)
         seconds = round(time.monotonic() - start, 2)
         logger.info("%s segmented %s in %.2f s.", self.bundle.name, request["image"], seconds)
-        return result, {"label_names": present, "latencies": {"total": seconds}, "centroids": {}}
+        known = {"label_names": present, "latencies": {"total": seconds}, "centroids": {}}
+        return result, {**known, "warnings": warnings}
 
     def settings(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Settings of the config for a request.

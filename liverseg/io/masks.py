@@ -1,0 +1,242 @@
+"""Masks of scans in a folder: each under a name of its own, and a summary that says whose mask each one is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import liverseg
+from liverseg.errors import InputError
+from liverseg.files import check_writable, write_atomically
+from liverseg.io.nifti import write_nifti
+from liverseg.io.paths import NIFTI_SUFFIXES, absolute, stem_of
+
+SUMMARY = "summary.json"
+# File systems end at 255 bytes, and the postfix and the temporary file's letters need some of them.
+LONGEST_STEM_BYTES = 180
+
+
+class MaskFolder:
+    """A folder of masks, in which no scan ever takes the name of another one's mask.
+
+    The mask of a scan is `<scan>_<postfix><suffix>`, the scan called by its file or folder, without the suffix. Where
+    another scan of this run is called so too, or the name is that of a mask which is another scan's or of which nobody
+    knows whose it is, as many folders above the scan are put before it as tell them apart: `s0001_ct_liver.nii.gz`.
+    Where no folder does, as for `a.nii` beside `a.nii.gz`, a short sha256 of the path follows:
+    `a_1b2c3d4e_liver.nii.gz`. Upper and lower case are the same here, as they are in the folders of macOS and Windows.
+    A scan that comes again, in this run or a later one, replaces its own mask.
+
+    What belongs to whom is in the folder's `summary.json`. Its `scans` is a list with, for each scan,
+
+    - `image`, its path, and `mask`, the name of its mask in this folder;
+    - `volume_ml` of each class of the mask; `warnings`, sentences on what is odd about the scan;
+    - `bundle` and `version` of the bundle, and `liverseg`, the version of this package;
+    - `error`, where the scan failed in the last run; a `mask` beside it is of a run before.
+
+    Several processes may write into one folder at the same time.
+
+    Args:
+        folder: made when there is something to write.
+        postfix: of the masks' names.
+        suffix: `.nii.gz` or `.nii`.
+        scans: all items of this run, `{"image": path}`, so that those called alike are named alike.
+        bundle_root: the folder of the bundle that makes the masks; its `metadata.json` names the classes.
+
+    Raises:
+        InputError: for another suffix, or a postfix that would lead into another folder.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        postfix: str,
+        suffix: str = NIFTI_SUFFIXES[0],
+        scans: Sequence[Mapping[str, Any]] = (),
+        bundle_root: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if suffix not in NIFTI_SUFFIXES:
+            raise InputError(
+                f"output_ext: found {suffix!r}, expected {' or '.join(NIFTI_SUFFIXES)}, the formats that masks are "
+                "written in: set it to one of these."
+            )
+        if not postfix or Path(postfix).name != postfix:
+            raise InputError(
+                f"output_postfix: found {postfix!r}, expected a word that ends the masks' names: set it to liver."
+            )
+        self.folder = Path(folder)
+        self.tail = f"_{postfix}{suffix}"
+        self.first_choice = _first_choices([str(absolute(item["image"])) for item in scans])
+        self.class_names, self.made_by = _bundle(bundle_root)
+
+    def check(self) -> None:
+        """Refuse now what would only come up when the first mask is there.
+
+        Raises:
+            InputError: for a folder that cannot be written, and a `summary.json` that cannot be read.
+        """
+        check_writable(self.folder)
+        _read(self.folder)
+
+    def save(
+        self, scan: str | os.PathLike[str], mask: np.ndarray, affine: np.ndarray, warnings: Sequence[str] = ()
+    ) -> Path:
+        """Write the mask of a scan, whole or not at all, and record it.
+
+        Args:
+            scan: its path.
+            mask: (H, W, D), uint8, class indices.
+            affine: (4, 4), voxel index to RAS mm.
+            warnings: what is odd about the scan, one sentence each.
+
+        Returns:
+            The mask's file.
+
+        Raises:
+            InputError: when it cannot be written.
+        """
+        image = str(absolute(scan))
+        found = {"volume_ml": self._volumes_ml(mask, affine), "warnings": list(warnings)}
+        with self._recorded() as scans:
+            name = self._name(image, scans)
+            write_nifti(self.folder / name, np.asarray(mask, np.uint8), affine)
+            self._replace(scans, {"image": image, "mask": name, **found, **self.made_by})
+        return self.folder / name
+
+    def record_failure(self, scan: str | os.PathLike[str], error: str) -> None:
+        """Record that a scan has failed; a mask that it has from before stays its own.
+
+        Raises:
+            InputError: when it cannot be written.
+        """
+        image = str(absolute(scan))
+        with self._recorded() as scans:
+            before = next((entry for entry in scans if self._is_of(entry, image)), {})
+            self._replace(scans, {**before, "image": image, "error": error})
+
+    def _name(self, image: str, scans: Sequence[Mapping[str, Any]]) -> str:
+        own = next((entry["mask"] for entry in scans if "mask" in entry and self._is_of(entry, image)), None)
+        if own:
+            return own
+        names = [f"{stem}{self.tail}" for stem in _stems(image)]
+        taken = {path.name.lower() for path in self.folder.iterdir()} | {
+            entry["mask"].lower() for entry in scans if "mask" in entry
+        }
+        free = (name for name in names[self.first_choice.get(image, 0) :] if name.lower() not in taken)
+        # The last has the path in it, so if it is there it is this scan's.
+        return next(free, names[-1])
+
+    def _is_of(self, entry: Mapping[str, Any], image: str) -> bool:
+        """Whether an entry is of this scan and, where it has a mask, the mask of this name's kind."""
+        names = [f"{stem}{self.tail}" for stem in _stems(image)]
+        return entry["image"] == image and entry.get("mask", names[0]) in names
+
+    def _replace(self, scans: list[dict[str, Any]], entry: dict[str, Any]) -> None:
+        scans[:] = [other for other in scans if not self._is_of(other, entry["image"])]
+        scans.append(entry)
+
+    @contextmanager
+    def _recorded(self) -> Iterator[list[dict[str, Any]]]:
+        """The list of scans, for no other process at the same time; what the block makes of it is written."""
+        from filelock import FileLock
+
+        check_writable(self.folder)
+        with FileLock(self.folder / f".{SUMMARY}.lock"):
+            content = _read(self.folder)
+            yield content["scans"]
+            content["scans"].sort(key=lambda entry: (entry["image"], entry.get("mask", "")))
+            text = json.dumps(content, indent=1)
+            write_atomically(self.folder / SUMMARY, lambda file: file.write(f"{text}\n".encode()))
+
+    def _volumes_ml(self, mask: np.ndarray, affine: np.ndarray) -> dict[str, float]:
+        # Slice by slice, as a count makes 8 bytes of each voxel.
+        counts = sum(np.bincount(plane.ravel(), minlength=256) for plane in np.moveaxis(mask, -1, 0))
+        voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+        values = {*np.flatnonzero(counts).tolist(), *self.class_names} - {0}
+        return {
+            self.class_names.get(value, str(value)): round(float(np.take(counts, value)) * voxel_ml, 3)
+            for value in sorted(values)
+        }
+
+
+def recorded_scans(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The `scans` of the `summary.json` that `MaskFolder` writes; none where there is none.
+
+    Raises:
+        InputError: for one that cannot be read.
+    """
+    return _read(Path(folder))["scans"]
+
+
+def find_mask(folder: str | os.PathLike[str], scan: str | os.PathLike[str]) -> Path | None:
+    """The newest mask of a scan in a folder that `MaskFolder` wrote; None where there is none.
+
+    Raises:
+        InputError: for a `summary.json` that cannot be read.
+    """
+    image = str(absolute(scan))
+    own = [entry["mask"] for entry in recorded_scans(folder) if entry["image"] == image and "mask" in entry]
+    found = [path for name in own if (path := Path(folder) / name).is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def _stems(image: str) -> list[str]:
+    """What a scan may be called, from the shortest, which others may be called too, to one that no other is."""
+    path = Path(image)
+    stems = [stem_of(path)]
+    for folder in reversed(path.parent.relative_to(path.anchor).parts):
+        stems.append(f"{folder}_{stems[-1]}")
+    short = os.fsencode(stems[0])[: LONGEST_STEM_BYTES - 9].decode(errors="ignore")
+    digest = hashlib.sha256(image.encode(errors="surrogateescape")).hexdigest()[:8]
+    return [stem for stem in stems if len(os.fsencode(stem)) <= LONGEST_STEM_BYTES] + [f"{short}_{digest}"]
+
+
+def _first_choices(images: Sequence[str]) -> dict[str, int]:
+    """For each scan, the first of its `_stems` that no other of the scans is called."""
+    stems = {image: _stems(image) for image in images}
+    choice = dict.fromkeys(stems, 0)
+    while True:
+        called = {image: stems[image][number].lower() for image, number in choice.items()}
+        count = Counter(called.values())
+        shared = [image for image, stem in called.items() if count[stem] > 1]
+        if not shared:
+            return choice
+        for image in shared:
+            choice[image] += 1
+
+
+def _bundle(folder: str | os.PathLike[str] | None) -> tuple[dict[int, str], dict[str, str]]:
+    """The names of the classes, and what is recorded of the bundle."""
+    made_by = {"liverseg": liverseg.__version__}
+    file = absolute(folder) / "configs" / "metadata.json" if folder is not None else None
+    if file is None or not file.is_file():
+        return {}, made_by
+    metadata = json.loads(file.read_text(encoding="utf-8"))
+    data_format = metadata.get("network_data_format", {})
+    # As the schema has it: the second where postprocessing changes what the network gives.
+    outputs = data_format.get("post_processed_outputs") or data_format.get("outputs", {})
+    output: dict[str, Any] = next(iter(outputs.values()), {})
+    classes = output.get("channel_def", {})
+    made_by |= {"bundle": file.parents[1].name, "version": str(metadata.get("version"))}
+    return {int(value): name for value, name in classes.items() if int(value) > 0}, made_by
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    file = folder / SUMMARY
+    if not file.is_file():
+        return {"scans": []}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return {**content, "scans": [*content.get("scans", [])]}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{file}: not readable ({error}), expected the record of whose masks these are: move it away, or choose "
+            "another folder."
+        ) from error

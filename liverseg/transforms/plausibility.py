@@ -1,0 +1,130 @@
+"""Notice scans that cannot be what they are taken for, because a network segments those, too, without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+from monai.transforms import MapTransform
+
+from liverseg.bundle import choose
+from liverseg.transforms.load import add_warning
+
+# What voxels of a scan of the body may measure, the finest and the thickest slices included.
+SPACING_MM = (0.1, 20.0)
+# About 100 000 voxels say what a scan holds.
+SAMPLES_PER_AXIS = 48
+
+# Fat is at -100 HU and air at -1000 HU; every abdomen has some, and no magnitude image of MR has values below noise.
+FAT_AND_AIR_HU, FAT_AND_AIR_SHARE = -50.0, 0.01
+# From fat to contrast agent; what lies above is bone and metal.
+SOFT_HU = (-150.0, 300.0)
+# Of all voxels, and of those from fat upwards. In the real scans at hand they are above 20 % and 90 %.
+SOFT_SHARE, SOFT_SHARE_OF_BODY = 0.05, 0.75
+# Of MR, how far the corners are on the way from the dark to the bright voxels where air is bright.
+NEGATED_SHARE = 0.9
+
+
+class CheckPlausibilityd(MapTransform):
+    """Warn of scans whose spacing or intensities cannot be those of their modality.
+
+    The scans themselves stay as they are. Each warning is logged and added to the scan's `meta["warnings"]`. Use it
+    right after `LoadVolumed`, while the intensities are those of the file. What is looked for: `check_spacing` and
+    `check_intensities`.
+
+    Args:
+        keys: images as `LoadVolumed` gives them.
+        modality: "ct" or "mr".
+
+    Raises:
+        InputError: for another modality.
+    """
+
+    def __init__(self, keys: KeysCollection, modality: str) -> None:
+        super().__init__(keys)
+        choose("modality", modality, _CHECKS)
+        self.modality = modality
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """`data` with warnings."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image: MetaTensor = d[key]
+            spacing_mm = [float(mm) for mm in affine_to_spacing(image.affine)]
+            for found in (check_spacing(spacing_mm), check_intensities(image.as_tensor()[0].numpy(), self.modality)):
+                if found is not None:
+                    add_warning(image, f"{found}; until then, a mask of this scan means nothing.")
+        return d
+
+
+def check_spacing(spacing_mm: Sequence[float]) -> str | None:
+    """What is wrong with a spacing that no scan of a body has, and what to do; None for others."""
+    least, most = SPACING_MM
+    if all(least <= mm <= most for mm in spacing_mm):
+        return None
+    factors = {"metres": 1000, "micrometres": 0.001}
+    units = [name for name, factor in factors.items() if all(least <= mm * factor <= most for mm in spacing_mm)]
+    wrong = f"is not in mm but seems to be in {units[0]}" if units else "is wrong"
+    sizes = "×".join(f"{mm:.3g}" for mm in spacing_mm)
+    return f"the spacing is {sizes} mm, expected {least:g} to {most:g} mm: the header {wrong}, so correct it"
+
+
+def check_intensities(image: np.ndarray, modality: str) -> str | None:
+    """What shows that a scan is not a CT in HU, or no MR image, and what to do; None where nothing does.
+
+    A CT in HU has voxels of fat or air, and most of what is no air is soft tissue. That finds HU with 1024 or another
+    number added, scaled to 0…1 or 0…255 or negated, and MR. An MR image of which it is true is a CT, and one with four
+    bright corners is negated; its scale means nothing. What is not found: a negated CT with hardly any air, and a CT
+    scaled to 0…255 that is taken for MR.
+
+    Args:
+        image: (H, W, D), intensities as they are stored.
+        modality: "ct" or "mr".
+    """
+    step = tuple(slice(None, None, -(-length // SAMPLES_PER_AXIS)) for length in image.shape)
+    sample = image[step]
+    found = _CHECKS[modality](sample)
+    low, high = np.percentile(sample, (0.1, 99.9))
+    return None if found is None else f"the intensities, {low:.4g} to {high:.4g}, are not those of {found}"
+
+
+def _check_ct(sample: np.ndarray) -> str | None:
+    reason = _not_hu(sample)
+    if reason is None:
+        return None
+    if _not_hu(sample - 1024) is None:
+        reason += ", and they are 1024 too high, as where the rescale intercept is lost"
+    return f"a CT in HU ({reason}): convert it, or take a model for its modality"
+
+
+def _check_mr(sample: np.ndarray) -> str | None:
+    # Air surrounds a body, which no image fills to all its corners.
+    columns, rows = ((slice(None, -(-n // 8)), slice(n - -(-n // 8), None)) for n in sample.shape[:2])
+    corners = min(np.median(sample[x, y]) for x in columns for y in rows)
+    dark, bright = np.percentile(sample, (10, 90))
+    if corners > dark + NEGATED_SHARE * (bright - dark):
+        return (
+            "MR (all corners, where air is, are as bright as the brightest tissue): they are negated, so correct them"
+        )
+    return "MR but those of a CT in HU: take a model for CT" if _not_hu(sample) is None else None
+
+
+_CHECKS: dict[str, Callable[[np.ndarray], str | None]] = {"ct": _check_ct, "mr": _check_mr}
+
+
+def _not_hu(sample: np.ndarray) -> str | None:
+    """What shows that intensities are not HU; None for those that may be."""
+    low, high = SOFT_HU
+    if (dark := float((sample < FAT_AND_AIR_HU).mean())) < FAT_AND_AIR_SHARE:
+        return f"only {dark:.1%} lie below {FAT_AND_AIR_HU:g}, where fat and air are"
+    body = sample[sample >= low]
+    soft = int((body < high).sum())
+    if soft < SOFT_SHARE * sample.size:
+        return f"only {soft / sample.size:.1%} lie from {low:g} to {high:g}, where soft tissue is"
+    if soft < SOFT_SHARE_OF_BODY * body.size:
+        return f"of those above air only {soft / body.size:.0%} lie below {high:g}, where soft tissue ends"
+    return None

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import logging
+
+import dataset_trees as trees
+import numpy as np
+import pytest
+
+from liverseg.errors import InputError
+from liverseg.transforms import CheckPlausibilityd, LoadVolumed
+from liverseg.transforms.plausibility import check_intensities, check_spacing
+
+SCANS = {
+    "ct": ["ts_ct.nii.gz", "crlm_ct_1004.nii.gz", "crlm_ct_1006.nii.gz", "dcmqi_ct/ct"],
+    "mr": ["ts_mr.nii.gz", "cmb_mr_t2_visit1.nii.gz", "cmb_mr_t2_visit2.nii.gz"],
+}
+
+
+def rescaled(image: np.ndarray) -> np.ndarray:
+    return (image - image.min()) / (image.max() - image.min())
+
+
+def windowed(image: np.ndarray) -> np.ndarray:
+    return np.clip((image + 160) / 400, 0, 1)
+
+
+WRONG = {
+    "ct": {
+        "1024 added": lambda hu: hu + 1024,
+        "as stored, slope 4": lambda hu: 4 * (hu + 1024),
+        "as stored, intercept -8192": lambda hu: hu + 8192,
+        "0 to 1": rescaled,
+        "0 to 1, windowed": windowed,
+        "0 to 255": lambda hu: 255 * rescaled(hu),
+        "0 to 255, windowed": lambda hu: 255 * windowed(hu),
+        "standardised": lambda hu: (hu - hu.mean()) / hu.std(),
+        "rescaled twice": lambda hu: hu - 1024,
+        "negated": lambda hu: -hu,
+        "negated, from 0": lambda hu: hu.max() - hu,
+        "negative values lost": lambda hu: np.maximum(hu, 0),
+        "wrapped round": lambda hu: np.where(hu < 0, hu + 65536, hu),
+    },
+    "mr": {"negated": lambda image: -image, "negated, from 0": lambda image: image.max() - image},
+}
+RIGHT = {
+    "ct": {
+        "as it is": lambda hu: hu,
+        "clipped": lambda hu: np.clip(hu, -200, 250),
+        "three slices": lambda hu: hu[..., :3],
+    },
+    "mr": {
+        "as it is": lambda x: x,
+        "0 to 1": rescaled,
+        "0 to 255": lambda x: 255 * rescaled(x),
+        "×10": lambda x: 10 * x,
+    },
+}
+
+
+def assert_told_apart(image: np.ndarray, modality: str) -> None:
+    other = {"ct": "mr", "mr": "ct"}[modality]
+    right = {name: check_intensities(change(image), modality) for name, change in RIGHT[modality].items()}
+    assert right == dict.fromkeys(right)
+    wrong = {name: check_intensities(change(image), modality) is None for name, change in WRONG[modality].items()}
+    assert wrong == dict.fromkeys(wrong, False)
+    assert check_intensities(image, other) is not None
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("modality", ["ct", "mr"])
+def test_phantoms(modality, seed):
+    assert_told_apart(trees.phantom(seed, modality).image.astype(np.float32), modality)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(("modality", "name"), [(modality, name) for modality in SCANS for name in SCANS[modality]])
+def test_real_scans(samples, modality, name):
+    assert_told_apart(LoadVolumed("image")({"image": str(samples / name)})["image"][0].numpy(), modality)
+
+
+def test_the_sentence_says_what_was_found_and_what_may_have_happened():
+    hu = trees.phantom(0).image.astype(np.float32)
+    found = check_intensities(hu + 1024, "ct")
+    assert found is not None and "not those of a CT in HU" in found and "the rescale intercept is lost" in found
+    found = check_intensities(255 * rescaled(hu), "ct")
+    assert found is not None and "0 to 2" in found and "intercept" not in found
+    found = check_intensities(hu, "mr")
+    assert found is not None and "those of a CT in HU: take a model for CT" in found
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "word"),
+    [
+        ((0.0007, 0.0007, 0.005), "metres"),
+        ((700, 700, 5000), "micrometres"),
+        ((1, 1, 0), "wrong"),
+        ((1, 1, 300), "wrong"),
+    ],
+)
+def test_a_spacing_that_is_not_in_mm(spacing_mm, word):
+    found = check_spacing(spacing_mm)
+    assert found is not None and word in found
+
+
+@pytest.mark.parametrize("spacing_mm", [(0.3, 0.3, 0.5), (0.7, 0.7, 10), (1.5, 15, 1.5), (1, 1, 1)])
+def test_a_spacing_that_is_none_of_these(spacing_mm):
+    assert check_spacing(spacing_mm) is None
+
+
+def test_warnings_are_logged_once_and_kept_with_the_scan(write_nifti, caplog):
+    scan = trees.phantom(0)
+    path = write_nifti("a.nii", (scan.image + 1024).astype(np.int16), scan.affine / 1000 + np.diag([0, 0, 0, 0.999]))
+    check = CheckPlausibilityd("image", "ct")
+    for _ in range(2):
+        loaded = check(LoadVolumed("image")({"image": path}))["image"]
+        spacing, intensities = loaded.meta["warnings"].splitlines()
+        assert "the spacing is 0.007" in spacing
+        assert "not those of a CT in HU" in intensities
+    logged = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert logged == [f"{path}: {spacing}", f"{path}: {intensities}"]
+    right = write_nifti("b.nii", scan.image, scan.affine)
+    assert check(LoadVolumed("image")({"image": right}))["image"].meta["warnings"] == ""
+
+
+def test_another_modality_is_refused():
+    with pytest.raises(InputError, match="modality: found 'pet', expected one of ct, mr"):
+        CheckPlausibilityd("image", "pet")
