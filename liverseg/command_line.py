@@ -61,18 +61,20 @@ def check_command() -> None:
     Nothing is checked where a config is used in another way than by MONAI's `run` or `create_workflow`.
 
     Raises:
-        InputError: for an id that runs nothing, a setting that the config does not use, and a value that it cannot have.
+        InputError: for an id that runs nothing, a setting that the config does not use, and a value that none can have.
     """
     for frame, _ in traceback.walk_stack(None):
         values = frame.f_locals
         if frame.f_code is create_workflow.__code__:
-            workflow, arguments = values["workflow_"], values["_args"]
+            workflow, arguments = values.get("workflow_"), values["_args"]
             if isinstance(workflow, ConfigWorkflow):
                 options = {name: value for name, value in arguments.items() if name in OPTIONS}
                 settings = {name: value for name, value in arguments.items() if name not in OPTIONS}
                 _check_ids(workflow.parser, options)
                 options["config_file"] = [os.fspath(file) for file in ensure_tuple(values["config_file"])]
-                _commands[workflow] = Command(options, _read_settings(workflow.parser, options["config_file"], settings))
+                _commands[workflow] = Command(
+                    options, _read_settings(workflow.parser, options["config_file"], settings)
+                )
             return
         if frame.f_code in (run.__code__, run_workflow.__code__):
             # MONAI has left out `initialize`, as it was given another id for it which the config does not have.
@@ -116,8 +118,8 @@ def _check_ids(config: ConfigParser, options: Mapping[str, Any]) -> None:
     for name in ("init_id", "final_id"):
         if name in options and options[name] not in config:
             raise InputError(
-                f"{name}: found {options[name]!r}, expected a name of the config: put values with spaces in quotes, and "
-                "several files as --config_file \"['a.json','b.json']\"."
+                f"{name}: found {options[name]!r}, expected a name of the config: put a value with spaces in quotes, "
+                "and several files as --config_file \"['a.json','b.json']\"."
             )
 
 

@@ -74,8 +74,7 @@ def _switch(name: str, value: Any, shipped: Any) -> Any:
 
 
 def _device(name: str, value: Any, shipped: Any) -> Any:
-    select_device(value)
-    return value
+    return str(select_device(value))
 
 
 def _path(name: str, value: Any, shipped: Any) -> Any:

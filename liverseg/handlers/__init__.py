@@ -6,6 +6,14 @@ from liverseg.handlers.progress import Progress
 from liverseg.handlers.report import SegmentationReport
 from liverseg.handlers.run_summary import RunSummary
 from liverseg.handlers.tracking import Tracking
-from liverseg.handlers.weights import WeightsLoader
+from liverseg.handlers.weights import WeightsCheckpointLoader
 
-__all__ = ["Checkpoints", "Overlays", "Progress", "RunSummary", "SegmentationReport", "Tracking", "WeightsLoader"]
+__all__ = [
+    "Checkpoints",
+    "Overlays",
+    "Progress",
+    "RunSummary",
+    "SegmentationReport",
+    "Tracking",
+    "WeightsCheckpointLoader",
+]

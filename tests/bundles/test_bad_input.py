@@ -13,7 +13,7 @@ import torch
 from bundle_runs import AFFINE, BUNDLE, SHORT, make_scan, monai_bundle, save, write_dataset
 from monai.bundle import create_workflow
 
-from liverseg.bundle import sentence
+from liverseg.errors import sentence
 
 TRAIN = str(BUNDLE / "configs" / "train.json")
 INFERENCE = str(BUNDLE / "configs" / "inference.json")
