@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import pickle
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
+from liverseg.networks.weights import check_finite, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -180,13 +180,17 @@ class Checkpoints:
         return float("-inf")
 
     def _load(self, state: Any) -> None:
+        checkpoint = read_checkpoint(self.last_path)
         try:
-            checkpoint = torch.load(self.last_path, map_location=state.device, weights_only=True)
             if "ema_model" in checkpoint and not self.ema:
                 raise KeyError("it holds an average, so set ema_momentum")
+            for name in {"model", "ema_model"} & set(self.parts):
+                check_finite(checkpoint[name], self.last_path)
             for name, part in self.parts.items():
                 part.load_state_dict(checkpoint[name])
-        except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        except InputError:
+            raise
+        except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"{self.last_path}: not a checkpoint of this network and optimiser ({str(error).splitlines()[0]}): "
                 "resume with the settings it was made with, or without --resume."
