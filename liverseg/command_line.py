@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import logging
 import os
 import re
 import sys
@@ -24,7 +25,9 @@ from monai.utils import ensure_tuple
 
 from liverseg.errors import InputError, sentence
 from liverseg.kinds import is_text
-from liverseg.settings import ELSEWHERE, check_name, nearest, read_setting, read_words, walk
+from liverseg.settings import ELSEWHERE, check_name, is_used, nearest, read_setting, read_words, walk
+
+logger = logging.getLogger(__name__)
 
 # MONAI's own options: of its command `run`, and of the workflow that this makes.
 OPTIONS = {
@@ -68,13 +71,12 @@ def check_command() -> None:
         if frame.f_code is create_workflow.__code__:
             workflow, arguments = values.get("workflow_"), values["_args"]
             if isinstance(workflow, ConfigWorkflow):
+                files = [os.fspath(file) for file in ensure_tuple(values["config_file"])]
                 options = {name: value for name, value in arguments.items() if name in OPTIONS}
-                settings = {name: value for name, value in arguments.items() if name not in OPTIONS}
+                given = {name: value for name, value in arguments.items() if name not in OPTIONS}
                 _check_ids(workflow.parser, options)
-                options["config_file"] = [os.fspath(file) for file in ensure_tuple(values["config_file"])]
-                _commands[workflow] = Command(
-                    options, _read_settings(workflow.parser, options["config_file"], settings)
-                )
+                settings = _read_settings(workflow.parser, files, given)
+                _commands[workflow] = Command({**options, "config_file": files}, settings)
             return
         if frame.f_code in (run.__code__, run_workflow.__code__):
             # MONAI has left out `initialize`, as it was given another id for it which the config does not have.
@@ -113,7 +115,7 @@ def _check_ids(config: ConfigParser, options: Mapping[str, Any]) -> None:
             near = nearest(str(options["run_id"]), known)
             raise InputError(
                 f"run {options['run_id']}: found no id of this config that runs anything, expected one of "
-                f"{', '.join(known)}: {f'use run {near}' if near else 'use one of these'}."
+                f"{', '.join(known)}: choose one{f', perhaps {near}' if near else ''}."
             )
     for name in ("init_id", "final_id"):
         if name in options and options[name] not in config:
@@ -134,6 +136,8 @@ def _read_settings(config: ConfigParser, files: Sequence[str], settings: dict[st
     shipped = ConfigParser(ConfigParser.load_config_files(files), globals=False)
     for name in settings:
         check_name(name, shipped, config, OPTIONS)
+        if not is_used(name, shipped, config) and not _runs(config.get(name)):
+            logger.warning("%s: nothing in this config uses it, so it changes nothing here.", name)
     # Of several files, the first is the bundle's own.
     own: dict[str, Any] = {}
     for file in reversed(files):

@@ -42,17 +42,32 @@ def check_name(name: str, shipped: ConfigParser, config: ConfigParser, others: I
         known, place = _arguments(parents[-1], config), parents[-1]["_target_"]
         if known is None or last in known:
             return
-    elif any(map(ConfigComponent.is_instantiable, parents)) or _is_referred_to(identifier, config):
+    elif any(map(ConfigComponent.is_instantiable, parents)) or is_used(identifier, shipped, config):
         return
     else:
         known, place = _keys(shipped.get("::".join(above), {})), "the config"
     near = nearest(last, [*known, *others])
     if near:
-        advice = f"use --{'#'.join([*above, near])}"
+        advice = f"correct it, perhaps to --{'#'.join([*above, near])}"
     else:
         nested = [one for one, _ in walk(shipped.get()) if one.endswith(f"::{last}") and not above]
-        advice = f"use --{nested[0].replace('::', '#')}" if nested else "leave it out, or see the bundle's README.md"
+        advice = f"correct it, perhaps to --{nested[0].replace('::', '#')}" if nested else "correct it or leave it out"
     raise InputError(f"{name}: found no {last} in {place}, expected a name that is there: {advice}.")
+
+
+def is_used(name: str, shipped: ConfigParser, config: ConfigParser) -> bool:
+    """Whether anything in a config refers to a setting, to what it is in, or to what is in it.
+
+    Args:
+        name: of the setting.
+        shipped: the config as its files have it, with macros such as `%network_def`, which MONAI replaces.
+        config: the config with all settings that the user gave.
+    """
+    texts = [value for one in (shipped, config) for _, value in walk(one.get()) if isinstance(value, str)]
+    found = {reference for text in texts for reference in ReferenceResolver.match_refs_pattern(text)}
+    found |= {ReferenceResolver.normalize_id(text[1:]) for text in texts if text.startswith("%")}
+    identifier = f"{ReferenceResolver.normalize_id(name)}::"
+    return any(f"{one}::".startswith(identifier) or identifier.startswith(f"{one}::") for one in found)
 
 
 def read_setting(name: str, value: Any, shipped: Mapping[str, Any], config: ConfigParser) -> Any:
@@ -100,7 +115,7 @@ def read_words(value: Any) -> Any:
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The name that is most like `word`, if one is like it."""
-    return next(iter(difflib.get_close_matches(word, known, 1)), None)
+    return next(iter(difflib.get_close_matches(word, known, 1, 0.7)), None)
 
 
 def walk(content: Any, identifier: str = "") -> Iterator[tuple[str, Any]]:
@@ -118,7 +133,7 @@ def _keys(section: Any) -> list[str]:
 
 def _choose(value: Any, known: Iterable[str]) -> str:
     near = nearest(str(value), known)
-    return f"use {near}" if near else "choose one"
+    return f"choose one, perhaps {near}" if near else "choose one"
 
 
 def _group(name: str, shipped: Mapping[str, Any]) -> str | None:
@@ -138,16 +153,6 @@ def _check_reference(name: str, value: str, config: ConfigParser) -> None:
     expected = f"one of {', '.join(known)}" if known else "a name of the config after the @"
     advice = _choose(entry, known) if known else f"correct it, or write ./{value} for a path"
     raise InputError(f"{name}: found @{identifier.replace('::', '#')}, expected {expected}: {advice}.")
-
-
-def _is_referred_to(identifier: str, config: ConfigParser) -> bool:
-    """Whether anything refers to this, to what it is in, or to what is in it."""
-    found = {reference for _, value in walk(config.get()) for reference in _references(value)}
-    return any(f"{one}::".startswith(f"{identifier}::") or f"{identifier}::".startswith(f"{one}::") for one in found)
-
-
-def _references(value: Any) -> Iterable[str]:
-    return ReferenceResolver.match_refs_pattern(value) if isinstance(value, str) else ()
 
 
 def _arguments(component: Mapping[str, Any], config: ConfigParser) -> list[str] | None:

@@ -98,7 +98,7 @@ def test_training_and_inference_see_the_same(bundle):
     assert without_initial_weights(train) == without_initial_weights(infer)
     own = OWN | (OWN_OF_STAGES if "stage" in train.get() else set())
     both = set(train.get()) & set(infer.get()) - {"num_classes", "network_def", "networks"} - own
-    assert {"spacing", "hu_window", "in_channels", "postprocessings"} <= both
+    assert {"spacing", "hu_window", "postprocessings"} <= both
     different = {key for key in both if without_requires(train[key]) != without_requires(infer[key])}
     assert different == set()
 
