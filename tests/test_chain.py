@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import runpy
 import sys
 
 import pytest
+from bundle_runs import monai_bundle_here
 from monai.bundle import create_workflow
 from monai.bundle import run as run_bundle
 
@@ -81,9 +81,7 @@ def test_all_stages_run_in_their_order_with_the_settings_that_were_given(tmp_pat
 
 def test_the_same_from_the_command_line(tmp_path, monkeypatch):
     typed = "run training --config_file train.json --ckpt_dir 2024 --resume true --plane=axial --stage tune"
-    monkeypatch.setattr(sys, "argv", ["monai.bundle", *typed.split(), "--prior", "a 1e5"])
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+    monai_bundle_here(monkeypatch, *typed.split(), "--prior", "a 1e5")
     given = " --ckpt_dir=2024 --resume=True --plane=axial --stage=tune --prior=a 1e5"
     assert calls(tmp_path) == [f"{START}{given} --target={target}" for target in ("liver", "lesion")]
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from bundle_runs import monai_bundle_here
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 from monai.bundle import run as run_bundle
 
@@ -61,10 +60,8 @@ def typed(monkeypatch):
     """Run what is typed in this process; returns what the config's settings were, or the sentence that refuses it."""
 
     def run(*words):
-        monkeypatch.setattr(sys, "argv", ["monai.bundle", "run", *words])
-        monkeypatch.setattr(sys, "excepthook", sys.excepthook)
         try:
-            runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+            monai_bundle_here(monkeypatch, "run", *words)
         except RuntimeError as error:
             assert not Path("seen.json").exists()
             found = sentence(error)

@@ -13,6 +13,8 @@ import monai
 import pytest
 from monai.bundle import ConfigParser, create_workflow, verify_metadata, verify_net_in_out
 
+from liverseg.settings import read_setting
+
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"
 BUNDLES = sorted(path.parents[1] for path in ROOT.glob("bundles/*/configs/metadata.json"))
@@ -130,6 +132,13 @@ def test_has_the_properties_that_monai_asks_for(bundle, name, dataset, tmp_path,
     with caplog.at_level(logging.WARNING):
         assert workflow.check_properties() == [], caplog.text
     workflow.finalize()
+
+
+@pytest.mark.parametrize("names", [["train.json", "evaluate.json"], ["inference.json"]])
+def test_settings_are_shipped_as_they_may_be_given(bundle, names):
+    parser = ConfigParser(ConfigParser.load_config_files([bundle / "configs" / name for name in names]))
+    for key, value in parser.get().items():
+        assert read_setting(key, value, parser.get(), parser) == value
 
 
 def test_tracking_looks_where_the_training_writes(bundle):
