@@ -1,4 +1,4 @@
-"""Train several networks one after the other, or one in several rounds: a process for each, with the same command line.
+"""Train several networks one after the other, or one in several rounds: a process for each, with the same settings.
 
 A process of its own frees a network's memory and its cached data before the next one starts, and leaves a chain that
 was killed where `--resume true` finds it.
@@ -17,10 +17,13 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from liverseg.bundle import choose, is_command_line, is_true
+from liverseg.bundle import choose, is_true
+from liverseg.command_line import Command, running_command
 from liverseg.errors import InputError
 from liverseg.files import write_atomically
+from liverseg.kinds import is_text
 
 PR_SET_PDEATHSIG = 1
 
@@ -28,9 +31,9 @@ PR_SET_PDEATHSIG = 1
 def run_stages(stages: Sequence[Mapping[str, str]], alias: str = "training", run_id: str = "run") -> None:
     """Run the stages of a training one after the other, each in a process of its own.
 
-    The command line of this process is repeated for each stage with the stage's settings, such as `--stage lesion`. A
-    setting that is on the command line already chooses the stages that have this value or do not have the setting; the
-    first stage that fails ends the chain.
+    What MONAI was asked to run, on the command line or from Python, is repeated for each stage with the stage's
+    settings, such as `--stage lesion`. A setting that was given already chooses the stages that have this value or do
+    not have the setting; the first stage that fails ends the chain.
 
     Args:
         stages: the settings of each, in order.
@@ -38,15 +41,15 @@ def run_stages(stages: Sequence[Mapping[str, str]], alias: str = "training", run
         run_id: the id that runs one stage.
 
     Raises:
-        InputError: outside a `python -m monai.bundle run <alias>` command line, and for a value that no stage has.
+        InputError: outside MONAI's `run` and `create_workflow`, and for a value that no stage has.
     """
-    arguments = _arguments(alias, run_id)
-    chosen = {key: value for stage in stages for key in stage if (value := _option(arguments, key)) is not None}
+    command = _command(alias, run_id)
+    chosen = {key: command.settings[key] for stage in stages for key in stage if key in command.settings}
     for key, value in chosen.items():
         choose(key, value, dict.fromkeys(stage[key] for stage in stages if key in stage))
     for stage in stages:
         if all(stage.get(key, value) == value for key, value in chosen.items()):
-            _run(arguments, {key: value for key, value in stage.items() if key not in chosen})
+            _run(command, run_id, stage)
 
 
 def run_rounds(rounds: int, ckpt_dir: str | os.PathLike[str], resume: bool | str = False, patience: int = 1) -> None:
@@ -64,10 +67,10 @@ def run_rounds(rounds: int, ckpt_dir: str | os.PathLike[str], resume: bool | str
         patience: stop after this many rounds in a row that bring no better model; 0 never stops.
 
     Raises:
-        InputError: outside a `python -m monai.bundle run rounds` command line, where there is no model to start from,
-            or are rounds already and `resume` is not set.
+        InputError: outside MONAI's `run` and `create_workflow`, where there is no model to start from, or are rounds
+            already and `resume` is not set.
     """
-    arguments = _arguments("rounds", "run")
+    command = _command("rounds", "run")
     trained, folder = Path(ckpt_dir), Path(ckpt_dir) / "rounds"
     if folder.exists() and not is_true(resume):
         raise InputError(
@@ -82,7 +85,7 @@ def run_rounds(rounds: int, ckpt_dir: str | os.PathLike[str], resume: bool | str
     results = [_result(folder, 0)]
     for number in range(1, rounds + 1):
         if not (folder / str(number) / "done").is_file():
-            _run(arguments, {"round": str(number)})
+            _run(command, "run", {"round": number})
             (folder / str(number) / "done").touch()
         results.append(_result(folder, number))
         best = max(results, key=lambda result: result["val_mean_dice"])
@@ -121,38 +124,35 @@ def _copy(source: Path, target: Path) -> None:
         write_atomically(target, lambda file: shutil.copyfileobj(content, file))
 
 
-def _arguments(alias: str, run_id: str) -> list[str]:
-    """The arguments of this process, with `run_id` in place of `alias`."""
-    arguments = sys.argv[1:]
-    if not is_command_line() or alias not in arguments:
+def _command(alias: str, run_id: str) -> Command:
+    """What is repeated, as `run_id` in place of `alias`."""
+    command = running_command()
+    if command is None:
         raise InputError(
-            f"{alias}: found another program than `python -m monai.bundle run {alias}`, which it repeats for each "
-            f"network: run the id `{run_id}` for one after the other."
+            f"{alias}: found another program than MONAI's `run` or `create_workflow`, whose settings it repeats for "
+            f"each network: run the id `{run_id}` for one after the other."
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
             f"{alias}: found {os.environ['WORLD_SIZE']} processes of torchrun, expected one: run one network at a time "
             f"under torchrun, with the id `{run_id}`."
         )
-    arguments[arguments.index(alias)] = run_id
-    return arguments
+    return command
 
 
-def _option(arguments: Sequence[str], name: str) -> str | None:
-    """The value of `--name value` or `--name=value`; the last counts."""
-    value = None
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        if argument == f"--{name}":
-            value = following
-        elif argument.startswith(f"--{name}="):
-            value = argument.partition("=")[2]
-    return value
-
-
-def _run(arguments: Sequence[str], settings: Mapping[str, str]) -> None:
+def _run(command: Command, run_id: str, settings: Mapping[str, Any]) -> None:
     """Run MONAI's command line with these settings added; end this process too where it fails."""
-    added = [part for name, value in settings.items() for part in (f"--{name}", value)]
-    command = [sys.executable, "-m", "monai.bundle", *arguments, *added]
-    status = subprocess.run(command, check=False, preexec_fn=die_with_parent).returncode
+    options = {name: value for name, value in command.options.items() if name != "run_id"}
+    words = [f"--{name}={_word(name, value)}" for name, value in {**options, **command.settings, **settings}.items()]
+    arguments = [sys.executable, "-m", "monai.bundle", "run", run_id, *words]
+    status = subprocess.run(arguments, check=False, preexec_fn=die_with_parent).returncode
     if status != 0:
         sys.exit(status)
+
+
+def _word(name: str, value: Any) -> str:
+    """A value as MONAI's command line reads it: Python, or text as it is where that is no Python."""
+    from fire.parser import DefaultParseValue
+
+    text = str(value)
+    return text if is_text(name) or DefaultParseValue(text) == value else repr(value)

@@ -16,8 +16,7 @@ from monai.engines import SupervisedEvaluator
 from monai.utils import CommonKeys
 from torch.nn.parallel import DistributedDataParallel
 
-from liverseg.bundle import sentence
-from liverseg.errors import InputError
+from liverseg.errors import InputError, sentence
 from liverseg.inferers.volume_slices import name_of
 
 logger = logging.getLogger(__name__)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from importlib.machinery import ModuleSpec
 
 import pytest
+from bundle_runs import monai_bundle_here
+from monai.bundle import create_workflow
+from monai.bundle import run as run_bundle
 
 from liverseg.chain import run_rounds, run_stages
-from liverseg.errors import InputError
+from liverseg.errors import InputError, sentence
 
 STAGES = [
     {"target": target, **stage}
@@ -23,34 +25,43 @@ STAGES = [
 PROGRAM = """#!/bin/sh
 echo "$*" >> calls
 if grep -qxF -- "$*" fail 2>/dev/null; then exit 7; fi
-while [ $# -gt 1 ]; do
-  if [ "$1" = --round ]; then
-    mkdir -p models/rounds/$2/patches
-    echo model $2 > models/rounds/$2/model.pt
-    echo "{\\"val_mean_dice\\": $(sed -n $2p metrics)}" > models/rounds/$2/model.json
-    echo "{\\"patches\\": {\\"2\\": $2, \\"8\\": 10}}" > models/rounds/$2/patches/patches.json
-  fi
-  shift
+for word; do
+  case $word in
+    --round=*)
+      n=${word#--round=}
+      mkdir -p models/rounds/$n/patches
+      echo model $n > models/rounds/$n/model.pt
+      echo "{\\"val_mean_dice\\": $(sed -n ${n}p metrics)}" > models/rounds/$n/model.json
+      echo "{\\"patches\\": {\\"2\\": $n, \\"8\\": 10}}" > models/rounds/$n/patches/patches.json
+  esac
 done
 """
-START = "-m monai.bundle run run --config_file train.json"
+START = "-m monai.bundle run run --config_file=['train.json']"
+TUNE = "[stage for stage in @all_stages if stage['stage'] == 'tune']"
+CONFIG = {
+    "liverseg": "$resolve_name('liverseg.bundle').require('0.1')",
+    "imports": ["$from pkgutil import resolve_name"],
+    "initialize": ["$@liverseg"],
+    "all_stages": STAGES,
+    "training": ["$@liverseg.chain.run_stages(@all_stages)"],
+    "iterate": [f"$@liverseg.chain.run_stages({TUNE}, 'iterate', 'rounds')"],
+    "rounds": ["$@liverseg.chain.run_rounds(@max_rounds, @ckpt_dir, @resume, @round_patience)"],
+    "run": ["$None"],
+    **{"target": "liver", "stage": "localise", "plane": "axial", "ckpt_dir": "models"},
+    **{"max_rounds": 1, "round_patience": 1, "resume": False, "max_epochs": 1, "prior": "gradcam", "round": 0},
+}
 
 
-@pytest.fixture
-def command_line(tmp_path, monkeypatch):
-    """Make this process `python -m monai.bundle run <alias> …` with arguments of its own, in an empty folder."""
+@pytest.fixture(autouse=True)
+def bundle(tmp_path, monkeypatch):
+    """A config of several networks in an empty folder, and a program in place of Python for what it starts."""
     program = tmp_path / "python"
     program.write_text(PROGRAM)
     program.chmod(0o755)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "executable", str(program))
-    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("monai.bundle.__main__", None))
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-
-    def arguments(alias: str, *more: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["monai.bundle", "run", alias, "--config_file", "train.json", *more])
-
-    return arguments
+    (tmp_path / "train.json").write_text(json.dumps(CONFIG))
 
 
 def calls(folder) -> list[str]:
@@ -58,106 +69,115 @@ def calls(folder) -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
-def settings_of(stages) -> list[str]:
-    return [" ".join(f"--{key} {value}" for key, value in stage.items()) for stage in stages]
+def words(settings) -> str:
+    return "".join(f" --{key}={value}" for key, value in settings.items())
 
 
-def test_all_stages_run_in_their_order_with_the_command_line_that_was_typed(command_line, tmp_path):
-    command_line("training", "--max_epochs", "3", "--prior=box")
-    run_stages(STAGES)
-    assert calls(tmp_path) == [f"{START} --max_epochs 3 --prior=box {stage}" for stage in settings_of(STAGES)]
+def test_all_stages_run_in_their_order_with_the_settings_that_were_given(tmp_path):
+    run_bundle("training", config_file="train.json", max_epochs=3, prior="box", ckpt_dir=tmp_path / "2024")
+    given = f" --max_epochs=3 --prior=box --ckpt_dir={tmp_path / '2024'}"
+    assert calls(tmp_path) == [START + given + words(stage) for stage in STAGES]
+
+
+def test_the_same_from_the_command_line(tmp_path, monkeypatch):
+    typed = "run training --config_file train.json --ckpt_dir 2024 --resume true --plane=axial --stage tune"
+    monai_bundle_here(monkeypatch, *typed.split(), "--prior", "a 1e5")
+    given = " --ckpt_dir=2024 --resume=True --plane=axial --stage=tune --prior=a 1e5"
+    assert calls(tmp_path) == [f"{START}{given} --target={target}" for target in ("liver", "lesion")]
 
 
 @pytest.mark.parametrize(
-    ("typed", "chosen", "added"),
+    ("given", "chosen"),
     [
-        (["--stage", "localise"], [0, 3], ["target"]),
-        (["--stage", "tune"], [1, 2, 4, 5], ["target", "plane"]),
-        (["--target", "lesion"], [3, 4, 5], ["stage", "plane"]),
-        (["--plane=coronal"], [0, 2, 3, 5], ["target", "stage"]),  # a localisation has no plane, and stays
-        (["--target=liver", "--stage", "tune", "--plane", "axial"], [1], []),
-        (["--stage", "localise", "--stage=tune", "--target=liver"], [1, 2], ["plane"]),  # the last counts
+        ({"stage": "localise"}, [0, 3]),
+        ({"stage": "tune"}, [1, 2, 4, 5]),
+        ({"target": "lesion"}, [3, 4, 5]),
+        ({"plane": "coronal"}, [0, 2, 3, 5]),  # a localisation has no plane, and stays
+        ({"target": "liver", "stage": "tune", "plane": "axial"}, [1]),
     ],
 )
-def test_settings_choose_stages(command_line, tmp_path, typed, chosen, added):
-    command_line("training", *typed)
-    run_stages(STAGES)
-    expected = [{key: STAGES[number][key] for key in added if key in STAGES[number]} for number in chosen]
-    assert calls(tmp_path) == [" ".join([START, *typed, more]).strip() for more in settings_of(expected)]
+def test_settings_choose_stages(tmp_path, given, chosen):
+    run_bundle("training", config_file="train.json", **given)
+    assert calls(tmp_path) == [START + words({**given, **STAGES[number]}) for number in chosen]
 
 
-def test_another_id_may_run_a_stage(command_line, tmp_path):
-    command_line("iterate", "--plane=axial", "--target=liver")
-    run_stages(STAGES[1:3], "iterate", "rounds")
+def test_another_id_may_run_a_stage(tmp_path):
+    workflow = create_workflow(config_file="train.json", run_id="iterate", plane="axial", target="liver")
+    workflow.run()
     (call,) = calls(tmp_path)
-    assert call == START.replace("run run", "run rounds") + " --plane=axial --target=liver --stage tune"
+    assert call == START.replace("run run", "run rounds") + " --plane=axial --target=liver --stage=tune"
 
 
 @pytest.mark.parametrize(
-    ("typed", "sentence"),
+    ("given", "said"),
     [
-        (["--stage", "tuning"], "stage: found 'tuning', expected one of localise, tune: set it to one of these."),
-        (["--plane=oblique"], "plane: found 'oblique', expected one of axial, coronal: set it to one of these."),
-        (["--stage=tune", "--target", "spleen"], "target: found 'spleen', expected one of liver, lesion: set"),
+        ({"stage": "tuning"}, "stage: found 'tuning', expected one of localise, tune: set it to one of these."),
+        ({"plane": "oblique"}, "plane: found 'oblique', expected one of axial, coronal: set it to one of these."),
+        ({"stage": "tune", "target": "spleen"}, "target: found 'spleen', expected one of liver, lesion: set it to one"),
     ],
 )
-def test_an_unknown_value_is_refused_before_anything_runs(command_line, tmp_path, typed, sentence):
-    command_line("training", *typed)
-    with pytest.raises(InputError, match=sentence):
-        run_stages(STAGES)
+def test_an_unknown_value_is_refused_before_anything_runs(tmp_path, given, said):
+    with pytest.raises(RuntimeError) as error:
+        run_bundle("training", config_file="train.json", **given)
+    assert sentence(error.value).startswith(said)
     assert calls(tmp_path) == []
 
 
-def test_a_stage_that_fails_ends_the_chain_with_its_status(command_line, tmp_path):
-    failing = f"{START} {settings_of(STAGES)[2]}"
-    (tmp_path / "fail").write_text(failing)
-    command_line("training")
+def test_a_stage_that_fails_ends_the_chain_with_its_status(tmp_path):
+    (tmp_path / "fail").write_text(START + words(STAGES[2]))
     with pytest.raises(SystemExit) as ended:
-        run_stages(STAGES)
+        run_bundle("training", config_file="train.json")
     assert ended.value.code == 7
     assert len(calls(tmp_path)) == 3
 
 
-def chains(folder):
-    yield "training", "run", lambda: run_stages(STAGES)
-    yield "iterate", "rounds", lambda: run_stages(STAGES, "iterate", "rounds")
-    yield "rounds", "run", lambda: run_rounds(3, folder / "models")
-
-
-def test_torchrun_is_told_to_run_one_network(command_line, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("alias", "run_id"), [("training", "run"), ("iterate", "rounds"), ("rounds", "run")])
+def test_torchrun_is_told_to_run_one_network(tmp_path, monkeypatch, alias, run_id):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for alias, run_id, chain in chains(tmp_path):
-        command_line(alias)
-        sentence = f"{alias}: found 2 processes of torchrun, expected one: run one network .* with the id `{run_id}`"
-        with pytest.raises(InputError, match=sentence):
-            chain()
+    with pytest.raises(RuntimeError) as error:
+        run_bundle(alias, config_file="train.json")
+    said = (
+        f"{alias}: found 2 processes of torchrun, expected one: run one network at a time under torchrun, with the id"
+    )
+    assert sentence(error.value) == f"{said} `{run_id}`."
     assert calls(tmp_path) == []
 
 
-def test_from_python_the_way_to_run_one_network_is_named(tmp_path):
-    for alias, run_id, chain in chains(tmp_path):
-        sentence = f"{alias}: found another program than `python -m monai.bundle run {alias}`.*run the id `{run_id}`"
-        with pytest.raises(InputError, match=sentence):
+def test_outside_monais_workflows_the_way_to_run_one_network_is_named(tmp_path):
+    for alias, run_id, chain in [
+        ("training", "run", lambda: run_stages(STAGES)),
+        ("iterate", "rounds", lambda: run_stages(STAGES, "iterate", "rounds")),
+        ("rounds", "run", lambda: run_rounds(3, tmp_path / "models")),
+    ]:
+        said = f"{alias}: found another program than MONAI's `run` or `create_workflow`.*run the id `{run_id}`"
+        with pytest.raises(InputError, match=said):
             chain()
 
 
 @pytest.fixture
-def rounds(command_line, tmp_path):
+def rounds(tmp_path):
     """Run rounds that reach these metrics, after a training that reached 0.5; returns rounds.csv as text."""
 
-    def run(metrics, *typed, **options) -> list[list[str]]:
+    def run(metrics, patience=1, **settings) -> list[list[str]]:
         models = tmp_path / "models"
         if not models.exists():
             models.mkdir()
             (models / "model.pt").write_text("model 0\n")
             (models / "model.json").write_text('{"val_mean_dice": 0.5}')
         (tmp_path / "metrics").write_text("\n".join(map(str, metrics)))
-        command_line("rounds", *typed)
-        run_rounds(len(metrics), models, **options)
+        try:
+            run_bundle("rounds", config_file="train.json", max_rounds=len(metrics), round_patience=patience, **settings)
+        except RuntimeError as error:
+            raise InputError(sentence(error)) from error
         with (models / "rounds" / "rounds.csv").open(newline="") as file:
             return list(csv.reader(file))
 
     return run
+
+
+def round_calls(most, patience, numbers, **settings) -> list[str]:
+    given = START + words({"max_rounds": most, "round_patience": patience, **settings})
+    return [f"{given} --round={number}" for number in numbers]
 
 
 def best(tmp_path) -> tuple[str, float]:
@@ -166,8 +186,8 @@ def best(tmp_path) -> tuple[str, float]:
 
 
 def test_the_best_round_becomes_the_model_and_all_are_kept(rounds, tmp_path):
-    table = rounds([0.6, 0.9, 0.7], "--max_epochs", "2", patience=2)
-    assert calls(tmp_path) == [f"{START} --max_epochs 2 --round {number}" for number in (1, 2, 3)]
+    table = rounds([0.6, 0.9, 0.7], patience=2, max_epochs=2)
+    assert calls(tmp_path) == round_calls(3, 2, (1, 2, 3), max_epochs=2)
     assert best(tmp_path) == ("model 2", 0.9)
     header = ["round", "val_mean_dice", "patches"]
     assert table == [header, ["0", "0.5", "0"], ["1", "0.6", "11"], ["2", "0.9", "12"], ["3", "0.7", "13"]]
@@ -199,7 +219,7 @@ def test_it_stops_after_patience_rounds_without_a_better_model(rounds, tmp_path,
 
 
 def test_killed_rounds_are_resumed_where_they_stopped(rounds, tmp_path):
-    (tmp_path / "fail").write_text(f"{START} --round 3")
+    (tmp_path / "fail").write_text(*round_calls(4, 0, [3]))
     with pytest.raises(SystemExit) as ended:
         rounds([0.8, 0.7, 0.9, 0.6], patience=0)
     assert ended.value.code == 7
@@ -210,9 +230,8 @@ def test_killed_rounds_are_resumed_where_they_stopped(rounds, tmp_path):
 
     with pytest.raises(InputError, match=r"rounds: found rounds of an earlier run, expected none: .*--resume true"):
         rounds([0.8, 0.7, 0.9, 0.6], patience=0)
-    table = rounds([0.8, 0.7, 0.9, 0.6], "--resume", "true", patience=0, resume="true")
-    again = [f"{START} --resume true --round {number}" for number in (3, 4)]
-    assert calls(tmp_path) == [*(f"{START} --round {number}" for number in (1, 2, 3)), *again]
+    table = rounds([0.8, 0.7, 0.9, 0.6], patience=0, resume="true")
+    assert calls(tmp_path) == [*round_calls(4, 0, (1, 2, 3)), *round_calls(4, 0, (3, 4), resume=True)]
     assert [row[1] for row in table[1:]] == ["0.5", "0.8", "0.7", "0.9", "0.6"]
     assert best(tmp_path) == ("model 3", 0.9)
 

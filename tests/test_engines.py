@@ -13,9 +13,8 @@ from monai.engines import IterationEvents
 from monai.handlers import MeanDice, from_engine
 from monai.transforms import AsDiscreted, Compose, CopyItemsd
 
-from liverseg.bundle import sentence
 from liverseg.engines import ScanDataset, ScanEvaluator
-from liverseg.errors import InputError
+from liverseg.errors import InputError, sentence
 from liverseg.transforms import LoadVolumed
 
 

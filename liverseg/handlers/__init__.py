@@ -7,7 +7,7 @@ from liverseg.handlers.progress import Progress
 from liverseg.handlers.report import SegmentationReport
 from liverseg.handlers.run_summary import RunSummary
 from liverseg.handlers.tracking import Tracking
-from liverseg.handlers.weights import WeightsLoader
+from liverseg.handlers.weights import WeightsCheckpointLoader
 
 __all__ = [
     "Checkpoints",
@@ -17,5 +17,5 @@ __all__ = [
     "RunSummary",
     "SegmentationReport",
     "Tracking",
-    "WeightsLoader",
+    "WeightsCheckpointLoader",
 ]

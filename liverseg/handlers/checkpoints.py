@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
-import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
+from liverseg.networks.weights import check_finite, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class Checkpoints:
     models", NeurIPS 2017, with α = 1 − m), from the weights that the training starts with; the buffers are those of the
     network. `checkpoint.pt` holds both.
 
+    A loss, a weight or a validation metric that is NaN or infinite ends the training before anything is saved of it.
+
     Put it after the `ValidationHandler` in the trainer's handlers: it acts on the validation of the same epoch.
 
     Args:
@@ -57,7 +60,7 @@ class Checkpoints:
 
     Raises:
         InputError: for another `ema_momentum`, a folder that cannot be written, a checkpoint of another network, made
-            without the average or not found by every process, or a disk that is full.
+            without the average or not found by every process, a disk that is full, or numbers that are not finite.
     """
 
     def __init__(
@@ -98,8 +101,9 @@ class Checkpoints:
             self.parts["ema_model"] = self.kept_network
 
     def attach(self, engine: Engine) -> None:
-        """Act at the start and after every epoch of `engine`, the trainer."""
+        """Act at the start, after every iteration and after every epoch of `engine`, the trainer."""
         engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
         if self.ema:
             self.ema.attach(engine)
@@ -126,11 +130,32 @@ class Checkpoints:
             )
         self.bar = max(state.best_metric, self._recorded_metric())
 
+    def iteration_completed(self, engine: Engine) -> None:
+        """Stop at a loss or a weight that is not finite, on every rank: gradients carry it to all in one iteration."""
+        loss = engine.state.output["loss"].detach()  # type: ignore[index,call-overload]
+        weights = {name: value.detach() for name, value in self.network.named_parameters()}
+        # One number for all, as each that is asked for waits for the GPU.
+        if (
+            torch.stack([loss.mean(), *(bound for value in weights.values() for bound in value.aminmax())])
+            .isfinite()
+            .all()
+        ):
+            return
+        raise self._diverged(engine, {"loss": loss, **weights})
+
     def epoch_completed(self, engine: Engine) -> None:
         """Save what this epoch reached, on rank 0 only; stop when patience has run out, on every rank."""
         state: Any = engine.state
+        model = self.kept_network.state_dict()
+        if not all(value.isfinite().all() for value in model.values()):
+            raise self._diverged(engine, model)
         validated = self.evaluator.state.epoch == state.epoch and self.evaluator.state.metrics
         metric = float(self.evaluator.state.metrics[self.key_metric]) if validated else float("-inf")
+        if math.isnan(metric):
+            raise InputError(
+                f"{self.key_metric}: found NaN at epoch {state.epoch}, expected a number: hold out scans in whose "
+                "labels the classes occur."
+            )
         if metric > state.best_metric:
             state.best_metric, state.best_metric_epoch = metric, state.epoch
         if metric > self.bar:
@@ -144,6 +169,14 @@ class Checkpoints:
         if validated and self.patience and state.epoch - state.best_metric_epoch >= self.patience:
             logger.info("Stopping early: the best %s was at epoch %d.", self.key_metric, state.best_metric_epoch)
             engine.terminate()
+
+    def _diverged(self, engine: Engine, numbers: Mapping[str, torch.Tensor]) -> InputError:
+        name = next(name for name, value in numbers.items() if not value.isfinite().all())
+        return InputError(
+            f"{name}: found NaN or infinity after iteration {engine.state.iteration} of the training (epoch "
+            f"{engine.state.epoch}), expected finite numbers: try --amp false, a larger spatial_size or a smaller "
+            "learning_rate."
+        )
 
     def _share_buffers(self) -> None:
         # As DistributedDataParallel does: every rank validates the model that rank 0 saves.
@@ -180,13 +213,17 @@ class Checkpoints:
         return float("-inf")
 
     def _load(self, state: Any) -> None:
+        checkpoint = read_checkpoint(self.last_path)
         try:
-            checkpoint = torch.load(self.last_path, map_location=state.device, weights_only=True)
             if "ema_model" in checkpoint and not self.ema:
                 raise KeyError("it holds an average, so set ema_momentum")
+            for name in {"model", "ema_model"} & set(self.parts):
+                check_finite(checkpoint[name], self.last_path)
             for name, part in self.parts.items():
                 part.load_state_dict(checkpoint[name])
-        except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        except InputError:
+            raise
+        except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"{self.last_path}: not a checkpoint of this network and optimiser ({str(error).splitlines()[0]}): "
                 "resume with the settings it was made with, or without --resume."

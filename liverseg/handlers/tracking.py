@@ -19,7 +19,7 @@ from urllib.parse import unquote
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 
-from liverseg.bundle import is_command_line
+from liverseg.command_line import is_command_line
 from liverseg.errors import InputError
 from liverseg.files import check_writable
 from liverseg.handlers.run_summary import package_versions

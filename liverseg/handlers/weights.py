@@ -14,7 +14,7 @@ from liverseg.errors import InputError
 from liverseg.networks import CascadeNetworks, LiverLesionNetworks, UniclassNetworks, load_weights
 
 
-class WeightsLoader:
+class WeightsCheckpointLoader:
     """Load `path` into `network` when the engine starts.
 
     Args:

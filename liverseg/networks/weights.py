@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,11 @@ from liverseg.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
+# Under which checkpoints hold the network's state dict: those of MONAI and Ignite, Lightning, and of many a script.
+STATE_KEYS = ("model", "state_dict", "model_state_dict", "network", "net")
+COUNTER = "num_batches_tracked"
+WANTED = "expected what torch.save(network.state_dict(), path) writes"
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -25,13 +30,15 @@ def load_weights(network: Network, path: str | Path) -> Network:
 
     Args:
         network: the network to fill, in place.
-        path: a file that ``torch.save`` wrote: a state dict, or a training checkpoint that holds one under ``"model"``.
+        path: a file that ``torch.save`` wrote: a state dict, or a checkpoint that holds one under one of `STATE_KEYS`,
+            in any precision. What DataParallel, ``torch.compile`` or a class around the network has put before all
+            names, such as ``module.``, is left out.
 
     Returns:
         ``network`` itself.
 
     Raises:
-        InputError: the file is missing, damaged, holds no state dict, or holds the weights of another network.
+        InputError: the file is missing, damaged, holds no state dict, the weights of another network, or NaN.
     """
     advice = "give weights made with this network and config (check num_classes, in_channels and the network's options)"
     load_strictly(network, read_state_dict(path), str(path), advice)
@@ -78,16 +85,47 @@ def merge_weights(paths: Mapping[str, str | os.PathLike[str]], merged: str | os.
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read the state dict in ``path``, or the one under its key ``"model"``, onto the CPU.
+    """Read the state dict in ``path``, or the one in a checkpoint under one of `STATE_KEYS`, onto the CPU.
+
+    Raises:
+        InputError: as `read_checkpoint`, and when the file holds no state dict, several, or NaN and infinity.
+    """
+    state = content = read_checkpoint(path)
+    if isinstance(content, Mapping):
+        inside = [key for key in STATE_KEYS if isinstance(content.get(key), Mapping)]
+        if len(inside) > 1:
+            raise InputError(
+                f"{path} holds a dict with several state dicts, under {', '.join(inside)}; {WANTED}: save one alone."
+            )
+        state = content[inside[0]] if inside else content
+    if not isinstance(state, Mapping):
+        raise InputError(f"{path} holds a {type(state).__name__}; {WANTED}: save the state dict alone.")
+    others = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if others or not state:
+        found = f"no tensor under {len(others)} of {len(state)} keys (first: {others[0]!r})" if others else "no keys"
+        known = ", ".join(f'"{key}"' for key in STATE_KEYS)
+        raise InputError(f"{path} holds a dict with {found}; {WANTED}, alone or under a key out of {known}.")
+    check_finite(state, path)
+    # A plain dict drops the version that a state dict carries, by which PyTorch would insist on batch norm's counters.
+    return dict(state)
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """Read what ``torch.save`` wrote, onto the CPU.
 
     Only tensors and plain containers are unpickled (``weights_only=True``), so a file can not run code.
 
     Raises:
-        InputError: the file is missing, damaged, or holds something else.
+        InputError: the file is missing, damaged, or something else.
     """
-    wanted = "expected what torch.save(network.state_dict(), path) writes"
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with Path(path).open("rb") as file:
+            other = _other_format(file.read(512))
+        if other:
+            raise InputError(f"{path} is {other[0]}; {WANTED}: {other[1]}.")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(
@@ -98,19 +136,41 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             raise
         if "GLOBAL" in str(error) or "TorchScript" in str(error):  # GLOBAL is pickle's opcode for a class or function
             found = "holds Python objects or TorchScript code, which are not loaded because they can run code"
-            raise InputError(f"{path} {found}; {wanted}: save the state dict alone.") from error
+            raise InputError(f"{path} {found}; {WANTED}: save the state dict alone.") from error
         found = "is truncated, damaged or no weights file"
-        raise InputError(f"{path} {found}; {wanted}: copy or download it again.") from error
+        raise InputError(f"{path} {found}; {WANTED}: copy or download it again.") from error
 
-    state = content.get("model", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping):
-        raise InputError(f"{path} holds a {type(state).__name__}; {wanted}: save the state dict alone.")
-    others = [key for key, value in state.items() if not isinstance(value, Tensor)]
-    if others or not state:
-        found = f"no tensor under {len(others)} of {len(state)} keys (first: {others[0]!r})" if others else "no keys"
-        raise InputError(f'{path} holds a dict with {found}; {wanted}, alone or under the key "model".')
-    # A plain dict drops the version that a state dict carries, by which PyTorch would insist on batch norm's counters.
-    return dict(state)
+
+def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Check that weights are numbers.
+
+    Args:
+        state: tensors by parameter name.
+        source: where they come from, for the message.
+
+    Raises:
+        InputError: for NaN or infinity, with the first tensor that has some.
+    """
+    for key, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            count = int((~value.isfinite()).sum())
+            raise InputError(
+                f"{source}: found NaN or infinity for {count} of {value.numel()} numbers of {key}, expected finite "
+                "weights: the training that wrote them had failed, so take those of another one."
+            )
+
+
+def _other_format(start: bytes) -> tuple[str, str] | None:
+    """What else than a file of PyTorch begins so, and what to do."""
+    if not start:
+        return "empty", "copy or download it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS to the weights", "fetch the file itself with `git lfs pull`"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "a web page", "download the file itself, from the address that gives it raw"
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 10**8:
+        return "a file of safetensors", "read it with safetensors.torch.load_file and save it with torch.save"
+    return None
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: str, advice: str) -> None:
@@ -126,10 +186,12 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: str, 
         InputError: how many keys are missing, unexpected and of another shape, with the first of each.
     """
     own = network.state_dict()
+    state = _without_prefix(state, own)
     # Files older than PyTorch 0.4.1, such as torchvision's ResNets, have no counters; PyTorch starts them at 0.
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    missing = [key for key in own if key not in state and not key.endswith(COUNTER)]
     unexpected = [key for key in state if key not in own]
     reshaped = [key for key in own if key in state and own[key].shape != state[key].shape]
+    integers = [key for key in own if key in state and own[key].is_floating_point() > state[key].is_floating_point()]
     found = []
     if missing:
         found.append(f"{len(missing)} missing (first: {missing[0]})")
@@ -139,7 +201,18 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: str, 
         key = reshaped[0]
         shapes = f"{tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
         found.append(f"{len(reshaped)} of another shape (first: {key} is {shapes})")
+    if integers:
+        found.append(f"{len(integers)} of whole numbers (first: {integers[0]})")
     if found:
         name = f"{type(network).__name__} of liverseg {__version__}"
         raise InputError(f"{source} does not fit {name}: of its {len(own)} keys {', '.join(found)}; {advice}.")
     network.load_state_dict(state)
+
+
+def _without_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """`state` with the names of `own`, where what wrapped the network has put something before each of them."""
+    first, first_own = (min((key for key in keys if not key.endswith(COUNTER)), default="") for keys in (state, own))
+    before = first.removesuffix(first_own)
+    if not before.endswith(".") or not all(key.startswith(before) for key in state):
+        return state
+    return {key.removeprefix(before): value for key, value in state.items()}

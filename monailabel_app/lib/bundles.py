@@ -17,8 +17,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 from monailabel.utils.others.generic import device_map, name_to_device
 
-from liverseg.bundle import sentence
-from liverseg.errors import InputError
+from liverseg.errors import InputError, sentence
 from liverseg.versions import list_versions, version_in_use, weights_in_use
 
 # What MONAI asks of an inference config, and the folder for its masks.

@@ -31,8 +31,7 @@ from monailabel.utils.others.generic import remove_file
 from lib.checks import check_requests
 from lib.studies import before
 from lib.transport import Threads, UploadLimit
-from liverseg.bundle import sentence
-from liverseg.errors import InputError
+from liverseg.errors import InputError, sentence
 
 logger = logging.getLogger(__name__)
 

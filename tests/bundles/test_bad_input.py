@@ -10,10 +10,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import AFFINE, BUNDLE, SHORT, make_scan, monai_bundle, save
+from bundle_runs import AFFINE, BUNDLE, SHORT, make_scan, monai_bundle, monai_bundle_here, save
 from monai.bundle import create_workflow
 
-from liverseg.bundle import sentence
+from liverseg.errors import sentence
 
 TRAIN = str(BUNDLE / "configs" / "train.json")
 INFERENCE = str(BUNDLE / "configs" / "inference.json")
@@ -26,20 +26,53 @@ def error_line(run) -> str:
     return line
 
 
+def test_the_command_line_ends_with_the_sentence(tmp_path):
+    run = monai_bundle("run", "training", "--config_file", TRAIN, cwd=tmp_path, bundle_root="2024", device="cuda:7")
+    assert "cuda:7 was asked for" in error_line(run)
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ({"loss": "@losses#dise"}, ["losses", "dise", "dice_ce", "iou_xy", "focal_tversky"]),
-        ({"mask_cleaning": "@postprocessings#x"}, ["postprocessings", "clean_slices"]),
+        ({"loss": "dise"}, ["loss", "'dise'", "dice_ce", "iou_xy", "focal_tversky", "perhaps dice"]),
+        ({"mask_cleaning": "@postprocessings#x"}, ["@postprocessings#x", "clean_slices"]),
         ({"modality": "pet"}, ["modality", "'pet'", "ct, mr"]),
-        ({"device": "cuda:7"}, ["cuda:7", "--device cpu"]),
-        ({"dataset_dir": "/gone"}, ["/gone/dataset.json", "no such datalist"]),
+        ({"modalty": "mr"}, ["modalty", "--modality"]),
+        ({"network_def#output_strde": 8}, ["output_strde", "--network_def#output_stride"]),
+        ({"device": "gpu"}, ["device", "'gpu'", "cpu, cuda"]),
+        ({"max_epochs": 0}, ["max_epochs", "whole number of 1 or more"]),
+        ({"dataset_dir": "1e5"}, ["/1e5/dataset.json", "no such datalist"]),
     ],
 )
-def test_the_command_line_ends_with_the_sentence(dataset, tmp_path, setting, words):
-    settings = {**SHORT, "dataset_dir": dataset, "ckpt_dir": tmp_path / "m", "output_dir": tmp_path / "e", **setting}
-    line = error_line(monai_bundle("run", "training", "--config_file", TRAIN, cwd=tmp_path, **settings))
-    assert all(word in line for word in words), line
+def test_what_is_typed_is_checked(dataset, tmp_path, monkeypatch, setting, words):
+    monkeypatch.chdir(tmp_path)
+    settings = {**SHORT, "dataset_dir": dataset, **setting}
+    with pytest.raises(RuntimeError) as error:
+        monai_bundle_here(monkeypatch, "run", "training", "--config_file", TRAIN, **settings)
+    found = sentence(error.value)
+    assert all(word in found for word in words), found
+
+
+@pytest.mark.parametrize("bundle", ["cascade_lits", "mixed_unet_lits"])
+@pytest.mark.parametrize("setting", ["modality", "in_channels"])
+def test_a_setting_that_a_bundle_lacks_is_refused(tmp_path, monkeypatch, bundle, setting):
+    config = BUNDLE.parent / bundle / "configs" / "train.json"
+    if setting in json.loads(config.read_text()):
+        pytest.skip("it has this one")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError) as error:
+        monai_bundle_here(monkeypatch, "run", "training", "--config_file", config, **{setting: 3})
+    assert sentence(error.value).startswith(f"{setting}: found no {setting} in the config")
+
+
+@pytest.mark.parametrize("run_id", ["train", "validate"])
+def test_a_section_is_not_run(tmp_path, monkeypatch, run_id):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError) as error:
+        monai_bundle_here(monkeypatch, "run", run_id, "--config_file", TRAIN)
+    assert sentence(error.value).startswith(
+        f"run {run_id}: found no id of this config that runs anything, expected one"
+    )
 
 
 def run_training(dataset: Path, tmp_path: Path, **settings) -> str:

@@ -13,6 +13,8 @@ import monai
 import pytest
 from monai.bundle import ConfigParser, create_workflow, verify_metadata, verify_net_in_out
 
+from liverseg.settings import read_setting
+
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"
 BUNDLES = sorted(path.parents[1] for path in ROOT.glob("bundles/*/configs/metadata.json"))
@@ -107,7 +109,7 @@ def test_training_and_inference_see_the_same(bundle):
     assert without_initial_weights(train) == without_initial_weights(infer)
     own = OWN | (OWN_OF_STAGES if "stage" in train.get() else set())
     both = set(train.get()) & set(infer.get()) - {"num_classes", "network_def", "networks"} - own
-    assert {"spacing", "hu_window", "in_channels", "postprocessings"} <= both
+    assert {"spacing", "hu_window", "postprocessings"} <= both
     different = {key for key in both if without_requires(train[key]) != without_requires(infer[key])}
     assert different == set()
 
@@ -139,6 +141,13 @@ def test_has_the_properties_that_monai_asks_for(bundle, name, dataset, tmp_path,
     with caplog.at_level(logging.WARNING):
         assert workflow.check_properties() == [], caplog.text
     workflow.finalize()
+
+
+@pytest.mark.parametrize("names", [["train.json", "evaluate.json"], ["inference.json"]])
+def test_settings_are_shipped_as_they_may_be_given(bundle, names):
+    parser = ConfigParser(ConfigParser.load_config_files([bundle / "configs" / name for name in names]))
+    for key, value in parser.get().items():
+        assert read_setting(key, value, parser.get(), parser) == value
 
 
 def test_tracking_looks_where_the_training_writes(bundle):

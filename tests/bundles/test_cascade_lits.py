@@ -8,7 +8,7 @@ import pytest
 from bundle_runs import BUNDLE
 from monai.bundle import ConfigParser
 
-from liverseg.bundle import sentence
+from liverseg.errors import sentence
 from liverseg.inferers.cascade import PLANE_AXES
 
 CONFIGS = BUNDLE.parent / "cascade_lits" / "configs"

@@ -13,7 +13,7 @@ import torch
 from bundle_runs import BUNDLE, monai_bundle, save
 from monai.bundle import create_workflow
 
-from liverseg.bundle import sentence
+from liverseg.errors import sentence
 
 CONFIGS = BUNDLE.parent / "deepedit_liver" / "configs"
 SIGMA_VOXELS = 2.0

@@ -14,7 +14,7 @@ import torch
 from bundle_runs import BUNDLE, SHORT
 from monai.bundle import create_workflow
 
-from liverseg.bundle import sentence
+from liverseg.errors import sentence
 from liverseg.networks import DeepLabV3Plus
 
 ABDOMEN = BUNDLE.parent / "deeplabv3_abdomen_mr"

@@ -240,6 +240,60 @@ def test_every_process_validates_the_average_that_is_saved(tmp_path):
     assert same(model, validated[1])
     # Only the first process found a checkpoint in its folder.
     assert "found the checkpoint of epoch 0 in process 1 and of 1 in the first one" in (tmp_path / "1.txt").read_text()
+    # Only the second had labels that are no numbers.
+    found = [(tmp_path / f"diverged_{rank}.txt").read_text() for rank in range(2)]
+    assert all("found NaN or infinity after iteration 1 of the training" in text for text in found)
+
+
+def spoil_gradient(run, iteration, number=float("nan")):
+    """What faulty kernels give: a gradient that is no number, of a loss that is one."""
+    spoilt = lambda gradient: gradient * number if run.trainer.state.iteration == iteration else gradient  # noqa: E731
+    run.network[1].bias.register_hook(spoilt)
+
+
+@pytest.mark.parametrize("ema_momentum", [0, 0.5])
+@pytest.mark.parametrize("iteration", [1, 2, 3])  # the second is the last of its epoch
+def test_a_weight_that_is_no_number_ends_the_training_and_is_not_saved(tmp_path, iteration, ema_momentum):
+    run = Run(tmp_path, [0.8, 0.9, 0.95], ema_momentum=ema_momentum)
+    spoil_gradient(run, iteration)
+    found = rf"1\.bias: found NaN or infinity after iteration {iteration} of the training .*--amp false, a larger"
+    with pytest.raises(InputError, match=found):
+        run.run()
+    assert len(run.states) == (iteration > 2)
+    for name in ("model", "checkpoint"):
+        assert (tmp_path / f"{name}.pt").is_file() == (iteration > 2)
+    if iteration > 2:
+        assert same(load(tmp_path / "model.pt"), run.states[0])
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(tmp_path):
+    with pytest.raises(InputError, match=r"(loss|1\.weight): found NaN or infinity after iteration \d of the training"):
+        Run(tmp_path, [0.8, 0.9], learning_rate=1e30).run()
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_statistics_that_are_not_finite_are_not_saved(tmp_path):
+    run = Run(tmp_path, [0.8])
+    run.trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: run.network[0].running_var.fill_(float("inf")))
+    with pytest.raises(InputError, match=r"0\.running_var: found NaN or infinity after iteration 2"):
+        run.run()
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_a_metric_that_is_no_number_is_refused(tmp_path):
+    with pytest.raises(InputError, match="val_mean_dice: found NaN at epoch 2, expected a number: hold out scans"):
+        Run(tmp_path, [0.8, float("nan"), 0.9]).run()
+    assert json.loads((tmp_path / "model.json").read_text())["val_mean_dice"] == 0.8
+
+
+@pytest.mark.parametrize("part", ["model", "ema_model"])
+def test_a_checkpoint_that_is_not_finite_is_not_resumed(tmp_path, part):
+    Run(tmp_path, [0.5], ema_momentum=0.5).run()
+    checkpoint = load(tmp_path / "checkpoint.pt")
+    checkpoint[part]["1.bias"][0] = float("nan")
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match=r"checkpoint\.pt: found NaN or infinity for 1 of 2 numbers of 1\.bias"):
+        Run(tmp_path, [0.5, 0.6], ema_momentum=0.5, resume=True).run()
 
 
 @contextmanager
@@ -284,6 +338,13 @@ if __name__ == "__main__":  # one rank of test_every_process_validates_the_avera
     # Each rank with images of its own, so that the running means of the normalisation differ.
     run = Run(folder / str(rank), [0.5], scale=1 + rank, parallel=True, ema_momentum=0.3).run()
     torch.save(run.states[0], folder / f"validated_{rank}.pt")
+    run = Run(folder / f"diverged_{rank}", [0.5], parallel=True)
+    if rank == 1:
+        run.trainer.loss_function = lambda pred, label: torch.nn.functional.mse_loss(pred, label * float("nan"))
+    try:
+        run.run()
+    except InputError as error:
+        (folder / f"diverged_{rank}.txt").write_text(str(error))
     try:
         Run(folder / str(rank), [0.5], parallel=True, resume=True, ema_momentum=0.3).run()
     except InputError as error:

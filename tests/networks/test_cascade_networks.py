@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from liverseg.errors import InputError
-from liverseg.handlers import WeightsLoader
+from liverseg.handlers import WeightsCheckpointLoader
 from liverseg.networks import CascadeNetworks
 
 NAMES = ["liver_localise", "liver_axial", "liver_sagittal", "lesion_localise", "lesion_axial", "lesion_sagittal"]
@@ -60,7 +60,7 @@ def test_those_of_a_round_are_of_the_tuning_networks(tmp_path):
 def test_each_network_loads_its_own_weights(tmp_path):
     source, target = small_cascade(), small_cascade()
     paths = write_weights(source, tmp_path)
-    WeightsLoader(target, dict(reversed(paths.items())))(None)
+    WeightsCheckpointLoader(target, dict(reversed(paths.items())))(None)
     state = target.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in source.state_dict().items())
     assert {float(value.mean()) for value in state.values()} == set(range(6))
@@ -69,7 +69,7 @@ def test_each_network_loads_its_own_weights(tmp_path):
 def test_weights_of_all_in_one_file_load_too(tmp_path):
     source, target = small_cascade(), small_cascade()
     torch.save(source.state_dict(), tmp_path / "model.pt")
-    WeightsLoader(target, tmp_path / "model.pt")(None)
+    WeightsCheckpointLoader(target, tmp_path / "model.pt")(None)
     assert all(torch.equal(value, target.state_dict()[key]) for key, value in source.state_dict().items())
 
 

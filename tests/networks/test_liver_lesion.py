@@ -8,7 +8,7 @@ import torch
 from two_class_networks import Fixed, small_network
 
 from liverseg.errors import InputError
-from liverseg.handlers import WeightsLoader
+from liverseg.handlers import WeightsCheckpointLoader
 from liverseg.networks import LiverLesionNetworks, merge_weights
 
 
@@ -38,7 +38,7 @@ def test_each_network_loads_its_own_weights(tmp_path):
     paths = {"lesion": tmp_path / "lesion.pt", "liver": tmp_path / "liver.pt"}
     for name, path in paths.items():
         torch.save(getattr(source, name).state_dict(), path)
-    WeightsLoader(target, paths)(None)
+    WeightsCheckpointLoader(target, paths)(None)
     x = torch.randn(1, 1, 8, 8)
     assert torch.equal(target(x), source(x))
 
@@ -51,7 +51,7 @@ def test_weights_of_both_in_one_file_load_too(tmp_path):
         assert not (tmp_path / "model.pt").exists()
         torch.save(getattr(source, name).state_dict(), path)
         merge_weights(paths, tmp_path / "model.pt")
-    WeightsLoader(target, tmp_path / "model.pt")(None)
+    WeightsCheckpointLoader(target, tmp_path / "model.pt")(None)
     x = torch.randn(1, 1, 8, 8)
     assert torch.equal(target(x), source(x))
 

@@ -9,7 +9,7 @@ from torch import nn
 from two_class_networks import Fixed, small_network
 
 from liverseg.errors import InputError
-from liverseg.handlers import WeightsLoader
+from liverseg.handlers import WeightsCheckpointLoader
 from liverseg.networks import UniclassNetworks
 
 ORGANS = ("liver", "right kidney", "spleen")
@@ -55,7 +55,7 @@ def test_each_organ_loads_its_own_weights_in_any_order(tmp_path):
     paths = {name: tmp_path / f"{name}.pt" for name in reversed(ORGANS)}
     for name, path in paths.items():
         torch.save(source.networks[name].state_dict(), path)
-    WeightsLoader(target, paths)(None)
+    WeightsCheckpointLoader(target, paths)(None)
     x = torch.randn(1, 1, 8, 8)
     assert torch.equal(target(x), source(x))
 
@@ -69,7 +69,7 @@ def test_weights_for_other_organs_are_refused(names):
 
 def test_weights_by_organ_for_one_network_are_refused():
     with pytest.raises(InputError, match="found weights for liver, expected one path for Conv2d"):
-        WeightsLoader(nn.Conv2d(1, 2, 1), {"liver": "model.pt"})(None)
+        WeightsCheckpointLoader(nn.Conv2d(1, 2, 1), {"liver": "model.pt"})(None)
 
 
 def test_no_network_is_refused():

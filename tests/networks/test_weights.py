@@ -51,6 +51,71 @@ def test_checkpoint_of_a_training_run(tmp_path: Path) -> None:
     assert all(torch.equal(value, source.state_dict()[key]) for key, value in target.state_dict().items())
 
 
+def wrapped(state: dict, how: str) -> dict:
+    """A state dict as people's scripts leave it."""
+    if how in ("net", "state_dict", "network", "model_state_dict"):
+        return {how: state, "epoch": 3}
+    if how == "lightning":
+        return {"state_dict": {f"network.{key}": value for key, value in state.items()}, "epoch": 3}
+    return {f"{how}{key}": value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [*("net", "state_dict", "network", "model_state_dict"), "lightning", "module.", "_orig_mod.", "module._orig_mod."],
+)
+def test_state_dict_of_a_wrapped_network(tmp_path: Path, how: str) -> None:
+    source, path = small_network(), tmp_path / "model.pt"
+    nn.init.normal_(source[0].weight)
+    torch.save(wrapped(source.state_dict(), how), path)
+    target = load_weights(small_network(), path)
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in target.state_dict().items())
+
+
+def test_state_dict_that_the_library_saved_of_a_parallel_network(tmp_path: Path) -> None:
+    source, path = small_network(), tmp_path / "model.pt"
+    nn.init.normal_(source[0].weight)
+    torch.save({"net": torch.nn.DataParallel(torch.compile(source)).state_dict()}, path)
+    assert torch.equal(load_weights(small_network(), path)[0].weight, source[0].weight)
+
+
+def test_a_prefix_of_some_names_only_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    state = {f"module.{key}" if key.startswith("0") else key: v for key, v in small_network().state_dict().items()}
+    torch.save(state, path)
+    with pytest.raises(InputError, match=r"2 missing \(first: 0.weight\), 2 unexpected \(first: module.0.weight\)"):
+        load_weights(small_network(), path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision(tmp_path: Path, dtype: torch.dtype) -> None:
+    source, path = small_network(), tmp_path / "model.pt"
+    torch.save({key: value.to(dtype) for key, value in source.state_dict().items()}, path)
+    target = load_weights(small_network(), path)
+    assert target[0].weight.dtype == torch.float32
+    assert torch.equal(target[0].weight, source[0].weight.to(dtype).float())
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_that_are_not_finite(tmp_path: Path, number: float, dtype: torch.dtype) -> None:
+    path, state = tmp_path / "model.pt", small_network().state_dict()
+    state["2.weight"].view(-1)[3] = number
+    torch.save({key: value.to(dtype) for key, value in state.items()}, path)
+    target = small_network()
+    with pytest.raises(InputError, match=r"model.pt: found NaN or infinity for 1 of 8 numbers of 2\.weight, expected"):
+        load_weights(target, path)
+    assert target[2].weight.isfinite().all()
+
+
+def test_weights_that_are_whole_numbers(tmp_path: Path) -> None:
+    path, state = tmp_path / "model.pt", small_network().state_dict()
+    state["0.weight"] = (100 * state["0.weight"]).to(torch.int8)
+    torch.save(state, path)
+    with pytest.raises(InputError, match=r"1 of whole numbers \(first: 0.weight\)"):
+        load_weights(small_network(), path)
+
+
 def test_other_network_is_refused_and_the_network_stays_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     state = small_network(num_classes=5).state_dict()
@@ -97,6 +162,13 @@ def damage(path: Path, case: str) -> None:
         path.write_bytes(b"hello world")
     elif case == "web page":
         path.write_bytes(b"<!doctype html><html>404</html>")
+    elif case == "pointer":
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 124100000\n")
+    elif case == "safetensors":  # the length of the header, the header, the numbers
+        header = b'{"0.bias":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'
+        path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    elif case == "two state dicts":
+        torch.save({key: small_network().state_dict() for key in ("net", "model")}, path)
     elif case == "pickled network":
         torch.save(small_network(), path)
     elif case == "pickled network, old format":
@@ -108,7 +180,7 @@ def damage(path: Path, case: str) -> None:
     elif case == "list":
         torch.save([1, 2], path)
     elif case == "no tensors":
-        torch.save({"epoch": 3, "network": small_network().state_dict()}, path)
+        torch.save({"epoch": 3, "weights": small_network().state_dict()}, path)
     elif case == "empty dict":
         torch.save({"model": {}}, path)
 
@@ -119,18 +191,21 @@ def damage(path: Path, case: str) -> None:
     [
         ("missing", "can not be read (No such file or directory)", "check the path"),
         ("folder", "can not be read (Is a directory)", "check the path"),
-        ("empty", "is truncated, damaged or no weights file", "copy or download it again"),
+        ("empty", "is empty", "copy or download it again"),
         ("truncated", "is truncated, damaged or no weights file", "copy or download it again"),
         ("truncated old format", "is truncated, damaged or no weights file", "copy or download it again"),
         ("text", "is truncated, damaged or no weights file", "copy or download it again"),
-        ("web page", "is truncated, damaged or no weights file", "copy or download it again"),
+        ("web page", "is a web page", "download the file itself"),
+        ("pointer", "is a pointer of Git LFS", "git lfs pull"),
+        ("safetensors", "is a file of safetensors", "safetensors.torch.load_file"),
+        ("two state dicts", "holds a dict with several state dicts, under model, net", "save one alone"),
         ("pickled network", "holds Python objects or TorchScript code", "save the state dict alone"),
         ("pickled network, old format", "holds Python objects or TorchScript code", "save the state dict alone"),
         ("TorchScript", "holds Python objects or TorchScript code", "save the state dict alone"),
         ("tensor", "holds a Tensor", "save the state dict alone"),
         ("list", "holds a list", "save the state dict alone"),
-        ("no tensors", "holds a dict with no tensor under 2 of 2 keys (first: 'epoch')", 'under the key "model"'),
-        ("empty dict", "holds a dict with no keys", 'under the key "model"'),
+        ("no tensors", "holds a dict with no tensor under 2 of 2 keys (first: 'epoch')", 'under a key out of "model"'),
+        ("empty dict", "holds a dict with no keys", 'under a key out of "model"'),
     ],
 )
 def test_file_that_is_no_state_dict_gets_one_sentence(tmp_path: Path, case: str, found: str, advice: str) -> None:

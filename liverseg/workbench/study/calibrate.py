@@ -110,7 +110,8 @@ def _choose(study: Study, wanted: Calibration) -> tuple[str, str]:
         raise InputError(f"--task: found {wanted.task}, expected all or one of {', '.join(classes)}: choose one.")
     if not wanted.low < wanted.high or (wanted.log and wanted.low <= 0):
         raise InputError(f"--low {wanted.low} --high {wanted.high}: expected low below high, above 0 with --log.")
-    check_setting("--key", study.bundles[study.networks[network]["bundle"]], wanted.key, None)
+    for bound in (wanted.low, wanted.high):
+        check_setting("--key", study.bundles[study.networks[network]["bundle"]], wanted.key, bound)
     return data, network
 
 

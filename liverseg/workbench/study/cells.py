@@ -118,9 +118,11 @@ def steps(cell: Cell, folder: Path) -> Iterator[Step]:
         folder: the folder that everything of it goes to.
     """
     common = {"bundle_root": cell.bundle.folder, **cell.dataset, "ckpt_dir": folder / "models", **cell.settings}
+    # Settings of the study may be of the evaluation alone, such as the planes that vote.
+    common_training = {name: value for name, value in common.items() if name.partition("#")[0] in cell.bundle.train}
     training = {"output_dir": folder / "training", "resume": True}
     for run_id in cell.run:
-        arguments = _arguments(run_id, cell, ["train"], common | training)
+        arguments = _arguments(run_id, cell, ["train"], common_training | training)
         yield Step(run_id, arguments, folder / "training" / f"{run_id}.done", trains=True)
     handlers = cell.bundle.evaluate["validate#handlers"]
     report = next(i for i, handler in enumerate(handlers) if handler["_target_"].endswith(".SegmentationReport"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 from dataclasses import dataclass, field
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from monai.bundle import ConfigParser
 
 from liverseg.errors import InputError
+from liverseg.settings import check_name, read_setting
 
 SHIPPED = Path(str(files(__package__) / "studies"))
 PAPERS = Path(str(files(__package__) / "papers.yaml"))
@@ -202,28 +205,19 @@ def _check_settings(study: Study) -> None:
 
 
 def check_setting(place: str, bundle: Bundle, key: str, value: Any) -> None:
-    """Check that `key` is a name of the bundle's configs, and `value` an entry of them where it refers to one.
+    """Check that the bundle's configs have the setting `key`, and that it can have `value`.
 
     Raises:
-        InputError: when it is not, beginning with `place`.
+        InputError: when it is not so, beginning with `place`.
     """
-    node: Any = {**bundle.evaluate, **bundle.train}
-    top = node
-    # The last name may be a new one: `radius_mm` in a transform that has `radius`.
-    *parents, last = key.split("#")
-    for name in parents or [last]:
-        if not isinstance(node, dict) or name not in node:
-            known = ", ".join(sorted(node)) if isinstance(node, dict) and node is not top else ""
-            raise InputError(
-                f"{place}: found {key}, which {bundle.folder}/configs/train.json does not have: "
-                + (f"choose one of {known}." if known else "see its docs/README.md for the settings.")
-            )
-        node = node[name]
-    if isinstance(value, str) and value.startswith("@"):
-        group, _, name = value[1:].partition("#")
-        if name and name not in bundle.train.get(group, {}):
-            known = ", ".join(sorted(bundle.train.get(group, {})))
-            raise InputError(f"{place}: {key}: found {value}, expected one of {known}, as @{group}#NAME: choose one.")
+    config = ConfigParser(copy.deepcopy(bundle.train), globals=False)
+    config.update(copy.deepcopy(bundle.evaluate))
+    try:
+        check_name(key, config, config)
+        if "#" not in key:
+            read_setting(key, value, {**bundle.evaluate, **bundle.train}, config)
+    except InputError as error:
+        raise InputError(f"{place}: {bundle.folder.name}: {error}") from error
 
 
 def _tables(path: Path, tables: Any) -> dict[str, dict[str, Any]]:

@@ -18,8 +18,7 @@ from monailabel.utils.others.generic import device_list
 from lib.bundles import IN_USE, Bundle, choose
 from lib.masks import NIFTI_SUFFIXES, NRRD_SUFFIXES, convert_mask
 from lib.probabilities import Kept, ProbabilityStore
-from liverseg.bundle import sentence
-from liverseg.errors import InputError
+from liverseg.errors import InputError, sentence
 from liverseg.io.masks import recorded_scans
 
 logger = logging.getLogger(__name__)

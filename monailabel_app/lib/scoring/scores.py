@@ -25,8 +25,7 @@ from lib.infers.segment import Segmentation
 from lib.scoring.entropy import EntropyMeter
 from lib.trainers.scans import items
 from lib.volumes import grid_of, read_label
-from liverseg.bundle import sentence
-from liverseg.errors import InputError
+from liverseg.errors import InputError, sentence
 from liverseg.metrics import confusion_matrix, pooled_metrics
 from liverseg.transforms.load import check_same_grid
 

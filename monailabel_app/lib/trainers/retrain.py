@@ -23,9 +23,9 @@ from monailabel.utils.others.generic import device_list
 
 from lib.bundles import Bundle, as_text
 from lib.trainers.scans import items, read_validation, split
-from liverseg.bundle import is_true, sentence
+from liverseg.bundle import is_true
 from liverseg.chain import die_with_parent
-from liverseg.errors import InputError
+from liverseg.errors import InputError, sentence
 from liverseg.versions import (
     RUNNING,
     Version,
