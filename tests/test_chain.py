@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import sys
 from importlib.machinery import ModuleSpec
 
 import pytest
 
-from liverseg.chain import run_rounds, run_stages
+from liverseg.chain import die_with_parent, run_rounds, run_stages
 from liverseg.errors import InputError
 
 STAGES = [
@@ -246,3 +248,14 @@ def test_rounds_that_were_killed_while_they_were_begun_begin_again(rounds, tmp_p
     (tmp_path / "models" / "model.json").write_text('{"val_mean_dice": 0.5}')
     rounds([0.6], resume=True)
     assert best(tmp_path) == ("model 1", 0.6)
+
+
+@pytest.mark.parametrize(("of_its_parent", "status"), [(True, 0), (False, signal.SIGKILL)])
+def test_a_child_that_asks_when_its_parent_is_gone_dies_at_once(of_its_parent, status):
+    # Of a child whose parent has ended, another process is the parent.
+    parent = os.getpid() if of_its_parent else 2**22
+    child = os.fork()
+    if child == 0:
+        die_with_parent(parent)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == status

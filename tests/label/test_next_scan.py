@@ -305,6 +305,30 @@ def test_a_scan_that_is_removed_meanwhile_does_not_end_the_rest(store, tmp_path)
     assert "labels/final/a.nii.gz" in scores({}, store)["failed"]["a"]
 
 
+def test_what_says_nothing_of_a_scan_is_no_score(store, tmp_path):
+    """A pipe to a server that is gone, say, or want of memory; a scan that cannot be read stays without a score."""
+    folder = tiny_bundle(tmp_path / "simple", "fcn_liver", **SIMPLE)
+    write_weights(folder, 0)
+    save(tmp_path / "studies #1" / "b.nii.gz", np.zeros((4, 4, 4, 2), np.int16))
+    broken = [BrokenPipeError(32, "Broken pipe"), RuntimeError("can't allocate memory"), None, None]
+
+    class Failing(Uncertainty):
+        def score(self, image, datastore):
+            error = broken["acdb".index(image)]
+            if error is not None:
+                raise error
+            return super().score(image, datastore)
+
+    scores = Failing("uncertainty", "", {"simple": read_bundle(folder)})
+    done = scores({}, store)
+    assert done["scored"] == 1
+    assert sorted(done["failed"]) == ["a", "b", "c"]
+    assert "Broken pipe" in done["failed"]["a"]
+    assert sorted(scores.pending(store)) == ["a", "c"]
+    broken[:2] = None, None
+    assert scores({}, store) == {"scored": 2, "failed": {}}
+
+
 def test_models_that_disagree_are_all_asked(store, tmp_path):
     bundles = {}
     for name in ("one", "other"):

@@ -38,8 +38,8 @@ FINAL = DefaultLabelTag.FINAL
 class Scores(ScoringMethod):
     """A score for each scan, kept until what gave it changes: the weights in use, or the label.
 
-    It is kept in the scan's info under `name`, as `{"value": …, "basis": …, "ts": …}` or, for a scan that could not be
-    scored, `{"error": sentence, …}`.
+    It is kept in the scan's info under `name`, as `{"value": …, "basis": …, "ts": …}` or, for a scan that cannot be
+    scored, `{"error": sentence, …}`. What fails for another reason, such as want of memory, is tried again.
 
     Args:
         name: of the method.
@@ -111,6 +111,9 @@ class Scores(ScoringMethod):
                 said = sentence(error) or f"{type(error).__name__}: {error}".splitlines()[0]
                 logger.warning("%s of %s: %s", self.name, image, said, exc_info=sentence(error) is None)
                 failed[image] = said
+                # It says nothing of the scan.
+                if sentence(error) is None:
+                    continue
                 result = {"error": said}
             try:
                 datastore.update_image_info(image, {self.name: {**result, "basis": basis, "ts": time.time()}})
