@@ -32,7 +32,7 @@ def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if root.is_file():
         return [{"image": str(root)}]
     if (root / "dataset.json").is_file():
-        return [{"image": item["image"]} for item in load_datalist(root / "dataset.json", "test")]
+        return [{"image": item["image"]} for item in load_datalist(root / "dataset.json", "test", labelled=False)]
     files = sorted(file for file in root.iterdir() if file.name.endswith(IMAGE_SUFFIXES))
     series = [folder for folder in [root, *sorted(root.iterdir())] if folder.is_dir() and _holds_dicom(folder)]
     if not files and not series:
