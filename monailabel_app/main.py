@@ -121,8 +121,9 @@ class LiverSegApp(MONAILabelApp):
         # Beside the list of the studies; of a DICOMweb server that is in the cache.
         validation_file = Path(self._datastore._datastore_path) / "validation.json"
         needed = ("train.json", "evaluate.json")
+        known = [name for bundle in self.bundles.values() for name in bundle.labels]
         return {
-            name: Retraining(bundle, validation_file)
+            name: Retraining(bundle, validation_file, known)
             for name, bundle in self.bundles.items()
             if all((bundle.folder / "configs" / config).is_file() for config in needed)
         }

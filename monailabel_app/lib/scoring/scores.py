@@ -183,10 +183,10 @@ class DiceScores(Scores):
         (bundle,) = self.models()
         scan = datastore.get_image_uri(image)
         mask = _mask(bundle, scan)
-        known = {name.replace("_", " "): value for name, value in bundle.labels.items()}
+        known = [name for other in self.bundles.values() for name in other.labels]
         with tempfile.TemporaryDirectory() as folder:
             # Their values as training has them.
-            (item,) = items(datastore, [image], known, Path(folder))
+            (item,) = items(datastore, [image], bundle.labels, Path(folder), known)
             grid, label = grid_of(scan), read_label(item["label"])
         check_same_grid(grid, label)
         codes = "".join(nib.aff2axcodes(grid.affine.numpy()))
