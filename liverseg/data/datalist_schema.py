@@ -55,7 +55,7 @@ def read_datalist(datalist: str | os.PathLike[str]) -> Datalist:
             validate on, a scan that is there twice, and patients in two folds or sections or of whom nothing is known.
     """
     path = absolute(datalist)
-    content = _read_json(path)
+    content = _read_content(path)
     for name in MISNAMED.keys() & content:
         raise InputError(f"{path}: found the section {name!r}, expected {MISNAMED[name]!r}: rename it.")
     # Steps up from here are meant as the disk has them, also where the folder is reached by a link.
@@ -116,24 +116,36 @@ def _is_number(value: Any) -> bool:
     return not isinstance(value, bool) and bool(re.fullmatch(r"\d+", str(value)))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_content(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(
             f"{path}: there is no such datalist; write one with `liverseg data split {path.parent}` or set datalist."
         )
-    try:
-        # From bytes, which tell UTF-8 with and without a mark at its beginning from UTF-16.
-        content = json.loads(path.read_bytes(), object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a JSON file ({error}), expected a Decathlon datalist: replace it.") from error
-    if not isinstance(content, dict) or not any(name in content for name in (*SECTIONS, *MISNAMED)):
-        if isinstance(content, dict) and any(key in content for key in OF_NNUNET):
+    content = read_json(path)
+    if not any(name in content for name in (*SECTIONS, *MISNAMED)):
+        if any(key in content for key in OF_NNUNET):
             raise InputError(
                 f"{path}: found nnU-Net's dataset.json, which lists no scans, expected a Decathlon datalist: write one "
                 f'with `liverseg data split {path.parent} --images "imagesTr/{{}}_0000.nii.gz" --labels '
                 '"labelsTr/{}.nii.gz" --out FILE` and set datalist.'
             )
         raise InputError(f'{path}: neither "training" nor "test" is in it: expected a Decathlon datalist.')
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a `dataset.json`.
+
+    Raises:
+        InputError: for anything else, and a key that is there twice.
+    """
+    try:
+        # From bytes, which tell UTF-8 with and without a mark at its beginning from UTF-16.
+        content = json.loads(path.read_bytes(), object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a JSON file ({error}), expected a Decathlon datalist: replace it.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: found {_short(content)}, expected a Decathlon datalist: replace it.")
     return content
 
 

@@ -83,7 +83,7 @@ def test_msd_takes_training_and_leaves_the_test_set_out(tmp_path):
     for command, out in (("msd", root), ("lits", tmp_path / "out")):
         before = (out / "dataset.json").read_bytes()
         other = run(command, root, "--out", out)
-        assert isinstance(other.exception, InputError) and "choose another folder" in str(other.exception)
+        assert isinstance(other.exception, InputError) and "choose another place" in str(other.exception)
         assert (out / "dataset.json").read_bytes() == before
 
 
@@ -162,7 +162,7 @@ def test_check_reads_any_datalist_and_leaves_it_alone(tmp_path):
     ("content", "words"),
     [
         ("{", "not a JSON file"),
-        ("[]", 'neither "training" nor "test"'),
+        ("[]", "found [], expected a Decathlon datalist"),
         ('{"training": []}', "labels: found none"),
         ('{"training": [], "labels": {"0": "x"}}', "no scan with a label"),
         ('{"training": [{"image": "a", "label": null}], "labels": {"0": "x"}}', "training[0], label: found none"),

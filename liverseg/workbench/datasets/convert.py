@@ -23,7 +23,7 @@ from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
 from liverseg.io.paths import absolute, stem_of
 from liverseg.workbench.datasets.check import BROKEN, OK, SUSPICIOUS, Judgement, judge
-from liverseg.workbench.datasets.layout import Case, Layout, Volume
+from liverseg.workbench.datasets.layout import Case, Layout, Volume, check_own
 from liverseg.workbench.report.overlays import MASK_COLOUR, REFERENCE_COLOUR
 
 Report = dict[str, Any]
@@ -50,7 +50,7 @@ def convert(layout: Layout, root: Path, out: Path, num_folds: int, seed: int) ->
             everything is written, when a case is broken or too few patients are left for the folds.
     """
     path = out / "dataset.json"
-    _check_own(path, layout)
+    check_own(path, layout.name)
     reports = _check_cases(layout.find(root), check_writable(out), layout)
     good = [report for report in reports if report["verdict"] != BROKEN]
     patients = len({report["patient"] for report in good})
@@ -86,21 +86,6 @@ def check_datalist(path: Path) -> Path:
     layout = Layout(known.name or path.parent.name, None, labels, lambda _: cases)
     _complain(_check_cases(cases, check_writable(path.parent), layout), path.parent, f"still in {path.name}")
     return path.parent / "check.html"
-
-
-def _check_own(path: Path, layout: Layout) -> None:
-    """Raise InputError where another data set's datalist would be overwritten."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")).get("name")
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, AttributeError):
-        found = None
-    if found != layout.name:
-        raise InputError(
-            f"{path}: a datalist of {found or 'something else'} is there, expected none or that of {layout.name}: "
-            "choose another folder with --out."
-        )
 
 
 def _complain(reports: Sequence[Report], out: Path, consequence: str) -> None:
