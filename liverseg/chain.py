@@ -97,10 +97,16 @@ def run_rounds(rounds: int, ckpt_dir: str | os.PathLike[str], resume: bool | str
             return
 
 
-def die_with_parent() -> None:
-    """For a child process, on Linux: die with the parent, and do not write on where the next one starts again."""
+def die_with_parent(parent: int | None = None) -> None:
+    """For a child process, on Linux: die with the parent, and do not write on where the next one starts again.
+
+    Args:
+        parent: its process id, for a child that asks late: the parent may be gone by then.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent not in (None, os.getppid()):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _result(folder: Path, number: int) -> dict[str, float]:

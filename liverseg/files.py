@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -31,21 +32,21 @@ def check_writable(folder: str | os.PathLike[str]) -> Path:
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
     """Let `write` fill a new file and put it in the place of `path` only when it is whole.
 
+    Who may read it, the umask says, as of any new file.
+
     Raises:
         InputError: when it cannot be written, for lack of space or permission; the old file is as it was.
     """
     path = Path(path)
-    temporary = None
+    # One of `tempfile` would be its owner's alone, whatever the umask.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
-            write(file)  # type: ignore[arg-type]
-        os.chmod(temporary, 0o644)
+        with temporary.open("xb") as file:
+            write(file)
         os.replace(temporary, path)
     # torch.save turns a failed write into a RuntimeError.
     except (OSError, RuntimeError) as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise InputError(
             f"{path}: could not be saved ({reason}), what was there before is kept: free some space or choose "

@@ -40,6 +40,9 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 # Of `--conf`, the last MONAI Label's own.
 KNOWN = {"models", "inferences", "max_upload_mb", "score_model", "hold_minutes", "server_mode"}
 
+# Of the processes that the server starts: its process id.
+SERVER = "LIVERSEG_SERVER"
+
 
 class LiverSegApp(MONAILabelApp):
     """Every bundle under `bundles/` beside this folder, and under `model/` in it, as a model.
@@ -71,7 +74,9 @@ class LiverSegApp(MONAILabelApp):
         self.scores = self._scores(conf.get("score_model", ""))
         # A process that MONAI Label's server has started for one task: nobody else could stop it.
         if getattr(sys.modules["__main__"].__spec__, "name", "") == "monailabel.interfaces.utils.app":
-            die_with_parent()
+            die_with_parent(int(os.environ.get(SERVER, os.getppid())))
+        else:
+            os.environ[SERVER] = str(os.getpid())
         super().__init__(
             app_dir,
             studies,
@@ -116,8 +121,9 @@ class LiverSegApp(MONAILabelApp):
         # Beside the list of the studies; of a DICOMweb server that is in the cache.
         validation_file = Path(self._datastore._datastore_path) / "validation.json"
         needed = ("train.json", "evaluate.json")
+        known = [name for bundle in self.bundles.values() for name in bundle.labels]
         return {
-            name: Retraining(bundle, validation_file)
+            name: Retraining(bundle, validation_file, known)
             for name, bundle in self.bundles.items()
             if all((bundle.folder / "configs" / config).is_file() for config in needed)
         }

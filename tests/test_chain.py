@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import sys
 
 import pytest
@@ -11,7 +13,7 @@ from bundle_runs import monai_bundle_here
 from monai.bundle import create_workflow
 from monai.bundle import run as run_bundle
 
-from liverseg.chain import run_rounds, run_stages
+from liverseg.chain import die_with_parent, run_rounds, run_stages
 from liverseg.errors import InputError, sentence
 
 STAGES = [
@@ -265,3 +267,14 @@ def test_rounds_that_were_killed_while_they_were_begun_begin_again(rounds, tmp_p
     (tmp_path / "models" / "model.json").write_text('{"val_mean_dice": 0.5}')
     rounds([0.6], resume=True)
     assert best(tmp_path) == ("model 1", 0.6)
+
+
+@pytest.mark.parametrize(("of_its_parent", "status"), [(True, 0), (False, signal.SIGKILL)])
+def test_a_child_that_asks_when_its_parent_is_gone_dies_at_once(of_its_parent, status):
+    # Of a child whose parent has ended, another process is the parent.
+    parent = os.getpid() if of_its_parent else 2**22
+    child = os.fork()
+    if child == 0:
+        die_with_parent(parent)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == status

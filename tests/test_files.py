@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import resource
+import stat
 
 import pytest
 
@@ -25,6 +27,16 @@ def test_when_the_disk_is_full_the_old_file_stays(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.txt": b"old"}
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_who_may_read_a_file_the_umask_says(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "a.txt", lambda file: file.write(b"a"))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o666 & ~umask
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

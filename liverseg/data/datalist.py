@@ -5,19 +5,15 @@ from __future__ import annotations
 import json
 import os
 import random
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from liverseg.data.classes import Classes, check_classes, check_label_names
+from liverseg.data.datalist_schema import Datalist, Item, missing_label, patient_of, read_datalist, read_fold
 from liverseg.errors import InputError
-
-Item = dict[str, Any]
-
-
-def patient_of(item: Mapping[str, Any]) -> str:
-    """The `patient` of an item, or the image's file name without its extensions where none is given."""
-    return str(item.get("patient") or Path(str(item["image"])).name.split(".")[0])
+from liverseg.files import write_atomically
+from liverseg.io.paths import absolute
 
 
 def split_by_patient(items: Sequence[Mapping[str, Any]], num_folds: int, seed: int = 0) -> list[Item]:
@@ -78,91 +74,87 @@ def write_datalist(
         "training": training,
         "test": [{**item, "patient": patient_of(item)} for item in test],
     }
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".json") as file:
-        json.dump(content, file, indent=1)
-    os.replace(file.name, path)
+    text = json.dumps(content, indent=1)
+    write_atomically(path, lambda file: file.write(text.encode()))
     return path
 
 
-def load_datalist(datalist: str | os.PathLike[str], section: str, fold: int = 0) -> list[Item]:
-    """Read one section of a datalist, with absolute paths, checked.
+def relative(file: str | os.PathLike[str], folder: str | os.PathLike[str]) -> str:
+    """The path of a file from a datalist's folder, where links to folders are on the way; a link keeps its name."""
+    path = absolute(file)
+    return os.path.relpath(path.parent.resolve() / path.name, Path(folder).resolve())
+
+
+def load_datalist(
+    datalist: str | os.PathLike[str],
+    section: str,
+    fold: int = 0,
+    classes: Classes | None = None,
+    labelled: bool = True,
+) -> list[Item]:
+    """Read one section of a datalist, checked as `read_datalist` does.
 
     Args:
         datalist: a `dataset.json`; relative paths in it are relative to its folder.
         section: `"training"` (every fold but `fold`), `"validation"` (only `fold`, or the file's own
             `validation` list) or `"test"`.
         fold: the fold held out for validation. Items without a fold are first split into five by patient.
+        classes: as for `MapLabelsd`; with them, the labels are looked at as `check_label_names` and `check_classes` do.
+        labelled: each scan must have a label.
 
     Returns:
-        Items with absolute `image` and, where given, `label`.
+        Items with the absolute paths `image` and, where there is one, `label`, and the `patient`; what else an item
+        says is left out.
 
     Raises:
-        InputError: for a missing or unreadable datalist, an empty section, a patient in two folds, or a missing file.
+        InputError: as `read_datalist`, for an empty section, a missing file or label, and as the checks of `classes`.
     """
-    path = Path(datalist).expanduser().resolve()
-    content = _read_json(path)
-    items = _section(path, content, section, fold)
+    known = read_datalist(datalist)
+    items = _section(known, section, read_fold(f"{known.path}: fold", fold))
     if not items:
-        raise InputError(f"{path}: the section {section!r} (fold {fold}) is empty: add at least one scan to it.")
-    return [_with_absolute_paths(path, item) for item in items]
-
-
-def _section(path: Path, content: dict[str, Any], section: str, fold: int) -> list[Item]:
-    known: dict[str, list[Item]] = {
-        key: _as_items(path, content, key) for key in ("training", "validation", "test") if key in content
-    }
-    if section not in ("training", "validation") or "validation" in known:
-        if section not in known:
-            raise InputError(f"{path}: there is no section {section!r}, only {sorted(known)}: name one of these.")
-        _check_patients_apart(path, known)
-        return known[section]
-    items = known.get("training", [])
-    if items and not all("fold" in item for item in items):
-        items = split_by_patient(items, min(5, len({patient_of(item) for item in items})))
-    by_fold = {str(item["fold"]): [other for other in items if other["fold"] == item["fold"]] for item in items}
-    _check_patients_apart(path, {f"fold {name}": members for name, members in by_fold.items()})
-    if items and str(fold) not in by_fold:
-        raise InputError(f"{path}: there is no fold {fold}, only {sorted(by_fold)}: set fold to one of these.")
-    return [item for item in items if (item["fold"] == fold) == (section == "validation")]
-
-
-def _as_items(path: Path, content: dict[str, Any], section: str) -> list[Item]:
-    items = [{"image": item} if isinstance(item, str) else item for item in content[section]]
+        raise InputError(f"{known.path}: the section {section!r} (fold {fold}) is empty: add at least one scan to it.")
     for item in items:
-        if not isinstance(item, dict) or "image" not in item:
-            raise InputError(f'{path}: {section} holds {item!r}, expected {{"image": …, "label": …}}: mend the entry.')
-    return items
-
-
-def _check_patients_apart(path: Path, groups: Mapping[str, Sequence[Item]]) -> None:
-    seen: dict[str, str] = {}
-    for group, items in groups.items():
-        for item in items:
-            patient = patient_of(item)
-            if seen.setdefault(patient, group) != group:
+        if labelled and "label" not in item:
+            raise missing_label(known.path, item)
+        for key in ("image", "label"):
+            if key in item and not Path(item[key]).exists():
                 raise InputError(
-                    f"{path}: patient {patient} is in {seen[patient]} and in {group}: "
-                    "give all scans of a patient the same fold."
+                    f"{item[key]}: the {key} named in {known.path} ({item['place']}) is not there: correct the path or "
+                    "remove the item."
                 )
+    if classes is not None:
+        check_label_names(str(known.path), known.labels, classes)
+        check_classes(f"{known.path}: {section}", items, classes, known.path)
+    return [{key: item[key] for key in ("image", "label", "patient") if key in item} for item in items]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+def _section(known: Datalist, section: str, fold: int) -> list[Item]:
+    held_out = section in ("training", "validation")
+    if section not in known.sections and not (held_out and "training" in known.sections):
         raise InputError(
-            f"{path}: there is no such datalist; write one with `liverseg data split {path.parent}` or set datalist."
+            f"{known.path}: there is no section {section!r}, only {sorted(known.sections)}: name one of these."
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a JSON file ({error}): expected a Decathlon datalist.") from error
-    if not isinstance(content, dict) or not any(key in content for key in ("training", "test")):
-        raise InputError(f'{path}: neither "training" nor "test" is in it: expected a Decathlon datalist.')
-    return content
-
-
-def _with_absolute_paths(path: Path, item: Item) -> Item:
-    files: Item = {key: str((path.parent / item[key]).resolve()) for key in ("image", "label") if key in item}
-    for key, file in files.items():
-        if not Path(file).exists():
-            raise InputError(f"{file}: the {key} named in {path} is not there: mend the path or remove the entry.")
-    return {**item, **files}
+    items = known.sections.get("training", []) if held_out else known.sections[section]
+    has_folds = any("fold" in item for item in items)
+    if held_out and "validation" in known.sections:
+        if has_folds or fold:
+            found = "folds in training" if has_folds else f"fold {fold}"
+            raise InputError(
+                f"{known.path}: found a list of validation scans and {found}, expected one way to hold scans out: "
+                f"{'remove the list or the folds' if has_folds else 'leave fold out'}."
+            )
+        return known.sections[section]
+    if not items or not held_out:
+        return items
+    if not has_folds:
+        patients = {item["patient"] for item in items}
+        if len(patients) < 2:
+            raise InputError(
+                f"{known.path}: found 1 patient in training, expected 2 or more, one of whom validates: add scans, or "
+                'give each item its "patient".'
+            )
+        items = split_by_patient(items, min(5, len(patients)))
+    folds = {item["fold"] for item in items}
+    if fold not in folds:
+        raise InputError(f"{known.path}: there is no fold {fold}, only {sorted(folds)}: set fold to one of these.")
+    return [item for item in items if (item["fold"] == fold) == (section == "validation")]

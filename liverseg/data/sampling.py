@@ -9,7 +9,7 @@ import numpy as np
 import torch.distributed as dist
 from torch.utils.data import DistributedSampler
 
-from liverseg.data.datalist import patient_of
+from liverseg.data.datalist_schema import patient_of
 
 
 class PatientSampler(DistributedSampler):

@@ -43,7 +43,7 @@ def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if root.is_file():
         return [{"image": str(root)}]
     if (root / "dataset.json").is_file():
-        return [{"image": item["image"]} for item in load_datalist(root / "dataset.json", "test")]
+        return [{"image": item["image"]} for item in load_datalist(root / "dataset.json", "test", labelled=False)]
     files = _nifti_files(root)
     if not files:
         files = [file for folder in _visible(root) if folder.is_dir() for file in _nifti_files(folder)]

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from liverseg.errors import InputError
 from liverseg.files import write_atomically
+from liverseg.io.paths import absolute
 from liverseg.transforms import LoadVolumed, MapLabelsd
 from liverseg.transforms.labels import whole_values
 
@@ -51,10 +52,10 @@ def count_voxels(
     Raises:
         InputError: as `LoadVolumed` and `MapLabelsd` raise it.
     """
-    memory = Path(datalist).expanduser().resolve().with_suffix(".voxel_counts.json") if datalist else None
+    memory = absolute(datalist).with_suffix(".voxel_counts.json") if datalist else None
     known = _read(memory) if memory else {}
     labels = [str(item["label"]) for item in data]
-    names = {label: os.path.relpath(label, memory.parent) if memory else label for label in labels}
+    names = {label: os.path.relpath(label, memory.parent.resolve()) if memory else label for label in labels}
     missing = [label for label in names if not _is_current(known.get(names[label]), label)]
     if missing:
         with ThreadPoolExecutor(num_workers) as pool:

@@ -70,9 +70,9 @@ class RandSlicesd(RandomizableTransform, MapTransform):
         label = torch.as_tensor(data[self.label_key])[0]
         foreground = np.flatnonzero((label > 0).any(0).any(0).numpy())
         num_foreground = round(self.num_samples * self.foreground_ratio) if len(foreground) else 0
-        drawn = self._draw(foreground, num_foreground)
-        others = np.setdiff1d(np.arange(label.shape[-1]), drawn)
-        drawn = [*drawn, *self._draw(others if len(others) else foreground, self.num_samples - num_foreground)]
+        first = self._draw(foreground, num_foreground)
+        others = np.setdiff1d(np.arange(label.shape[-1]), first)
+        drawn = [*first, *self._draw(others if len(others) else foreground, self.num_samples - num_foreground)]
         positions = torch.as_tensor(np.array(drawn, dtype=np.int64))
         slices = {
             key: stack_slices(torch.as_tensor(data[key])[0], positions, 1 if key == self.label_key else self.num_slices)

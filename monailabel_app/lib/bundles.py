@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import re
@@ -18,7 +19,7 @@ from monai.bundle import ConfigParser
 from monailabel.utils.others.generic import device_map, name_to_device
 
 from liverseg.errors import InputError, sentence
-from liverseg.versions import list_versions, version_in_use, weights_in_use
+from liverseg.versions import list_versions, model_files, version_in_use, weights_in_use
 
 # What MONAI asks of an inference config, and the folder for its masks.
 NEEDED = ("dataset", "evaluator", "output_dir", "run")
@@ -57,13 +58,26 @@ class Bundle:
         return [IN_USE, *kept]
 
     def weights(self) -> list[Path]:
-        """The files with the weights in use; read from the disk each time."""
-        models = self.folder / "models"
-        return sorted(path for path in models.rglob("model.pt") if path.relative_to(models).parts[0] != "versions")
+        """The files with the weights in use; none where one of those that it needs is missing. Read each time."""
+        return self._needed if model_files(self.folder / "models") and not self._missing() else []
 
     def state(self) -> str:
         """Whether there are weights, as text for `/info`."""
-        return "ready" if self.weights() else "no weights yet: train it, or copy them there"
+        if not model_files(self.folder / "models"):
+            return "no weights yet: train it, or copy them there"
+        missing = [str(path.relative_to(self.folder)) for path in self._missing()]
+        several = f"{missing[0]} and {len(missing) - 1} more" if len(missing) > 1 else "".join(missing)
+        return f"weights missing ({several}): train it to its end, or copy them there" if missing else "ready"
+
+    def _missing(self) -> list[Path]:
+        return [path for path in self._needed if not path.is_file()]
+
+    @functools.cached_property
+    def _needed(self) -> list[Path]:
+        """Where inference reads the weights of each of its networks."""
+        with self.workflow({}) as parser:
+            paths: Any = parser.get_parsed_content("ckpt_path") if "ckpt_path" in parser else "models/model.pt"
+        return [self.folder / path for path in (paths.values() if isinstance(paths, Mapping) else [paths])]
 
     def fingerprint(self) -> str:
         """Text that changes when the weights in use do."""
@@ -157,7 +171,10 @@ def find_bundles(folders: Sequence[Path], names: Collection[str] = ()) -> tuple[
             refused[where] = f"the name is that of {taken[path.name].folder}: rename one of the folders"
         else:
             try:
-                taken[path.name] = read_bundle(path)
+                bundle = read_bundle(path)
+                # Which weights it needs, the config may say wrongly too.
+                bundle.state()
+                taken[path.name] = bundle
             # A config may run anything, and the other bundles must not suffer.
             except Exception as error:
                 refused[where] = sentence(error) or f"{type(error).__name__}: {error}".splitlines()[0]

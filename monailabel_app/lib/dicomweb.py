@@ -161,7 +161,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         """
         if label_tag == FINAL:
             label = read_label(label_filename)
-            values = set(values_in(label)) - {0}
+            values = set(values_in(label))
             if not values:
                 raise InputError(f"label of {image_id}: found no segment, expected one to save: draw or segment first.")
             label_info = {**label_info, "label_info": _named(label_info, values)}

@@ -13,12 +13,15 @@ from typing import Any
 from fastapi import HTTPException, UploadFile
 from fastapi.responses import FileResponse
 from monailabel.endpoints import datastore, session
+from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.utils.app import app_instance
 from starlette.background import BackgroundTask
 
 from lib.masks import NIFTI_SUFFIXES
+from lib.segments import check_segments
 from lib.uploads import check_archive, check_label, check_volume
 from lib.values import check_image_info, check_label_info, check_name, json_object
+from lib.volumes import read_label, values_in
 from liverseg.errors import InputError
 
 # Those that MONAI Label computes.
@@ -91,16 +94,30 @@ def _check_image_info(image: str, info: str, **_: Any) -> None:
 
 
 def _check_new_label(image: str, params: str, tag: str, label: UploadFile, **_: Any) -> None:
-    check_label_info("params", json_object("params", params))
+    info = json_object("params", params)
+    check_label_info("params", info)
     check_image(image)
     check_name("tag", tag or "final")
     check_name("label", PurePath(label.filename or "").name)
-    check_label(label, app_instance().datastore().get_image_uri(image), max_mb())
+    values = check_label(label, app_instance().datastore().get_image_uri(image), max_mb())
+    _check_segments(tag or DefaultLabelTag.FINAL, values, info)
 
 
 def _check_label_info(label: str, tag: str, info: str, **_: Any) -> None:
     _check_label(label, tag)
-    check_label_info("info", json_object("info", info))
+    given, store = json_object("info", info), app_instance().datastore()
+    check_label_info("info", given)
+    values = values_in(read_label(store.get_label_uri(label, tag)))
+    _check_segments(tag, values, {**store.get_label_info(label, tag), **given})
+
+
+def _check_segments(tag: str, values: list[int], info: dict[str, Any]) -> None:
+    # Of others than final ones nobody learns.
+    if tag == DefaultLabelTag.FINAL:
+        try:
+            check_segments(values, info, {name: bundle.labels for name, bundle in app_instance().bundles.items()})
+        except InputError as error:
+            raise InputError(f"label: {error}") from error
 
 
 def _check_dataset(limit_cases: int | None, **_: Any) -> None:

@@ -17,7 +17,7 @@ from monailabel.utils.others.generic import file_checksum
 
 from lib.bundles import Bundle
 from lib.masks import NIFTI_SUFFIXES
-from lib.volumes import grid_of, read_label
+from lib.volumes import grid_of, read_label, values_in
 from liverseg.errors import InputError
 from liverseg.io.nifti import open_nifti
 from liverseg.networks import load_weights
@@ -42,8 +42,8 @@ def check_volume(what: str, upload: UploadFile, max_mb: int) -> None:
         LoadVolumed(what)({what: str(path)})
 
 
-def check_label(upload: UploadFile, scan: str, max_mb: int) -> None:
-    """Whether a label is whole and lies on the grid of its scan.
+def check_label(upload: UploadFile, scan: str, max_mb: int) -> list[int]:
+    """Whether a label is whole and lies on the grid of its scan; returns the values of its segments.
 
     Args:
         upload: a NIfTI file; it is left as if it had not been read.
@@ -56,7 +56,9 @@ def check_label(upload: UploadFile, scan: str, max_mb: int) -> None:
     """
     with _copy("label", upload, NIFTI_SUFFIXES) as path:
         _check_header(path, max_mb)
-        check_same_grid(grid_of(scan), read_label(str(path)))
+        label = read_label(str(path))
+        check_same_grid(grid_of(scan), label)
+        return values_in(label)
 
 
 def check_archive(what: str, upload: UploadFile, max_mb: int) -> None:

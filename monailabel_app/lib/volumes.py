@@ -76,8 +76,8 @@ def read_label(label: str) -> MetaTensor:
 
 
 def values_in(label: MetaTensor) -> list[int]:
-    """The values that occur in a labelmap of `read_label`, sorted."""
-    return label.as_tensor().flatten().bincount().nonzero().flatten().tolist()
+    """The values of the segments in a labelmap of `read_label`, sorted; 0 is none."""
+    return label.as_tensor().flatten().bincount()[1:].nonzero().add(1).flatten().tolist()
 
 
 def _name_of(scan: str) -> str:

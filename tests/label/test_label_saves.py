@@ -27,7 +27,7 @@ SAVES_PER_KILL = 50
 
 def write_label(file: Path, number: int) -> bytes:
     """A label of which every voxel says which one it is, as large as a save takes time for."""
-    save(file, np.random.default_rng(number).integers(0, 256, SHAPE, np.uint8))
+    save(file, np.random.default_rng(number).integers(0, 2, SHAPE, np.uint8))
     return file.read_bytes()
 
 
@@ -50,7 +50,10 @@ def test_a_killed_server_has_every_acknowledged_label_whole(tmp_path):
             sent[scan].append(number)
             try:
                 answer = requests.put(
-                    f"{url}/datastore/label?image={scan}", files={"label": ("label.nii", labels[number])}, timeout=60
+                    f"{url}/datastore/label?image={scan}",
+                    files={"label": ("label.nii", labels[number])},
+                    data={"params": '{"label_info": [{"name": "liver", "idx": 1}]}'},
+                    timeout=60,
                 )
             except requests.RequestException:
                 break

@@ -305,6 +305,50 @@ def test_a_scan_that_is_removed_meanwhile_does_not_end_the_rest(store, tmp_path)
     assert "labels/final/a.nii.gz" in scores({}, store)["failed"]["a"]
 
 
+def test_a_bundle_that_is_trained_by_half_neither_segments_nor_scores(tmp_path):
+    half, whole = tmp_path / "a_half", tmp_path / "whole"
+    write_cascade(tiny_bundle(half, "cascade_lits", **CASCADE), 0)
+    write_weights(tiny_bundle(whole, "fcn_liver", **SIMPLE), 0)
+    bundles = {folder.name: read_bundle(folder) for folder in (half, whole)}
+    scores = Uncertainty("uncertainty", "", bundles)
+    assert bundles["a_half"].state() == "ready"
+    assert [bundle.name for bundle in scores.models()] == ["a_half"]
+    lesion = half / "models" / "lesion"
+    # What rounds of a training leave are no weights of the network.
+    (lesion / "axial" / "rounds" / "1").mkdir(parents=True)
+    (lesion / "axial" / "model.pt").rename(lesion / "axial" / "rounds" / "1" / "model.pt")
+    assert bundles["a_half"].state().startswith("weights missing (models/lesion/axial/model.pt)")
+    (lesion / "localise" / "model.pt").unlink()
+    assert "models/lesion/localise/model.pt and 1 more" in bundles["a_half"].state()
+    assert bundles["a_half"].weights() == []
+    assert [bundle.name for bundle in scores.models()] == ["whole"]
+    assert Disagreement("disagreement", "", bundles).models() == []
+
+
+def test_what_says_nothing_of_a_scan_is_no_score(store, tmp_path):
+    """A pipe to a server that is gone, say, or want of memory; a scan that cannot be read stays without a score."""
+    folder = tiny_bundle(tmp_path / "simple", "fcn_liver", **SIMPLE)
+    write_weights(folder, 0)
+    save(tmp_path / "studies #1" / "b.nii.gz", np.zeros((4, 4, 4, 2), np.int16))
+    broken = [BrokenPipeError(32, "Broken pipe"), RuntimeError("can't allocate memory"), None, None]
+
+    class Failing(Uncertainty):
+        def score(self, image, datastore):
+            error = broken["acdb".index(image)]
+            if error is not None:
+                raise error
+            return super().score(image, datastore)
+
+    scores = Failing("uncertainty", "", {"simple": read_bundle(folder)})
+    done = scores({}, store)
+    assert done["scored"] == 1
+    assert sorted(done["failed"]) == ["a", "b", "c"]
+    assert "Broken pipe" in done["failed"]["a"]
+    assert sorted(scores.pending(store)) == ["a", "c"]
+    broken[:2] = None, None
+    assert scores({}, store) == {"scored": 2, "failed": {}}
+
+
 def test_models_that_disagree_are_all_asked(store, tmp_path):
     bundles = {}
     for name in ("one", "other"):

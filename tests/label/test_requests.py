@@ -314,9 +314,32 @@ def test_no_request_is_answered_with_anything_but_a_sentence(ask):
     check_refused(ask("POST", "infer/scribbles?image=plain", **sent), 400, "label: found values")
 
 
+def save_label(ask, label, address="datastore/label?image=plain", **names):
+    info = [{"name": name, "idx": value} for name, value in names.items()]
+    sent = {"files": {"label": ("a.nii.gz", label)}, "data": {"params": json.dumps({"label_info": info})}}
+    return ask("PUT", address, **sent)
+
+
+def test_a_final_label_says_what_its_segments_are(ask):
+    before = objects(ask)["plain"]
+    check_refused(save_label(ask, LABEL, liver=1, Segment_1=2), 400, "Segment_1", "as ", "lesion", "portal vein")
+    check_refused(save_label(ask, LABEL, liver=1), 400, "values 2 without a name")
+    # Without any names, another segment for each bundle.
+    check_refused(save_label(ask, LABEL), 400, "value 1 without a name", "liver for ", "artery for three_d")
+    check_refused(save_label(ask, packed(make_scan(9)[1] * 0), liver=1), 400, "found no segment")
+    assert objects(ask)["plain"] == before
+    # What nobody learns from may be called as its annotator likes, and names of segments without voxels do no harm.
+    assert save_label(ask, LABEL, "datastore/label?image=plain&tag=draft", **{"Segment_1": 1}).status_code == 200
+    assert save_label(ask, LABEL, Liver=1, kidney_left=2, Segment_1=3).status_code == 200
+    info = {"info": json.dumps({"label_info": [{"name": "Liver", "idx": 1}, {"name": "Segment_1", "idx": 2}]})}
+    check_refused(ask("PUT", "datastore/label/info?label=plain&tag=final", data=info), 400, "Segment_1")
+    for tag in ("draft", "final"):
+        assert ask("DELETE", f"datastore/label?id=plain&tag={tag}").status_code == 200
+
+
 def test_the_archive_of_the_labels_is_packed(ask):
     check_refused(ask("GET", "datastore/dataset"), 404, "final label")
-    assert ask("PUT", "datastore/label?image=plain", files={"label": ("a.nii.gz", LABEL)}).status_code == 200
+    assert save_label(ask, LABEL, liver=1, tumour=2).status_code == 200
     check_refused(ask("GET", "datastore/dataset?limit_cases=-1"), 400, "limit_cases")
     answer = ask("GET", "datastore/dataset")
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:

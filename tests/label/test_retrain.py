@@ -31,7 +31,7 @@ from monailabel.datastore.local import LocalDatastore
 
 from lib.bundles import read_bundle
 from lib.trainers.retrain import Retraining
-from lib.trainers.scans import items, split
+from lib.trainers.scans import items, patient, split
 
 TINY = {"network_def": "@networks#simple", "spacing": [6.0, 6.0, -1.0], "spatial_size": [48, 48], "amp": False}
 FAST = {"max_epochs": 20, "learning_rate": 0.001, "loss": "dice"}
@@ -73,19 +73,53 @@ def store(project, tmp_path_factory) -> LocalDatastore:
 def test_who_validates_is_drawn_once(tmp_path):
     file = tmp_path / "validation.json"
     with pytest.raises(InputError, match="found 1 scans"):
-        split(file, ["a"], 0.2)
-    names = list("abcdefghij")
-    training, validation = split(file, names, 0.3)
+        split(file, {"a": "a"}, 0.2)
+    names = {name: name for name in "abcdefghij"}
+    training, validation, left_out = split(file, names, 0.3)
     assert len(validation) == 3
-    assert sorted(training + validation) == names
+    assert sorted(training + validation) == list(names)
+    assert left_out == []
     assert json.loads(file.read_text())["images"] == validation
     # Later labels train, whatever their number and the share that is asked for.
-    later = split(file, [*names, "k", "l", "A"], 0.9)
-    assert later == (sorted([*training, "k", "l", "A"]), validation)
-    with pytest.raises(InputError, match="0 labelled scans that train"):
-        split(file, validation, 0.3)
+    later = split(file, {**names, "k": "k", "l": "l", "A": "A"}, 0.9)
+    assert later == (sorted([*training, "k", "l", "A"]), validation, [])
+    with pytest.raises(InputError, match="0 labelled scans of patients who train"):
+        split(file, {name: name for name in validation}, 0.3)
     file.unlink()
-    assert split(file, names[::-1], 0.3) == (training, validation)
+    assert split(file, dict(reversed(names.items())), 0.3) == (training, validation, [])
+
+
+def test_nobody_trains_who_validates(tmp_path):
+    file = tmp_path / "validation.json"
+    scans = {f"{patient}{visit}": patient for patient in "abcdefghij" for visit in (1, 2)}
+    with pytest.raises(InputError, match="2 scans of 1 patients"):
+        split(file, {"a1": "a", "a2": "a"}, 0.2)
+    training, validation, left_out = split(file, scans, 0.3)
+    judges = {scans[name] for name in validation}
+    assert (len(judges), len(validation), left_out) == (3, 6, [])
+    assert not judges & {scans[name] for name in training}
+    # A visit of somebody who validates neither trains nor changes who validates.
+    later = {**scans, "new": next(iter(judges)), "other": "k"}
+    assert split(file, later, 0.3) == (sorted([*training, "other"]), validation, ["new"])
+    # Nor does who was drawn before patients were known of.
+    file.write_text(json.dumps({"images": ["a1", "b2"]}))
+    training, validation, left_out = split(file, scans, 0.3)
+    assert (validation, left_out) == (["a1", "b2"], ["a2", "b1"])
+    assert not {"a", "b"} & {scans[name] for name in training}
+
+
+def test_whose_a_scan_is_its_info_says(tmp_path):
+    for name in ("case.001", "case.002", "1.2.840.1"):
+        save(tmp_path / f"{name}.nii.gz", make_scan(0, (4, 4, 4))[0])
+    store = LocalDatastore(str(tmp_path), extensions=["*.nii.gz"], auto_reload=False)
+    assert [patient(store, name) for name in ("case.001", "case.002", "1.2.840.1")] == [
+        "case.001",
+        "case.002",
+        "1.2.840.1",
+    ]
+    store.update_image_info("case.002", {"patient": 7})
+    store.update_image_info("case.001", {"PatientID": "UNK", "StudyInstanceUID": "1.2.3"})
+    assert [patient(store, f"case.00{n}") for n in (1, 2)] == ["1.2.3", "7"]
 
 
 def test_labels_mean_what_their_names_say(store, tmp_path):
@@ -93,14 +127,16 @@ def test_labels_mean_what_their_names_say(store, tmp_path):
         ({"background": 0, "liver": 1, "lesion": 2}, [0, 1, 2]),
         ({"background": 0, "spleen": 1, "liver": 2}, [0, 2, 2]),
         ({"background": 0, "spleen": 1}, [0, 0, 0]),
+        ({"background": 0, "Tumour": 1, "hepar": 2}, [0, 2, 1]),
     ):
-        (item,) = items(store, ["scan1"], classes, tmp_path / str(len(values)))
+        (item,) = items(store, ["scan1"], classes, tmp_path / str(values))
         found = nib.load(item["label"])
         assert np.array_equal(found.dataobj, np.choose(make_scan(1)[1], values))
         assert np.array_equal(found.affine, nib.load(item["image"]).affine)
     # Numbered alike: the file itself.
     (item,) = items(store, ["scan1"], {"background": 0, "lesion": 1, "liver": 2}, tmp_path / "same")
     assert item["label"] == store.get_label_uri("scan1", "final")
+    assert item["patient"] == "scan1"
 
 
 def test_a_label_of_floats_trains_as_its_whole_numbers(store, tmp_path):
@@ -123,6 +159,12 @@ def test_a_label_of_floats_trains_as_its_whole_numbers(store, tmp_path):
         ({"label_info": [{"name": "liver", "idx": "x"}]}, "save the label anew"),
         ({"params": {"label_names": ["liver"]}}, "save the label anew"),
         ({"label_info": [{"name": "liver", "idx": 1}, {"name": "cyst", "idx": 2}]}, "found values 3 without a name"),
+        ({"label_info": [{"name": "liver", "idx": value} for value in (1, 3)]}, "found values 2 without a name"),
+        (
+            {"label_info": [{"name": name, "idx": value} for value, name in enumerate(["liver", "Segment_1", "x"], 1)]},
+            "found segments called Segment_1, x, expected names that are known, as lesion, liver, mass effect: rename",
+        ),
+        ({"label_info": [{"name": "liver", "idx": 1}, {"name": "lesion", "idx": 1}]}, "save the label anew"),
     ],
 )
 def test_a_label_that_says_nothing_clear_is_named(store, tmp_path, info, problem):
@@ -131,13 +173,23 @@ def test_a_label_that_says_nothing_clear_is_named(store, tmp_path, info, problem
     store.save_label("scan3", str(tmp_path / "label.nii.gz"), "final", info)
     try:
         with pytest.raises(InputError, match="scan scan3, its final label: ") as caught:
-            items(store, ["scan3"], {"background": 0, "liver": 1, "lesion": 2}, tmp_path / "labels")
+            items(store, ["scan3"], {"background": 0, "liver": 1, "lesion": 2}, tmp_path / "labels", ["mass effect"])
         assert problem in str(caught.value)
         # Several segments may have one name.
         named = [{"name": name, "idx": value} for value, name in enumerate(["lesion", "lesion", "liver"], 1)]
         store.update_label_info("scan3", "final", {"label_info": named})
         (item,) = items(store, ["scan3"], {"background": 0, "liver": 1, "lesion": 2}, tmp_path / "labels")
         assert np.array_equal(nib.load(item["label"]).dataobj, np.choose(values, [0, 2, 2, 1]))
+        # Another organ is background on purpose, whether it is known everywhere or to another bundle alone.
+        names = ["liver", "Spleen", "Mass_effect"]
+        named = [{"name": name, "idx": value} for value, name in enumerate(names, 1)]
+        store.update_label_info("scan3", "final", {"label_info": named})
+        (item,) = items(store, ["scan3"], {"background": 0, "liver": 1}, tmp_path / "labels", ["mass effect"])
+        assert np.array_equal(nib.load(item["label"]).dataobj, values == 1)
+        save(tmp_path / "label.nii.gz", np.zeros_like(values, np.uint8))
+        store.save_label("scan3", str(tmp_path / "label.nii.gz"), "final", {})
+        with pytest.raises(InputError, match="scan3, its final label: found no segment"):
+            items(store, ["scan3"], {"background": 0, "liver": 1}, tmp_path / "labels")
     finally:
         store.remove_label("scan3", "final")
 
@@ -274,7 +326,7 @@ def test_the_loop(project, store, tmp_path):
     """Upload, choose, segment, label, train and watch, segment with what was learned; train again and cancel."""
     bundle = project / "bundles" / "learns"
     write_weights(bundle, 7)
-    split(project / "studies" / "validation.json", ["scan0", "scan1", "scan2"], 0.2)
+    split(project / "studies" / "validation.json", {name: name for name in ("scan0", "scan1", "scan2")}, 0.2)
     with serve(project, MONAI_LABEL_AUTO_UPDATE_SCORING="false") as server:
         client = MONAILabelClient(server.url, str(tmp_path))
         assert client.info()["models"]["learns"]["state"] == "ready"

@@ -40,7 +40,8 @@ def test_lits_stays_where_it_is_in_any_orientation(tmp_path):
     assert result.exit_code == 0, result.exception
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
     items = everything(tmp_path / "out" / "dataset.json")
-    assert {item["fold"] for item in items} == set(range(5))
+    written = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert {item["fold"] for item in written["training"]} == set(range(5))
     for item in items:
         number = int(item["patient"].removeprefix("lits-"))
         batch, end = (1, "nii") if number < 28 else (2, "nii.gz")
@@ -82,14 +83,20 @@ def test_msd_takes_training_and_leaves_the_test_set_out(tmp_path):
     for command, out in (("msd", root), ("lits", tmp_path / "out")):
         before = (out / "dataset.json").read_bytes()
         other = run(command, root, "--out", out)
-        assert isinstance(other.exception, InputError) and "choose another folder" in str(other.exception)
+        assert isinstance(other.exception, InputError) and "choose another place" in str(other.exception)
         assert (out / "dataset.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"training": [1]}', '{"training": [{"image": "a"}]}', '{"test": []}'])
+OTHER_ORGAN = '{"labels": {"0": "background", "1": "spleen"}, "training": [{"image": "a", "label": "b"}]}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"training": [1]}', '{"training": [{"image": "a"}]}', '{"test": []}', OTHER_ORGAN],
+)
 def test_msd_needs_its_datalist(tmp_path, content):
     (tmp_path / "dataset.json").write_text(content)
-    with pytest.raises(InputError, match=r"dataset\.json: not the datalist of the data set"):
+    with pytest.raises(InputError, match=r"dataset\.json: .*(expected|no case)"):
         find_msd(tmp_path)
 
 
@@ -137,9 +144,9 @@ def test_check_reads_any_datalist_and_leaves_it_alone(tmp_path):
         image, label, affine = trees.pair(seed)
         trees.save(tmp_path / str(seed) / "image.nii.gz", image, affine)
         trees.save(tmp_path / str(seed) / "label.nii.gz", label[::-1] if seed == 2 else label, affine)
-        items.append({"image": f"{seed}/image.nii.gz", "label": f"{seed}/label.nii.gz"})
+        items.append({"image": f"{seed}/image.nii.gz", "label": f"{seed}/label.nii.gz", "patient": seed})
     content = {"labels": {"0": "background", "1": "liver", "2": "lesion"}, "training": items[:1], "test": items[1:]}
-    content["validation"] = [{"image": "unlabelled.nii.gz"}]
+    content["test"].append("unlabelled.nii.gz")
     path = tmp_path / "dataset.json"
     path.write_text(json.dumps(content))
     result = run("check", path)
@@ -151,8 +158,17 @@ def test_check_reads_any_datalist_and_leaves_it_alone(tmp_path):
     assert json.loads(path.read_text()) == content
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"training": []}', '{"training": [], "labels": {"0": "x"}}'])
-def test_check_says_what_is_wrong_with_a_datalist(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "not a JSON file"),
+        ("[]", "found [], expected a Decathlon datalist"),
+        ('{"training": []}', "labels: found none"),
+        ('{"training": [], "labels": {"0": "x"}}', "no scan with a label"),
+        ('{"training": [{"image": "a", "label": null}], "labels": {"0": "x"}}', "training[0], label: found none"),
+    ],
+)
+def test_check_says_what_is_wrong_with_a_datalist(tmp_path, content, words):
     (tmp_path / "dataset.json").write_text(content)
     result = run("check", tmp_path / "dataset.json")
-    assert isinstance(result.exception, InputError) and "dataset.json: no" in str(result.exception)
+    assert isinstance(result.exception, InputError) and f"dataset.json: {words}" in str(result.exception)

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from liverseg.data import load_datalist
+from liverseg.data.datalist_schema import read_datalist
 from liverseg.errors import InputError
 from liverseg.workbench.cli import app
 from liverseg.workbench.datasets.split import split_folder
@@ -47,8 +48,42 @@ def test_split_pairs_files_by_patient(tmp_path):
 
 def test_split_other_layouts(tmp_path):
     make_folder(tmp_path, [f"{kind}/liver_{number}.nii.gz" for kind in ("imagesTr", "labelsTr") for number in range(4)])
-    split_folder(tmp_path, "imagesTr/liver_{}.nii.gz", "labelsTr/liver_{}.nii.gz", 0.0, 2, 0)
+    patterns = "imagesTr/liver_{}.nii.gz", "labelsTr/liver_{}.nii.gz"
+    with pytest.raises(InputError, match="--names 1=liver"):
+        split_folder(tmp_path, *patterns, 0.0, 2, 0)
+    (tmp_path / "imagesTr" / "._liver_0.nii.gz").touch()
+    split_folder(tmp_path, *patterns, 0.0, 2, 0, "1=spleen, 2 = right kidney")
     assert len(load_datalist(tmp_path / "dataset.json", "training")) == 2
+    names = {0: "background", 1: "spleen", 2: "right kidney"}
+    assert read_datalist(tmp_path / "dataset.json").labels == names
+    # Names that were said once are known.
+    split_folder(tmp_path, *patterns, 0.0, 2, 1)
+    assert read_datalist(tmp_path / "dataset.json").labels == names
+    with pytest.raises(InputError, match="names: found '1=liver,lesion'"):
+        split_folder(tmp_path, *patterns, 0.0, 2, 0, "1=liver,lesion")
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        {"name": "Liver", "labels": {"0": "background", "1": "liver", "2": "cancer"}, "training": [{"image": "a"}]},
+        {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "cancer": 2}, "file_ending": ".nii.gz"},
+    ],
+    ids=["msd", "nnunet"],
+)
+def test_split_takes_the_names_of_the_data_sets_own_list_and_leaves_it_alone(tmp_path, there):
+    make_folder(tmp_path, [f"{kind}/liver_{number}.nii.gz" for kind in ("imagesTr", "labelsTr") for number in range(4)])
+    own = tmp_path / "dataset.json"
+    own.write_text(json.dumps(there))
+    patterns = "imagesTr/{}.nii.gz", "labelsTr/{}.nii.gz"
+    with pytest.raises(InputError, match=r"dataset\.json: a datalist of .* is there"):
+        split_folder(tmp_path, *patterns, 0.0, 2, 0)
+    assert json.loads(own.read_text()) == there
+    out = tmp_path / "lists" / "folds.json"
+    out.parent.mkdir()
+    split_folder(tmp_path, *patterns, 0.0, 2, 0, out=out)
+    assert read_datalist(out).labels == {0: "background", 1: "liver", 2: "cancer"}
+    assert len(load_datalist(out, "validation")) == 2
 
 
 @pytest.mark.parametrize(

@@ -75,18 +75,26 @@ def split(
     labels: Annotated[str, typer.Option(help="Pattern of the labels; {} stands for the patient.")] = (
         "segmentation-{}.nii"
     ),
+    names: Annotated[
+        str,
+        typer.Option(
+            help="Names of the values in the labels, as 1=liver,2=lesion; without it, those of a dataset.json in "
+            "FOLDER, or of LiTS for files that are called as in LiTS."
+        ),
+    ] = "",
+    out: Annotated[Path | None, typer.Option(help="File to write; FOLDER/dataset.json without it.")] = None,
     test_share: Annotated[float, typer.Option(help="Share of the patients kept apart for testing.")] = 0.2,
     folds: Folds = 5,
     seed: Seed = 0,
 ) -> None:
-    """Write FOLDER/dataset.json for pairs of images and labels, split by patient.
+    """Write a datalist for pairs of images and labels, split by patient.
 
     Examples: liverseg data split data/lits;
-    liverseg data split data/msd --images "imagesTr/liver_{}.nii.gz" --labels "labelsTr/liver_{}.nii.gz"
+    liverseg data split data/msd --images "imagesTr/{}.nii.gz" --labels "labelsTr/{}.nii.gz" --out data/msd/folds.json
     """
     from liverseg.workbench.datasets.split import split_folder
 
-    typer.echo(split_folder(folder, images, labels, test_share, folds, seed))
+    typer.echo(split_folder(folder, images, labels, test_share, folds, seed, names, out))
 
 
 @app.command("chaos-ct")

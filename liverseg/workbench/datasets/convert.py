@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -15,13 +14,15 @@ from tqdm import tqdm
 
 from liverseg import __version__
 from liverseg.data import write_datalist
-from liverseg.data.datalist import patient_of
+from liverseg.data.datalist import relative
+from liverseg.data.datalist_schema import read_datalist
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
 from liverseg.io.nifti import write_nifti
+from liverseg.io.paths import absolute, stem_of
 from liverseg.io.volumes import as_int16
 from liverseg.workbench.datasets.check import BROKEN, OK, SUSPICIOUS, Judgement, judge
-from liverseg.workbench.datasets.layout import Case, Layout
+from liverseg.workbench.datasets.layout import Case, Layout, check_own
 from liverseg.workbench.report.overlays import MASK_COLOUR, REFERENCE_COLOUR
 
 Report = dict[str, Any]
@@ -48,7 +49,7 @@ def convert(layout: Layout, root: Path, out: Path, num_folds: int, seed: int) ->
             everything is written, when a case is broken or too few patients are left for the folds.
     """
     path = out / "dataset.json"
-    _check_own(path, layout)
+    check_own(path, layout.name)
     reports = _check_cases(layout.find(root), check_writable(out), layout)
     good = [report for report in reports if report["verdict"] != BROKEN]
     patients = len({report["patient"] for report in good})
@@ -64,47 +65,26 @@ def check_datalist(path: Path) -> Path:
     """Write `check.html` and `check.json` beside a datalist, for all its scans with a label.
 
     Raises:
-        InputError: for a datalist that cannot be read, and, once everything is written, when a case is broken.
+        InputError: as `read_datalist`, for one without names of the labels or scans with one, and, once everything is
+            written, when a case is broken.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        items = [item for section in ("training", "validation", "test") for item in content.get(section, ())]
-        pairs = [item for item in items if isinstance(item, dict) and "label" in item]
-        labels = {str(int(value)): str(name) for value, name in content["labels"].items()}
-        cases = [
-            Case(
-                f"{index}-{Path(item['image']).name.split('.')[0]}",
-                patient_of(item),
-                path.parent / item["image"],
-                path.parent / item["label"],
-            )
-            for index, item in enumerate(pairs)
-        ]
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
+    known = read_datalist(path)
+    if not known.labels:
         raise InputError(
-            f"{path}: not readable ({reason}), expected a Decathlon datalist with labels and images: mend it."
-        ) from error
+            f'{path}: labels: found none, expected the name of each value, as {{"0": "background", "1": "liver"}}: add '
+            "them."
+        )
+    pairs = [item for items in known.sections.values() for item in items if "label" in item]
+    cases = [
+        Case(f"{index}-{stem_of(item['image'])}", item["patient"], Path(item["image"]), Path(item["label"]))
+        for index, item in enumerate(pairs)
+    ]
     if not cases:
         raise InputError(f"{path}: no scan with a label in it, expected at least one: add one.")
-    layout = Layout(str(content.get("name") or path.parent.name), None, labels, lambda _: cases)
+    labels = {str(value): name for value, name in known.labels.items()}
+    layout = Layout(known.name or path.parent.name, None, labels, lambda _: cases)
     _complain(_check_cases(cases, check_writable(path.parent), layout), path.parent, f"still in {path.name}")
     return path.parent / "check.html"
-
-
-def _check_own(path: Path, layout: Layout) -> None:
-    """Raise InputError where another data set's datalist would be overwritten."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")).get("name")
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, AttributeError):
-        found = None
-    if found != layout.name:
-        raise InputError(
-            f"{path}: a datalist of {found or 'something else'} is there, expected none or that of {layout.name}: "
-            "choose another folder with --out."
-        )
 
 
 def _complain(reports: Sequence[Report], out: Path, consequence: str) -> None:
@@ -176,8 +156,8 @@ def _report(case: Case, out: Path, image: Path, label: Path, found: Judgement) -
         "patient": case.patient,
         "verdict": found.verdict,
         "reasons": [*found.broken, *found.suspicious],
-        "image": os.path.relpath(image.resolve(), out.resolve()),
-        "label": os.path.relpath(label.resolve(), out.resolve()),
+        "image": relative(image, out),
+        "label": relative(label, out),
         "picture": f"{CASES}/{picture.name}" if found.png else None,
         **found.facts,
     }
@@ -199,7 +179,7 @@ def _signature(case: Case, layout: Layout) -> str:
     for source in (case.image, case.label):
         for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
             state = path.stat() if path.exists() else None
-            states.append((str(path.resolve()), state and (state.st_size, state.st_mtime_ns)))
+            states.append((str(absolute(path)), state and (state.st_size, state.st_mtime_ns)))
     return hashlib.sha256(repr(states).encode()).hexdigest()
 
 

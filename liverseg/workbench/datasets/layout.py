@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -96,3 +97,27 @@ def not_empty(cases: list[Case], root: Path, expected: str) -> list[Case]:
     if not cases:
         raise InputError(f"{root}: no case in it, expected {expected}: name the folder that holds the data set.")
     return sorted(cases, key=lambda case: by_number(Path(case.name)))
+
+
+def check_own(path: Path, name: str) -> None:
+    """Refuse to write over a datalist that is another's: of a data set as it was downloaded, or of another one.
+
+    Args:
+        path: the file to write.
+        name: of the data set; a datalist of this project says it, and the fold of each scan.
+
+    Raises:
+        InputError: naming what is there.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found, folds = content.get("name"), all("fold" in item for item in content["training"])
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        found, folds = None, False
+    if found != name or not folds:
+        raise InputError(
+            f"{path}: a datalist of {found or 'something else'} is there, expected none or that of {name} as it was "
+            "written here: choose another place with --out."
+        )

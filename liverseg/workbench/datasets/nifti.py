@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
+from liverseg.data.classes import check_label_names
+from liverseg.data.datalist_schema import read_datalist
 from liverseg.errors import InputError
 from liverseg.io.paths import nifti_suffix, stem_of
 from liverseg.workbench.datasets.layout import LIVER_AND_LESION, Case, Layout, first_folder, not_empty
@@ -52,14 +53,12 @@ def find_msd(root: Path) -> list[Case]:
         raise InputError(
             f"{root}: no dataset.json in it, expected Task03_Liver as it is unpacked: name the folder that holds it."
         )
-    try:
-        pairs = [(folder / item["image"], folder / item["label"]) for item in json.loads(path.read_text())["training"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: not the datalist of the data set ({type(error).__name__}: {error}), expected a list "
-            '"training" of images and labels: unpack the data set again.'
-        ) from error
-    cases = [Case(name, name, image, label) for image, label in pairs for name in [image.name.split(".")[0]]]
+    known = read_datalist(path)
+    check_label_names(str(path), known.labels, {name: [int(value)] for value, name in LIVER_AND_LESION.items()})
+    cases = [
+        Case(stem_of(item["image"]), item["patient"], Path(item["image"]), Path(item["label"]))
+        for item in known.sections.get("training", ())
+    ]
     return not_empty(cases, path, 'images and labels under "training"')
 
 

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import glob
 import random
+import re
 from pathlib import Path
 
 from liverseg.data import write_datalist
+from liverseg.data.datalist import relative
+from liverseg.data.datalist_schema import read_json, read_label_names
 from liverseg.data.phantom_io import LITS_LABELS
 from liverseg.errors import InputError
 from liverseg.io.paths import absolute, is_hidden
+from liverseg.workbench.datasets.layout import check_own
+
+OF_LITS = ("volume-{}.nii", "segmentation-{}.nii")
 
 
-def split_folder(folder: Path, images: str, labels: str, test_share: float, num_folds: int, seed: int) -> Path:
-    """Pair images with labels by patient, keep a share of the patients for testing, and write `dataset.json`.
+def split_folder(
+    folder: Path,
+    images: str,
+    labels: str,
+    test_share: float,
+    num_folds: int,
+    seed: int,
+    names: str = "",
+    out: Path | None = None,
+) -> Path:
+    """Pair images with labels by patient, keep a share of the patients for testing, and write a datalist.
 
     Args:
         folder: holds the files.
@@ -21,38 +37,56 @@ def split_folder(folder: Path, images: str, labels: str, test_share: float, num_
         test_share: share of the patients in `test`, 0 to below 1.
         num_folds: folds over the other patients.
         seed: decides which patients go where.
+        names: of the values in the labels, as "1=liver,2=lesion"; without it, those that a `dataset.json` in `folder`
+            says, and for files that are called as in LiTS those of LiTS.
+        out: the file to write; `dataset.json` in `folder` without it.
 
     Raises:
-        InputError: for a pattern without `{}`, no image at all, or an image without a label.
+        InputError: for a pattern without `{}`, no image at all, an image without a label, names that nobody says, and
+            a datalist from elsewhere in the place of `out`.
     """
     for pattern in (images, labels):
         if pattern.count("{}") != 1:
             raise InputError(f"pattern {pattern!r}: expected {{}} once, for the patient, as in 'volume-{{}}.nii'.")
     if not 0 <= test_share < 1:
         raise InputError(f"test_share is {test_share}, expected a share from 0 to below 1: change it.")
+    out, name = out or folder / "dataset.json", absolute(folder).name
     before, after = images.split("{}")
-    found = sorted(
-        path.relative_to(folder).as_posix() for path in folder.glob(images.replace("{}", "*")) if not is_hidden(path)
-    )
     items = []
-    for image in found:
+    for path in sorted(folder.glob(f"{glob.escape(before)}*{glob.escape(after)}")):
+        image = path.relative_to(folder).as_posix()
+        if is_hidden(path):
+            continue
         patient = image[len(before) : len(image) - len(after)]
-        label = labels.replace("{}", patient)
-        if not (folder / label).is_file():
-            raise InputError(
-                f"{folder / label}: there is no label for {image}: add it, or mend the pattern {labels!r}."
-            )
-        items.append({"image": image, "label": label, "patient": patient})
+        label = folder / labels.replace("{}", patient)
+        if not label.is_file():
+            raise InputError(f"{label}: there is no label for {image}: add it, or correct the pattern {labels!r}.")
+        items.append({"image": relative(path, out.parent), "label": relative(label, out.parent), "patient": patient})
     if not items:
         raise InputError(f"{folder}: no file matches {images!r}: name the images with --images.")
+    found = _names(folder, (images, labels), names)
+    check_own(out, name)
     random.Random(seed).shuffle(items)
     num_test = round(test_share * len(items))
     return write_datalist(
-        folder / "dataset.json",
-        items[num_test:],
-        LITS_LABELS,
-        test=items[:num_test],
-        num_folds=num_folds,
-        seed=seed,
-        name=absolute(folder).name,
+        out, items[num_test:], found, test=items[:num_test], num_folds=num_folds, seed=seed, name=name
+    )
+
+
+def _names(folder: Path, patterns: tuple[str, str], names: str) -> dict[str, str]:
+    """Name of each value in the labels."""
+    if names:
+        pairs = [re.fullmatch(r"\s*(\d+)\s*=\s*(.*\S)\s*", part) for part in names.split(",")]
+        said = {pair[1]: pair[2] for pair in pairs if pair}
+        if len(said) < len(pairs):
+            raise InputError(f"names: found {names!r}, expected each value with its name once, as 1=liver,2=lesion.")
+        return {"0": "background", **said}
+    beside = folder / "dataset.json"
+    if beside.is_file() and (known := read_label_names(beside, read_json(beside).get("labels"))):
+        return {str(value): name for value, name in known.items()}
+    if patterns == OF_LITS:
+        return LITS_LABELS
+    raise InputError(
+        f"{folder}: found nothing that says what the values in the labels are, expected their names: give them with "
+        "--names, as --names 1=liver,2=lesion."
     )

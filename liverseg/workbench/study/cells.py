@@ -16,6 +16,7 @@ from typing import Any
 import liverseg
 from liverseg.data import load_datalist
 from liverseg.errors import InputError
+from liverseg.io.paths import absolute
 from liverseg.workbench.study.read import Bundle, Study
 
 
@@ -179,13 +180,11 @@ def _data_set(study: Study, out: Path, data: str, fold: int) -> tuple[dict[str, 
                 "correct one of the two."
             )
         return {"dataset_dir": str(phantoms_folder(study, out, data))}, entry["phantoms"]
-    datalist = Path(entry.get("datalist") or Path(entry["dataset_dir"]) / "dataset.json").expanduser().resolve()
+    datalist = absolute(entry.get("datalist") or Path(entry["dataset_dir"]) / "dataset.json")
     identity = []
     for section in ("training", "validation"):
         for item in load_datalist(datalist, section, fold):
-            files = [Path(item[key]) for key in ("image", "label") if key in item]
-            if len(files) < 2:
-                raise InputError(f"{datalist}: {item['image']} has no label, expected one to train with: add it.")
+            files = [Path(item[key]) for key in ("image", "label")]
             identity.append([section, *((file.name, file.stat().st_size) for file in files)])
     options = {"dataset_dir": str(datalist.parent)}
     return options | ({"datalist": str(datalist)} if "datalist" in entry else {}), identity

@@ -37,8 +37,8 @@ FINAL = DefaultLabelTag.FINAL
 class Scores(ScoringMethod):
     """A score for each scan, kept until what gave it changes: the weights in use, or the label.
 
-    It is kept in the scan's info under `name`, as `{"value": …, "basis": …, "ts": …}` or, for a scan that could not be
-    scored, `{"error": sentence, …}`.
+    It is kept in the scan's info under `name`, as `{"value": …, "basis": …, "ts": …}` or, for a scan that cannot be
+    scored, `{"error": sentence, …}`. What fails for another reason, such as want of memory, is tried again.
 
     Args:
         name: of the method.
@@ -110,6 +110,9 @@ class Scores(ScoringMethod):
                 said = sentence(error) or f"{type(error).__name__}: {error}".splitlines()[0]
                 logger.warning("%s of %s: %s", self.name, image, said, exc_info=sentence(error) is None)
                 failed[image] = said
+                # It says nothing of the scan.
+                if sentence(error) is None:
+                    continue
                 result = {"error": said}
             try:
                 datastore.update_image_info(image, {self.name: {**result, "basis": basis, "ts": time.time()}})
@@ -179,10 +182,10 @@ class DiceScores(Scores):
         (bundle,) = self.models()
         scan = datastore.get_image_uri(image)
         mask = _mask(bundle, scan)
-        known = {name.replace("_", " "): value for name, value in bundle.labels.items()}
+        known = [name for other in self.bundles.values() for name in other.labels]
         with tempfile.TemporaryDirectory() as folder:
             # Their values as training has them.
-            (item,) = items(datastore, [image], known, Path(folder))
+            (item,) = items(datastore, [image], bundle.labels, Path(folder), known)
             grid, label = grid_of(scan), read_label(item["label"])
         label = check_same_grid(grid, label)
         codes = "".join(nib.aff2axcodes(grid.affine.numpy()))

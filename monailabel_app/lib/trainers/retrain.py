@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.generic import device_list
 
 from lib.bundles import Bundle, as_text
-from lib.trainers.scans import items, read_validation, split
+from lib.trainers.scans import items, patient, read_validation, split
 from liverseg.bundle import is_true
 from liverseg.chain import die_with_parent
 from liverseg.errors import InputError, sentence
@@ -34,6 +34,7 @@ from liverseg.versions import (
     keep_model_in_use,
     list_versions,
     lock,
+    model_files,
     new_version,
     publish,
     version_in_use,
@@ -52,12 +53,14 @@ class Retraining(TrainTask):
     Args:
         bundle: what trains.
         validation_file: where the scans that validate are written down, of all bundles.
+        known: names of segments that other bundles have.
     """
 
-    def __init__(self, bundle: Bundle, validation_file: Path) -> None:
+    def __init__(self, bundle: Bundle, validation_file: Path, known: Collection[str] = ()) -> None:
         super().__init__(bundle.metadata.get("description", ""))
         self.bundle = bundle
         self.validation_file = validation_file
+        self.known = known
         self.train: dict[str, Any] = ConfigParser.load_config_file(bundle.folder / "configs" / "train.json")
         self.learning_rate = float(self._resolve("learning_rate"))
 
@@ -105,15 +108,16 @@ class Retraining(TrainTask):
             chosen[key] = value
         return {**chosen, **self.bundle.device(chosen)}
 
-    def check(self, request: Mapping[str, Any], datastore: Datastore) -> tuple[dict[str, Any], list[str], list[str]]:
-        """Options, the scans to train on and those that validate, which are drawn if they were not before.
+    def check(self, request: Mapping[str, Any], datastore: Datastore) -> tuple[dict[str, Any], dict[str, list[str]]]:
+        """Options, and the scans of each kind by the names in `version.json`; who validates is drawn if need be.
 
         Raises:
             InputError: as `options`, for too few labels, and for weights in use that no network can start from.
         """
         options = self.options(request)
-        training, validation = split(self.validation_file, datastore.get_labeled_images(), options["val_split"])
-        if options["pretrained"] and self.bundle.weights():
+        labelled = {name: patient(datastore, name) for name in datastore.get_labeled_images()}
+        training, validation, left_out = split(self.validation_file, labelled, options["val_split"])
+        if options["pretrained"] and model_files(self.bundle.folder / "models"):
             starts = self._starts(weights_in_use(self.bundle.folder))
             missing = [file for file in starts if not file.is_file()]
             if missing:
@@ -121,7 +125,7 @@ class Retraining(TrainTask):
                     f"model {self.bundle.name}: found no {', '.join(map(str, missing))}, expected the weights of each "
                     "network to start from: copy them there, or train with pretrained false."
                 )
-        return options, training, validation
+        return options, {"training": training, "validation": validation, "left_out": left_out}
 
     def stats(self) -> dict[str, Any]:
         """How far the newest training is, as MONAI Label's clients read it; nothing before the first."""
@@ -155,7 +159,7 @@ class Retraining(TrainTask):
             "state": state,
             **{
                 key: record.get(key)
-                for key in ("reason", "parent", "mean_dice", "mean_dice_in_use", "training", "validation")
+                for key in ("reason", "parent", "mean_dice", "mean_dice_in_use", "training", "validation", "left_out")
             },
         }
 
@@ -172,7 +176,13 @@ class Retraining(TrainTask):
         Raises:
             InputError: as `check`, and for a training or an evaluation that failed.
         """
-        options, training, validation = self.check(request, datastore)
+        options, scans = self.check(request, datastore)
+        if scans["left_out"]:
+            logger.warning(
+                "%s: left out %s: their patients validate with other scans.",
+                self.bundle.name,
+                ", ".join(scans["left_out"]),
+            )
         folder = self.bundle.folder
         keep_model_in_use(folder)
         parent = version_in_use(folder)
@@ -184,8 +194,7 @@ class Retraining(TrainTask):
             options=options,
             epochs=options["max_epochs"],
             stages=stages,
-            training=training,
-            validation=validation,
+            **scans,
         )
         with lock(version.folder / ".lock"):
             try:
@@ -207,9 +216,8 @@ class Retraining(TrainTask):
     def _write_settings(self, version: Version, options: Mapping[str, Any], datastore: Datastore) -> None:
         """What differs from the bundle's `train.json`, as one more config."""
         classes = {name: index for index, name in enumerate(self._resolve("classes"))}
-        values = {name.lower().replace("_", " "): index for name, index in classes.items()}
         lists = {
-            section: items(datastore, version.record[section], values, version.folder / "labels")
+            section: items(datastore, version.record[section], classes, version.folder / "labels", self.known)
             for section in ("training", "validation")
         }
         start = {}

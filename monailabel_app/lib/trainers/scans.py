@@ -6,11 +6,12 @@ import json
 import random
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 from monai.data import MetaTensor
+from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
+from lib.segments import match, segment_names
 from lib.volumes import read_label, values_in
 from liverseg.errors import InputError
 from liverseg.files import write_atomically
@@ -34,108 +35,90 @@ def read_validation(file: Path) -> list[str]:
         raise InputError(f'{file}: found {error!r}, expected {{"images": [ids]}}: mend or remove it.') from error
 
 
-def split(file: Path, labelled: Collection[str], val_split: float) -> tuple[list[str], list[str]]:
-    """Divide labelled scans into those that train and those that validate.
+def patient(datastore: Datastore, name: str) -> str:
+    """Whose scan it is: who is said to be its `patient` in its info, or whom a DICOM server names.
 
-    Who validates is drawn once, written to `file` and never changed: all scans that are labelled later train.
+    Where neither does, the scan is a patient's only one, called as the scan.
+    """
+    info = datastore.get_image_info(name)
+    if "path" not in info and isinstance(datastore, DICOMWebDatastore):
+        # Not downloaded yet.
+        info = datastore._dicom_info(name)
+    told = (info.get(key) for key in ("patient", "PatientID", "StudyInstanceUID"))
+    return str(next((one for one in told if one not in (None, "", "UNK")), name))
+
+
+def split(file: Path, labelled: Mapping[str, str], val_split: float) -> tuple[list[str], list[str], list[str]]:
+    """Divide labelled scans into those that train, those that validate, and those that do neither.
+
+    Who validates is drawn by patient, once, written to `file` and never changed: scans that are labelled later train.
+    Those of a patient who validates do neither, for a model would be judged on whom it has learnt from.
 
     Args:
         file: where the scans that validate are written.
-        labelled: ids of all scans with a final label.
-        val_split: the share that validates, when they are drawn.
+        labelled: the patient of each scan with a final label.
+        val_split: the share of the patients who validate, when they are drawn.
 
     Raises:
-        InputError: where no scan is left for one of the two.
+        InputError: where no scan is left for one of the first two.
     """
     drawn = read_validation(file)
     if not drawn:
-        if len(labelled) < 2:
+        patients = sorted(set(labelled.values()))
+        if len(patients) < 2:
             raise InputError(
-                f"studies: found {len(labelled)} scans with a final label, expected 2 or more, one of which validates: "
-                "label more scans."
+                f"studies: found {len(labelled)} scans of {len(patients)} patients with a final label, expected 2 "
+                "patients or more, one of whom validates: label more scans."
             )
-        number = min(max(1, round(val_split * len(labelled))), len(labelled) - 1)
-        drawn = sorted(random.Random(SEED).sample(sorted(labelled), number))
+        number = min(max(1, round(val_split * len(patients))), len(patients) - 1)
+        validating = random.Random(SEED).sample(patients, number)
+        drawn = sorted(name for name, whose in labelled.items() if whose in validating)
         text = json.dumps({"seed": SEED, "images": drawn}, indent=1)
         write_atomically(file, lambda stream: stream.write(text.encode()))
-    training, validation = sorted(set(labelled) - set(drawn)), [name for name in drawn if name in labelled]
+    validation = [name for name in drawn if name in labelled]
+    judges = {labelled[name] for name in validation}
+    training = sorted(name for name, whose in labelled.items() if whose not in judges)
+    left_out = sorted(set(labelled) - {*training, *validation})
     if not training or not validation:
         raise InputError(
-            f"{file}: found {len(training)} labelled scans that train and {len(validation)} of {len(drawn)} that "
-            "validate, expected some of each: label more of them, or remove the file to draw anew."
+            f"{file}: found {len(training)} labelled scans of patients who train and {len(validation)} of {len(drawn)} "
+            "scans that validate, expected some of each: label more of them, or remove the file to draw anew."
         )
-    return training, validation
+    return training, validation, left_out
 
 
 def items(
-    datastore: Datastore, names: Collection[str], classes: Mapping[str, int], folder: Path
+    datastore: Datastore, names: Collection[str], classes: Mapping[str, int], folder: Path, known: Collection[str] = ()
 ) -> list[dict[str, str]]:
     """The scans and labels of `names` as a datalist has them, with values that are those of `classes`.
 
     Clients number segments as they like and say by name which is which. Where that differs, a copy of the label is
-    written to `folder`. A segment of another name is background, but a lesion belongs to the liver where a bundle has
-    no lesions. Values of `classes` without a name stay as they are.
+    written to `folder`.
 
     Args:
         datastore: the studies.
         names: ids of scans with a final label.
-        classes: value by name, in lower case.
+        classes: value by name.
         folder: for the copies.
+        known: other names that are known, as `match` takes them.
 
     Raises:
-        InputError: for an info of a label from which no names can be read, and for values without a name that are none
-            of `classes`.
+        InputError: for a label that cannot be read, an info of a label from which no names can be read, and as `match`.
     """
     found = []
     for name in names:
         label = Path(datastore.get_label_uri(name, FINAL))
+        volume = read_label(str(label))
         try:
-            values = _values(segment_names(datastore.get_label_info(name, FINAL)), classes)
+            names_here = segment_names(datastore.get_label_info(name, FINAL))
+            values = match(values_in(volume), names_here, classes, known)
         except InputError as error:
             raise InputError(f"scan {name}, its final label: {error}") from error
-        # 0 is what no segment is.
-        drawn = read_label(str(label))
-        _check_values(name, drawn, {0, *classes.values(), *values})
         if any(here != there for here, there in values.items()):
-            label = _renumber(drawn, values, folder / f"{name}.nii.gz")
-        found.append({"image": datastore.get_image_uri(name), "label": str(label)})
+            label = _renumber(volume, values, folder / f"{name}.nii.gz")
+        item = {"image": datastore.get_image_uri(name), "label": str(label), "patient": patient(datastore, name)}
+        found.append(item)
     return found
-
-
-def segment_names(info: Mapping[str, Any]) -> dict[int, str]:
-    """The name of each value in a label, as its info says it: what 3D Slicer sends, or what a model gave.
-
-    Args:
-        info: `label_info`, a list of `{"name": text, "idx": value}`, or `params#label_names`, value by name.
-
-    Raises:
-        InputError: for an info of another form.
-    """
-    try:
-        named = [(one["name"], one["idx"]) for one in info.get("label_info") or () if "name" in one and "idx" in one]
-        named = named or list(dict((info.get("params") or {}).get("label_names") or {}).items())
-        return {int(value): str(name) for name, value in named}
-    except (AttributeError, OverflowError, TypeError, ValueError) as error:
-        said = {key: info[key] for key in ("label_info", "params") if key in info}
-        raise InputError(
-            f'found {json.dumps(said)}, expected {{"label_info": [{{"name": text, "idx": value}}]}}: save the label '
-            "anew."
-        ) from error
-
-
-def _values(names: Mapping[int, str], classes: Mapping[str, int]) -> dict[int, int]:
-    """The bundle's value by that in the file."""
-    known = {**classes, "lesion": classes.get("lesion", classes.get("liver", 0))}
-    return {value: known.get(name.lower().replace("_", " "), 0) for value, name in names.items()}
-
-
-def _check_values(name: str, label: MetaTensor, known: Collection[int]) -> None:
-    unknown = [str(value) for value in values_in(label) if value not in known]
-    if unknown:
-        raise InputError(
-            f"scan {name}, its final label: found values {', '.join(unknown[:5])} without a name, expected a name for "
-            f"each or only {', '.join(map(str, sorted(known)))}: save the label anew with named segments."
-        )
 
 
 def _renumber(label: MetaTensor, values: Mapping[int, int], target: Path) -> Path:

@@ -1,0 +1,56 @@
+"""The names of segments: which of them mean the same, and which are known at all."""
+
+from __future__ import annotations
+
+import re
+
+# What else a segment is called in public data sets, by TotalSegmentator and in 3D Slicer; the first is our own name.
+SYNONYMS = (
+    ("background",),
+    ("liver", "hepar", "whole liver", "liver parenchyma"),
+    (
+        *("lesion", "lesions", "liver lesion", "liver lesions", "hepatic lesion"),
+        *("tumor", "tumors", "liver tumor", "liver tumors", "hepatic tumor", "livertumor"),
+        *("tumour", "tumours", "liver tumour", "liver tumours", "hepatic tumour"),
+        *("metastasis", "metastases", "liver metastasis", "liver metastases"),
+        *("cancer", "liver cancer", "hcc", "mass", "neoplasm"),
+    ),
+    ("spleen", "lien"),
+    ("stomach", "gaster"),
+    ("gallbladder", "gall bladder"),
+    ("pancreas",),
+    ("artery", "aorta", "abdominal aorta"),
+    ("portal vein", "portal and splenic vein", "portal vein and splenic vein", "portal splenic vein"),
+    ("inferior vena cava", "postcava", "ivc"),
+    ("hepatic vessels", "hepatic vessel", "liver vessels", "liver vessel"),
+    ("hepatic vein", "hepatic veins"),
+    ("esophagus", "oesophagus"),
+    ("duodenum",),
+    ("small bowel", "small intestine"),
+    ("colon", "large bowel", "large intestine"),
+    ("urinary bladder", "bladder"),
+    ("heart",),
+    ("spinal cord",),
+)
+PAIRED = (("kidney",), ("adrenal gland", "adrenal"), ("lung",))
+SIDES = {"left": "left", "right": "right", "l": "left", "r": "right"}
+
+_OURS = {name: names[0] for names in SYNONYMS for name in names}
+_OURS |= {f"{side} {name}": f"{side} {names[0]}" for names in PAIRED for name in names for side in ("left", "right")}
+
+
+def our_name(name: str) -> str:
+    """What a segment is called here: `Kidney_Left` is "left kidney", and `tumour 2` one of several a "lesion".
+
+    Of a name that is not known, the words in lower case.
+    """
+    words = re.sub(r"[\W_]+", " ", name.lower()).split()
+    sides = [SIDES[word] for word in words if word in SIDES]
+    plain = " ".join([*sides, *(word for word in words if word not in SIDES)])
+    # Several of a kind are numbered.
+    return _OURS.get(plain) or _OURS.get(plain.rstrip("0123456789 ")) or " ".join(words)
+
+
+def is_known(name: str) -> bool:
+    """Whether a name says what a segment is."""
+    return our_name(name) in _OURS.values()
