@@ -181,4 +181,3 @@ class _Timeouts(HTTPAdapter):
             settings.MONAI_LABEL_DICOMWEB_READ_TIMEOUT if lists else settings.MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT,
         )
         return super().send(request, *args, **kwargs)
-

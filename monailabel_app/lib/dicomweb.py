@@ -86,7 +86,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
 
     def list_images(self) -> list[str]:
         """The series that `MONAI_LABEL_DICOMWEB_SEARCH_FILTER` finds now."""
-        return [first(series, "SeriesInstanceUID") for series in self.server.search(**self._search_filter)]
+        return [str(first(series, "SeriesInstanceUID")) for series in self.server.search(**self._search_filter)]
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Those of them with a label that can be read; each is copied if its copy is not the newest."""
@@ -282,7 +282,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         found: dict[str, list[Segmentation]] = {}
         headers, bad = {}, {}
         for entry in self.server.search(Modality="SEG"):
-            study, series = first(entry, "StudyInstanceUID"), first(entry, "SeriesInstanceUID")
+            study, series = str(first(entry, "StudyInstanceUID")), str(first(entry, "SeriesInstanceUID"))
             key = series, first(entry, "NumberOfSeriesRelatedInstances")
             try:
                 # Of a server that does not say how many there are, there may be more than before.
