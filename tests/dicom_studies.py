@@ -143,7 +143,8 @@ class Archive:
         instances: what it has.
         page: so many series it lists at once.
         fault: asked for each path, and gives a status to answer with, "cut" (the connection ends before the answer
-            does), "less" (an instance is missing), or None; may wait as long as it likes.
+            does), "less" (an instance is missing), "keep nothing" of what is sent, or None; may wait as long as it
+            likes.
     """
 
     def __init__(self, instances: Sequence[Dataset]) -> None:
@@ -166,10 +167,15 @@ class Archive:
                 archive._answer(self)
 
             def do_POST(self) -> None:
-                if status := archive.fault("studies"):
-                    self.send_error(int(status))
-                    return
                 body = self.rfile.read(int(self.headers["Content-Length"]))
+                fault = archive.fault("studies")
+                if isinstance(fault, int):
+                    self.send_error(fault)
+                    return
+                if fault:
+                    failed = _item(FailedSOPSequence=[_item(FailureReason=272)])
+                    self._send("application/dicom+json", json.dumps(failed.to_json_dict()).encode())
+                    return
                 boundary = self.headers["Content-Type"].split('boundary="')[1].rstrip('"').encode()
                 for part in body.split(b"--" + boundary)[1:-1]:
                     content = part.split(b"\r\n\r\n", 1)[1].removesuffix(b"\r\n")

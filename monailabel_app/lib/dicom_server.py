@@ -41,6 +41,11 @@ class DicomServer:
     def __init__(self, client: Any) -> None:
         self.client = client
 
+    def check(self) -> None:
+        """Ask for anything."""
+        with self._asked():
+            self.client.search_for_series(limit=1)
+
     def search(self, **filters: Any) -> list[dict[str, Any]]:
         """All series that match, as DICOM JSON, each once."""
         found: dict[str, dict[str, Any]] = {}

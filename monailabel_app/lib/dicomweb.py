@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.utils.convert import dicom_to_nifti, nifti_to_dicom_seg
 from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import ImageNotFoundException
 from pydicom.dataset import Dataset
 
 from lib.datastore import LockedDatastore
 from lib.dicom_server import DicomServer, DicomServerError, connect_client, first
-from lib.segmentations import Segmentation, current, describe, write_label
+from lib.segmentation_voxels import write_label
+from lib.segmentations import Segmentation, current, describe
 from liverseg.errors import InputError
 from liverseg.io.paths import stem_of
 
@@ -52,7 +54,7 @@ def connect(url: str) -> DicomwebDatastore:
     if shutil.which("itkimage2segimage") is None:
         raise InputError('found no itkimage2segimage, expected it for DICOM SEG: pip install "liverseg[label]".')
     client = connect_client(url)
-    DicomServer(client).search(SeriesInstanceUID="1")
+    DicomServer(client).check()
     return DicomwebDatastore(
         client=client,
         search_filter=settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER,
@@ -79,7 +81,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         # Headers by series and the number of its instances.
         self._headers: dict[tuple[str, Any], list[Segmentation]] = {}
         self._last_segmentations: dict[str, list[Segmentation]] = {}
-        # Sentences by scan, by scan and what its label is made of, and by series of DICOM SEG.
+        # Sentences: by scan, by scan with what its label would be made of, and by series of DICOM SEG.
         self._bad_scans: dict[str, str] = {}
         self._bad_labels: dict[str, tuple[list[Segmentation], str]] = {}
         self._bad_series: dict[str, str] = {}
@@ -216,16 +218,24 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
 
         Raises:
             DicomServerError: where the server does not answer.
+            ImageNotFoundException: if there is no such scan.
             InputError: for a final label without any segment, or that cannot be written or stored as DICOM SEG.
         """
         scan = self.get_image_uri(image_id)
+        if not scan:
+            raise ImageNotFoundException(f"Image {image_id} not found")
         if label_tag == FINAL:
             label: Any = nib.load(label_filename)
             values = set(np.unique(np.asanyarray(label.dataobj)).astype(int).tolist()) - {0}
             if not values:
                 raise InputError(f"label of {image_id}: found no segment, expected one to save: draw or segment first.")
             label_info = {**label_info, "label_info": _named(label_info, values)}
+            before = [one.made for one in self._segmentations().get(image_id, []) if one.made]
             segmentation = _write_segmentation(Path(scan).with_name(image_id), label_filename, label_info["label_info"])
+            # The tool says seconds only, and another program's clock may be fast.
+            made = max([datetime.now().astimezone(), *(one + timedelta(milliseconds=1) for one in before)]).astimezone()
+            segmentation.InstanceCreationDate = made.strftime("%Y%m%d")
+            segmentation.InstanceCreationTime = made.strftime("%H%M%S.%f")
             self.server.store(segmentation)
             label_info["SeriesInstanceUID"] = str(segmentation.SeriesInstanceUID)
             label_info["segmentations"] = [str(segmentation.SOPInstanceUID)]
@@ -259,16 +269,22 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         try:
             chosen = current(segmentations)
             instances = [one.instance for one in chosen]
-            scan = self.get_image_uri(image)
-            if not scan:
-                raise InputError("found no scan, expected one: it was deleted on the DICOM server.")
-            with self._lock(f"label_of_{image}"), tempfile.TemporaryDirectory() as folder:
-                if self.get_label_info(image, FINAL).get("segmentations") != instances:
-                    file = Path(folder) / "label.nii.gz"
-                    datasets = [self.server.instance(one.study, one.series, one.instance) for one in chosen]
-                    segments = write_label(datasets, Path(scan), file)
-                    info = {"segmentations": instances, "label_info": segments}
-                    LockedDatastore.save_label(self, image, str(file), FINAL, info)
+
+            def is_copied() -> bool:
+                return self.get_label_info(image, FINAL).get("segmentations") == instances
+
+            if not is_copied():
+                scan = self.get_image_uri(image)
+                if not scan:
+                    raise InputError("found no scan, expected one: it was deleted on the DICOM server.")
+                with self._lock(f"label_of_{image}"), tempfile.TemporaryDirectory() as folder:
+                    # Someone may have done it meanwhile.
+                    if not is_copied():
+                        file = Path(folder) / "label.nii.gz"
+                        datasets = [self.server.instance(one.study, one.series, one.instance) for one in chosen]
+                        segments = write_label(datasets, Path(scan), file)
+                        info = {"segmentations": instances, "label_info": segments}
+                        LockedDatastore.save_label(self, image, str(file), FINAL, info)
         except DicomServerError:
             raise
         except InputError as error:
@@ -306,7 +322,13 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         return found
 
     def _describe(self, study: str, series: str) -> list[Segmentation]:
-        found = [describe(header, study, series) for header in self.server.metadata(study, series)]
+        headers = self.server.metadata(study, series)
+        try:
+            found = [describe(header, study, series) for header in headers]
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"series {series}: found a header that is no DICOM JSON ({error}), expected one: export it anew."
+            ) from error
         # Older writers name instances alone.
         return [
             replace(one, scans=tuple(filter(None, [self.server.series_of(study, one.source)])))
@@ -326,7 +348,7 @@ def _write_segmentation(scan: Path, label: str, segments: list[dict[str, Any]]) 
     """
     file = Path(nifti_to_dicom_seg(str(scan), label, segments))
     try:
-        found = pydicom.dcmread(file)
+        return pydicom.dcmread(file)
     except FileNotFoundError as error:
         raise InputError(
             f"label of {scan.name}: found that itkimage2segimage cannot write it as DICOM SEG, expected it to: see the "
@@ -334,10 +356,6 @@ def _write_segmentation(scan: Path, label: str, segments: list[dict[str, Any]]) 
         ) from error
     finally:
         file.unlink(missing_ok=True)
-    # The tool says seconds only: a second label may follow in the same.
-    now = datetime.now()
-    found.InstanceCreationDate, found.InstanceCreationTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S.%f")
-    return found
 
 
 def _named(info: Mapping[str, Any], values: set[int]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sysconfig
@@ -9,6 +10,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -17,7 +19,6 @@ import pytest
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from dicom_studies import AFFINE, SCAN, SERIES, SHAPE, STUDY, Archive, make_scan, make_segmentation
 from fastapi import FastAPI
-from fastapi.testclient import TestClient
 from monailabel.config import settings
 
 from lib.dicom_server import DicomServerError
@@ -25,7 +26,7 @@ from lib.dicomweb import connect
 from lib.server import answer_with_sentences
 from liverseg.errors import InputError
 
-OTHER, THIRD = "1.2.3.6", "1.2.3.7"
+OTHER, THIRD = "1.2.3.8", "1.2.3.9"
 LIVER = np.zeros(SHAPE, bool)
 LIVER[2:5, 2:5, 1:3] = True
 
@@ -111,12 +112,10 @@ def test_clients_are_told_503():
     server = FastAPI()
     answer_with_sentences(server)
 
-    @server.get("/image")
-    def image() -> None:
-        raise DicomServerError("studies: found no DICOMweb server.")
-
-    answer = TestClient(server).get("/image")
-    assert (answer.status_code, answer.json()) == (503, {"detail": "studies: found no DICOMweb server."})
+    request = SimpleNamespace(method="GET", url=SimpleNamespace(path="/datastore/image"))
+    answer = server.exception_handlers[InputError](request, DicomServerError("studies: found no DICOMweb server."))
+    assert answer.status_code == 503
+    assert json.loads(answer.body) == {"detail": "studies: found no DICOMweb server."}
 
 
 @pytest.mark.parametrize(
@@ -215,9 +214,10 @@ def test_what_was_deleted_on_the_server_is_gone(store, archive):
     assert store.list_images() == [] and store.get_image_uri(OTHER) == ""
 
 
-def test_a_label_that_the_server_does_not_keep_is_not_saved(store, archive, tmp_path):
-    archive.fault = lambda path: 409 if path == "studies" else None
+@pytest.mark.parametrize(("fault", "said"), [(409, "found the answer 409"), ("keep nothing", "refuses it .272")])
+def test_a_label_that_the_server_does_not_keep_is_not_saved(store, archive, tmp_path, fault, said):
+    archive.fault = lambda path: fault if path == "studies" else None
     archive.instances.pop()
-    with pytest.raises(InputError, match="found the answer 409"):
+    with pytest.raises(InputError, match=said):
         save(store, tmp_path, "final")
     assert SERIES in store.get_unlabeled_images() and store.get_label_uri(SERIES, "final") == ""

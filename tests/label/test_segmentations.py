@@ -12,7 +12,8 @@ pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 import SimpleITK
 from dicom_studies import AFFINE, COLUMN, NORMAL, ORIGIN, ROW, SHAPE, SPACING, make_segmentation
 
-from lib.segmentations import current, describe, write_label
+from lib.segmentation_voxels import write_label
+from lib.segmentations import current, describe
 from liverseg.errors import InputError
 
 KINDS = ["BINARY", "FRACTIONAL", "LABELMAP"]

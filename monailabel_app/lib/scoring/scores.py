@@ -21,6 +21,7 @@ from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
 from lib.bundles import Bundle
+from lib.dicom_server import DicomServerError
 from lib.infers.segment import Segmentation
 from lib.scoring.entropy import EntropyMeter
 from lib.trainers.scans import items
@@ -111,6 +112,9 @@ class Scores(ScoringMethod):
                 said = sentence(error) or f"{type(error).__name__}: {error}".splitlines()[0]
                 logger.warning("%s of %s: %s", self.name, image, said, exc_info=sentence(error) is None)
                 failed[image] = said
+                # It says nothing of the scan.
+                if isinstance(error, DicomServerError):
+                    continue
                 result = {"error": said}
             try:
                 datastore.update_image_info(image, {self.name: {**result, "basis": basis, "ts": time.time()}})
