@@ -22,6 +22,7 @@ from monailabel.utils.sessions import Sessions
 from lib.activelearning.next_scan import First, HighestScore, Random
 from lib.bundles import find_bundles
 from lib.datastore import LockedDatastore
+from lib.dicom_server import DicomServerError
 from lib.infers.batch import BatchSegmentation
 from lib.infers.clicks import ClickSegmentation
 from lib.infers.correct import CleanUp, Scribbles
@@ -181,11 +182,16 @@ class LiverSegApp(MONAILabelApp):
             return super().async_scoring(method, params)
         busy = {task["request"]["method"] for task in tasks("scoring") if task["status"] in ("SUBMITTED", "RUNNING")}
         methods = [method] if method else ["uncertainty", "dice"]
-        started = {
-            name: super(LiverSegApp, self).async_scoring(name, params)
-            for name in methods
-            if name not in busy and self.scores[name].pending(self.datastore())
-        }
+        try:
+            started = {
+                name: super(LiverSegApp, self).async_scoring(name, params)
+                for name in methods
+                if name not in busy and self.scores[name].pending(self.datastore())
+            }
+        # Who saved a label or asked for a scan has got it.
+        except DicomServerError as error:
+            logger.warning("No scores: %s", error)
+            return {}
         return started.get(method) if method else started
 
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
 import sysconfig
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pydicom
-import pydicom_seg
-import requests
-import SimpleITK
-from dicomweb_client.session_utils import create_session_from_user_pass
 from filelock import FileLock
 from monailabel.config import settings
-from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.datastore.utils.convert import nifti_to_dicom_seg
 from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import ImageNotFoundException
 from pydicom.dataset import Dataset
 
 from lib.datastore import LockedDatastore
+from lib.dicom_server import DicomServer, DicomServerError, connect_client, first
+from lib.segmentation_voxels import write_label
+from lib.segmentations import Segmentation, current, describe
 from lib.volumes import read_label, values_in
 from liverseg.errors import InputError
 from liverseg.io.nifti import write_nifti
+from liverseg.io.paths import stem_of
 from liverseg.io.volumes import save_as_nifti
 
+logger = logging.getLogger(__name__)
+
 FINAL = DefaultLabelTag.FINAL
+# Of a series, to clients: OHIF opens it by them.
+SHOWN = (
+    *("SeriesInstanceUID", "StudyInstanceUID", "StudyDate", "StudyTime"),
+    *("Modality", "RetrieveURL", "PatientID"),
+)
 
 
 def connect(url: str) -> DicomwebDatastore:
@@ -41,24 +54,8 @@ def connect(url: str) -> DicomwebDatastore:
     os.environ["PATH"] = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}"
     if shutil.which("itkimage2segimage") is None:
         raise InputError('found no itkimage2segimage, expected it for DICOM SEG: pip install "liverseg[label]".')
-    user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
-    client = DICOMwebClientX(
-        url=url.rstrip("/"),
-        session=create_session_from_user_pass(user, password) if user and password else None,
-        qido_url_prefix=settings.MONAI_LABEL_QIDO_PREFIX,
-        wado_url_prefix=settings.MONAI_LABEL_WADO_PREFIX,
-        stow_url_prefix=settings.MONAI_LABEL_STOW_PREFIX,
-    )
-    # Once: five attempts take half a minute, in which nothing says that the address is wrong.
-    client.set_http_retry_params(retry=False)
-    try:
-        client.search_for_series(limit=1)
-    except (requests.RequestException, ValueError) as error:
-        raise InputError(
-            f"studies: found no DICOMweb server at {url} ({type(error).__name__}), expected one: start it, or mend the "
-            "address."
-        ) from error
-    client.set_http_retry_params(retry=True)
+    client = connect_client(url)
+    DicomServer(client).check()
     return DicomwebDatastore(
         client=client,
         search_filter=settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER,
@@ -69,51 +66,94 @@ def connect(url: str) -> DicomwebDatastore:
 class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
     """MONAI Label's, for several threads and processes, with labels that are found again and the names of segments.
 
-    A scan is a series, its id the series' UID; a final label is the newest DICOM SEG that refers to it. Scans and
-    labels are read from copies as NIfTI in a folder of this machine. MONAI Label's own shows for two hours what was
-    there when it was first asked, takes a series for complete that is still being downloaded, knows nothing of a scan
-    before that, asks the server to unpack compressed scans, downloads the scan for its label, names the segments of a
-    label by their order, and leaves a DICOM SEG of other programs on a grid of its own.
+    A scan is a series, its id the series' UID; its final label is what the DICOM SEGs that belong to it say together,
+    see `current`. Scans and labels are read from copies as NIfTI in a folder of this machine. MONAI Label's own shows
+    for two hours what was there when it was first asked, takes a series for complete that is still being downloaded,
+    knows nothing of a scan before that, asks the server to unpack compressed scans, downloads the scan for its label,
+    names the segments of a label by their order, and leaves a DICOM SEG of other programs on a grid of its own.
+
+    A scan or a label that cannot be read is named in the status; it is neither labelled, so that it does not train, nor
+    unlabelled, so that nobody draws anew what is there.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.downloading = FileLock(Path(self._datastore_path) / ".lock_of_downloads")
-        self._segmentations_seen: dict[str, tuple[str, str, str]] = {}
+        self.server = DicomServer(self._client)
+        # Headers by series and the number of its instances.
+        self._headers: dict[tuple[str, Any], list[Segmentation]] = {}
+        self._last_segmentations: dict[str, list[Segmentation]] = {}
+        # Sentences: by scan, by scan with what its label would be made of, and by series of DICOM SEG.
+        self._bad_scans: dict[str, str] = {}
+        self._bad_labels: dict[str, tuple[list[Segmentation], str]] = {}
+        self._bad_series: dict[str, str] = {}
 
     def list_images(self) -> list[str]:
         """The series that `MONAI_LABEL_DICOMWEB_SEARCH_FILTER` finds now."""
-        found = self._client.search_for_series(search_filters=self._search_filter)
-        return [str(Dataset.from_json(series).SeriesInstanceUID) for series in found]
+        return [str(first(series, "SeriesInstanceUID")) for series in self.server.search(**self._search_filter)]
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """Those of them with a DICOM SEG."""
+        """Those of them with a label that can be read; each is copied if its copy is not the newest."""
+        segmentations, found = self._segmentations(), []
+        for image in self.list_images():
+            if image not in segmentations or self._bad_labels.get(image, ([],))[0] == segmentations[image]:
+                continue
+            try:
+                self._copy_label(image, segmentations[image])
+                found.append(image)
+            except DicomServerError:
+                raise
+            except InputError as error:
+                logger.warning("%s", error)
+        return found
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Those of them without a DICOM SEG, except scans that could not be read."""
         segmentations = self._segmentations()
-        return [image for image in self.list_images() if image in segmentations]
+        return [image for image in self.list_images() if image not in segmentations and image not in self._bad_scans]
+
+    def status(self) -> dict[str, Any]:
+        """How many scans there are and have a label, and what could not be read; from the copies, if need be."""
+        copies = LockedDatastore.json(self)["objects"]
+        found: dict[str, Any] = {"label_tags": Counter(tag for copy in copies.values() for tag in copy["labels"])}
+        try:
+            images, segmentations = self.list_images(), self._segmentations()
+        except DicomServerError as error:
+            images, segmentations = list(copies), self._last_segmentations
+            found["error"] = str(error)
+        bad_labels = {image: said for image, (_, said) in self._bad_labels.items() if image in segmentations}
+        return {
+            "total": len(images),
+            "completed": len(set(images) & segmentations.keys() - bad_labels.keys()),
+            **found,
+            "unreadable_scans": {image: said for image, said in self._bad_scans.items() if image in images},
+            "unreadable_labels": {**bad_labels, **self._bad_series},
+        }
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        """Scan and label of those with a label that can be read."""
+        labelled = self.get_labeled_images()
+        return [item for item in LockedDatastore.datalist(self, full_path) if stem_of(item["image"]) in labelled]
 
     def get_image_uri(self, image_id: str) -> str:
         """The scan as NIfTI, downloaded at the first call; "" for a series that is not on the server.
 
         Raises:
+            DicomServerError: where it has to be downloaded and the server does not send it.
             InputError: for a series that is no volume.
         """
         if not re.fullmatch(r"\d[\d.]*", image_id):
             return ""
         file = Path(self._datastore.image_path()) / f"{image_id}.nii.gz"
-        with self.downloading:
-            if not file.is_file():
-                # What is there without the file is of a download that was cut short.
-                folder = file.with_name(image_id)
-                shutil.rmtree(folder, ignore_errors=True)
-                if not self._download(image_id, folder):
-                    return ""
-                with tempfile.TemporaryDirectory() as converted:
-                    scan = Path(converted, file.name)
-                    try:
-                        save_as_nifti(str(folder), scan)
-                    except InputError as error:
-                        raise InputError(str(error).replace(str(folder), f"image {image_id}")) from error
-                    LockedDatastore.add_image(self, image_id, str(scan), self._dicom_info(image_id))
+        if not file.is_file():
+            try:
+                with self._lock(image_id):
+                    if not file.is_file() and not self._copy_scan(image_id, file):
+                        return ""
+            except InputError as error:
+                if not isinstance(error, DicomServerError):
+                    self._bad_scans[image_id] = str(error)
+                raise
+        self._bad_scans.pop(image_id, None)
         return str(file)
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
@@ -129,8 +169,26 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         """
         raise InputError("file: found an upload, expected a series of the DICOM server: send it there as DICOM.")
 
+    def remove_image(self, image_id: str) -> None:
+        """Refuse it, as it would come back.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"image {image_id}: found a series of the DICOM server, expected to delete it there.")
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Remove a label that is on this machine alone.
+
+        Raises:
+            InputError: for the final label, which would come back.
+        """
+        if label_tag in (FINAL, "*"):
+            raise InputError(f"label of {label_id}: found one of the DICOM server, expected to delete it there.")
+        super().remove_label(label_id, label_tag)
+
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
-        """The label of a scan as NIfTI on the scan's grid, downloaded if it is newer than the copy; "" without one.
+        """The label of a scan as NIfTI on the scan's grid, copied if there is a newer one; "" without one.
 
         Args:
             label_id: that of the scan.
@@ -138,100 +196,169 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
             image_id: not looked at.
 
         Raises:
-            InputError: for a DICOM SEG whose segments overlap.
+            DicomServerError: where the server does not answer, and what it last listed was not copied.
+            InputError: for a label that cannot be read.
         """
-        series = self._segmentations().get(label_id) if label_tag == FINAL else None
-        if series is not None and self.get_label_info(label_id, FINAL).get("SeriesInstanceUID") != series:
-            with self.downloading, tempfile.TemporaryDirectory() as folder:
-                self._download(series, Path(folder))
-                (source,) = Path(folder).glob("*.dcm")
-                file = Path(folder) / "label.nii.gz"
-                segments = convert_segmentation(source, Path(self.get_image_uri(label_id)), file)
-                info = {"SeriesInstanceUID": series, "label_info": segments}
-                LockedDatastore.save_label(self, label_id, str(file), FINAL, info)
+        if label_tag == FINAL:
+            try:
+                segmentations = self._segmentations()
+            except DicomServerError as error:
+                if label_id not in self._last_segmentations:
+                    raise
+                logger.warning("label of %s: there may be a newer one: %s", label_id, error)
+                segmentations = self._last_segmentations
+            if label_id not in segmentations:
+                return ""
+            self._copy_label(label_id, segmentations[label_id])
         return LockedDatastore.get_label_uri(self, label_id, label_tag)
 
     def save_label(
         self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], label_id: str = ""
     ) -> str:
-        """As MONAI Label's, which sends a final label to the server as DICOM SEG.
+        """Save a label of a scan, a final one on the server, as DICOM SEG.
 
         Raises:
-            InputError: for a final label without any segment.
+            DicomServerError: where the server does not answer.
+            ImageNotFoundException: if there is no such scan.
+            InputError: for a final label without any segment, or that cannot be written or stored as DICOM SEG.
         """
+        scan = self.get_image_uri(image_id)
+        if not scan:
+            raise ImageNotFoundException(f"Image {image_id} not found")
         if label_tag == FINAL:
             label = read_label(label_filename)
             values = set(values_in(label))
             if not values:
                 raise InputError(f"label of {image_id}: found no segment, expected one to save: draw or segment first.")
             label_info = {**label_info, "label_info": _named(label_info, values)}
+            before = [one.made for one in self._segmentations().get(image_id, []) if one.made]
             with tempfile.TemporaryDirectory() as folder:
                 # MONAI Label cuts off what is behind the point: 0.9999999 would become the background.
                 whole = Path(folder) / "label.nii.gz"
                 write_nifti(whole, label[0].numpy(), label.affine.numpy())
-                return super().save_label(image_id, str(whole), label_tag, label_info)
-        return super().save_label(image_id, label_filename, label_tag, label_info)
+                segmentation = _write_segmentation(Path(scan).with_name(image_id), str(whole), label_info["label_info"])
+            # The tool says seconds only, and another program's clock may be fast.
+            made = max([datetime.now().astimezone(), *(one + timedelta(milliseconds=1) for one in before)]).astimezone()
+            segmentation.InstanceCreationDate = made.strftime("%Y%m%d")
+            segmentation.InstanceCreationTime = made.strftime("%H%M%S.%f")
+            self.server.store(segmentation)
+            label_info["SeriesInstanceUID"] = str(segmentation.SeriesInstanceUID)
+            label_info["segmentations"] = [str(segmentation.SOPInstanceUID)]
+        return LockedDatastore.save_label(self, image_id, label_filename, label_tag, label_info)
 
-    def _download(self, series: str, folder: Path) -> bool:
-        """Save the files of a series as the server has them; False, if it has none."""
-        found = self._client.search_for_series(search_filters={"SeriesInstanceUID": series})
-        if not found:
+    def _lock(self, name: str) -> FileLock:
+        """Whatever is copied is copied once, and keeps nothing else waiting."""
+        return FileLock(Path(self._datastore_path) / f".lock_of_{name}")
+
+    def _copy_scan(self, image_id: str, file: Path) -> bool:
+        # What is there without the file is of a download that was cut short.
+        folder = file.with_name(image_id)
+        shutil.rmtree(folder, ignore_errors=True)
+        series = self.server.download(image_id, folder)
+        if series is None:
             return False
-        folder.mkdir(exist_ok=True)
-        # Any transfer syntax: without it a server must unpack compressed scans, and not all can.
-        study = str(Dataset.from_json(found[0]).StudyInstanceUID)
-        for instance in self._client.retrieve_series(study, series, media_types=(("application/dicom", "*"),)):
-            instance.save_as(folder / f"{instance.SOPInstanceUID}.dcm")
+        info = {key: str(value) for key in SHOWN if (value := first(series, key)) is not None}
+        with tempfile.TemporaryDirectory() as converted:
+            scan = Path(converted, file.name)
+            try:
+                save_as_nifti(str(folder), scan)
+            except InputError as error:
+                raise InputError(str(error).replace(str(folder), f"image {image_id}")) from error
+            LockedDatastore.add_image(self, image_id, str(scan), info)
         return True
 
-    def _segmentations(self) -> dict[str, str]:
-        """The newest DICOM SEG by the series that it refers to."""
-        there = []
-        for entry in self._client.search_for_series(search_filters={"Modality": "SEG"}):
-            found = Dataset.from_json(entry)
-            series = str(found.SeriesInstanceUID)
-            if series not in self._segmentations_seen:
-                metadata = self._client.retrieve_series_metadata(str(found.StudyInstanceUID), series)
-                one = Dataset.from_json(metadata[0])
-                when = f"{one.get('SeriesDate') or one.get('ContentDate')} {one.get('SeriesTime') or ''}"
-                refers = one.get("ReferencedSeriesSequence")
-                image = str(refers[0].SeriesInstanceUID) if refers else ""
-                self._segmentations_seen[series] = (when, series, image)
-            there.append(self._segmentations_seen[series])
-        return {image: series for _, series, image in sorted(there)}
+    def _copy_label(self, image: str, segmentations: list[Segmentation]) -> None:
+        """Have what the DICOM SEGs of a scan say as its final label on this machine."""
+        try:
+            chosen = current(segmentations)
+            instances = [one.instance for one in chosen]
 
-    def _download_labeled_data(self) -> None:
-        for image in self.get_labeled_images():
-            self.get_label_uri(image, FINAL)
+            def is_copied() -> bool:
+                return self.get_label_info(image, FINAL).get("segmentations") == instances
+
+            if not is_copied():
+                scan = self.get_image_uri(image)
+                if not scan:
+                    raise InputError("found no scan, expected one: it was deleted on the DICOM server.")
+                with self._lock(f"label_of_{image}"), tempfile.TemporaryDirectory() as folder:
+                    # Someone may have done it meanwhile.
+                    if not is_copied():
+                        file = Path(folder) / "label.nii.gz"
+                        datasets = [self.server.instance(one.study, one.series, one.instance) for one in chosen]
+                        segments = write_label(datasets, Path(scan), file)
+                        info = {"segmentations": instances, "label_info": segments}
+                        LockedDatastore.save_label(self, image, str(file), FINAL, info)
+        except DicomServerError:
+            raise
+        except InputError as error:
+            said = f"label of {image}: {error}"
+            self._bad_labels[image] = segmentations, said
+            raise InputError(said) from error
+        self._bad_labels.pop(image, None)
+
+    def _segmentations(self) -> dict[str, list[Segmentation]]:
+        """All DICOM SEGs by the scan that they belong to; those that belong to none are named in the status."""
+        found: dict[str, list[Segmentation]] = {}
+        headers, bad = {}, {}
+        for entry in self.server.search(Modality="SEG"):
+            study, series = str(first(entry, "StudyInstanceUID")), str(first(entry, "SeriesInstanceUID"))
+            key = series, first(entry, "NumberOfSeriesRelatedInstances")
+            try:
+                # Of a server that does not say how many there are, there may be more than before.
+                headers[key] = (self._headers.get(key) if key[1] else None) or self._describe(study, series)
+            except DicomServerError:
+                raise
+            except InputError as error:
+                bad[series] = f"DICOM SEG: {error}"
+                continue
+            for one in headers[key]:
+                for scan in one.scans:
+                    found.setdefault(scan, []).append(one)
+                if not one.scans:
+                    bad[series] = (
+                        f"DICOM SEG {one.instance}: found no series of the server that it belongs to, expected one: "
+                        "export it anew."
+                    )
+        for series in bad.keys() - self._bad_series.keys():
+            logger.warning("%s", bad[series])
+        self._headers, self._bad_series, self._last_segmentations = headers, bad, found
+        return found
+
+    def _describe(self, study: str, series: str) -> list[Segmentation]:
+        headers = self.server.metadata(study, series)
+        try:
+            found = [describe(header, study, series) for header in headers]
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"series {series}: found a header that is no DICOM JSON ({error}), expected one: export it anew."
+            ) from error
+        # Older writers name instances alone.
+        return [
+            replace(one, scans=tuple(filter(None, [self.server.series_of(study, one.source)])))
+            if one.source and not one.scans
+            else one
+            for one in found
+        ]
 
 
-def convert_segmentation(source: Path, scan: Path, target: Path) -> list[dict[str, Any]]:
-    """Write a DICOM SEG as NIfTI, uint8, on the grid of a scan.
+def _write_segmentation(scan: Path, label: str, segments: list[dict[str, Any]]) -> Dataset:
+    """A label map as DICOM SEG.
 
     Args:
-        source: the DICOM SEG.
-        scan: NIfTI file.
-        target: NIfTI file to write.
-
-    Returns:
-        `name` and value (`idx`) of each segment.
-
-    Raises:
-        InputError: for segments that overlap or are not binary.
+        scan: folder with the DICOM files.
+        label: NIfTI file.
+        segments: what is said of each value, in their order.
     """
+    file = Path(nifti_to_dicom_seg(str(scan), label, segments))
     try:
-        label = pydicom_seg.MultiClassReader().read(pydicom.dcmread(source))
-    except ValueError as error:
+        return pydicom.dcmread(file)
+    except FileNotFoundError as error:
         raise InputError(
-            f"DICOM SEG for {scan.name}: found one that is no label map ({error}), expected binary segments that do "
-            "not overlap: export it anew."
+            f"label of {scan.name}: found that itkimage2segimage cannot write it as DICOM SEG, expected it to: see the "
+            "server's log."
         ) from error
-    grid = SimpleITK.ReadImage(str(scan))
-    nearest = SimpleITK.sitkNearestNeighbor
-    SimpleITK.WriteImage(
-        SimpleITK.Resample(label.image, grid, SimpleITK.Transform(), nearest, 0, SimpleITK.sitkUInt8), str(target)
-    )
-    return [{"name": str(segment.SegmentLabel), "idx": value} for value, segment in label.segment_infos.items()]
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def _named(info: Mapping[str, Any], values: set[int]) -> list[dict[str, Any]]:

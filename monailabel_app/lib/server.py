@@ -29,6 +29,7 @@ from monailabel.interfaces.exception import (
 from monailabel.utils.others.generic import remove_file
 
 from lib.checks import check_requests
+from lib.dicom_server import DicomServerError
 from lib.studies import before
 from lib.transport import Threads, UploadLimit
 from liverseg.errors import InputError, sentence
@@ -60,7 +61,8 @@ def mend(server: FastAPI, inferences: int, max_upload_mb: int) -> None:
 def answer_with_sentences(server: FastAPI) -> None:
     """Answer errors with `{"detail": sentence}`, where MONAI Label answers with a bare 500.
 
-    400 for what the user can mend, 404 for an image or a label that is not there, 500 for the rest. All are in the
+    400 for what the user can mend, 404 for an image or a label that is not there, 503 for a DICOM server that does not
+    answer, 500 for the rest. All are in the
     server's log, as OHIF shows none of them; those of 500 with the traceback. Only the log says in which folders of the
     server a file is.
     """
@@ -90,7 +92,7 @@ def _status(request: Request, error: Exception) -> tuple[int, Any]:
         return 400 if error.error == MONAILabelError.INVALID_INPUT else 500, error.msg
     said = sentence(error)
     if said:
-        return 400, said
+        return 503 if isinstance(error, DicomServerError) else 400, said
     # MONAI wraps what fails in a config in errors that say nothing of it.
     while error.__cause__ is not None:
         error = error.__cause__  # type: ignore[assignment]

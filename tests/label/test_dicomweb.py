@@ -12,45 +12,29 @@ import pytest
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 import SimpleITK
+from dicom_studies import (
+    AFFINE,
+    COLUMN,
+    ORIGIN,
+    ROW,
+    SCAN,
+    SERIES,
+    SHAPE,
+    SPACING,
+    STUDY,
+    make_scan,
+    make_segmentation,
+    make_slice,
+)
 from dicomweb_client import DICOMfileClient
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
 
-from lib.dicomweb import DicomwebDatastore, connect
+from lib.activelearning.next_scan import First
+from lib.dicomweb import DicomwebDatastore
 from liverseg.errors import InputError
 
-STUDY, SERIES, MIXED, TILTED = "1.2.3", "1.2.3.4", "1.2.3.5", "1.2.3.6"
-SHAPE = (9, 7, 5)
-# Rows and columns are tilted, voxels have three sizes; LPS in mm.
-ROW, COLUMN = np.array([0.8, 0.6, 0]), np.array([-0.6, 0.8, 0])
-SPACING = (1.5, 2.0, 4.0)
-ORIGIN = np.array([-20.0, 30, 5])
-SCAN = np.random.default_rng(0).integers(-900, 900, SHAPE).astype(np.int16)
-AFFINE = np.diag([-1, -1, 1, 1]) @ np.block(
-    [[np.stack([ROW, COLUMN, [0, 0, 1]], 1) * SPACING, ORIGIN[:, None]], [np.zeros((1, 3)), 1]]
-)
-
-
-def write_slice(folder: Path, series: str, number: int, pixels: np.ndarray, aside_mm: float = 0) -> None:
-    one = Dataset()
-    one.file_meta = FileMetaDataset()
-    one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    one.file_meta.MediaStorageSOPClassUID = one.SOPClassUID = CTImageStorage
-    one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID = UID(f"{series}.{number + 1}")
-    one.is_little_endian, one.is_implicit_VR = True, False
-    one.StudyInstanceUID, one.SeriesInstanceUID, one.FrameOfReferenceUID = STUDY, series, "1.2.3.9"
-    one.Modality, one.PatientID, one.PatientName, one.StudyDate, one.StudyTime = "CT", "p", "p", "20260101", "120000"
-    one.PatientSex = one.PatientBirthDate = one.StudyID = one.AccessionNumber = one.ReferringPhysicianName = ""
-    one.SeriesNumber, one.InstanceNumber = 1, number + 1
-    one.ImagePositionPatient = (ORIGIN + number * (np.array([0, 0, SPACING[2]]) + aside_mm * COLUMN)).tolist()
-    one.ImageOrientationPatient = [*ROW, *COLUMN]
-    one.PixelSpacing, one.SliceThickness = [SPACING[1], SPACING[0]], SPACING[2]
-    one.Rows, one.Columns = pixels.shape[1], pixels.shape[0]
-    one.SamplesPerPixel, one.PhotometricInterpretation, one.PixelRepresentation = 1, "MONOCHROME2", 1
-    one.BitsAllocated = one.BitsStored = 16
-    one.HighBit, one.RescaleIntercept, one.RescaleSlope = 15, 0, 1
-    one.PixelData = np.ascontiguousarray(pixels.T).tobytes()
-    one.save_as(folder / f"{series}_{number}.dcm", write_like_original=False)
+MIXED, TILTED, OTHER = "1.2.3.5", "1.2.3.6", "1.2.3.8"
 
 
 def spot(number: int) -> np.ndarray:
@@ -64,13 +48,10 @@ def spot(number: int) -> np.ndarray:
 def client(tmp_path):
     folder = tmp_path / "dicom"
     folder.mkdir()
-    # Files are in another order than slices.
-    for number in (3, 0, 4, 1, 2):
-        write_slice(folder, SERIES, number, SCAN[:, :, number])
-    for number in (0, 1):
-        write_slice(folder, MIXED, number, SCAN[: 9 - number, :, number])
-    for number in range(5):
-        write_slice(folder, TILTED, number, spot(number), aside_mm=3.0)
+    mixed = [make_slice(MIXED, number, SCAN[: 9 - number, :, number]) for number in (0, 1)]
+    tilted = [make_slice(TILTED, number, spot(number), aside_mm=3.0) for number in range(5)]
+    for number, one in enumerate([*make_scan(), *mixed, *tilted]):
+        one.save_as(folder / f"{number}.dcm", write_like_original=False)
     return DICOMfileClient(url=folder.as_uri(), in_memory=True, update_db=True)
 
 
@@ -137,7 +118,7 @@ def test_a_tilted_scan_lies_where_it_was_taken_for_itk_too(store):
 def test_what_is_left_of_a_download_that_was_cut_short_is_not_taken_for_the_scan(store):
     part = Path(store._datastore.image_path()) / SERIES
     part.mkdir()
-    write_slice(part, SERIES, 0, SCAN[:, :, 0])
+    make_slice(SERIES, 0, SCAN[:, :, 0]).save_as(part / "00000.dcm", write_like_original=False)
     assert load(store.get_image_uri(SERIES)).shape == SHAPE
 
 
@@ -213,6 +194,162 @@ def test_the_newest_dicom_seg_counts_whoever_sent_it(store, client, tmp_path):
     assert store.get_label_info(SERIES, "final")["label_info"] == [{"name": "lesion", "idx": 1}]
 
 
+def blocks(*names: str) -> dict[str, np.ndarray]:
+    """Segments beside each other."""
+    return {name: drawn(*[0] * number, 1) > 0 for number, name in enumerate(names)}
+
+
+def names_of(store: DicomwebDatastore, image: str = SERIES) -> set[str]:
+    """Of the segments in the label of a scan."""
+    label = np.unique(np.asanyarray(load(store.get_label_uri(image, "final")).dataobj))
+    return {one["name"] for one in store.get_label_info(image, "final")["label_info"] if one["idx"] in label}
+
+
+def test_of_labels_that_are_saved_in_one_second_the_last_counts(store, new_store, tmp_path):
+    for name in ("spleen", "liver"):
+        save(store, tmp_path, drawn(1), {"label_info": [{"name": name, "idx": 1}]})
+    assert names_of(store) == names_of(new_store()) == {"liver"}
+
+
+def test_what_is_saved_last_counts_though_another_programs_clock_is_fast(store, new_store, client, tmp_path):
+    client.store_instances([make_segmentation(blocks("liver"), ContentDate="20990101")])
+    save(store, tmp_path, drawn(1), {"label_info": [{"name": "spleen", "idx": 1}]})
+    assert names_of(store) == names_of(new_store()) == {"spleen"}
+
+
+def test_all_instances_of_a_series_count(store, client):
+    one, other = (make_segmentation({name: mask}) for name, mask in blocks("liver", "spleen").items())
+    other.SeriesInstanceUID = one.SeriesInstanceUID
+    client.store_instances([one])
+    assert names_of(store) == {"liver"}
+    client.store_instances([other])
+    assert names_of(store) == {"liver", "spleen"}
+
+
+def test_one_dicom_seg_for_each_organ(store, client):
+    client.store_instances([make_segmentation({name: mask}) for name, mask in blocks("liver", "spleen").items()])
+    (item,) = store.datalist()
+    assert np.array_equal(np.asanyarray(load(item["label"]).dataobj) > 0, drawn(1, 1) > 0)
+    assert names_of(store) == {"liver", "spleen"}
+
+
+def test_a_correction_that_says_only_when_its_content_was_made(store, client):
+    first = make_segmentation(blocks("liver", "lesion"), SeriesDate="20260102", SeriesTime="120000")
+    client.store_instances([first, make_segmentation(blocks("liver"), ContentTime="120000.5")])
+    assert names_of(store) == {"liver"}
+
+
+def test_a_dicom_seg_that_names_only_instances(store, client):
+    source = Dataset()
+    source.ReferencedSOPInstanceUID = f"{SERIES}.3"
+    derivation = Dataset()
+    derivation.SourceImageSequence = [source]
+    segmentation = make_segmentation(blocks("liver"), scan="")
+    segmentation.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence = [derivation]
+    client.store_instances([segmentation])
+    assert store.get_labeled_images() == [SERIES] and names_of(store) == {"liver"}
+
+
+def test_a_dicom_seg_of_several_series(store, client):
+    client.store_instances(make_scan(OTHER))
+    segmentation = make_segmentation(blocks("liver"))
+    segmentation.ReferencedSeriesSequence.append(
+        make_segmentation(blocks("liver"), scan=OTHER).ReferencedSeriesSequence[0]
+    )
+    client.store_instances([segmentation])
+    assert set(store.get_labeled_images()) == {SERIES, OTHER}
+    assert names_of(store, OTHER) == {"liver"}
+
+
+def overlapping() -> Dataset:
+    return make_segmentation({"liver": drawn(1) > 0, "spleen": drawn(1) > 0}, scan=OTHER)
+
+
+def of_another_type() -> Dataset:
+    return make_segmentation(blocks("liver"), scan=OTHER, SegmentationType="CONTOUR")
+
+
+def damaged() -> Dataset:
+    return make_segmentation(blocks("liver"), scan=OTHER, PixelData=b"\0\0")
+
+
+def elsewhere() -> Dataset:
+    segmentation = make_segmentation(blocks("liver"), scan=OTHER)
+    for group in segmentation.PerFrameFunctionalGroupsSequence:
+        group.PlanePositionSequence[0].ImagePositionPatient[2] += 1000
+    return segmentation
+
+
+@pytest.mark.parametrize("bad", [overlapping, of_another_type, damaged, elsewhere])
+def test_a_label_that_cannot_be_read_hides_no_other(store, client, bad):
+    client.store_instances([*make_scan(OTHER), bad(), make_segmentation(blocks("liver"))])
+    there = store.status()
+    assert there["completed"] == 2
+    # What trains, what is drawn next, what is listed and what is given away.
+    assert store.get_labeled_images() == [SERIES]
+    assert not {SERIES, OTHER} & set(store.get_unlabeled_images()) and MIXED in store.get_unlabeled_images()
+    assert [item["image"] for item in store.datalist()] == [store.get_image_uri(SERIES)]
+    assert names_of(store) == {"liver"}
+    with pytest.raises(InputError, match=rf"label of {OTHER}: DICOM SEG .*: found .*, expected .*: ") as error:
+        store.get_label_uri(OTHER, "final")
+    status = store.status()
+    assert status == {
+        **there,
+        "label_tags": {"final": 1},
+        "completed": 1,
+        "unreadable_labels": {OTHER: str(error.value)},
+    }
+
+    corrected = make_segmentation(blocks("liver"), scan=OTHER, ContentDate="20260103")
+    client.store_instances([corrected])
+    assert set(store.get_labeled_images()) == {SERIES, OTHER}
+    assert store.status()["unreadable_labels"] == {}
+
+
+def test_what_was_read_before_is_not_given_for_what_cannot_be_read(store, client):
+    client.store_instances([*make_scan(OTHER), make_segmentation(blocks("liver"), scan=OTHER)])
+    assert names_of(store, OTHER) == {"liver"}
+    newer = overlapping()
+    newer.ContentDate = "20260103"
+    client.store_instances([newer])
+    assert store.datalist() == []
+    with pytest.raises(InputError, match="liver and spleen overlap"):
+        store.get_label_uri(OTHER, "final")
+
+
+def test_a_dicom_seg_of_no_scan_is_named(store, client):
+    segmentation = make_segmentation(blocks("liver"), scan="")
+    client.store_instances([segmentation, make_segmentation(blocks("liver"))])
+    assert store.get_labeled_images() == [SERIES]
+    said = store.status()["unreadable_labels"]
+    assert (
+        list(said) == [segmentation.SeriesInstanceUID]
+        and "found no series of the server" in said[segmentation.SeriesInstanceUID]
+    )
+
+
+def test_a_series_that_is_no_volume_keeps_nobody_from_the_next_scan(store, client):
+    client.store_instances(make_scan(OTHER))
+    following = First("by name", 60)
+    given = [following({"client_id": "a"}, store)["id"] for _ in range(4)]
+    assert {SERIES, OTHER} < {*given, MIXED} and MIXED not in given
+    assert list(store.status()["unreadable_scans"]) == [MIXED] and MIXED not in store.get_unlabeled_images()
+
+
+def test_what_would_come_back_is_not_removed(store, client, tmp_path):
+    save(store, tmp_path, drawn(1), {"label_info": [{"name": "liver", "idx": 1}]})
+    for remove in (
+        lambda: store.remove_image(SERIES),
+        lambda: store.remove_label(SERIES, "final"),
+        lambda: store.remove_label(SERIES, "*"),
+    ):
+        with pytest.raises(InputError, match="expected to delete it there"):
+            remove()
+    store.save_label(SERIES, store.get_label_uri(SERIES, "final"), "original", {})
+    store.remove_label(SERIES, "original")
+    assert store.get_label_uri(SERIES, "original") == "" and store.get_label_uri(SERIES, "final")
+
+
 def test_a_label_without_a_segment_is_refused(store, tmp_path):
     with pytest.raises(InputError, match="found no segment"):
         save(store, tmp_path, np.zeros(SHAPE), {})
@@ -221,8 +358,3 @@ def test_a_label_without_a_segment_is_refused(store, tmp_path):
 def test_an_upload_is_refused(store, tmp_path):
     with pytest.raises(InputError, match="send it there as DICOM"):
         store.add_image("a", str(tmp_path / "a.nii.gz"), {})
-
-
-def test_a_server_that_is_not_there_is_said():
-    with pytest.raises(InputError, match=r"no DICOMweb server at http://127\.0\.0\.1:9"):
-        connect("http://127.0.0.1:9/dicom-web")

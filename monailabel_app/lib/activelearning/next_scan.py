@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
 from abc import abstractmethod
@@ -13,7 +14,11 @@ from fastapi import HTTPException
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
 
+from lib.dicom_server import DicomServerError
 from lib.scoring.scores import Scores
+from liverseg.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 _choosing = threading.Lock()
 
@@ -63,11 +68,16 @@ class NextScan(Strategy):
             # A scan may be removed between the two lists.
             free = [image for image in images if image in every and image not in held]
             order = self.order(free, request, datastore)
-            if not order:
-                return None
-            image = min(order, key=lambda image: every[image].get(annotator, 0.0))
-            datastore.update_image_info(image, {"served": {**every[image], annotator: time.time()}})
-        return {"id": image, **order[image]}
+            # A scan that cannot be copied from a DICOM server keeps nobody from the next one.
+            for image in sorted(order, key=lambda image: every[image].get(annotator, 0.0)):
+                try:
+                    datastore.update_image_info(image, {"served": {**every[image], annotator: time.time()}})
+                    return {"id": image, **order[image]}
+                except DicomServerError:
+                    raise
+                except InputError as error:
+                    logger.warning("%s is left out: %s", image, error)
+        return None
 
 
 class First(NextScan):

@@ -21,6 +21,7 @@ from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
 from lib.bundles import Bundle
+from lib.dicom_server import DicomServerError
 from lib.infers.segment import Segmentation
 from lib.scoring.entropy import EntropyMeter
 from lib.trainers.scans import items
@@ -111,7 +112,7 @@ class Scores(ScoringMethod):
                 logger.warning("%s of %s: %s", self.name, image, said, exc_info=sentence(error) is None)
                 failed[image] = said
                 # It says nothing of the scan.
-                if sentence(error) is None:
+                if sentence(error) is None or isinstance(error, DicomServerError):
                     continue
                 result = {"error": said}
             try:
