@@ -30,7 +30,7 @@ LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 
 
 def make_slice(series: str, number: int, pixels: np.ndarray, aside_mm: float = 0) -> Dataset:
-    """Slice `number` of a CT, (columns, rows); `aside_mm` moves each against the one before, as a tilted gantry does."""
+    """Slice `number` of a CT, (columns, rows); `aside_mm` moves each against the one before, as gantry tilt does."""
     one = _instance(CTImageStorage, f"{series}.{number + 1}", series, "CT")
     one.SeriesNumber, one.InstanceNumber = 1, number + 1
     one.ImagePositionPatient = (ORIGIN + number * (SPACING[2] * NORMAL + aside_mm * COLUMN)).tolist()
