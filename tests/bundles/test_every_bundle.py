@@ -137,7 +137,7 @@ def test_cascade_is_trained_by_stages_and_rounds_and_gives_one_mask(dataset, tmp
     folder = BUNDLE.parent / "cascade_lits" / "configs"
     settings = {
         **{"bundle_root": str(tmp_path), "dataset_dir": str(dataset)},
-        **{"localise_network#first_filters": 8, "network_def#first_filters": 4},
+        **{"localise_network#first_filters": 8, "tune_network#first_filters": 4},
         **{"localise_spacing": [6.0, 6.0, -1.0], "spacing": [6.0, 6.0, 6.0]},
     }
     short = {"localise_size": [48, 48], "spatial_size": [48, 48], "max_epochs": 1, "slices_per_volume": 2}

@@ -33,7 +33,7 @@ TWO_D = {"stage_network#first_filters": 4, "spatial_size": [32, 32], "amp": Fals
 CASCADE = {
     "localise_spacing": [-1, -1],
     "spacing": [-1, -1, -1],
-    "network_def#first_filters": 4,
+    "tune_network#first_filters": 4,
     "localise_network#first_filters": 4,
     "localise_crf": "@localise_crfs#none",
     "liver_cleaning": "@liver_cleanings#none",
