@@ -48,7 +48,7 @@ def read_volume(path: str) -> Volume:
     except Exception as error:
         raise InputError(
             f"{path}: not readable as a volume ({_reason(error)}), expected a whole NIfTI file or a folder "
-            "with one DICOM series (which needs liverseg[dicom]): replace it or remove the scan."
+            "with one DICOM series (which needs pydicom): replace it or remove the scan."
         ) from error
 
 

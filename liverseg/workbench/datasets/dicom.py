@@ -46,7 +46,8 @@ def require_pydicom() -> None:
         import pydicom  # noqa: F401
     except ImportError as error:
         raise InputError(
-            "pydicom is not installed, expected it for a data set of DICOM files: pip install 'liverseg[dicom]'."
+            "pydicom is not installed, expected it for a data set of DICOM files: pip install pydicom pylibjpeg "
+            "pylibjpeg-openjpeg."
         ) from error
 
 
