@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from dataset_trees import write_series
 from monai.bundle import ConfigParser
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from readme_commands import commands
 
 from liverseg.networks import merge_weights
 from liverseg.workbench.zoo.build import build_archive
@@ -55,22 +55,6 @@ TRAINING = {
 }
 # What `torchrun --nproc_per_node 1` sets.
 ONE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-
-
-def commands(readme: Path, folder: Path) -> list[list[str]]:
-    """The commands of its shell blocks, as a shell starts them: in their order, with their arguments."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", readme.read_text(), re.DOTALL | re.MULTILINE)
-    record, bin_folder = folder / "record", folder / "bin"
-    bin_folder.mkdir()
-    for name in ("python", "torchrun", "liverseg", "…"):
-        (bin_folder / name).write_text(
-            f'#!/bin/sh\nprintf "%s\\037" {name} "$@" >> {record}\nprintf "\\036" >> {record}\n'
-        )
-        (bin_folder / name).chmod(0o755)
-    subprocess.run(
-        ["bash", "-ec", "\n".join(blocks)], cwd=folder, env={"PATH": f"{bin_folder}:/usr/bin:/bin"}, check=True
-    )
-    return [line.split("\037")[:-1] for line in record.read_text().split("\036")[:-1]]
 
 
 @cache
@@ -219,7 +203,24 @@ def test_the_readme_is_right_where_an_archive_was_unpacked(name, tmp_path):
     for mask in masks.values():
         assert mask.get_data_dtype() == np.uint8
         assert set(np.unique(mask.dataobj)) <= set(map(int, labels))
+    if chain:
+        check_one_file_of_all(folder, source)
     check_export(folder, name, described["network_data_format"]["inputs"]["image"])
+
+
+def check_one_file_of_all(folder: Path, source: Path) -> None:
+    """`models/model.pt` has the network that was trained since, and of the others what came with the archive."""
+    parser = ConfigParser()
+    parser.read_config(folder / "configs" / "train.json")
+    parser["bundle_root"] = str(folder)
+    merged = torch.load(folder / "models" / "model.pt", weights_only=True)
+    before = torch.load(source / "models" / "model.pt", weights_only=True)
+    changed = set()
+    for name, path in parser.get_parsed_content("stage_models").items():
+        for key, value in torch.load(path, weights_only=True).items():
+            assert torch.equal(merged[f"{name}.{key}"], value)
+            changed |= {name} if not torch.equal(before[f"{name}.{key}"], value) else set()
+    assert len(changed) == 1
 
 
 def check_export(folder: Path, name: str, image: dict) -> None:
