@@ -41,8 +41,7 @@ class CascadeNetworks(nn.ModuleDict):
         planes: Sequence[str] = tuple(PLANE_AXES),
     ) -> None:
         parts = {"localise": localise, **dict.fromkeys(planes, tune)}
-        self.parts = [(target, part) for target in targets for part in parts]
-        super().__init__({f"{target}_{part}": copy.deepcopy(parts[part]) for target, part in self.parts})
+        super().__init__({f"{target}_{part}": copy.deepcopy(parts[part]) for target in targets for part in parts})
         self.number_of_planes = len(planes)
         self.channels = {f"{target}_{plane}": targets.index(target) for target in targets for plane in planes}
         self.axes = {name: list(PLANE_AXES[name.split("_")[1]]) for name in self.channels}
@@ -72,24 +71,6 @@ class CascadeNetworks(nn.ModuleDict):
             return torch.cat([-margins, margins], dim=1)
         return lesions_in_liver(margins[:, :1], margins[:, 1:])
 
-    def weights_in(self, folder: str | os.PathLike[str], number: int | None = None) -> str | dict[str, str]:
-        """Where training leaves the weights: `<folder>/model.pt`, written once all networks of the bundle are trained.
-
-        Before that, and for a round, it is a file for each network, `<folder>/<target>/<part>/model.pt`.
-
-        Args:
-            folder: the bundle's `ckpt_dir`.
-            number: of tuning networks, those of this round in place of the best.
-        """
-        merged = Path(folder, "model.pt")
-        if number is None and merged.is_file():
-            return str(merged)
-        paths = {}
-        for target, part in self.parts:
-            rounds = () if number is None or part == "localise" else ("rounds", str(number))
-            paths[f"{target}_{part}"] = str(Path(folder, target, part, *rounds, "model.pt"))
-        return paths
-
     def load_weights(self, paths: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]) -> None:
         """Load the weights of each network.
 
@@ -112,3 +93,31 @@ class CascadeNetworks(nn.ModuleDict):
             "give weights made with these networks and this config, or leave out what they lack with planes and "
             "segmented_targets",
         )
+
+
+def cascade_weights(
+    folder: str | os.PathLike[str],
+    targets: Sequence[str] = TARGETS,
+    planes: Sequence[str] = tuple(PLANE_AXES),
+    number: int | None = None,
+) -> str | dict[str, str]:
+    """Where the training of a cascade leaves the weights of `CascadeNetworks` of these targets and planes.
+
+    It is `<folder>/model.pt`, written once all networks of the bundle are trained. Before that, and for a round,
+    each network has a file, `<folder>/<target>/<part>/model.pt`.
+
+    Args:
+        folder: the bundle's `ckpt_dir`.
+        targets: as of `CascadeNetworks`.
+        planes: as of `CascadeNetworks`.
+        number: of tuning networks, those of this round in place of the best.
+    """
+    merged = Path(folder, "model.pt")
+    if number is None and merged.is_file():
+        return str(merged)
+    rounds = () if number is None else ("rounds", str(number))
+    paths = {}
+    for target in targets:
+        paths[f"{target}_localise"] = str(Path(folder, target, "localise", "model.pt"))
+        paths |= {f"{target}_{plane}": str(Path(folder, target, plane, *rounds, "model.pt")) for plane in planes}
+    return paths

@@ -10,19 +10,22 @@ from torch import nn
 
 from liverseg.errors import InputError
 from liverseg.handlers import WeightsLoader
-from liverseg.networks import CascadeNetworks, TuningNet, UNet, merge_weights
+from liverseg.networks import CascadeNetworks, TuningNet, UNet, cascade_weights, merge_weights
 
 NAMES = ["liver_localise", "liver_axial", "liver_sagittal", "lesion_localise", "lesion_axial", "lesion_sagittal"]
 
 
+PLANES = ["axial", "sagittal"]
+
+
 def small_cascade(**options) -> CascadeNetworks:
     localise, tune = nn.Conv2d(1, 1, 1), nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 1, 1))
-    return CascadeNetworks(localise, tune, **{"planes": ["axial", "sagittal"], **options})
+    return CascadeNetworks(localise, tune, **{"planes": PLANES, **options})
 
 
 def write_weights(network: CascadeNetworks, folder) -> dict[str, str]:
     """Random weights of each network where training leaves them."""
-    paths = network.weights_in(folder)
+    paths = cascade_weights(folder, planes=PLANES)
     for number, (name, path) in enumerate(paths.items()):
         for parameter in network[name].parameters():
             nn.init.constant_(parameter, number)
@@ -47,12 +50,12 @@ def test_the_copies_share_no_parameters():
 
 
 def test_weights_are_where_training_leaves_them(tmp_path):
-    paths = small_cascade().weights_in(tmp_path)
+    paths = cascade_weights(tmp_path, planes=PLANES)
     assert paths == {name: str(tmp_path / name.replace("_", "/") / "model.pt") for name in NAMES}
 
 
 def test_those_of_a_round_are_of_the_tuning_networks(tmp_path):
-    paths = small_cascade(targets=["lesion"], planes=["axial"]).weights_in(tmp_path, 0)
+    paths = cascade_weights(tmp_path, ["lesion"], ["axial"], 0)
     assert paths == {
         "lesion_localise": str(tmp_path / "lesion" / "localise" / "model.pt"),
         "lesion_axial": str(tmp_path / "lesion" / "axial" / "rounds" / "0" / "model.pt"),
@@ -70,23 +73,23 @@ def test_each_network_loads_its_own_weights(tmp_path):
 
 def test_all_trained_are_one_file_and_before_that_there_is_none(tmp_path, caplog):
     source, target = small_cascade(), small_cascade()
-    paths, merged = source.weights_in(tmp_path), tmp_path / "model.pt"
+    paths, merged = cascade_weights(tmp_path, planes=PLANES), tmp_path / "model.pt"
     caplog.set_level("INFO")
     for number, (name, path) in enumerate(write_weights(source, tmp_path).items()):
         content = (tmp_path / path).read_bytes()
         (tmp_path / path).unlink()
         merge_weights(paths, merged)
         assert f"model.pt is made once there is {path}" in caplog.messages[-1]
-        assert source.weights_in(tmp_path) == paths
+        assert cascade_weights(tmp_path, planes=PLANES) == paths
         (tmp_path / path).write_bytes(content)
         assert (number, not merged.exists()) == (NAMES.index(name), True)
     merge_weights(paths, merged)
-    assert target.weights_in(tmp_path) == str(merged)
+    assert cascade_weights(tmp_path, ["liver"]) == str(merged)
     # A round is no part of what is in use.
-    assert target.weights_in(tmp_path, 1)["liver_axial"] == str(
+    assert cascade_weights(tmp_path, number=1)["liver_axial"] == str(
         tmp_path / "liver" / "axial" / "rounds" / "1" / "model.pt"
     )
-    WeightsLoader(target, target.weights_in(tmp_path))(None)
+    WeightsLoader(target, cascade_weights(tmp_path))(None)
     assert all(torch.equal(value, target.state_dict()[key]) for key, value in source.state_dict().items())
 
 
@@ -168,4 +171,4 @@ def test_missing_weights_are_refused(tmp_path):
     with pytest.raises(InputError, match=re.escape("found weights for liver_axial, expected liver_localise, liver_ax")):
         network.load_weights({"liver_axial": "model.pt"})
     with pytest.raises(InputError, match=r"liver/localise/model\.pt can not be read \(No such file"):
-        network.load_weights(network.weights_in(tmp_path))
+        network.load_weights(cascade_weights(tmp_path, ["liver"], ["axial"]))

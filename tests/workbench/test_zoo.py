@@ -209,7 +209,7 @@ def test_config_made_for_another_liverseg(bundle, tmp_path):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers(bundle, tmp_path, value):
     write_models(bundle, "", "spleen", bias=torch.tensor([1.0, value]))
-    with pytest.raises(InputError, match=r"models/model\.pt: found weights that are NaN or infinite \(first: bias\)"):
+    with pytest.raises(InputError, match=r"models/model\.pt: found NaN or infinity .*bias"):
         build_archive(bundle, tmp_path / "dist")
     assert not (tmp_path / "dist").exists()
 

@@ -133,7 +133,8 @@ def _check_weights(path: Path) -> None:
     bad = [name for name, value in read_state_dict(path).items() if not value.isfinite().all()]
     if bad:
         raise InputError(
-            f"{path}: found weights that are NaN or infinite (first: {bad[0]}), expected numbers: train anew."
+            f"{path}: found NaN or infinity in {', '.join(bad[:3])}, expected finite weights: take those of another "
+            "training."
         )
 
 
