@@ -193,6 +193,8 @@ def test_the_readme_is_right_where_an_archive_was_unpacked(name, tmp_path):
 
     summary = json.loads((folder / "eval" / "summary.json").read_text())
     assert (summary["number_of_cases"], len(summary["cases"])) == (1, len(labels) - 1)
+    if "lesion" in labels.values():
+        assert summary["lesions"]["reference_lesions"] == 1
     masks = {path: nib.load(path) for path in (folder / "output").rglob("*.nii.gz")}
     assert len(masks) == 2
     for scan in (nib.load(folder / "scan.nii.gz"), nib.Nifti1Image(np.zeros((48, 40, 8)), AFFINE)):

@@ -300,33 +300,25 @@ def test_clean_environment_is_clean(clean_python, module):
 
 
 @pytest.mark.slow
-def test_downloaded_archive_trains_evaluates_and_infers(clean_python, downloaded, dataset, tmp_path):
+def test_downloaded_archive_trains_in_its_folder_and_infers_from_another(clean_python, downloaded, dataset, tmp_path):
+    """All that its README says is run in `tests/bundles/test_archives.py`."""
+
     def run(workflow, config_file, *arguments, cwd=downloaded):
         options = ["--config_file", config_file, "--dataset_dir", dataset, "--spacing", "[6.0,6.0,-1]", *arguments]
         return clean_python("-m", "monai.bundle", "run", workflow, *options, cwd=cwd)
 
-    few = ["--max_epochs", 2, "--val_interval", 1, "--spatial_size", "[48,48]", "--slices_per_volume", 2]
+    few = ["--max_epochs", 1, "--val_interval", 1, "--spatial_size", "[48,48]", "--slices_per_volume", 2]
     done = run("training", "configs/train.json", *few)
     metrics = json.loads((downloaded / "eval" / "metrics.json").read_text())
     assert json.loads(done.stdout.splitlines()[-1]) == metrics
-    assert metrics["epochs"] == 2
+    assert metrics["epochs"] == 1
     assert 0 <= metrics["best_val_mean_dice"] <= 1
-    assert (downloaded / "models" / "model.pt").is_file()
 
-    run("evaluating", "['configs/train.json','configs/evaluate.json']")
-    assert json.loads((downloaded / "eval" / "summary.json").read_text())
-
-    scan, mask = dataset / "volume-4.nii", "volume-4_liver.nii.gz"
-    run("inference", "configs/inference.json")
-    check_mask(downloaded / "output" / mask, scan)
-
-    away = tmp_path / "away"
+    away, scan, mask = tmp_path / "away", dataset / "volume-4.nii", "volume-4_liver.nii.gz"
     away.mkdir()
     bundle_root = ["--bundle_root", os.path.relpath(downloaded, away), "--output_dir", "masks"]
     run("inference", downloaded / "configs" / "inference.json", *bundle_root, cwd=away)
     check_mask(away / "masks" / mask, scan)
-    masks = [nib.load(folder / mask).get_fdata() for folder in (downloaded / "output", away / "masks")]
-    assert np.array_equal(*masks)
 
 
 LOAD = """
