@@ -24,22 +24,28 @@ def require(version: str) -> ModuleType:
     set LIVERSEG_TRACEBACK=1 to see where they came from.
 
     Args:
-        version: `MAJOR.MINOR`, as in the config.
+        version: `MAJOR.MINOR`, as in the config; in an archive with the patch, for the code is in the archive.
 
     Raises:
         InputError: when the liverseg found is of another version, and as `check_command`.
     """
     if is_command_line():
         sys.excepthook = print_sentence
-    if liverseg.__version__.split(".")[:2] != version.split(".")[:2]:
+    if not is_version(version):
         raise InputError(
             f"{Path(liverseg.__file__).parent}: found liverseg {liverseg.__version__}, expected {version} for this "
-            f"bundle: install liverseg {version}, or run bundles of different versions in processes of their own."
+            "bundle: run it in a process of its own, started in its folder if there is a liverseg in it, and else with "
+            f"liverseg {version} installed."
         )
     for room in ("chain", "data", "handlers", "networks"):
         importlib.import_module(f"liverseg.{room}")
     check_command()
     return liverseg
+
+
+def is_version(version: str) -> bool:
+    """Whether this liverseg is of `version`, as far as that says: of 0.1 are all 0.1.x."""
+    return liverseg.__version__.split(".")[: len(version.split("."))] == version.split(".")
 
 
 def is_true(value: bool | str) -> bool:

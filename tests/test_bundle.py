@@ -14,9 +14,15 @@ def test_require_gives_the_package_with_its_rooms():
     assert liverseg.networks.DeepLabV3Plus
 
 
-@pytest.mark.parametrize("version", ["0.2", "1.1", "0.10"])
+def test_an_archive_asks_for_the_patch_that_is_in_it():
+    assert require("0.1.0") is liverseg
+
+
+@pytest.mark.parametrize("version", ["0.2", "1.1", "0.10", "0.1.1", "0.1.00"])
 def test_another_version_says_which_was_found_where_and_what_to_do(version):
-    with pytest.raises(InputError, match=rf"liverseg: found liverseg 0\.1\.0, expected {version} .*: install"):
+    with pytest.raises(
+        InputError, match=rf"liverseg: found liverseg 0\.1\.0, expected {version} for this bundle: run it in"
+    ):
         require(version)
 
 

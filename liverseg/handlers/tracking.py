@@ -237,7 +237,7 @@ def _import_mlflow() -> Any:
         import mlflow
     except ModuleNotFoundError as error:
         raise InputError(
-            f'--tracking mlflow: found no package {error.name}, expected MLflow: pip install "liverseg[tracking]".'
+            f"--tracking mlflow: found no package {error.name}, expected MLflow: pip install mlflow."
         ) from error
     return mlflow
 

@@ -42,9 +42,11 @@ class WeightsCheckpointLoader:
         """Load the weights, if there are any to load."""
         if self.path is None:
             return
-        if not isinstance(self.path, Mapping):
+        if isinstance(self.network, CascadeNetworks):
+            self.network.load_weights(self.path)
+        elif not isinstance(self.path, Mapping):
             load_weights(self.network, Path(self.path))
-        elif isinstance(self.network, (CascadeNetworks, LiverLesionNetworks, UniclassNetworks)):
+        elif isinstance(self.network, (LiverLesionNetworks, UniclassNetworks)):
             self.network.load_weights(self.path)
         else:
             raise InputError(

@@ -14,14 +14,12 @@ from torch import Tensor
 
 from liverseg.errors import InputError
 from liverseg.inferers.volume_slices import VolumeSliceInferer, affine_of, as_bytes, name_of, part_lesions, plain
+from liverseg.networks.cascade import PLANE_AXES
 from liverseg.transforms.crop import foreground_box
 from liverseg.transforms.localise import LocalisePriord
 
 logger = logging.getLogger(__name__)
 
-# The axes of a volume (x, y, z) in the order (rows, columns, slices) of each plane; as Orientation does it in training
-# with RAS, RSA and ASR.
-PLANE_AXES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
 SLAB = 16
 
 

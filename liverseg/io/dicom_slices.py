@@ -150,7 +150,8 @@ def require_pydicom(path: Path) -> None:
         import pydicom  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f'{path}: pydicom is not installed, expected it for DICOM files: pip install "liverseg[dicom]".'
+            f"{path}: pydicom is not installed, expected it for DICOM files: pip install pydicom pylibjpeg "
+            "pylibjpeg-openjpeg."
         ) from error
 
 

@@ -1,6 +1,6 @@
 """The networks that the bundles' configs name, and how to load their weights."""
 
-from liverseg.networks.cascade import CascadeNetworks
+from liverseg.networks.cascade import CascadeNetworks, cascade_weights
 from liverseg.networks.deeplabv3plus import DeepLabV3Plus
 from liverseg.networks.fcn import FCN8s
 from liverseg.networks.liver_lesion import LiverLesionNetworks
@@ -21,6 +21,7 @@ __all__ = [
     "UNet",
     "UNet3D",
     "UniclassNetworks",
+    "cascade_weights",
     "load_weights",
     "merge_weights",
 ]

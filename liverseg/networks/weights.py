@@ -65,7 +65,7 @@ def load_weights_by_name(networks: Mapping[str, nn.Module], paths: Mapping[str, 
 def merge_weights(paths: Mapping[str, str | os.PathLike[str]], merged: str | os.PathLike[str]) -> None:
     """Write the weights of several networks as those of one that holds them by name, such as `LiverLesionNetworks`.
 
-    As long as one of them is not there, nothing is written.
+    As long as one of them is not there, nothing is written; a file that is there already stays, with a warning.
 
     Args:
         paths: path of the weights of each, by name.
@@ -75,8 +75,14 @@ def merge_weights(paths: Mapping[str, str | os.PathLike[str]], merged: str | os.
         InputError: as `read_state_dict`, and when the file cannot be written.
     """
     missing = [os.fspath(path) for path in paths.values() if not Path(path).is_file()]
-    if missing:
+    if missing and Path(merged).exists():
+        logger.warning(
+            "%s stays as it is, without what was trained since: there is no %s. Copy it there, or move %s away.",
+            *(merged, ", ".join(missing), merged),
+        )
+    elif missing:
         logger.info("%s is made once there is %s.", merged, ", ".join(missing))
+    if missing:
         return
     state = {
         f"{name}.{key}": value for name, path in paths.items() for key, value in read_state_dict(Path(path)).items()

@@ -30,7 +30,7 @@ def _import_densecrf() -> Any:
         from pydensecrf import densecrf
     except ModuleNotFoundError as error:
         raise InputError(
-            'DenseCRF: found no package pydensecrf, expected pydensecrf2: pip install "liverseg[crf]".'
+            "DenseCRF: found no package pydensecrf, expected pydensecrf2: pip install pydensecrf2."
         ) from error
     return densecrf
 

@@ -40,5 +40,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in STUDY_PACKAGES:
             raise
-        print(f'error: found no package {error.name}, expected it: pip install "liverseg[study]".', file=sys.stderr)
+        print(
+            f'error: found no package {error.name}, expected it: pip install ".[study]" in the repository.',
+            file=sys.stderr,
+        )
         sys.exit(1)

@@ -32,29 +32,31 @@ POSTPROCESSINGS = {
 def demo(
     scan: Annotated[Path | None, typer.Option(help="A CT of your own: NIfTI, or a folder of DICOM files.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for everything that the demo writes.")] = Path("demo"),
-    bundle: Annotated[Path, typer.Option(help="The bundle to try.")] = Path("bundles/deeplabv3_liver"),
+    bundle: Annotated[Path, typer.Option(help="The bundle to try, one that finds the liver alone.")] = Path(
+        "bundles/deeplabv3_liver"
+    ),
 ) -> None:
     """Make phantoms, train, evaluate on unseen ones, segment a scan and write a report.
 
-    A second call trains nothing anew: it segments the scan you name. Delete the folder to start over.
+    A second call trains nothing anew: it segments the scan you name. Another bundle gets a folder of its own beside the
+    first one's. Delete the folder to start over.
 
-    Examples: liverseg demo; liverseg demo --scan ct.nii.gz
+    Examples: liverseg demo; liverseg demo --scan ct.nii.gz; liverseg demo --bundle bundles/unet_liver
     """
     from liverseg.io.masks import find_mask
     from liverseg.workbench.report.html import write_report
 
     console = Console()
-    out, bundle = out.resolve(), bundle.resolve()
+    out, bundle = absolute(out), absolute(bundle)
     if scan is not None and not scan.exists():
         raise InputError(f"{scan}: there is no such scan: set SCAN to a NIfTI file or a folder of DICOM files.")
-    training = out / "training"
     test = train_on_phantoms(console, out, bundle, steps=5)
-    paths = _paths(out, bundle)
+    paths, own = _paths(out, bundle), out / bundle.name
 
     console.rule("3/5 Evaluation on phantoms that the training has not seen")
     evaluations = {}
     for name, choice in POSTPROCESSINGS.items():
-        evaluations[name] = out / "evaluation" / choice
+        evaluations[name] = own / "evaluation" / choice
         if not (evaluations[name] / "summary.json").is_file():
             options: dict[str, Any] = {
                 "output_dir": str(evaluations[name]),
@@ -64,19 +66,19 @@ def demo(
 
     console.rule("4/5 Segmentation")
     image = Path(test[0]["image"]) if scan is None else absolute(scan)
-    options = {"output_dir": str(out / "masks"), "spacing": SETTINGS["spacing"], "dataset_dir": str(image)}
+    options = {"output_dir": str(own / "masks"), "spacing": SETTINGS["spacing"], "dataset_dir": str(image)}
     _run(console, bundle, "inference", ["inference"], {**paths, **options})
-    mask = find_mask(out / "masks", image)
+    mask = find_mask(own / "masks", image)
     assert mask is not None
 
     console.rule("5/5 Report")
     write_report(
         out / "report.html",
-        title="Liver segmentation with DeepLab v3+",
-        history=training / "history.csv",
+        title=json.loads((bundle / "configs" / "metadata.json").read_text())["name"],
+        history=own / "training" / "history.csv",
         evaluations=evaluations,
         scans=[(image.name, image, mask, Path(test[0]["label"]) if scan is None else None)],
-        facts=json.loads((training / "metrics.json").read_text()),
+        facts=json.loads((own / "training" / "metrics.json").read_text()),
     )
     console.print(f"Open [bold]{out / 'report.html'}[/bold] in a browser.")
 
@@ -84,13 +86,13 @@ def demo(
 def train_on_phantoms(console: Console, out: Path, bundle: Path, steps: int) -> list[dict[str, Any]]:
     """Make phantoms in `out/phantoms` and train `bundle` on them with `SETTINGS`, each unless it is done.
 
-    The first two of `steps`; the weights are in `out/models`.
+    The first two of `steps`; the weights are in `models` of `out/<name of the bundle>`.
 
     Returns:
         The phantoms that the training has not seen, as items with `image` and `label`.
 
     Raises:
-        InputError: when `bundle` is none, or its training fails.
+        InputError: when `bundle` is none or finds more than the liver, or its training fails.
     """
     from liverseg.data import load_datalist
     from liverseg.workbench.datasets.cli import phantoms
@@ -99,8 +101,15 @@ def train_on_phantoms(console: Console, out: Path, bundle: Path, steps: int) -> 
         raise InputError(
             f"{bundle}: there is no bundle, expected configs/train.json in it: run from the project's root."
         )
+    finds = set(json.loads((bundle / "configs" / "train.json").read_text())["classes"]) - {"background"}
+    # What the report calls the liver is all that the mask holds.
+    if finds != {"liver"}:
+        raise InputError(
+            f"{bundle}: found a bundle of {', '.join(sorted(finds))}, expected one of the liver alone, which is what "
+            "the report shows: choose deeplabv3_liver, unet_liver or fcn_liver."
+        )
     console.rule(f"1/{steps} Phantoms")
-    data, training = out / "phantoms", out / "training"
+    data, training = out / "phantoms", out / bundle.name / "training"
     if not (data / "dataset.json").is_file():
         phantoms(data, cases=20, test=4, shape=(128, 128, 48), spacing=(3.0, 3.0, 5.0))
 
@@ -112,7 +121,11 @@ def train_on_phantoms(console: Console, out: Path, bundle: Path, steps: int) -> 
 
 
 def _paths(out: Path, bundle: Path) -> dict[str, str]:
-    return {"bundle_root": str(bundle), "dataset_dir": str(out / "phantoms"), "ckpt_dir": str(out / "models")}
+    return {
+        "bundle_root": str(bundle),
+        "dataset_dir": str(out / "phantoms"),
+        "ckpt_dir": str(out / bundle.name / "models"),
+    }
 
 
 def _run(console: Console, bundle: Path, run_id: str, configs: list[str], options: dict[str, Any]) -> None:

@@ -39,7 +39,7 @@ def serve(
     liverseg serve --studies data/scans --models deeplabv3_liver,cascade_lits --port 8001 --conf inferences 1
     """
     if find_spec("monailabel") is None:
-        raise InputError('found no package monailabel, expected it: pip install "liverseg[label]".')
+        raise InputError('found no package monailabel, expected it: pip install ".[label]" in the repository.')
     if not (app / "main.py").is_file():
         raise InputError(f"{app}: there is no app, expected main.py in it: run from the project's root.")
     if (
@@ -89,6 +89,9 @@ def _prepare_phantoms(console: Console, out: Path, app: Path) -> Path:
     config.write_text(json.dumps(content, indent=4))
     if not (taken / "models" / "model.pt").is_file():
         shutil.copytree(
-            out / "models", taken / "models", ignore=shutil.ignore_patterns("checkpoint.pt"), dirs_exist_ok=True
+            out / bundle.name / "models",
+            taken / "models",
+            ignore=shutil.ignore_patterns("checkpoint.pt"),
+            dirs_exist_ok=True,
         )
     return studies

@@ -53,7 +53,7 @@ def connect(url: str) -> DicomwebDatastore:
     # Installed beside this Python, and MONAI Label would download it otherwise.
     os.environ["PATH"] = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}"
     if shutil.which("itkimage2segimage") is None:
-        raise InputError('found no itkimage2segimage, expected it for DICOM SEG: pip install "liverseg[label]".')
+        raise InputError("found no itkimage2segimage, expected it for DICOM SEG: pip install dcmqi.")
     client = connect_client(url)
     DicomServer(client).check()
     return DicomwebDatastore(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import monai
 import pytest
+import torch
 from monai.bundle import ConfigParser, create_workflow, verify_metadata, verify_net_in_out
 
 from liverseg.settings import read_setting
@@ -23,6 +24,11 @@ FILES = [*(f"configs/{name}" for name in CONFIGS), "docs/README.md", "docs/data_
 # What train.json and inference.json name alike and need not agree on; where training goes by stages, also the others.
 OWN = {"output_dir", "mask_cleaning", "initialize", "run"}
 OWN_OF_STAGES = {"network"}
+# Eight networks of full size take seconds to make, and their width is not what is looked at.
+NARROW = {
+    "cascade_lits": {"localise_network#first_filters": 4, "tune_network#first_filters": 4},
+    "unet3d_abdomen": {"networks#paper#width": 4, "networks#quality#init_filters": 8},
+}
 
 
 @pytest.fixture(params=BUNDLES, ids=lambda path: path.name)
@@ -100,7 +106,45 @@ def test_metadata_fits_the_schema(bundle):
 @pytest.mark.parametrize("name", ["train.json", "inference.json"])
 def test_network_takes_and_gives_what_metadata_says(bundle, name):
     files = {"meta_file": bundle / "configs" / "metadata.json", "config_file": bundle / "configs" / name}
-    verify_net_in_out("network_def", **files, device="cpu", bundle_root=str(bundle))
+    # The smallest image that the metadata allows, in the config as it is.
+    verify_net_in_out("network_def", **files, device="cpu", bundle_root=str(bundle), **NARROW.get(bundle.name, {}))
+
+
+def test_metadata_says_which_sizes_and_values_there_are(bundle):
+    """By what the network does with random weights: a stated multiple is needed, and a stated range is kept."""
+    content = json.loads((bundle / "configs" / "metadata.json").read_text())["network_data_format"]
+    image, pred = content["inputs"]["image"], content["outputs"]["pred"]
+    assert image["format"] == {"CT": "hounsfield", "MR": "magnitude"}[image["modality"]]
+    assert (pred["format"], pred["spatial_shape"]) == ("segmentation", image["spatial_shape"])
+    settings = NARROW.get(bundle.name, {})
+
+    def run(*shape, **tier):
+        parser = config(bundle, "inference.json")
+        parser.update({**settings, **tier})
+        torch.manual_seed(0)
+        network = parser.get_parsed_content("network_def").eval()
+        with torch.no_grad():
+            return network(torch.rand(1, image["num_channels"], *shape))
+
+    (size,) = set(image["spatial_shape"])
+    axes, multiple = len(image["spatial_shape"]), 1 if size == "*" else int(size.removesuffix("*n"))
+    shape = [multiple * n for n in (5, 3, 2)[:axes]]
+    logits = run(*shape)
+    assert logits.shape == (1, pred["num_channels"], *shape)
+    # Logits are any numbers; the schema has no word for that but none.
+    assert pred["value_range"] == []
+    assert not 0 <= logits.min() <= logits.max() <= 1
+    if multiple > 1:
+        # Of a bundle's two networks, one takes any size.
+        tier = {"tier": "quality"} if "tier" in config(bundle, "inference.json") else {}
+        assert run(*shape, **tier).shape == logits.shape
+        with pytest.raises((RuntimeError, ValueError)):
+            run(*(length + multiple // 2 for length in shape), **tier)
+    labels = list(pred["channel_def"].values())
+    assert list(pred["channel_def"]) == [str(value) for value in range(pred["num_channels"])]
+    assert [name.replace(" ", "_") for name in labels] == list(
+        config(bundle, "train.json").get_parsed_content("classes")
+    )
 
 
 def test_training_and_inference_see_the_same(bundle):

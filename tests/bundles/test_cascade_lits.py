@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from bundle_runs import BUNDLE
 from monai.bundle import ConfigParser
 
 from liverseg.errors import sentence
-from liverseg.inferers.cascade import PLANE_AXES
+from liverseg.networks import CascadeNetworks, cascade_weights
+from liverseg.networks.cascade import PLANE_AXES
 
 CONFIGS = BUNDLE.parent / "cascade_lits" / "configs"
 SPACING = [1.1, 1.2, 1.3]
@@ -69,6 +71,36 @@ def test_every_stage_has_its_place_and_none_is_forgotten():
         for stage in ({"stage": "localise"}, *({"stage": "tune", "plane": plane} for plane in PLANE_AXES))
     ]
     assert stages == expected
+
+
+def test_every_training_ends_with_one_file_of_what_all_stages_have_written():
+    content = json.loads((CONFIGS / "train.json").read_text())
+    written = {}
+    for stage in content["all_stages"]:
+        parser = config("train.json", ckpt_dir="weights", **stage)
+        (handler,) = (one for one in parser["train#handlers"] if one["_target_"].endswith("Checkpoints"))
+        parser["written"] = handler["ckpt_dir"]
+        written[f"{stage['target']}_{parser.get_parsed_content('part')}"] = (
+            parser.get_parsed_content("written").rstrip("/") + "/model.pt"
+        )
+    parser = config("train.json", ckpt_dir="weights")
+    assert parser.get_parsed_content("stage_models") == written
+    assert cascade_weights("weights") == written
+    assert list(CascadeNetworks(torch.nn.Conv2d(1, 1, 1), torch.nn.Conv2d(2, 1, 1))) == list(written)
+    multi_gpu = json.loads((CONFIGS / "multi_gpu_train.json").read_text())
+    for last in (
+        content["run"][-1],
+        content["rounds"][-1],
+        multi_gpu["run"][-1].replace("torch.distributed.get_rank() or ", ""),
+    ):
+        assert last == "$@liverseg.networks.merge_weights(@stage_models, os.path.join(@ckpt_dir, 'model.pt'))"
+
+
+def test_what_segments_is_part_of_what_is_checked_and_exported():
+    for parser in (config("inference.json"), config("train.json", "evaluate.json")):
+        some = {**parser["cascade"]}
+        assert (some.pop("targets"), some.pop("planes")) == ("@segmented_targets", "@planes")
+        assert some == parser["network_def"]
 
 
 @pytest.mark.parametrize(

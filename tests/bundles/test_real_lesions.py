@@ -27,7 +27,7 @@ SETTINGS = {
     "cascade_lits": {
         **{"planes": ["axial"], "spacing": [4.0, 4.0, 4.0], "localise_spacing": [6.0, 6.0, -1.0]},
         **{"spatial_size": [64, 64], "localise_size": [64, 64]},
-        **{"localise_network#first_filters": 16, "network_def#first_filters": 16},
+        **{"localise_network#first_filters": 16, "tune_network#first_filters": 16},
     },
 }
 

@@ -16,6 +16,7 @@ from label_bundles import tiny_bundle, write_weights
 from monai.bundle import ConfigParser
 
 from liverseg.errors import InputError
+from liverseg.networks import cascade_weights
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from fastapi import HTTPException
@@ -33,7 +34,7 @@ TWO_D = {"stage_network#first_filters": 4, "spatial_size": [32, 32], "amp": Fals
 CASCADE = {
     "localise_spacing": [-1, -1],
     "spacing": [-1, -1, -1],
-    "network_def#first_filters": 4,
+    "tune_network#first_filters": 4,
     "localise_network#first_filters": 4,
     "localise_crf": "@localise_crfs#none",
     "liver_cleaning": "@liver_cleanings#none",
@@ -47,7 +48,7 @@ def write_cascade(folder, seed) -> None:
     parser.update({"bundle_root": str(folder)})
     networks = parser.get_parsed_content("network")
     torch.manual_seed(seed)
-    for name, path in networks.weights_in(folder / "models").items():
+    for name, path in cascade_weights(folder / "models").items():
         state = {
             key: torch.randn_like(value) if value.ndim > 1 else value
             for key, value in networks[name].state_dict().items()

@@ -79,7 +79,8 @@ def serve_at(folder, host, port):
 
 def test_the_phantoms_bundle_gets_its_weights_where_a_folder_for_them_is_there(tmp_path):
     shutil.copytree(ROOT / "bundles" / "deeplabv3_liver" / "configs", tmp_path / "bundles/deeplabv3_liver/configs")
-    for folder in ("out/models", "out/training", "out/phantoms", "app/model/deeplabv3_liver_phantoms/models"):
+    own = "out/deeplabv3_liver"
+    for folder in (f"{own}/models", f"{own}/training", "out/phantoms", "app/model/deeplabv3_liver_phantoms/models"):
         (tmp_path / folder).mkdir(parents=True)
     # All that comes before is done.
     image, label = make_scan(0)
@@ -87,8 +88,8 @@ def test_the_phantoms_bundle_gets_its_weights_where_a_folder_for_them_is_there(t
     save(tmp_path / "out/phantoms/label.nii.gz", label)
     test = [{"image": "image.nii.gz", "label": "label.nii.gz"}]
     (tmp_path / "out/phantoms/dataset.json").write_text(json.dumps({"training": [], "test": test}))
-    (tmp_path / "out/training/metrics.json").touch()
-    (tmp_path / "out/models/model.pt").write_bytes(b"weights")
+    (tmp_path / own / "training/metrics.json").touch()
+    (tmp_path / own / "models/model.pt").write_bytes(b"weights")
     studies = _prepare_phantoms(Console(quiet=True), tmp_path / "out", tmp_path / "app")
     assert [file.name for file in studies.iterdir()] == ["image.nii.gz"]
     assert (tmp_path / "app/model/deeplabv3_liver_phantoms/models/model.pt").read_bytes() == b"weights"

@@ -118,5 +118,5 @@ def affine_mm(affine: np.ndarray) -> float:
 def test_pydicom_is_asked_for(tmp_path, monkeypatch, layout):
     # How Python marks a package that cannot be imported.
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(InputError, match=r"pydicom is not installed.*liverseg\[dicom\]"):
+    with pytest.raises(InputError, match=r"pydicom is not installed.*pip install pydicom"):
         layout.find(tmp_path)

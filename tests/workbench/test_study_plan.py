@@ -324,4 +324,4 @@ def test_without_the_extra_the_command_names_it():
     code += "; from liverseg.workbench.cli import main; main()"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert found.returncode == 1
-    assert found.stderr == 'error: found no package yaml, expected it: pip install "liverseg[study]".\n'
+    assert found.stderr == 'error: found no package yaml, expected it: pip install ".[study]" in the repository.\n'

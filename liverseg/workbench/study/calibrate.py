@@ -63,7 +63,7 @@ def calibrate_study(study: Study, wanted: Calibration, out: Path, workers: int |
     try:
         import optuna
     except ImportError as error:
-        raise InputError("optuna: not installed, expected it for calibrate: pip install 'liverseg[study]'.") from error
+        raise InputError("optuna: not installed, expected it for calibrate: pip install optuna.") from error
 
     data, network = _choose(study, wanted)
     name = f"{data}_{network}_{wanted.task}_{wanted.loss}_{wanted.key}"

@@ -11,8 +11,11 @@ from pkgutil import resolve_name
 from typing import Any, BinaryIO
 
 import liverseg
+from liverseg.bundle import is_version
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
+from liverseg.io.paths import is_hidden
+from liverseg.versions import model_files
 
 PACKAGE = Path(liverseg.__file__).parent
 # What MONAI's schema of metadata.json requires.
@@ -20,13 +23,16 @@ REQUIRED_FIELDS = [
     *("schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version"),
     *("task", "description", "authors", "copyright", "network_data_format"),
 ]
+# The version of liverseg that a config is made for.
+REQUIRED_VERSION = re.compile(r"(?<=\brequire\(['\"])[\d.]+(?=['\"]\))")
 
 
 def build_archive(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
     """Write `<out>/<bundle>_v<version>.zip`, with everything in it under the folder `<bundle>/`.
 
-    The same files give the same bytes, whenever and wherever they are packed: entries are sorted, carry no time, and
-    are stored, because two releases of zlib compress the same file differently.
+    Its configs accept this version of liverseg alone, which is in the archive: of two archives in one process, both run
+    the code of the first. The same files give the same bytes, whenever and wherever they are packed: entries are
+    sorted, carry no time, and are stored, because two releases of zlib compress the same file differently.
 
     Args:
         bundle: the bundle's folder.
@@ -37,13 +43,16 @@ def build_archive(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -
 
     Raises:
         InputError: when the bundle is not whole, a config names what liverseg does not have or is made for another
-            version of it, or `out` cannot be written.
+            version of it, weights are damaged or not finite, or `out` cannot be written.
     """
     bundle = Path(bundle).resolve()
     version = _read_metadata(bundle)["version"]
-    for config in sorted((bundle / "configs").glob("*.json")):
-        _check_config(config)
     files = _files(bundle)
+    for name, path in sorted(files.items()):
+        if re.fullmatch(r"configs/[^/]+\.json", name):
+            _check_config(path)
+        elif name.endswith(".pt"):
+            _check_weights(path)
     archive = check_writable(out) / f"{bundle.name}_v{version}.zip"
     write_atomically(archive, lambda file: _write_zip(file, bundle.name, files))
     return archive
@@ -51,20 +60,25 @@ def build_archive(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -
 
 def _files(bundle: Path) -> dict[str, Path]:
     """Each file's path in the bundle's folder of the archive, and where it is now."""
-    files = {
-        f"{PACKAGE.name}/{path.relative_to(PACKAGE).as_posix()}": path
-        for path in PACKAGE.rglob("*.py")
-        if path.relative_to(PACKAGE).parts[0] != "workbench"
+    code = {path.relative_to(PACKAGE.parent): path for path in PACKAGE.rglob("*.py")}
+    code = {name: path for name, path in code.items() if name.parts[1] != "workbench"}
+    models = [bundle / "models" / name for name in model_files(bundle / "models")]
+    own = [*(bundle / "configs").rglob("*"), *(bundle / "docs").rglob("*"), *models]
+    own += [bundle / name for name in ("LICENSE", "large_files.yml")]
+    files = {**code, **{path.relative_to(bundle): path for path in own if path.is_file()}}
+    # What systems and editors leave there: `.DS_Store`, `._train.json`, `.ipynb_checkpoints/`, `__pycache__/`.
+    return {
+        name.as_posix(): path
+        for name, path in files.items()
+        if not any(is_hidden(part) or part == "__pycache__" for part in name.parts)
     }
-    single = [bundle / name for name in ("LICENSE", "large_files.yml")]
-    # Of a cascade, each target's networks are in folders of their own.
-    several = [folder for folder in bundle.glob("models/*/*") if folder.parent.name != "versions"]
-    folders = [bundle / "models", *several]
-    models = [folder / name for folder in folders for name in ("model.pt", "model.json")]
-    for path in [*(bundle / "configs").rglob("*"), *(bundle / "docs").rglob("*"), *single, *models]:
-        if path.is_file() and not path.name.startswith("."):
-            files[path.relative_to(bundle).as_posix()] = path
-    return files
+
+
+def _content(name: str, path: Path) -> bytes:
+    content = path.read_bytes()
+    if name.startswith("configs/") and name.endswith(".json"):
+        return REQUIRED_VERSION.sub(liverseg.__version__, content.decode()).encode()
+    return content
 
 
 def _write_zip(file: BinaryIO, folder: str, files: dict[str, Path]) -> None:
@@ -73,7 +87,7 @@ def _write_zip(file: BinaryIO, folder: str, files: dict[str, Path]) -> None:
             entry = zipfile.ZipInfo(f"{folder}/{name}", date_time=(1980, 1, 1, 0, 0, 0))
             entry.create_system = 3  # Unix, on whichever system this runs.
             entry.external_attr = 0o100644 << 16
-            archive.writestr(entry, files[name].read_bytes())
+            archive.writestr(entry, _content(name, files[name]))
 
 
 def _read_metadata(bundle: Path) -> dict[str, Any]:
@@ -102,8 +116,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _check_config(path: Path) -> None:
     for text in _texts(_read_json(path)):
-        for version in re.findall(r"require\(['\"]([\d.]+)['\"]\)", text):
-            if liverseg.__version__.split(".")[:2] != version.split(".")[:2]:
+        for version in REQUIRED_VERSION.findall(text):
+            if not is_version(version):
                 raise InputError(
                     f"{path}: made for liverseg {version}, found {liverseg.__version__} in {PACKAGE}: build with "
                     f"liverseg {version}, or bring the config up to {liverseg.__version__}."
@@ -111,6 +125,17 @@ def _check_config(path: Path) -> None:
         # A component's target, or a function inside an expression: "$@liverseg.data.load_datalist(…)".
         for name in re.findall(r"(?:^|@)(liverseg(?:\.\w+)+)", text):
             _check_name(path, name)
+
+
+def _check_weights(path: Path) -> None:
+    from liverseg.networks.weights import read_state_dict
+
+    bad = [name for name, value in read_state_dict(path).items() if not value.isfinite().all()]
+    if bad:
+        raise InputError(
+            f"{path}: found NaN or infinity in {', '.join(bad[:3])}, expected finite weights: take those of another "
+            "training."
+        )
 
 
 def _check_name(path: Path, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from pathlib import Path
 from typing import Annotated
 
@@ -34,8 +35,16 @@ def build(
     folder = Path(bundle) if "/" in bundle or Path(bundle).is_dir() else Path("bundles") / bundle
     archive = build_archive(folder, out)
     content = archive.read_bytes()
-    weights = folder / "models" / "model.pt"
+    with zipfile.ZipFile(archive) as packed:
+        names = [name.partition("/")[2] for name in packed.namelist()]
+    weights = [name for name in names if name.endswith(".pt")]
     print(archive)
     print(f"{len(content) / 1e6:.1f} MB, with the liverseg {liverseg.__version__} of {PACKAGE.parent}")
-    print("with its weights" if weights.is_file() else f"no weights, for {weights} is not there")
+    print(
+        f"with the weights {', '.join(weights)}"
+        if weights
+        else f"no weights, for there are none in {folder / 'models'}"
+    )
+    if weights and "models/model.pt" not in weights:
+        print("no models/model.pt, which MONAI's model zoo and ckpt_export ask for")
     print(f"sha256 {hashlib.sha256(content).hexdigest()}")

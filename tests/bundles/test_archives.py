@@ -1,0 +1,238 @@
+"""Each bundle's archive does what its README says, with the packages that its metadata.json requires and no others."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from bundle_runs import AFFINE, ROOT, make_scan, options, save, write_dataset
+from dataset_trees import write_series
+from monai.bundle import ConfigParser
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from readme_commands import commands
+
+from liverseg.networks import merge_weights
+from liverseg.workbench.zoo.build import build_archive
+
+SCHEMA = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"
+BUNDLES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/metadata.json"))
+SLICES, WINDOWS = {"spacing": [6, 6, -1]}, {"spacing": [12, 12, 12], "spatial_size": [16, 16, 16]}
+# What makes the networks of a bundle narrow; what every run takes besides; what makes a training short.
+NARROW = {
+    "unet_liver": {"network_def#first_filters": 8},
+    "fcn_liver": {"networks#fcn8s#fc_channels": 64},
+    "cascade_lits": {"localise_network#first_filters": 8, "tune_network#first_filters": 4},
+    "mixed_unet_lits": {"stage_network#first_filters": 8},
+    "unet3d_abdomen": {"networks#paper#width": 4},
+    "deepedit_liver": {"network_def#init_filters": 8},
+}
+SETTINGS = {
+    "unet_liver": {**SLICES, "modality": "mr"},
+    "cascade_lits": {"spacing": [6, 6, 6], "localise_spacing": [6, 6, -1]},
+    "mixed_unet_lits": {"spatial_size": [32, 32]},
+    "unet3d_abdomen": WINDOWS,
+    "deepedit_liver": WINDOWS,
+}
+SHORT = {"max_epochs": 1, "val_interval": 1}
+TRAINING = {
+    # One of the networks, for each is trained by a process of its own.
+    "cascade_lits": {"stage": "localise", "target": "liver", "localise_size": [48, 48], "spatial_size": [48, 48]},
+    "mixed_unet_lits": {"stage": "liver"},
+    "unet3d_abdomen": {"iterations_per_epoch": 1},
+    "deepedit_liver": {},
+}
+# What `torchrun --nproc_per_node 1` sets.
+ONE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+
+
+@cache
+def modules() -> dict[str, set[str]]:
+    """The installed distributions by the modules they bring."""
+    return {name: set(map(canonicalize_name, found)) for name, found in metadata.packages_distributions().items()}
+
+
+def with_all_they_need(names: list[str]) -> set[str]:
+    """The distributions `names` and those that they require."""
+    todo, done = list(names), set()
+    while todo:
+        name = canonicalize_name(todo.pop())
+        if name not in done:
+            done.add(name)
+            needs = map(Requirement, metadata.distribution(name).requires or ())
+            todo += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+    return done
+
+
+def write_data(folder: Path, bundle: str, classes: int) -> None:
+    """What the README's commands name: `data`, `scan.nii.gz` and `schema.json`; and `series`, compressed DICOM."""
+    write_dataset(folder / "data")
+    for path in sorted((folder / "data").glob("segmentation-*")) if classes > 3 else ():
+        label = np.asarray(nib.load(path).dataobj)
+        # The organs side by side.
+        save(path, ((label > 0) * (1 + np.arange(len(label)) // 2 % (classes - 1))[:, None, None]).astype(np.uint8))
+    # As large as the README's clicks are far.
+    shape, affine = (
+        ((320, 256, 72), np.diag([0.75, 0.75, 1, 1])) if bundle == "deepedit_liver" else ((48, 40, 8), AFFINE)
+    )
+    image, _ = make_scan(9, shape)
+    save(folder / "scan.nii.gz", image, affine)
+    write_compressed(folder / "series", *make_scan(9)[:1])
+    if SCHEMA.is_file():
+        shutil.copy(SCHEMA, folder / "schema.json")
+
+
+def write_compressed(folder: Path, array: np.ndarray) -> None:
+    """A DICOM series in JPEG 2000."""
+    from openjpeg.utils import encode_array
+    from pydicom import dcmread
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEG2000Lossless
+
+    write_series(folder, array, AFFINE, [f"{k}.dcm" for k in range(array.shape[2])])
+    for path in folder.iterdir():
+        file = dcmread(path)
+        file.PixelData = encapsulate([encode_array(file.pixel_array)])
+        file["PixelData"].is_undefined_length = True
+        file.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        file.save_as(path)
+
+
+def write_weights(bundle: Path, narrow: dict) -> None:
+    """Random weights of the networks of a chain, as its trainings write them."""
+    parser = ConfigParser()
+    parser.read_config(bundle / "configs" / "train.json")
+    parser.update({"bundle_root": str(bundle), **narrow})
+    torch.manual_seed(0)
+    networks, paths = parser.get_parsed_content("network_def"), parser.get_parsed_content("stage_models")
+    for name, network in networks.named_children():
+        Path(paths[name]).parent.mkdir(parents=True)
+        torch.save(network.state_dict(), paths[name])
+    merge_weights(paths, bundle / "models" / "model.pt")
+
+
+def with_settings(command: list[str], bundle: str) -> list[str] | None:
+    """The arguments of monai.bundle for a command of the README, made small; `None` for one that belongs elsewhere."""
+    if "monai.bundle" not in command:
+        return None
+    arguments = command[command.index("monai.bundle") + 1 :]
+    values = dict(NARROW.get(bundle, {}))
+    if arguments[0] == "verify_metadata":
+        return arguments if SCHEMA.is_file() else None
+    if arguments[0] == "run":
+        values |= SETTINGS.get(bundle, SLICES)
+    if arguments[0] == "run" and arguments[1] in ("training", "run"):
+        values |= SHORT | TRAINING.get(bundle, {"spatial_size": [48, 48], "slices_per_volume": 2})
+    if command[0] == "torchrun":
+        values |= {"ckpt_dir": "several", "output_dir": "several"}
+    typed = {argument for argument in arguments if argument.startswith("--")}
+    return [*arguments, *options(**{name: value for name, value in values.items() if f"--{name}" not in typed})]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUNDLES)
+def test_the_readme_is_right_where_an_archive_was_unpacked(name, tmp_path):
+    source = tmp_path / "source" / name
+    shutil.copytree(ROOT / "bundles" / name, source, ignore=shutil.ignore_patterns("models", "eval", "output"))
+    content = json.loads((source / "configs" / "train.json").read_text())
+    chain = "all_stages" in content
+    if chain:
+        write_weights(source, NARROW[name])
+    with zipfile.ZipFile(build_archive(source, tmp_path)) as archive:
+        archive.extractall(tmp_path)
+    folder = tmp_path / name
+    described = json.loads((folder / "configs" / "metadata.json").read_text())
+    labels = described["network_data_format"]["outputs"]["pred"]["channel_def"]
+    write_data(folder, name, len(labels))
+
+    required = ["monai", "torch", "numpy", *described["required_packages_version"]]
+    # What the README asks for besides, to verify the metadata.
+    present = with_all_they_need([*required, "jsonschema"])
+    assert "pip install jsonschema" in (folder / "docs" / "README.md").read_text()
+    series = ["run", "inference", "--config_file", "configs/inference.json", "--dataset_dir", "series"]
+    typed = commands(folder / "docs" / "README.md", tmp_path)
+    assert ["python", "-m", "monai.bundle", *series[:-1], "scan.nii.gz"] in typed
+    task = {
+        "absent": [module for module, found in modules().items() if not found & (present | {"liverseg"})],
+        # Those of torchrun last, for its process group outlives them. A chain of rounds is another test's.
+        "commands": [
+            arguments
+            for command in sorted([*typed, ["monai.bundle", *series]], key=lambda command: command[0] == "torchrun")
+            if (arguments := with_settings(command, name)) and "iterate" not in arguments
+        ],
+    }
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1", **ONE_PROCESS}
+    environment |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+        "CUDA_VISIBLE_DEVICES": "",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    arguments = [sys.executable, str(ROOT / "tests" / "run_archive.py"), str(tmp_path / "task.json")]
+    done = subprocess.run(
+        arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=550
+    )
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
+    loaded = json.loads(done.stdout.splitlines()[-1])
+    assert loaded["liverseg"] == str(folder / "liverseg" / "__init__.py")
+    brought = {distribution for module in loaded["modules"] for distribution in modules().get(module, ())}
+    assert {canonicalize_name(package) for package in required} - brought == set()
+
+    summary = json.loads((folder / "eval" / "summary.json").read_text())
+    assert (summary["number_of_cases"], len(summary["cases"])) == (1, len(labels) - 1)
+    if "lesion" in labels.values():
+        assert summary["lesions"]["reference_lesions"] == 1
+    masks = {path: nib.load(path) for path in (folder / "output").rglob("*.nii.gz")}
+    assert len(masks) == 2
+    for scan in (nib.load(folder / "scan.nii.gz"), nib.Nifti1Image(np.zeros((48, 40, 8)), AFFINE)):
+        on_its_grid = [mask for mask in masks.values() if mask.shape == scan.shape]
+        assert [
+            np.abs(np.abs(np.diag(mask.affine)) - np.abs(np.diag(scan.affine))).max() < 1e-3 for mask in on_its_grid
+        ]
+    for mask in masks.values():
+        assert mask.get_data_dtype() == np.uint8
+        assert set(np.unique(mask.dataobj)) <= set(map(int, labels))
+    if chain:
+        check_one_file_of_all(folder, source)
+    check_export(folder, name, described["network_data_format"]["inputs"]["image"])
+
+
+def check_one_file_of_all(folder: Path, source: Path) -> None:
+    """`models/model.pt` has the network that was trained since, and of the others what came with the archive."""
+    parser = ConfigParser()
+    parser.read_config(folder / "configs" / "train.json")
+    parser["bundle_root"] = str(folder)
+    merged = torch.load(folder / "models" / "model.pt", weights_only=True)
+    before = torch.load(source / "models" / "model.pt", weights_only=True)
+    changed = set()
+    for name, path in parser.get_parsed_content("stage_models").items():
+        for key, value in torch.load(path, weights_only=True).items():
+            assert torch.equal(merged[f"{name}.{key}"], value)
+            changed |= {name} if not torch.equal(before[f"{name}.{key}"], value) else set()
+    assert len(changed) == 1
+
+
+def check_export(folder: Path, name: str, image: dict) -> None:
+    """What `ckpt_export` has written is the network of the config with the weights in `models/model.pt`."""
+    parser = ConfigParser()
+    parser.read_config(folder / "configs" / "inference.json")
+    parser.update({"bundle_root": str(folder), **NARROW.get(name, {})})
+    network = parser.get_parsed_content("network_def").eval()
+    network.load_state_dict(torch.load(folder / "models" / "model.pt", weights_only=True))
+    exported = torch.jit.load(folder / "models" / "model.ts").eval()
+    x = torch.rand(1, image["num_channels"], *[16] * len(image["spatial_shape"]))
+    with torch.no_grad(), torch.jit.optimized_execution(False):
+        torch.testing.assert_close(exported(x), network(x), rtol=1e-3, atol=1e-3)

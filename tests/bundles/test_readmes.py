@@ -1,0 +1,76 @@
+"""What the READMEs of the bundles say is right in the repository and beside an unpacked archive."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from bundle_runs import ROOT
+from monai.bundle import ConfigParser
+from readme_commands import commands
+from typer.main import get_command
+
+from liverseg.workbench.cli import app
+
+READMES = sorted(ROOT.glob("bundles/*/docs/README.md"))
+
+
+@pytest.fixture(params=READMES, ids=lambda path: path.parents[1].name)
+def readme(request) -> Path:
+    return request.param
+
+
+def test_no_link_leads_out_of_the_bundle(readme):
+    text = readme.read_text()
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    bundle = readme.parents[1]
+    for link in links:
+        path, _, place = link.partition("#")
+        target = (readme.parent / path).resolve() if path else readme
+        assert target.is_relative_to(bundle) and target.is_file(), link
+        titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if place else []
+        assert not place or place in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
+    assert "../" not in text
+
+
+def test_options_are_names_of_the_configs(readme, tmp_path):
+    """Those of "…" go on with the command before them."""
+    started, parser = [], ConfigParser()
+    for command in commands(readme, tmp_path):
+        if "monai.bundle" in command:
+            started = command[command.index("monai.bundle") + 1 :]
+        if command[0] not in ("python", "torchrun", "…") or "run" not in started[:1]:
+            continue
+        arguments = started if command[0] != "…" else [*started, *command[1:]]
+        files = arguments[arguments.index("--config_file") + 1].strip("[]").replace("'", "").split(",")
+        parser = ConfigParser()
+        parser.read_config([readme.parents[1] / file for file in files])
+        assert arguments[1] in parser.get()
+        names = {argument.removeprefix("--") for argument in arguments if argument.startswith("--")} - {"config_file"}
+        unknown = {name for name in names - {"tracking"} if name not in parser}
+        assert unknown == set(), arguments
+        for argument in arguments:
+            if argument.startswith("@"):
+                assert argument.removeprefix("@") in parser, arguments
+
+
+def test_commands_of_liverseg_are_there_in_the_repository_and_said_to_be_nowhere_else(readme, tmp_path):
+    typed = [command[1:] for command in commands(readme, tmp_path) if command[0] == "liverseg"]
+    assert ["data", "phantoms", "data"] in [command[:3] for command in typed]
+    for data, verb, *arguments in typed:
+        command = get_command(app).commands[data].commands[verb]
+        # All but the running: typer reads the names and the values of the options.
+        assert command.make_context(verb, arguments).params
+    text = readme.read_text()
+    first = text.index("liverseg data")
+    assert "In the repository, after `pip install .`" in text[first - 200 : first]
+    assert "a downloaded archive of the bundle has none of them" in text
+
+
+def test_what_is_to_be_installed_is_a_package_or_this_repository():
+    """The package liverseg of the package index, if there is one, is not this project."""
+    files = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *READMES, *ROOT.glob("liverseg/**/*.py")]
+    files += [path for path in ROOT.glob("monailabel_app/**/*.py") if "model" not in path.parts]
+    bad = [str(path) for path in files if path.name != "CHANGELOG.md" and re.search(r"liverseg\[", path.read_text())]
+    assert bad == []
