@@ -13,6 +13,7 @@ import torch
 from bundle_runs import make_scan, save
 
 from liverseg.errors import InputError
+from liverseg.transforms.load import check_same_grid
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from lib.datastore import LockedDatastore
@@ -165,3 +166,20 @@ def test_a_labelmap_has_whole_values_of_a_byte(tmp_path):
     save(tmp_path / "odd.nii.gz", voxels)
     with pytest.raises(InputError, match=r"odd\.nii\.gz: its voxels are colours"):
         read_label(str(tmp_path / "odd.nii.gz"))
+
+
+def test_a_label_may_lie_at_either_place_of_a_scan_whose_forms_disagree(tmp_path):
+    drawn, sform, qform = np.arange(60, dtype=np.uint8).reshape(3, 4, 5), np.eye(4), np.diag([-1.0, 1, 1, 1])
+    qform[0, 3] = 30
+    scan = nib.Nifti1Image(drawn.astype(np.int16), sform)
+    scan.set_qform(qform, 1)
+    nib.save(scan, tmp_path / "scan.nii.gz")
+    grid = grid_of(str(tmp_path / "scan.nii.gz"))
+    # 3D Slicer goes by the qform here, nibabel by the sform.
+    for affine in (qform, sform):
+        save(tmp_path / "label.nii.gz", drawn, affine)
+        label = check_same_grid(grid, read_label(str(tmp_path / "label.nii.gz")))
+        assert np.array_equal(label.affine, qform) and np.array_equal(label[0], drawn)
+    save(tmp_path / "label.nii.gz", drawn, sform + 15 * np.eye(4, k=3))
+    with pytest.raises(InputError, match=r"label\.nii\.gz: its grid is not that of scan 'scan\.nii\.gz' \(.*mm off"):
+        check_same_grid(grid, read_label(str(tmp_path / "label.nii.gz")))
