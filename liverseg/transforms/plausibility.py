@@ -12,10 +12,13 @@ from monai.data.utils import affine_to_spacing
 from monai.transforms import MapTransform
 
 from liverseg.bundle import choose
+from liverseg.errors import InputError
 from liverseg.transforms.load import add_warning
 
 # What voxels of a scan of the body may measure, the finest and the thickest slices included.
 SPACING_MM = (0.1, 20.0)
+# Resampled to any network's spacing, voxels beyond fill every memory.
+REFUSED_MM = 100.0
 # About 100 000 voxels say what a scan holds.
 SAMPLES_PER_AXIS = 48
 
@@ -41,7 +44,7 @@ class CheckPlausibilityd(MapTransform):
         modality: "ct" or "mr".
 
     Raises:
-        InputError: for another modality.
+        InputError: for another modality, and a spacing of more than 100 mm.
     """
 
     def __init__(self, keys: KeysCollection, modality: str) -> None:
@@ -55,6 +58,8 @@ class CheckPlausibilityd(MapTransform):
         for key in self.key_iterator(d):
             image: MetaTensor = d[key]
             spacing_mm = [float(mm) for mm in affine_to_spacing(image.affine)]
+            if max(spacing_mm) > REFUSED_MM:
+                raise InputError(f"{image.meta['filename_or_obj']}: {check_spacing(spacing_mm)}.")
             for found in (check_spacing(spacing_mm), check_intensities(image.as_tensor()[0].numpy(), self.modality)):
                 if found is not None:
                     add_warning(image, f"{found}; until then, a mask of this scan means nothing.")

@@ -124,6 +124,22 @@ def test_is_the_bundles_own_inference_voxel_for_voxel(client, root, expected, mo
     assert np.allclose(nib.load(file).affine, scan.affine, atol=1e-5)
 
 
+def test_the_answer_says_what_is_odd_about_the_scan(client, server, tmp_path):
+    """Those of the studies are noise; this one is air around tissue and fat."""
+    _, result = client.infer("two_d", "plain", {})
+    (warning,) = result["warnings"]
+    assert "not those of a CT in HU" in warning
+    assert f"plain.nii.gz: {warning}" in server.log.read_text()
+    body = np.full((20, 20, 6), -1000, np.int16)
+    body[3:-3, 3:-3], body[3:-3, 3:5] = 40, -100
+    save(tmp_path / "body.nii.gz", body)
+    _, result = client.infer("two_d", "", {}, file=str(tmp_path / "body.nii.gz"))
+    assert result["warnings"] == []
+    save(tmp_path / "metres.nii.gz", body, AFFINE / [[1000], [1000], [1000], [1]])
+    _, result = client.infer("two_d", "", {}, file=str(tmp_path / "metres.nii.gz"))
+    assert ["seems to be in metres" in warning for warning in result["warnings"]] == [True]
+
+
 def test_options_reach_the_bundle(client, expected):
     flips = "[[0], [1], [0, 1]]"
     file, _ = client.infer("two_d", "plain", {"flips": flips})

@@ -122,6 +122,15 @@ def test_warnings_are_logged_once_and_kept_with_the_scan(write_nifti, caplog):
     assert check(LoadVolumed("image")({"image": right}))["image"].meta["warnings"] == ""
 
 
+def test_voxels_that_would_fill_any_memory_are_refused(write_nifti):
+    scan = trees.phantom(0)
+    path = write_nifti("a.nii", scan.image, scan.affine * np.array([[1000], [1000], [1000], [1]]))
+    with pytest.raises(
+        InputError, match=r"a\.nii: the spacing is 7e\+03×.*seems to be in micrometres, so correct it\.$"
+    ):
+        CheckPlausibilityd("image", "ct")(LoadVolumed("image")({"image": path}))
+
+
 def test_another_modality_is_refused():
     with pytest.raises(InputError, match="modality: found 'pet', expected one of ct, mr"):
         CheckPlausibilityd("image", "pet")
