@@ -13,14 +13,22 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from monai.bundle import ConfigExpression, ConfigParser, ConfigWorkflow, ReferenceResolver
-from monai.bundle.scripts import create_workflow, run, run_workflow
+from monai.bundle.scripts import (
+    ckpt_export,
+    create_workflow,
+    onnx_export,
+    run,
+    run_workflow,
+    trt_export,
+    verify_net_in_out,
+)
 from monai.utils import ensure_tuple
 
 from liverseg.errors import InputError, sentence
@@ -29,12 +37,17 @@ from liverseg.settings import ELSEWHERE, check_name, is_used, nearest, read_sett
 
 logger = logging.getLogger(__name__)
 
-# MONAI's own options: of its command `run`, and of the workflow that this makes.
-OPTIONS = {
-    name
-    for function in (run, create_workflow, ConfigWorkflow)
-    for name, parameter in inspect.signature(function).parameters.items()
-    if parameter.kind is not parameter.VAR_KEYWORD
+
+def _names(*functions: Callable) -> set[str]:
+    """The options that MONAI has of its own, besides those that it passes on to the config."""
+    parameters = (parameter for function in functions for parameter in inspect.signature(function).parameters.values())
+    return {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+
+
+RUN_OPTIONS = _names(run, create_workflow, ConfigWorkflow)
+# MONAI's commands that take a network out of a config.
+EXPORTS = {
+    function.__code__: _names(function) for function in (ckpt_export, onnx_export, trt_export, verify_net_in_out)
 }
 # Lists of expressions that MONAI runs around the one that was asked for.
 AROUND = ("imports", "initialize", "finalize")
@@ -61,7 +74,7 @@ _commands: WeakKeyDictionary[ConfigWorkflow, Command] = WeakKeyDictionary()
 def check_command() -> None:
     """Check the command that a config is initialised for, and give its settings the values that they mean.
 
-    Nothing is checked where a config is used in another way than by MONAI's `run` or `create_workflow`.
+    Nothing is checked where a config is used in another way than by MONAI's commands or `create_workflow`.
 
     Raises:
         InputError: for an id that runs nothing, a setting that the config does not use, and a value that none can have.
@@ -69,19 +82,18 @@ def check_command() -> None:
     for frame, _ in traceback.walk_stack(None):
         values = frame.f_locals
         if frame.f_code is create_workflow.__code__:
-            workflow, arguments = values.get("workflow_"), values["_args"]
-            if isinstance(workflow, ConfigWorkflow):
-                files = [os.fspath(file) for file in ensure_tuple(values["config_file"])]
-                options = {name: value for name, value in arguments.items() if name in OPTIONS}
-                given = {name: value for name, value in arguments.items() if name not in OPTIONS}
-                _check_ids(workflow.parser, options)
-                settings = _read_settings(workflow.parser, files, given)
-                _commands[workflow] = Command({**options, "config_file": files}, settings)
+            if isinstance(values.get("workflow_"), ConfigWorkflow):
+                _check_workflow(values["workflow_"], _paths(values["config_file"]), values["_args"])
             return
         if frame.f_code in (run.__code__, run_workflow.__code__):
             # MONAI has left out `initialize`, as it was given another id for it which the config does not have.
             workflow = values.get("workflow") or values["workflow_"]
             _check_ids(workflow.parser, {"init_id": workflow.init_id})
+            return
+        if frame.f_code in EXPORTS:
+            given, options = dict(values["_args"]), EXPORTS[frame.f_code]
+            _read_settings(values["parser"], _paths(values["config_file_"]), given, options)
+            return
 
 
 def running_command() -> Command | None:
@@ -108,6 +120,18 @@ def print_sentence(kind: type[BaseException], error: BaseException, trace: Trace
         print(f"\nerror: {found}", file=sys.stderr)
 
 
+def _check_workflow(workflow: ConfigWorkflow, files: Sequence[str], arguments: Mapping[str, Any]) -> None:
+    options = {name: value for name, value in arguments.items() if name in RUN_OPTIONS}
+    given = {name: value for name, value in arguments.items() if name not in RUN_OPTIONS}
+    _check_ids(workflow.parser, options)
+    settings = _read_settings(workflow.parser, files, given, RUN_OPTIONS)
+    _commands[workflow] = Command({**options, "config_file": files}, settings)
+
+
+def _paths(config_file: Any) -> list[str]:
+    return [os.fspath(file) for file in ensure_tuple(config_file)]
+
+
 def _check_ids(config: ConfigParser, options: Mapping[str, Any]) -> None:
     if "run_id" in options:
         known = [name for name, value in config.get().items() if name not in AROUND and _runs(value)]
@@ -129,13 +153,15 @@ def _runs(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(map(ConfigExpression.is_expression, value))
 
 
-def _read_settings(config: ConfigParser, files: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:
+def _read_settings(
+    config: ConfigParser, files: Sequence[str], settings: dict[str, Any], options: Collection[str]
+) -> dict[str, Any]:
     """Check settings of the user, put what they mean into `config`, and return it."""
     if is_command_line():
-        settings |= _typed(settings)
+        settings |= _typed({*settings, *options})
     shipped = ConfigParser(ConfigParser.load_config_files(files), globals=False)
     for name in settings:
-        check_name(name, shipped, config, OPTIONS)
+        check_name(name, shipped, config, options)
         if not is_used(name, shipped, config) and not _runs(config.get(name)):
             logger.warning("%s: nothing in this config uses it, so it changes nothing here.", name)
     # Of several files, the first is the bundle's own.
@@ -162,7 +188,7 @@ def _read_settings(config: ConfigParser, files: Sequence[str], settings: dict[st
     return settings
 
 
-def _typed(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _typed(known: Collection[str]) -> dict[str, Any]:
     """What this process's command line says and MONAI's parser of it does not: text as it is, and None."""
     arguments = [*sys.argv[1:], "--"]
     typed = {}
@@ -171,7 +197,7 @@ def _typed(settings: Mapping[str, Any]) -> dict[str, Any]:
             name, equals, text = argument.lstrip("-").partition("=")
             typed[name.replace("-", "_")] = text if equals else following
     texts = {name: text for name, text in typed.items() if is_text(name) and not FLAG.match(text)}
-    absent = {name: None for name, text in typed.items() if text == "None" and name not in {*settings, *OPTIONS}}
+    absent = {name: None for name, text in typed.items() if text == "None" and name not in known}
     return {**absent, **texts}
 
 

@@ -67,6 +67,29 @@ def _window(name: str, value: Any, shipped: Any) -> Any:
     return list(value)
 
 
+def _flips(name: str, value: Any, shipped: Any) -> Any:
+    if not isinstance(value, Sequence) or not all(isinstance(axes, Sequence) and {*axes} <= {0, 1} for axes in value):
+        raise _wrong(name, value, "a list of lists of the axes 0 and 1", '"[[0],[1],[0,1]]"')
+    return value
+
+
+def _one_of(*known: str) -> Kind:
+    def read(name: str, value: Any, shipped: Any) -> Any:
+        if value not in known:
+            raise _wrong(name, value, f"one of {', '.join(known)}", shipped)
+        return value
+
+    return read
+
+
+def _some_of(name: str, value: Any, shipped: Any) -> Any:
+    """Some of the names that ship; one may go without a list."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or not names or any(one not in shipped for one in names):
+        raise _wrong(name, value, f"some of {', '.join(shipped)}", f"\"['{shipped[0]}']\"")
+    return list(names)
+
+
 def _switch(name: str, value: Any, shipped: Any) -> Any:
     if not isinstance(value, bool):
         raise _wrong(name, value, "true or false", "false")
@@ -148,6 +171,10 @@ KINDS: dict[str, Kind] = {
     "spatial_size": _axes("numbers of voxels", whole=True, keep=False),
     "localise_size": _axes("numbers of voxels", whole=True, keep=False),
     "hu_window": _window,
+    "flips": _flips,
+    "fit": _one_of("resize", "crop"),
+    "planes": _some_of,
+    "segmented_targets": _some_of,
     "amp": _switch,
     "resume": _switch,
     "equalize": _switch,

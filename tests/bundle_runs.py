@@ -52,6 +52,12 @@ def options(**values) -> list[str]:
     return [part for name, value in values.items() for part in (f"--{name}", str(value))]
 
 
+def known(config: Path, settings: dict) -> dict:
+    """Those of the settings that a config has; others are refused."""
+    names = json.loads(config.read_text())
+    return {name: value for name, value in settings.items() if name.partition("#")[0] in names}
+
+
 def monai_bundle(*arguments, cwd: Path, **values) -> subprocess.CompletedProcess[str]:
     """`python -m monai.bundle …` as a user types it."""
     return _run([*arguments, *options(**values)], cwd, {})

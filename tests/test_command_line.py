@@ -30,6 +30,7 @@ CONFIG = {
     "modality": "ct",
     "network_def": {
         "_target_": "torch.nn.Conv2d",
+        "_requires_": "@liverseg",
         "in_channels": 1,
         "out_channels": 2,
         "kernel_size": 1,
@@ -222,6 +223,16 @@ def test_from_python_the_same_is_checked_and_meant(folder):
     with pytest.raises(RuntimeError) as error:
         run_bundle("train", config_file="train.json")
     assert sentence(error.value).startswith("run train: found no id")
+
+
+def test_a_network_is_taken_out_of_a_config_by_the_same_rule(folder, monkeypatch):
+    torch.save(torch.nn.Conv2d(1, 2, 1, bias=False).state_dict(), folder / "model.pt")
+    command = ["ckpt_export", "--config_file", "train.json", "--ckpt_file", "model.pt", "--filepath", "model.ts"]
+    with pytest.raises(RuntimeError) as error:
+        monai_bundle_here(monkeypatch, *command, "--network_def#bais", "false")
+    assert sentence(error.value).endswith("correct it, perhaps to --network_def#bias.")
+    monai_bundle_here(monkeypatch, *command, "--network_def#bias", "false")
+    assert [name for name, _ in torch.jit.load(folder / "model.ts").named_parameters()] == ["weight"]
 
 
 def test_other_uses_of_a_config_are_left_alone(folder):

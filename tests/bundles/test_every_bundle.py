@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import BUNDLE, SHORT, monai_bundle, torchrun, tracked_epochs
+from bundle_runs import BUNDLE, SHORT, known, monai_bundle, torchrun, tracked_epochs
 from monai.bundle import create_workflow
 
 from liverseg.networks import UNet, load_weights
@@ -49,7 +49,7 @@ def test_trains_evaluates_and_infers(name, dataset, tmp_path):
 
     run(["train.json"], "train", **short)
     run(["train.json", "evaluate.json"], "train")
-    settings.pop("loss", None)
+    settings = known(folder / "inference.json", settings)
     run(["inference.json"], "infer")
     summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
     labels = json.loads((folder / "inference.json").read_text())["num_classes"]

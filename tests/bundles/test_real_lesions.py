@@ -9,7 +9,7 @@ import cc3d
 import nibabel as nib
 import numpy as np
 import pytest
-from bundle_runs import BUNDLE
+from bundle_runs import BUNDLE, known
 from monai.bundle import create_workflow
 from monai.transforms import LoadImage
 
@@ -58,13 +58,14 @@ def overfitted(request, tmp_path_factory) -> Path:
     item = write_scan(samples, folder)
     validation, training = ({**item, "patient": str(fold), "fold": fold} for fold in (0, 1))
     (folder / "dataset.json").write_text(json.dumps({"training": [validation, training]}))
+    config = BUNDLE.parent / folder.name / "configs" / "train.json"
     for stage in STAGES[folder.name]:
         create_workflow(
-            config_file=str(BUNDLE.parent / folder.name / "configs" / "train.json"),
+            config_file=str(config),
             workflow_type="train",
             bundle_root=str(folder),
             dataset_dir=str(folder),
-            **SETTINGS[folder.name],
+            **known(config, SETTINGS[folder.name]),
             **stage,
             batch_size=1,
             slices_per_volume=8,
@@ -77,15 +78,15 @@ def overfitted(request, tmp_path_factory) -> Path:
 
 
 def segment(trained: Path, scan: Path, cleaning: str) -> tuple[np.ndarray, nib.Nifti1Image]:
-    output_dir = trained / cleaning
+    output_dir, config = trained / cleaning, BUNDLE.parent / trained.name / "configs" / "inference.json"
     create_workflow(
-        config_file=str(BUNDLE.parent / trained.name / "configs" / "inference.json"),
+        config_file=str(config),
         workflow_type="infer",
         bundle_root=str(trained),
         dataset_dir=str(scan),
         output_dir=str(output_dir),
         mask_cleaning=f"@postprocessings#{cleaning}",
-        **SETTINGS[trained.name],
+        **known(config, SETTINGS[trained.name]),
     ).run()
     mask = nib.load(output_dir / f"{scan.name.removesuffix('.nii.gz')}_liver_lesion.nii.gz")
     return np.asarray(mask.dataobj), mask

@@ -27,6 +27,7 @@ from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
 from liverseg.errors import InputError
+from liverseg.networks import DeepLabV3Plus
 from liverseg.workbench.zoo.build import build_archive
 from liverseg.workbench.zoo.cli import app
 
@@ -370,3 +371,23 @@ def test_archive_of_another_patch_in_one_process_stops(clean_python, downloaded,
     assert done.returncode != 0
     assert done.stderr.splitlines()[-1] == f"error: {sentence}"
     assert "Traceback" not in done.stderr
+
+
+LOAD_BY_NAME = """
+import sys
+from monai.bundle import load
+network = load(sys.argv[1], bundle_dir=sys.argv[2], source="github")
+print(type(network).__module__, sys.modules["liverseg"].__file__, float(network.classifier.bias.sum()))
+"""
+
+
+@pytest.mark.slow
+def test_monai_loads_the_network_from_any_folder(clean_python, downloaded, tmp_path):
+    folder = tmp_path / "bundles" / NAME
+    shutil.copytree(downloaded, folder)
+    state = DeepLabV3Plus().state_dict()
+    state["classifier.bias"] = torch.tensor([1.5, 2.0])
+    (folder / "models").mkdir(exist_ok=True)
+    torch.save(state, folder / "models" / "model.pt")
+    done = clean_python("-c", LOAD_BY_NAME, NAME, folder.parent, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == f"liverseg.networks.deeplabv3plus {folder}/liverseg/__init__.py 3.5"
