@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,17 +37,16 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], A
         InputError: when it cannot be written, for lack of space or permission; the old file is as it was.
     """
     path = Path(path)
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
-            write(file)  # type: ignore[arg-type]
-        os.chmod(temporary, 0o644)
+        # Whoever may read it is for the umask to say, which `tempfile` does not ask.
+        with temporary.open("x+b") as file:
+            write(file)
         os.replace(temporary, path)
     # torch.save turns a failed write into a RuntimeError.
     except (OSError, RuntimeError) as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise InputError(
             f"{path}: could not be saved ({reason}), what was there before is kept: free some space or choose "

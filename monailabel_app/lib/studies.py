@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
 import tarfile
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from monailabel.interfaces.utils.app import app_instance
 from starlette.background import BackgroundTask
 
 from lib.masks import NIFTI_SUFFIXES
+from lib.patches import before
 from lib.uploads import check_archive, check_label, check_volume
 from lib.values import check_image_info, check_label_info, check_name, json_object
 from liverseg.errors import InputError
@@ -44,21 +43,6 @@ def check_studies() -> None:
     before(session, "remove_session", lambda session_id, **_: check_session(session_id))
     # What `uncompress` unpacks must stay in its folder.
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # type: ignore[assignment]
-
-
-def before(module: Any, name: str, check: Callable[..., dict[str, Any] | None]) -> None:
-    """Let `check` see all arguments of a function first; what it returns takes the place of those given."""
-    original = getattr(module, name)
-    signature = inspect.signature(original)
-
-    @functools.wraps(original)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs)
-        given.apply_defaults()
-        given.arguments.update(check(**given.arguments) or {})
-        return original(*given.args, **given.kwargs)
-
-    setattr(module, name, checked)
 
 
 def _check_new_image(image: str | None, params: str, file: UploadFile, **_: Any) -> dict[str, str]:
@@ -123,7 +107,7 @@ def _check_new_session(files: list[UploadFile], uncompress: bool, expiry: int, *
     for file in files:
         check_name("files", PurePath(file.filename or "").name)
     if expiry < 0:
-        raise InputError(f"expiry: found {expiry} s, expected 0 (the server's own) or more: mend it.")
+        raise InputError(f"expiry: found {expiry} s, expected 0 (the server's own) or more: fix it.")
     # Several are the slices of one series.
     if len(files) == 1:
         (check_archive if uncompress else check_volume)("files", files[0], max_mb())

@@ -159,7 +159,7 @@ def _check_header(path: Path, max_mb: int) -> None:
     if dtype.kind not in "iuf":
         raise InputError(f"{path}: found voxels of the type {dtype}, expected one real number each: convert it.")
     if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3])) > 0:
-        raise InputError(f"{path}: found the affine {affine[:3].tolist()}, expected finite axes in space: mend it.")
+        raise InputError(f"{path}: found the affine {affine[:3].tolist()}, expected finite axes in space: fix it.")
     # Scans are read as float32.
     _check_size(math.prod(shape) * max(4, dtype.itemsize), max_mb)
 
