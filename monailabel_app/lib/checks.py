@@ -19,12 +19,12 @@ from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.interfaces.utils.app import app_instance
 
 from lib.infers.segment import Segmentation
-from lib.masks import NIFTI_SUFFIXES
 from lib.patches import before
 from lib.studies import check_image, check_session, check_studies, max_mb
 from lib.uploads import check_volume, update_model
 from lib.values import check_json, check_name, json_object
 from liverseg.errors import InputError
+from liverseg.io.paths import NIFTI_SUFFIXES, nifti_suffix
 
 # What a request says outside its `params`: there, it could name any file of the server, and code to run.
 RESERVED = ("bundle_path", "image", "images", "label", "model", "session")
@@ -176,7 +176,7 @@ def _check_inference(
     if label is not None:
         name = PurePath(label.filename or "").name
         check_name("label", name)
-        if not name.endswith(NIFTI_SUFFIXES):
+        if not nifti_suffix(name):
             raise InputError(f"label: found {name!r}, expected a file {' or '.join(NIFTI_SUFFIXES)}: convert it.")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from filelock import FileLock
-from liverseg.io.dicom import describe, find_series
+from liverseg.io.dicom import LeftOut, describe, find_series
 from monailabel.interfaces.datastore import DefaultLabelTag
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
@@ -69,7 +69,7 @@ class FolderDatastore(LockedDatastore):
         self.converting = FileLock(Path(folder) / ".lock_of_series")
         # The name of each series by its path in the folder, and what is no scan.
         self._series: dict[str, str] = {}
-        self._no_series: dict[str, list[Path]] = {}
+        self._no_series = LeftOut(list)
         # What was found in a state of a file: of its header by name, of all of it by the scan's name.
         self._headers: dict[str, tuple[State, bool]] = {}
         self._problems: dict[str, tuple[State, str]] = {}
@@ -123,6 +123,18 @@ class FolderDatastore(LockedDatastore):
         """How many scans there are and have a label, what could not be read, and what is no scan."""
         return {**super().status(), "unreadable_scans": self._unreadable(), "left_out": self.left_out}
 
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Save a scan; returns its id.
+
+        Raises:
+            InputError: where a file of that name is no scan.
+        """
+        name, suffix = self._to_id(os.path.basename(image_filename))
+        file = self._place(f"{image_id or name}{suffix}")
+        if os.path.exists(file):
+            raise InputError(f"{file}: found a file that is no scan, expected none: remove it, or choose another name.")
+        return super().add_image(image_id, image_filename, image_info)
+
     def remove_image(self, image_id: str) -> None:
         """Remove a scan and all its labels.
 
@@ -164,7 +176,7 @@ class FolderDatastore(LockedDatastore):
         found = {}
         for image, (state, problem) in list(self._problems.items()):
             if problem and state == _state(super().get_image_uri(image)):
-                found[image] = problem
+                found[image] = problem.replace(f"{self._datastore_path}{os.sep}", "")
         return found
 
     def _to_id(self, file: str) -> tuple[str, str]:
@@ -177,15 +189,15 @@ class FolderDatastore(LockedDatastore):
     def _list_files(self, path: str, patterns: Collection[str]) -> dict[str, str]:
         if path != self._datastore.image_path():
             return super()._list_files(path, patterns)
-        left_out = {reason: list(files) for reason, files in self._no_series.items()}
+        left_out = LeftOut(list, {reason: list(files) for reason, files in self._no_series.items()})
         names = [name for name in os.listdir(path) if nifti_suffix(name) and not is_hidden(name)]
         files = [name for name in names if not os.path.isdir(os.path.join(path, name))]
         found: dict[str, str] = {}
         for name in [*sorted(files, key=lambda name: (name[-3:].lower() != ".gz", name)), *self._series]:
             if name not in self._series and not self._has_header(name):
-                left_out.setdefault("no readable NIfTI", []).append(Path(name))
+                left_out["no readable NIfTI"].append(Path(name))
             elif found.setdefault(self._to_id(name)[0], name) != name:
-                left_out.setdefault("called as another scan", []).append(Path(name))
+                left_out["called as another scan"].append(Path(name))
         said = describe(left_out)
         if said and said != self.left_out:
             logger.warning("%s: found %d scans; left out as none: %s.", self._datastore_path, len(found), said)
@@ -230,9 +242,9 @@ class FolderDatastore(LockedDatastore):
             parts = path.parts or (folder.name,)
             name = "_".join([*parts[:-1], stem_of(parts[-1])])
             if one.problem:
-                no_series.setdefault(f"series that is no volume: {one.problem.rstrip('.')}", []).append(path)
+                no_series[f"series that is no volume: {one.problem.rstrip('.')}"].append(path)
             elif name in found.values():
-                no_series.setdefault("called as another scan", []).append(path)
+                no_series["called as another scan"].append(path)
             else:
                 found[str(path)] = name
         no_series["NIfTI below the folder"] = [file for file in _files_below(folder) if nifti_suffix(file)]
@@ -240,12 +252,12 @@ class FolderDatastore(LockedDatastore):
         for reason, files in list(no_series.items()):
             no_series[reason] = [file for file in files if file not in own]
         self._series = found
-        self._no_series = {reason: files for reason, files in no_series.items() if files}
+        self._no_series = LeftOut(list, {reason: files for reason, files in no_series.items() if files})
 
     def _watch(self, folder: str) -> None:
         handler = FileSystemEventHandler()
         handler.on_any_event = self._on_any_change  # type: ignore[method-assign]
-        observer: Any = PollingObserver(POLL_SECONDS) if self._is_on_mount(folder) else Observer()
+        observer: Any = PollingObserver(timeout=POLL_SECONDS) if self._is_on_mount(folder) else Observer()
         observer.schedule(handler, folder, recursive=True)
         try:
             observer.start()

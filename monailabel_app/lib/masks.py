@@ -14,7 +14,6 @@ import nrrd
 import numpy as np
 from monailabel.datastore.utils.colors import GENERIC_ANATOMY_COLORS
 
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
 NRRD_SUFFIXES = (".nrrd", ".seg.nrrd")
 # 3D Slicer's colours by segment name, and those of the nearest for names that it does not know.
 COLORS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import requests
 import urllib3
@@ -44,12 +45,13 @@ async def _pass_on(request: Request, op: str, path: str) -> Response:
     prefix = prefixes.get("wado" if op == "qido" and path.endswith("metadata") else op)
     address = "/".join(filter(None, [settings.MONAI_LABEL_STUDIES.rstrip("/"), prefix, path]))
     user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
+    headers: Any = {key: request.headers.get(key) for key in ("accept", "accept-encoding", "content-type")}
     try:
         found = requests.request(
             request.method,
             address,
             params=request.url.query,
-            headers={key: request.headers.get(key) for key in ("accept", "accept-encoding", "content-type")},
+            headers=headers,
             data=await request.body(),
             auth=(user, password) if user and password else None,
             timeout=settings.MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT,
@@ -62,8 +64,8 @@ async def _pass_on(request: Request, op: str, path: str) -> Response:
             f"{request.url.path}: found no answer of the DICOM server ({type(error).__name__}), expected one: see "
             "whether it runs.",
         ) from error
-    headers = {key: value for key, value in found.headers.items() if key.lower() in PASSED_ON}
-    return Response(content, found.status_code, headers)
+    passed_on = {key: value for key, value in found.headers.items() if key.lower() in PASSED_ON}
+    return Response(content, found.status_code, passed_on)
 
 
 def _check(request: Request, path: str) -> None:

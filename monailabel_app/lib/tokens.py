@@ -29,7 +29,7 @@ def check_tokens() -> None:
     login.requests = SimpleNamespace(post=_post)  # type: ignore[assignment]
 
 
-def _decode(token: str, key: str, options: dict[str, Any]) -> dict[str, Any]:
+def _decode(token: str, key: str, options: Any) -> dict[str, Any]:
     return jwt.decode(token, key, algorithms=["RS256"], options={**options, "require": ["exp"]})
 
 

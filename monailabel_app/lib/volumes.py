@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from lib.masks import NIFTI_SUFFIXES
 from liverseg.errors import InputError
+from liverseg.io.paths import nifti_suffix
 from liverseg.transforms import LoadVolumed
 from liverseg.transforms.morphology import Box
 
@@ -30,7 +30,7 @@ def grid_of(scan: str) -> MetaTensor:
     Raises:
         InputError: for a file that cannot be read or is not 3-D.
     """
-    if not scan.endswith(NIFTI_SUFFIXES):
+    if not nifti_suffix(scan):
         return LoadVolumed("image")({"image": scan})["image"]
     image = _open(scan)
     name = f"scan {Path(scan).name!r}"
@@ -44,7 +44,7 @@ def read_boxes(scan: str, boxes: Sequence[Box]) -> list[np.ndarray]:
     Raises:
         InputError: for a file that cannot be read.
     """
-    if not scan.endswith(NIFTI_SUFFIXES):
+    if not nifti_suffix(scan):
         voxels = LoadVolumed("image")({"image": scan})["image"][0].numpy()
         return [voxels[box] for box in boxes]
     image = _open(scan)
@@ -70,7 +70,7 @@ def read_label(label: str) -> MetaTensor:
         raise _unreadable(label, error) from error
     values = voxels.astype(np.uint8, copy=False)
     if values is not voxels and not np.array_equal(values, voxels):
-        raise InputError(f"{label}: found values that are not 0, 1, … 255, expected a labelmap: mend it.")
+        raise InputError(f"{label}: found values that are not 0, 1, … 255, expected a labelmap: fix it.")
     return MetaTensor(torch.from_numpy(values)[None], affine=image.affine, meta={"filename_or_obj": label})
 
 
