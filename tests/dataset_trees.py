@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import nibabel as nib
@@ -38,8 +40,18 @@ def rotated(affine: np.ndarray, degrees: float) -> np.ndarray:
     return turn @ affine
 
 
-def write_series(folder: Path, array: np.ndarray, affine: np.ndarray, names: list[str], **tags) -> None:
-    """Write (columns, rows, slices) as a DICOM series, slice k in the file names[k]; a tag of None is left out."""
+def write_series(
+    folder: Path,
+    array: np.ndarray,
+    affine: np.ndarray,
+    names: list[str],
+    change: Callable[[Any, int], None] | None = None,
+    **tags: Any,
+) -> None:
+    """Write (columns, rows, slices) as a DICOM series, slice k in the file names[k].
+
+    A tag of None is left out; `change(dataset, k)` alters slice k before it is written.
+    """
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
@@ -81,6 +93,8 @@ def write_series(folder: Path, array: np.ndarray, affine: np.ndarray, names: lis
             if value is not None:
                 setattr(file, tag, value)
         file.PixelData = (pixels - values["RescaleIntercept"]).astype(np.uint16).tobytes()
+        if change is not None:
+            change(file, k)
         file.save_as(folder / name, write_like_original=False)
 
 

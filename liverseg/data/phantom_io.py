@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +18,7 @@ from liverseg import __version__
 from liverseg.data.phantom import Phantom, make_phantom
 from liverseg.data.phantom_anatomy import ORGANS
 from liverseg.errors import InputError
+from liverseg.io.nifti import write_nifti
 
 _MARK = "liverseg phantom"
 
@@ -95,10 +95,9 @@ def write_phantoms(
         if all([_is_whole(path, mark) for path in paths]):
             return
         phantom = make_phantom(patient, shape, spacing, modality=modality, phase=phase)
-        _save(paths[0], phantom.image.astype(np.int16), phantom.affine, mark)
-        _save(
-            paths[1], phantom.labels if labels == LITS_LABELS else _organ_labels(phantom, labels), phantom.affine, mark
-        )
+        mask = phantom.labels if labels == LITS_LABELS else _organ_labels(phantom, labels)
+        write_nifti(paths[0], phantom.image.astype(np.int16), phantom.affine, mark)
+        write_nifti(paths[1], mask, phantom.affine, mark)
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,15 +132,3 @@ def _is_whole(path: Path, mark: str) -> bool:
     voxels = math.prod(header.get_data_shape())
     expected_bytes = int(header["vox_offset"]) + voxels * header.get_data_dtype().itemsize
     return found == mark and path.stat().st_size == expected_bytes
-
-
-def _save(path: Path, array: NDArray[Any], affine: NDArray[np.float64], mark: str) -> None:
-    image = nib.Nifti1Image(array, affine)
-    image.header["descrip"] = mark
-    image.header.set_xyzt_units("mm")
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        nib.save(image, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,54 +14,81 @@ import nibabel as nib
 
 from liverseg.data.datalist import load_datalist
 from liverseg.errors import InputError
+from liverseg.io.dicom import describe, find_series
+from liverseg.io.paths import absolute, is_hidden, nifti_suffix, stem_of
+from liverseg.io.volumes import read_volume_grid
 
-IMAGE_SUFFIXES = (".nii", ".nii.gz")
+logger = logging.getLogger(__name__)
+
+# What data sets call the masks that lie beside their scans, in a file or folder of their own.
+MASKS = re.compile(r"(.*[-_ .])?(segs?|segmentations?|masks?|labels?(tr|va|ts)?|gt|ground.?truth)([-_ .]?\d+)?", re.I)
 
 
 def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """List the scans of `path` as items `{"image": absolute path}`.
+    """List the scans of `path` as items `{"image": absolute path}`; links keep their own names.
+
+    What else lies there is named in one line of the log.
 
     Args:
-        path: an image file; a folder with a `dataset.json` (its `test` section is taken); a folder that holds images;
-            or a folder of DICOM series, one folder a series.
+        path: a NIfTI file; a file of a DICOM series, which stands for the whole; a folder with a `dataset.json` (its
+            `test` section is taken); or a folder with NIfTI files, or of folders with some where it holds none itself,
+            and with DICOM series, however deep they lie.
 
     Raises:
         InputError: when nothing is there, or nothing in it is a scan.
     """
-    root = Path(path).expanduser().resolve()
+    root = absolute(path)
     if not root.exists():
         raise InputError(f"{root}: there is no such file or folder: set dataset_dir to a scan or a folder of scans.")
     if root.is_file():
         return [{"image": str(root)}]
     if (root / "dataset.json").is_file():
         return [{"image": item["image"]} for item in load_datalist(root / "dataset.json", "test")]
-    files = sorted(file for file in root.iterdir() if file.name.endswith(IMAGE_SUFFIXES))
-    series = [folder for folder in [root, *sorted(root.iterdir())] if folder.is_dir() and _holds_dicom(folder)]
-    if not files and not series:
+    files = _nifti_files(root)
+    if not files:
+        files = [file for folder in _visible(root) if folder.is_dir() for file in _nifti_files(folder)]
+    masks = {file for file in files if any(MASKS.fullmatch(name) for name in (stem_of(file), file.parent.name))}
+    # Where they are all there is, they are what is meant.
+    masks = masks if len(masks) < len(files) else set()
+    series, left_out = find_series(root)
+    if masks:
+        left_out["mask"] += sorted(masks)
+    scans = [str(file) for file in files if file not in masks] + sorted({each.path for each in series})
+    if not scans:
+        found = f" (only {describe(left_out)})" if left_out else ""
         raise InputError(
-            f"{root}: no scan in it, expected {', '.join(IMAGE_SUFFIXES)} files or folders of DICOM files."
+            f"{root}: no scan in it{found}, expected NIfTI files in it or one folder below, or DICOM series: name the "
+            "folder that holds them."
         )
-    return [{"image": str(found)} for found in [*files, *series]]
+    if left_out:
+        logger.warning("%s: %d scans; left out: %s.", root, len(scans), describe(left_out))
+    return [{"image": scan} for scan in scans]
 
 
-def _holds_dicom(folder: Path) -> bool:
-    for file in sorted(folder.iterdir()):
-        if file.is_file() and not file.name.startswith("."):
-            with file.open("rb") as stream:
-                return stream.read(132)[128:] == b"DICM"
-    return False
+def _visible(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not is_hidden(path))
+    except OSError:
+        return []  # named by `find_series`
+
+
+def _nifti_files(folder: Path) -> list[Path]:
+    return [file for file in _visible(folder) if nifti_suffix(file) and not file.is_dir()]
 
 
 def cache_num(data: Sequence[Mapping[str, Any]], cache_gb: float, spacing: Sequence[float] = (-1, -1, -1)) -> int:
     """How many of the first items of `data` fit in `cache_gb` once decoded and resampled to `spacing`.
 
     For `monai.data.CacheDataset(cache_num=…)`, which bounds a count and not bytes. Sizes come from the files' headers:
-    4 bytes a voxel for the image and 1 for the label. A DICOM series counts as 512×512×300 voxels.
+    4 bytes a voxel for the image and 1 for the label.
 
     Args:
         data: items with `image`.
         cache_gb: the bound in 10⁹ bytes.
         spacing: mm per axis after resampling; −1 keeps the axis.
+
+    Raises:
+        InputError: for an image whose header cannot be read.
     """
     left = cache_gb * 1e9
     for count, item in enumerate(data):
@@ -70,12 +99,8 @@ def cache_num(data: Sequence[Mapping[str, Any]], cache_gb: float, spacing: Seque
 
 
 def _voxels(image: str, spacing: Sequence[float]) -> float:
-    if Path(image).is_dir():
-        return 512 * 512 * 300
-    try:
-        header: Any = nib.load(image).header
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
-        raise InputError(f"{image}: not a readable NIfTI file ({error}): replace it or remove it.") from error
-    sizes_mm = [n * mm for n, mm in zip(header.get_data_shape(), header.get_zooms(), strict=True)]
-    targets = [to if to > 0 else mm for to, mm in zip(spacing, header.get_zooms(), strict=False)]
-    return math.prod(size / target for size, target in zip(sizes_mm, targets, strict=False))
+    scan = read_volume_grid(image)
+    spacing_mm = nib.affines.voxel_sizes(scan.affine)
+    sizes_mm = scan.array.shape * spacing_mm
+    targets = [to if to > 0 else mm for to, mm in zip(spacing, spacing_mm, strict=True)]
+    return math.prod(size / target for size, target in zip(sizes_mm, targets, strict=True))

@@ -14,14 +14,17 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from monai.data import MetaTensor, affine_to_spacing
+from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
 from liverseg.errors import InputError
 from liverseg.files import write_atomically
 from liverseg.transforms import LoadVolumed, MapLabelsd
+from liverseg.transforms.labels import whole_values
 
 logger = logging.getLogger(__name__)
 
+MOST_VALUES = 2**16
 SLAB = 16  # slices that are counted at a time: whole volumes as int64 would take 8 bytes a voxel
 
 
@@ -46,7 +49,7 @@ def count_voxels(
         num_workers: label files read at the same time.
 
     Raises:
-        InputError: as `LoadVolumed` and `MapLabelsd` raise it, and for label values that are no whole numbers.
+        InputError: as `LoadVolumed` and `MapLabelsd` raise it.
     """
     memory = Path(datalist).expanduser().resolve().with_suffix(".voxel_counts.json") if datalist else None
     known = _read(memory) if memory else {}
@@ -76,13 +79,13 @@ def _read_label(label: str) -> dict[str, Any]:
     # Before reading, so that a change meanwhile is noticed.
     state = _state(label)
     volume = LoadVolumed(keys="label")({"label": label})["label"]
-    low, high = (int(value) for value in volume.aminmax())
+    values = convert_to_tensor(whole_values(volume), track_meta=False)
+    low, high = (int(value) for value in values.aminmax())
+    if high - low > MOST_VALUES:
+        raise InputError(f"{label}: found values from {low} to {high}, expected classes: is it a scan? Replace it.")
     counts = torch.zeros(high - low + 1, dtype=torch.int64)
-    for slab in volume.as_tensor().split(SLAB, dim=-1):
-        index = slab.flatten().long()
-        if not torch.equal(index.to(slab), slab.flatten()):
-            raise InputError(f"{label}: found label values that are no whole numbers, expected classes: replace it.")
-        counts += torch.bincount(index - low, minlength=len(counts))
+    for slab in values.split(SLAB, dim=-1):
+        counts += torch.bincount(slab.flatten().long() - low, minlength=len(counts))
     present = counts.nonzero()[:, 0]
     spacing = affine_to_spacing(volume.affine, r=3).tolist()
     return {**state, "spacing": spacing, "values": (present + low).tolist(), "voxels": counts[present].tolist()}

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import monai
-import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
@@ -27,6 +26,7 @@ from monai.utils import convert_to_tensor
 import liverseg
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
+from liverseg.io.nifti import write_nifti
 from liverseg.metrics import (
     bf_scores,
     case_metrics,
@@ -80,7 +80,8 @@ class SegmentationReport:
     Raises:
         InputError: if `lesion_class` or `organ_class` is no foreground class; when the run starts, if `output_dir`
             cannot be written to; during the run, if a label map is not one channel of indices of `class_names`, the two
-            differ in shape, the image names no file or the label has no affine.
+            differ in shape, the image names no file or the label has no affine; at its end, if no reference holds a
+            voxel of any class.
     """
 
     def __init__(
@@ -141,7 +142,7 @@ class SegmentationReport:
             if not file:
                 raise InputError(
                     f'the image under "{self.image_key}" names no file in meta["filename_or_obj"], expected the file '
-                    "that the case is known by; load it with LoadImaged."
+                    "that the case is known by; load it with LoadVolumed."
                 )
             try:
                 case = self._measure_case(item)
@@ -157,16 +158,14 @@ class SegmentationReport:
 
     def _save_mask(self, path: Path, item: dict[str, Any]) -> None:
         mask = item[self.pred_key][0].to(torch.uint8).cpu().numpy()
-        partial = path.with_name(f".{path.name}")
-        nib.save(nib.Nifti1Image(mask, item[self.label_key].affine.cpu().numpy()), partial)
-        os.replace(partial, path)
+        write_nifti(path, mask, item[self.label_key].affine.cpu().numpy())
 
     def _measure_case(self, item: dict[str, torch.Tensor]) -> dict[str, Any]:
         label = item[self.label_key]
         if not isinstance(label, MetaTensor):
             raise InputError(
                 f'"{self.label_key}" is a {type(label).__name__} without an affine, expected a MetaTensor, which '
-                "knows the spacing; load it with LoadImaged."
+                "knows the spacing; load it with LoadVolumed."
             )
         spacing_mm = [float(length) for length in affine_to_spacing(label.affine)]
         prediction = self._label_map(item[self.pred_key], self.pred_key)
@@ -217,6 +216,12 @@ class SegmentationReport:
         cases = {name: merged[name] for name in sorted(merged)}
         if not cases:
             raise InputError("the evaluation read no case, expected at least one; check its data list.")
+        names = self.class_names[1:]
+        if not any(case["classes"][name]["reference_volume_ml"] for case in cases.values() for name in names):
+            raise InputError(
+                f"the labels of all {len(cases)} cases hold no voxel of {', '.join(names)}, expected some to compare "
+                "with: check which of their values `classes` takes for what."
+            )
         rows = [
             {"case": name, "class": class_name, **metrics}
             for name, case in cases.items()

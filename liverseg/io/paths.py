@@ -10,8 +10,9 @@ DICOM_SUFFIXES = (".dcm",)
 
 
 def is_hidden(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is no one's scan: `.DS_Store`, or `._scan.nii.gz`, which macOS writes beside each file."""
-    return Path(path).name.startswith(".")
+    """Whether a file or folder is no one's scan, as what macOS writes: `.DS_Store`, `._scan.nii.gz`, `__MACOSX`."""
+    name = Path(path).name
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def nifti_suffix(path: str | os.PathLike[str]) -> str:

@@ -2,74 +2,72 @@
 
 from __future__ import annotations
 
-import logging
-import re
-import warnings
-from dataclasses import dataclass
+import os
 from pathlib import Path
-from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from liverseg.errors import InputError
+from liverseg.io.dicom import grid_of, read_voxels, series_at
+from liverseg.io.nifti import read_nifti, read_nifti_grid, write_nifti
 from liverseg.io.paths import nifti_suffix
-
-# Every LoadImage warns that this optional GPU decoder is not installed.
-logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
-
-
-@dataclass(frozen=True)
-class Volume:
-    """A volume as it lies in its file.
-
-    Attributes:
-        array: (H, W, D), HU or intensities or label values; more axes where the file has more.
-        affine: (4, 4), voxel index to RAS mm.
-        warnings: what the person who gave the file should know, one sentence each.
-    """
-
-    array: np.ndarray
-    affine: np.ndarray
-    warnings: tuple[str, ...] = ()
+from liverseg.io.volume import Volume
 
 
 def read_volume(path: str) -> Volume:
-    """Read a NIfTI file, or a folder with one DICOM series (extra `dicom`).
+    """Read a NIfTI file, a folder with one DICOM series, or the series of a DICOM file (extra `dicom`).
 
     Raises:
-        InputError: for a missing or unreadable file.
+        InputError: for a missing file, and as `read_nifti`, `series_at` and `read_voxels`.
     """
-    if not Path(path).exists():
-        raise InputError(f"{path}: there is no such file: mend the path or remove the scan.")
-    try:
-        return read_nifti(path) if nifti_suffix(path) else read_series(path)
-    # Readers and codecs raise whatever they like for a file that is no image, or only the beginning of one.
-    except Exception as error:
-        raise InputError(
-            f"{path}: not readable as a volume ({_reason(error)}), expected a whole NIfTI file or a folder "
-            "with one DICOM series (which needs liverseg[dicom]): replace it or remove the scan."
-        ) from error
-
-
-def read_nifti(path: str) -> Volume:
-    """Read a NIfTI file."""
-    image: Any = nib.load(path)
-    return Volume(np.asanyarray(image.dataobj), image.affine)
+    return read_nifti(path) if _is_nifti(path) else read_series(path)
 
 
 def read_series(path: str) -> Volume:
-    """Read a folder with one DICOM series."""
-    from monai.transforms import LoadImage
+    """Read the DICOM series that a folder or a file stands for, see `series_at`.
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
-        volume = LoadImage("PydicomReader")(path)
-    return Volume(volume.numpy(), volume.affine.numpy())
+    Raises:
+        InputError: as `series_at` and `read_voxels`.
+    """
+    series = series_at(Path(path))
+    return Volume(read_voxels(series), grid_of(series)[1], series.warnings)
 
 
-def _reason(error: BaseException) -> str:
-    # LoadImage reports what its readers raised as text: tracebacks, each ending with the exception and its message.
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    raised = [number for number, line in enumerate(lines) if re.match(r"[\w.]+(Error|Exception)\b", line)]
-    return " ".join(lines[raised[-1] if raised else 0 :]).rstrip(".") or type(error).__name__
+def read_volume_grid(path: str) -> Volume:
+    """As `read_volume`, but the array holds zeros that take no memory: only headers are read.
+
+    Raises:
+        InputError: for a missing file, and as `read_nifti_grid` and `series_at`.
+    """
+    if _is_nifti(path):
+        return read_nifti_grid(path)
+    series = series_at(Path(path))
+    shape, affine = grid_of(series)
+    return Volume(np.broadcast_to(np.float32(0), shape), affine, series.warnings)
+
+
+def save_as_nifti(scan: str, target: str | os.PathLike[str]) -> None:
+    """Write a scan as NIfTI on the grid of `read_volume`: int16 where that holds every voxel, as scanners store them.
+
+    Raises:
+        InputError: as `read_volume`, and as `write_nifti`.
+    """
+    volume = read_volume(scan)
+    write_nifti(target, as_int16(volume.array), volume.affine)
+
+
+def as_int16(array: np.ndarray) -> np.ndarray:
+    """`array` as int16 where that holds every voxel; else as it is."""
+    low, high = np.iinfo(np.int16).min, np.iinfo(np.int16).max
+    if array.min() < low or array.max() > high:
+        return array
+    whole = array.astype(np.int16)
+    return whole if np.array_equal(whole, array) else array
+
+
+def _is_nifti(path: str) -> bool:
+    file = Path(path)
+    if not file.exists():
+        there = "a link to a file that is not there: fetch that" if file.is_symlink() else "no such file: fix the path"
+        raise InputError(f"{path}: there is {there} or remove the scan.")
+    return bool(nifti_suffix(path)) and not file.is_dir()

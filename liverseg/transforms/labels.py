@@ -2,14 +2,55 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from liverseg.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# Of a label value: a file that stores 0, 1, 2 as bytes with a scale holds 1.004, and a float 0.9999999.
+WHOLE_TOLERANCE = 0.01
+CHUNK = 2**24
+
+
+def whole_values(label: torch.Tensor, name: str = "") -> torch.Tensor:
+    """A label with whole numbers: those closer than `WHOLE_TOLERANCE` to one are taken for it.
+
+    Args:
+        label: of any shape and type; it is returned as it is where all values are whole.
+        name: for messages; by default the file that it was loaded from.
+
+    Raises:
+        InputError: for other values, such as a half, NaN and infinity.
+    """
+    if not label.is_floating_point() or not label.numel():
+        return label
+    values = label.as_tensor() if isinstance(label, MetaTensor) else label
+    # In parts, or it takes twice the memory of the volume.
+    parts = values.reshape(-1).split(CHUNK)
+    off = float(torch.stack([(part - part.round()).abs().max() for part in parts]).max())
+    if off == 0:
+        return label
+    if off <= WHOLE_TOLERANCE:
+        return label.round()
+    between = values[~((values - values.round()).abs() <= WHOLE_TOLERANCE)].unique()
+    raise InputError(
+        f"{name or file_of(label)}: found label values {', '.join(f'{value:.4g}' for value in between[:5].tolist())}, "
+        "expected whole numbers: it is no label, or was resampled as an image; resample it with nearest neighbours, or "
+        "save a mask of a threshold."
+    )
+
+
+def file_of(label: torch.Tensor) -> str:
+    """The file that a label was loaded from, for messages."""
+    return str(getattr(label, "meta", {}).get("filename_or_obj", "label"))
 
 
 class MapLabelsd(MapTransform):
@@ -23,7 +64,7 @@ class MapLabelsd(MapTransform):
         allow_missing_keys: skip keys that an item lacks.
 
     Raises:
-        InputError: for a value that no class names, naming the file and the value.
+        InputError: as `whole_values`, and for a value that no class names, naming the file and the value.
     """
 
     def __init__(
@@ -45,6 +86,7 @@ class MapLabelsd(MapTransform):
         return converted
 
     def _convert(self, label: torch.Tensor) -> torch.Tensor:
+        label = whole_values(label)
         classes = torch.full_like(label, self.rest or 0, dtype=torch.uint8)
         matched = 0
         for index, values in enumerate(self.classes.values()):
@@ -52,12 +94,17 @@ class MapLabelsd(MapTransform):
                 here = label == value
                 matched += int(here.sum())
                 classes[here] = index
+        known = [value for values in self.classes.values() for value in values or ()]
         if self.rest is None and matched != label.numel():
-            known = [value for values in self.classes.values() for value in values or ()]
             unknown = sorted(set(torch.unique(torch.as_tensor(label)).tolist()) - set(known))
-            file = getattr(label, "meta", {}).get("filename_or_obj", "label")
             raise InputError(
-                f"{file}: label values {', '.join(f'{value:g}' for value in unknown[:5])} are in no class, "
-                f"expected only {known}: name them in `classes`, or give background the value null for all the rest."
+                f"{file_of(label)}: label values {', '.join(f'{value:g}' for value in unknown[:5])} are in no class, "
+                f"expected only {known}: list in `classes` under each class the values that stand for it in this file; "
+                "only then may background be null, for all values that are listed nowhere."
+            )
+        if self.rest is not None and matched == 0 and label.any():
+            logger.warning(
+                "%s: found none of the values %s of `classes`, so all of it is taken for %s.",
+                *(file_of(label), known, list(self.classes)[self.rest]),
             )
         return classes

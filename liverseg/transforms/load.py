@@ -16,11 +16,14 @@ from monai.transforms import MapTransform
 from monai.utils import SpaceKeys
 
 from liverseg.errors import InputError
+from liverseg.io.volume import corners
 from liverseg.io.volumes import read_volume
 
 logger = logging.getLogger(__name__)
 
-AFFINE_TOLERANCE_MM = 1e-2
+# Of a voxel, and of a mm. A spacing that a program rounds to 0.001 mm moves the last of 512 voxels by 0.26 mm; programs
+# that take a voxel's corner for its centre are half a voxel apart.
+GRID_TOLERANCE = 0.4
 
 
 class LoadVolumed(MapTransform):
@@ -45,12 +48,15 @@ class LoadVolumed(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """`data` with paths replaced by volumes."""
         loaded = dict(data)
-        volumes = []
+        first: MetaTensor | None = None
         for key in self.key_iterator(loaded):
-            volumes.append(_load(str(loaded[key])))
-            loaded[key] = volumes[-1]
-            _check_volume(volumes[-1])
-            check_same_grid(volumes[0], volumes[-1])
+            volume = _load(str(loaded[key]))
+            _check_volume(volume)
+            loaded[key] = volume if first is None else check_same_grid(first, volume)
+            first = loaded[key] if first is None else first
+        for key in self.key_iterator(loaded):
+            # Of any number, which cannot be collated.
+            del loaded[key].meta["other_affines"]
         return loaded
 
 
@@ -67,6 +73,7 @@ def _load(path: str) -> MetaTensor:
         "space": SpaceKeys.RAS,
         "original_channel_dim": "no_channel",
         "warnings": "\n".join(volume.warnings),
+        "other_affines": volume.other_affines,
     }
     return MetaTensor(array, affine=affine, meta=meta)
 
@@ -92,25 +99,63 @@ def _shape_text(volume: MetaTensor) -> str:
     return "×".join(str(n) for n in (shape[1:] if shape[0] == 1 else (*shape[1:], shape[0])))
 
 
-def check_same_grid(first: MetaTensor, other: MetaTensor) -> None:
+def check_same_grid(first: MetaTensor, other: MetaTensor) -> MetaTensor:
     """Refuse two volumes (1, H, W, D) whose voxels are not those of each other, in whatever order of the axes.
 
+    Where programs differ in where they show the file of `first` (its `meta["other_affines"]`), `other` may lie at any
+    of these places.
+
+    Returns:
+        `other` with the affine of `first`, in its own order of the axes.
+
     Raises:
-        InputError: with both grids.
+        InputError: for another shape, and for a corner that lies farther off than `GRID_TOLERANCE` of a voxel, or as
+            many mm, along an axis.
     """
-    (shape, affine), (other_shape, other_affine) = _canonical_grid(first), _canonical_grid(other)
-    if shape == other_shape and np.allclose(affine, other_affine, atol=AFFINE_TOLERANCE_MM, rtol=0):
-        return
-    grids = [f"shape {_shape_text(v)} and affine {np.round(v.affine.numpy()[:3], 3).tolist()}" for v in (other, first)]
+    matches = [_Match(first, place, other) for place in (first.affine, *first.meta.get("other_affines", ()))]
+    # A volume that is mirrored about its own middle lies there in two ways: as it is stored comes first.
+    for match in sorted(matches, key=lambda match: match.reordered):
+        if match.fits:
+            affine = torch.as_tensor(first.affine.numpy() @ np.linalg.inv(match.back))
+            return MetaTensor(
+                other.as_tensor(), meta={**other.meta, "affine": affine, "original_affine": affine.clone()}
+            )
+    names = [str(volume.meta["filename_or_obj"]) for volume in (other, first)]
     raise InputError(
-        f"{other.meta['filename_or_obj']}: its grid ({grids[0]}) is not that of {first.meta['filename_or_obj']} "
-        f"({grids[1]}), expected the same: resample one onto the other."
+        f"{names[0]}: its grid is not that of {names[1]} ({matches[0].difference}): draw or export it on that scan, or "
+        "resample it onto that scan with nearest neighbours."
     )
 
 
-def _canonical_grid(volume: MetaTensor) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine in RAS order: files that store the same voxels in another axis order are on the same grid."""
-    shape, affine = tuple(volume.shape[1:]), volume.affine.numpy()
-    orientation = nib.orientations.io_orientation(affine)
-    order = np.argsort(orientation[:, 0])
-    return tuple(shape[axis] for axis in order), affine @ nib.orientations.inv_ornt_aff(orientation, shape)
+class _Match:
+    """How the voxels of `other` lie on those of `first`, when `first` lies at `place`."""
+
+    def __init__(self, first: MetaTensor, place: torch.Tensor | np.ndarray, other: MetaTensor) -> None:
+        affine, self.shape, shape = np.asarray(place), tuple(first.shape[1:]), tuple(other.shape[1:])
+        index_of = np.linalg.inv(affine) @ other.affine.numpy()
+        orientation = nib.orientations.io_orientation(index_of)
+        self.reordered = not np.array_equal(orientation, [[0, 1], [1, 1], [2, 1]])
+        # From indices in the order of `first` to those of `other`.
+        self.back = nib.orientations.inv_ornt_aff(orientation, shape)
+        self.other_shape = tuple(shape[axis] for axis in np.argsort(orientation[:, 0]))
+        self.corners = corners(self.shape)
+        step = index_of @ self.back - np.eye(4)
+        self.sizes_mm = nib.affines.voxel_sizes(affine)
+        self.offsets_mm = (self.corners @ step[:3, :3].T + step[:3, 3]) * self.sizes_mm
+
+    @property
+    def fits(self) -> bool:
+        limits_mm = GRID_TOLERANCE * np.minimum(self.sizes_mm, 1)
+        return self.other_shape == self.shape and bool((np.abs(self.offsets_mm) <= limits_mm).all())
+
+    @property
+    def difference(self) -> str:
+        if self.other_shape != self.shape:
+            found, expected = ("×".join(map(str, shape)) for shape in (self.other_shape, self.shape))
+            return f"found the shape {found}, expected {expected}"
+        distances_mm = np.linalg.norm(self.offsets_mm, axis=1)
+        worst = int(distances_mm.argmax())
+        return (
+            f"its corner at voxel {tuple(self.corners[worst].tolist())} lies {distances_mm[worst]:.3g} mm off, "
+            f"expected {GRID_TOLERANCE * min(1, self.sizes_mm.min()):.2g} mm at most"
+        )

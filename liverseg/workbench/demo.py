@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from liverseg.errors import InputError
+from liverseg.io.paths import absolute
 
 # Phantoms of 3 mm in-plane are small enough for minutes on two cores; everything else is the bundle's default.
 SETTINGS = {
@@ -61,7 +62,7 @@ def demo(
             _run(console, bundle, "evaluating", ["train", "evaluate"], {**paths, **SETTINGS, **options})
 
     console.rule("4/5 Segmentation")
-    image = Path(test[0]["image"]) if scan is None else scan.resolve()
+    image = Path(test[0]["image"]) if scan is None else absolute(scan)
     options = {"output_dir": str(out / "masks"), "spacing": SETTINGS["spacing"], "dataset_dir": str(image)}
     _run(console, bundle, "inference", ["inference"], {**paths, **options})
     mask = out / "masks" / f"{image.name.removesuffix('.gz').removesuffix('.nii')}_liver.nii.gz"

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import pydicom
 import pydicom_seg
 import requests
@@ -21,12 +19,14 @@ from dicomweb_client.session_utils import create_session_from_user_pass
 from filelock import FileLock
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
-from monailabel.datastore.utils.convert import dicom_to_nifti
 from monailabel.interfaces.datastore import DefaultLabelTag
 from pydicom.dataset import Dataset
 
 from lib.datastore import LockedDatastore
+from lib.volumes import read_label, values_in
 from liverseg.errors import InputError
+from liverseg.io.nifti import write_nifti
+from liverseg.io.volumes import save_as_nifti
 
 FINAL = DefaultLabelTag.FINAL
 
@@ -107,15 +107,13 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
                 shutil.rmtree(folder, ignore_errors=True)
                 if not self._download(image_id, folder):
                     return ""
-                try:
-                    converted = dicom_to_nifti(str(folder))
-                except RuntimeError as error:
-                    raise InputError(
-                        f"image {image_id}: found a series that is no volume ({str(error).splitlines()[-1].strip()}), "
-                        "expected slices of one CT or MRI scan: choose another series."
-                    ) from error
-                LockedDatastore.add_image(self, image_id, converted, self._dicom_info(image_id))
-                Path(converted).unlink()
+                with tempfile.TemporaryDirectory() as converted:
+                    scan = Path(converted, file.name)
+                    try:
+                        save_as_nifti(str(folder), scan)
+                    except InputError as error:
+                        raise InputError(str(error).replace(str(folder), f"image {image_id}")) from error
+                    LockedDatastore.add_image(self, image_id, str(scan), self._dicom_info(image_id))
         return str(file)
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
@@ -162,11 +160,16 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
             InputError: for a final label without any segment.
         """
         if label_tag == FINAL:
-            label: Any = nib.load(label_filename)
-            values = set(np.unique(np.asanyarray(label.dataobj)).astype(int).tolist()) - {0}
+            label = read_label(label_filename)
+            values = set(values_in(label)) - {0}
             if not values:
                 raise InputError(f"label of {image_id}: found no segment, expected one to save: draw or segment first.")
             label_info = {**label_info, "label_info": _named(label_info, values)}
+            with tempfile.TemporaryDirectory() as folder:
+                # MONAI Label cuts off what is behind the point: 0.9999999 would become the background.
+                whole = Path(folder) / "label.nii.gz"
+                write_nifti(whole, label[0].numpy(), label.affine.numpy())
+                return super().save_label(image_id, str(whole), label_tag, label_info)
         return super().save_label(image_id, label_filename, label_tag, label_info)
 
     def _download(self, series: str, folder: Path) -> bool:

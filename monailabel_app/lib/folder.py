@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import logging
 import os
 import threading
@@ -11,21 +10,19 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 from filelock import FileLock
-from liverseg.io.dicom import LeftOut, describe, find_series
 from monailabel.interfaces.datastore import DefaultLabelTag
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 from watchdog.observers.polling import PollingObserver
 
 from lib.datastore import LockedDatastore
-from lib.volumes import UNREADABLE
 from liverseg.errors import InputError
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import check_writable
+from liverseg.io.dicom import LeftOut, describe, find_series
+from liverseg.io.nifti import open_nifti
 from liverseg.io.paths import is_hidden, nifti_suffix, stem_of
-from liverseg.io.volumes import read_volume
+from liverseg.io.volumes import save_as_nifti
 from liverseg.transforms import LoadVolumed
 
 logger = logging.getLogger(__name__)
@@ -165,7 +162,8 @@ class FolderDatastore(LockedDatastore):
                 return ""
             with self.converting:
                 if not copy.is_file() or copy.stat().st_mtime_ns < _state(scan)[0]:
-                    _write_copy(scan, copy)
+                    check_writable(copy.parent)
+                    save_as_nifti(scan, copy)
         except InputError as error:
             logger.warning("%s", error)
             return str(error)
@@ -210,9 +208,9 @@ class FolderDatastore(LockedDatastore):
         seen, good = self._headers.get(name, (None, False))
         if seen != state:
             try:
-                nib.load(file)
+                open_nifti(file)
                 good = True
-            except UNREADABLE:
+            except InputError:
                 good = False
             self._headers[name] = state, good
         return good
@@ -285,18 +283,6 @@ class FolderDatastore(LockedDatastore):
             # Whatever it was, it may be gone the next time.
             except Exception:
                 logger.exception("%s: was not looked through.", self._datastore_path)
-
-
-def _write_copy(scan: str, copy: Path) -> None:
-    volume = read_volume(scan)
-    voxels = volume.array
-    # HU are whole numbers, and take half the room as such.
-    whole = np.abs(voxels).max() < 2**15 and np.array_equal(voxels, np.rint(voxels))
-    image = nib.Nifti1Image(voxels.astype(np.int16 if whole else np.float32), volume.affine)
-    image.set_qform(volume.affine, "scanner")
-    image.set_sform(volume.affine, "scanner")
-    check_writable(copy.parent)
-    write_atomically(copy, lambda file: file.write(gzip.compress(image.to_bytes(), 1)))
 
 
 def _files_below(folder: Path) -> list[Path]:

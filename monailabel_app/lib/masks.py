@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import nrrd
 import numpy as np
 from monailabel.datastore.utils.colors import GENERIC_ANATOMY_COLORS
+
+from liverseg.io.nifti import read_nifti, write_nifti
 
 NRRD_SUFFIXES = (".nrrd", ".seg.nrrd")
 # 3D Slicer's colours by segment name, and those of the nearest for names that it does not know.
@@ -37,18 +38,18 @@ def convert_mask(
     Returns:
         The file, and those of `labels` that occur in it: 3D Slicer names the values that it finds by their order.
     """
-    image: Any = nib.load(source)
-    mask = np.asanyarray(image.dataobj).astype(np.uint8, copy=False)
+    volume = read_nifti(source)
+    mask = volume.array.astype(np.uint8, copy=False)
     present = {name: value for name, value in labels.items() if (mask == value).any()}
     descriptor, path = tempfile.mkstemp(suffix=suffix)
     os.close(descriptor)
     if suffix in NRRD_SUFFIXES:
-        header = nrrd_header(image.affine, present if suffix == ".seg.nrrd" else {})
+        header = nrrd_header(volume.affine, present if suffix == ".seg.nrrd" else {})
         nrrd.write(path, mask, {**header, "encoding": "gzip" if compress else "raw"}, compression_level=1)
-    elif source.name.endswith(suffix) and image.get_data_dtype() == np.uint8:
+    elif source.name.endswith(suffix) and mask is volume.array:
         shutil.move(source, path)
     else:
-        nib.save(nib.Nifti1Image(mask, image.affine), path)
+        write_nifti(path, mask, volume.affine)
     return path, present
 
 

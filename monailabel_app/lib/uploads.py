@@ -12,14 +12,13 @@ from pathlib import Path, PurePath
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
-import nibabel as nib
-import numpy as np
 from fastapi import HTTPException, UploadFile
 from monailabel.utils.others.generic import file_checksum
 
 from lib.bundles import Bundle
 from lib.volumes import grid_of, read_label
 from liverseg.errors import InputError
+from liverseg.io.nifti import open_nifti
 from liverseg.io.paths import NIFTI_SUFFIXES, nifti_suffix
 from liverseg.networks import load_weights
 from liverseg.transforms.load import LoadVolumed, check_same_grid
@@ -181,23 +180,9 @@ def _has_several_networks(bundle: Bundle) -> bool:
 
 def _check_header(path: Path, max_mb: int) -> None:
     """What a NIfTI file says of itself, before it takes the memory that it asks for."""
-    try:
-        image: Any = nib.load(path)
-        shape, dtype, affine = image.shape, image.get_data_dtype(), image.affine
-    # Readers raise whatever they like for a file that is none.
-    except Exception as error:
-        raise InputError(
-            f"{path}: not readable as a volume ({error}), expected a whole NIfTI file: replace it."
-        ) from error
-    if len(shape) < 3 or min(shape) < 1 or math.prod(shape[3:]) != 1:
-        found = "×".join(map(str, shape))
-        raise InputError(f"{path}: found shape {found}, expected one 3-D volume: save each as a file of its own.")
-    if dtype.kind not in "iuf":
-        raise InputError(f"{path}: found voxels of the type {dtype}, expected one real number each: convert it.")
-    if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3])) > 0:
-        raise InputError(f"{path}: found the affine {affine[:3].tolist()}, expected finite axes in space: fix it.")
+    image = open_nifti(path)
     # Scans are read as float32.
-    _check_size(math.prod(shape) * max(4, dtype.itemsize), max_mb)
+    _check_size(math.prod(image.shape) * max(4, image.get_data_dtype().itemsize), max_mb)
 
 
 def _check_size(size: int, max_mb: int) -> None:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
 
 from liverseg.errors import InputError
+from liverseg.io.nifti import UNREADABLE, open_nifti, read_nifti, unreadable
 from liverseg.io.paths import nifti_suffix
+from liverseg.io.volumes import read_volume_grid
 from liverseg.transforms import LoadVolumed
+from liverseg.transforms.labels import whole_values
 from liverseg.transforms.morphology import Box
-
-# What nibabel raises for files that are none, or not whole.
-UNREADABLE = (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError)
 
 
 def grid_of(scan: str) -> MetaTensor:
@@ -30,12 +27,13 @@ def grid_of(scan: str) -> MetaTensor:
     Raises:
         InputError: for a file that cannot be read or is not 3-D.
     """
-    if not nifti_suffix(scan):
-        return LoadVolumed("image")({"image": scan})["image"]
-    image = _open(scan)
-    name = f"scan {Path(scan).name!r}"
-    voxels = torch.empty(1).expand(1, *_shape(name, image))
-    return MetaTensor(voxels, affine=image.affine, meta={"filename_or_obj": name})
+    try:
+        grid = read_volume_grid(scan)
+    except InputError as error:
+        raise InputError(str(error).replace(scan, _name_of(scan))) from error
+    voxels = torch.empty(1).expand(1, *grid.array.shape)
+    meta = {"filename_or_obj": _name_of(scan), "other_affines": grid.other_affines}
+    return MetaTensor(voxels, affine=torch.as_tensor(grid.affine), meta=meta)
 
 
 def read_boxes(scan: str, boxes: Sequence[Box]) -> list[np.ndarray]:
@@ -47,12 +45,12 @@ def read_boxes(scan: str, boxes: Sequence[Box]) -> list[np.ndarray]:
     if not nifti_suffix(scan):
         voxels = LoadVolumed("image")({"image": scan})["image"][0].numpy()
         return [voxels[box] for box in boxes]
-    image = _open(scan)
+    image = open_nifti(scan)
     first, last = min(box[2].start for box in boxes), max(box[2].stop for box in boxes)
     try:
-        slices = np.asanyarray(image.dataobj[:, :, first:last]).reshape(*_shape(scan, image)[:2], last - first)
+        slices = np.asanyarray(image.dataobj[:, :, first:last]).reshape(*image.shape[:2], last - first)
     except UNREADABLE as error:
-        raise _unreadable(scan, error) from error
+        raise unreadable(scan, error) from error
     return [slices[x, y, z.start - first : z.stop - first] for x, y, z in boxes]
 
 
@@ -62,33 +60,25 @@ def read_label(label: str) -> MetaTensor:
     Raises:
         InputError: for a file that cannot be read or is not 3-D, and values that are none of a labelmap.
     """
-    image = _open(label)
-    shape = _shape(label, image)
-    try:
-        voxels = np.asanyarray(image.dataobj).reshape(shape)
-    except UNREADABLE as error:
-        raise _unreadable(label, error) from error
-    values = voxels.astype(np.uint8, copy=False)
-    if values is not voxels and not np.array_equal(values, voxels):
-        raise InputError(f"{label}: found values that are not 0, 1, … 255, expected a labelmap: fix it.")
-    return MetaTensor(torch.from_numpy(values)[None], affine=image.affine, meta={"filename_or_obj": label})
-
-
-def _shape(path: str, image: Any) -> tuple[int, ...]:
-    shape = image.shape
-    if len(shape) < 3 or any(length != 1 for length in shape[3:]):
+    volume = read_nifti(label)
+    meta = {"filename_or_obj": label}
+    values = volume.array
+    if values.dtype.kind == "f":
+        values = whole_values(MetaTensor(np.asarray(values, np.float32), meta=meta)).numpy()
+    as_bytes = values.astype(np.uint8, copy=False)
+    if as_bytes is not values and not np.array_equal(as_bytes, values):
+        outside = np.unique(values[as_bytes != values])[:5]
         raise InputError(
-            f"{path}: found shape {'×'.join(map(str, shape))}, expected one 3-D volume: save each as a file of its own."
+            f"{label}: found label values {', '.join(f'{value:g}' for value in outside)}, expected 0 to 255: it is no "
+            "label, or number its segments anew."
         )
-    return shape[:3]
+    return MetaTensor(torch.from_numpy(as_bytes)[None], affine=torch.as_tensor(volume.affine), meta=meta)
 
 
-def _open(path: str) -> Any:
-    try:
-        return nib.load(path)
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from error
+def values_in(label: MetaTensor) -> list[int]:
+    """The values that occur in a labelmap of `read_label`, sorted."""
+    return label.as_tensor().flatten().bincount().nonzero().flatten().tolist()
 
 
-def _unreadable(path: str, error: Exception) -> InputError:
-    return InputError(f"{path}: not readable as a volume ({error}), expected a whole NIfTI file: replace it.")
+def _name_of(scan: str) -> str:
+    return f"scan {Path(scan).name!r}"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from bundle_runs import AFFINE, BUNDLE, make_scan, save
+from dataset_trees import write_series
 from monai.bundle import create_workflow
 
 INFERENCE = str(BUNDLE / "configs" / "inference.json")
@@ -40,6 +41,11 @@ def grids() -> dict[str, nib.Nifti1Image]:
     return grids
 
 
+# Array axes to the left, back and head, as of DICOM; in the second each slice lies 2 mm further back.
+UPRIGHT = np.diag([-1.0, -1.0, 1.0, 1.0]) @ AFFINE
+SERIES = {"[CT] x": UPRIGHT, "tilted": UPRIGHT + np.outer([0, -2.0, 0, 0], [0, 0, 1, 0])}
+
+
 def segment(folder: Path, scans: Path) -> Path:
     """Run the bundle with a network that thresholds at the window's middle, in the place of a trained one."""
     network = torch.nn.Conv2d(1, 2, 1)
@@ -67,7 +73,36 @@ def masks(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("grids")
     for name, image in grids().items():
         nib.save(image, folder / f"{name}.nii.gz")
+    pytest.importorskip("pydicom")
+    for name, affine in SERIES.items():
+        names = [f"IM{k}" for k in range(8)]
+        write_series(folder / name, make_scan(9)[0], affine, names, SeriesInstanceUID=f"1.2.{len(name)}")
     return segment(folder, folder)
+
+
+def found_at(masks: Path, name: str) -> nib.Nifti1Image:
+    (path,) = (path for path in masks.rglob("*.nii.gz") if name in str(path.relative_to(masks)))
+    return nib.load(path)
+
+
+def test_the_mask_of_a_series_lies_where_its_slices_do(masks):
+    """In whatever order they were written; the folder's name is a pattern to some programs."""
+    mask = found_at(masks, "[CT] x")
+    assert np.array_equal(mask.dataobj, make_scan(9)[0] > 40)
+    assert np.allclose(mask.affine, SERIES["[CT] x"], atol=1e-4)
+
+
+def test_the_mask_of_a_tilted_series_lies_where_its_slices_do(masks):
+    """Each voxel of the scan, where its own slice says that it is, against the mask, where its affine says it is."""
+    mask = found_at(masks, "tilted")
+    expected = make_scan(9)[0] > 40
+    points = nib.affines.apply_affine(SERIES["tilted"], np.moveaxis(np.indices(expected.shape), 0, -1))
+    index = np.rint(nib.affines.apply_affine(np.linalg.inv(mask.affine), points)).astype(int)
+    found = np.asarray(mask.dataobj)[tuple(np.moveaxis(index, -1, 0))] > 0
+    # The slices step aside by a third of a voxel, and edges by as much.
+    assert 2 * (found & expected).sum() / (found.sum() + expected.sum()) > 0.9
+    axes = mask.affine[:3, :3] / np.linalg.norm(mask.affine[:3, :3], axis=0)
+    assert np.allclose(axes.T @ axes, np.eye(3), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", grids())

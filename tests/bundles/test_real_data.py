@@ -11,7 +11,6 @@ import pytest
 import torch
 from bundle_runs import BUNDLE
 from monai.bundle import create_workflow
-from monai.transforms import LoadImage
 
 from liverseg.networks import load_weights
 
@@ -66,8 +65,17 @@ def segment(trained: Path, bundle: Path, scan: Path, output_dir: Path, settings:
         spacing=settings["spacing"],
     ).run()
     (path,) = output_dir.glob("*.nii.gz")
-    # Another reader of DICOM, if it is installed, may store the slices in the opposite order.
-    return nib.load(path), LoadImage("PydicomReader" if scan.is_dir() else "NibabelReader")(scan)
+    return nib.load(path), series_of(scan) if scan.is_dir() else nib.load(scan)
+
+
+def series_of(folder: Path) -> nib.Nifti1Image:
+    """A DICOM series as ITK reads it."""
+    sitk = pytest.importorskip("SimpleITK")
+    image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder)))
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return nib.Nifti1Image(sitk.GetArrayFromImage(image).T, np.diag([-1, -1, 1, 1]) @ affine)
 
 
 @pytest.mark.parametrize("name", ["ts_ct.nii.gz", "crlm_ct_1006.nii.gz", "ts_ct_dicom"])

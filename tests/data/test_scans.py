@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from dataset_trees import write_series
 
 from liverseg.data import cache_num, find_scans, inverse_frequency_weights
 from liverseg.errors import InputError
+from liverseg.io.volumes import read_volume
 
 
 def test_a_file_a_folder_and_a_datalist(tmp_path, write_nifti):
@@ -19,12 +22,78 @@ def test_a_file_a_folder_and_a_datalist(tmp_path, write_nifti):
     assert find_scans(tmp_path) == [{"image": b}]
 
 
-def test_folders_of_dicom_are_series(tmp_path):
-    for name in ("1", "2"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "slice.dcm").write_bytes(b"\0" * 128 + b"DICM")
-    assert [item["image"] for item in find_scans(tmp_path)] == [str(tmp_path / "1"), str(tmp_path / "2")]
+def write_dicom(folder: Path, uid: str = "1.2.3", name: str = "{}.dcm") -> None:
+    names = [name.format(k) for k in range(3)]
+    write_series(folder, np.zeros((4, 5, 3), np.int16), np.diag([-2, -2, 3, 1]), names, SeriesInstanceUID=uid)
+
+
+def images(path: Path) -> list[str]:
+    return [Path(item["image"]).relative_to(path).as_posix() for item in find_scans(path)]
+
+
+def test_dicom_series_are_found_however_deep(tmp_path):
+    write_dicom(tmp_path / "1")
+    write_dicom(tmp_path / "P2" / "ST0" / "SE0", "1.2.4")
+    write_dicom(tmp_path / "P3", "1.2.5")
+    write_dicom(tmp_path / "P3", "1.2.6", "b{}.dcm")
+    assert images(tmp_path) == ["1", "P2/ST0/SE0", "P3/0.dcm", "P3/b0.dcm"]
     assert find_scans(tmp_path / "1") == [{"image": str(tmp_path / "1")}]
+    assert find_scans(tmp_path / "P3" / "b1.dcm") == [{"image": str(tmp_path / "P3" / "b1.dcm")}]
+
+
+def test_scans_are_found_one_folder_below(tmp_path, write_nifti):
+    """As TotalSegmentator and KiTS lay them out."""
+    volume = np.zeros((2, 2, 2), np.int16)
+    for name in ("s0001/ct.nii.gz", "s0001/segmentations/liver.nii.gz", "s0002/ct.nii.gz", "s0002/segmentation.nii.gz"):
+        write_nifti(name, volume)
+    assert images(tmp_path) == ["s0001/ct.nii.gz", "s0002/ct.nii.gz"]
+    for name in ("imagesTr/a.nii.gz", "labelsTr/a.nii.gz"):
+        write_nifti(f"msd/{name}", volume)
+    assert images(tmp_path / "msd") == ["imagesTr/a.nii.gz"]
+    assert images(tmp_path / "msd" / "labelsTr") == ["a.nii.gz"]
+    # What lies in the folder itself is meant before what lies below.
+    write_nifti("root.nii", volume)
+    assert images(tmp_path) == ["root.nii"]
+
+
+def test_suffixes_in_any_case_and_nothing_hidden(tmp_path, write_nifti):
+    volume = np.zeros((2, 2, 2), np.int16)
+    for name in ("UPPER.NII", "b.NII.GZ", "._b.NII.GZ", ".c.nii"):
+        whole = Path(write_nifti("whole.nii" + (".gz" if name.lower().endswith("gz") else ""), volume))
+        whole.rename(tmp_path / name)
+    (tmp_path / ".DS_Store").write_bytes(b"Bud1")
+    write_dicom(tmp_path / "__MACOSX")
+    write_dicom(tmp_path / ".cache")
+    assert images(tmp_path) == ["UPPER.NII", "b.NII.GZ"]
+
+
+def test_what_is_no_scan_is_named_once(tmp_path, write_nifti, caplog):
+    write_nifti("scan.nii.gz", np.zeros((2, 2, 2), np.int16))
+    write_nifti("scan_label.nii.gz", np.zeros((2, 2, 2), np.int16))
+    for name in ("notes.txt", "picture.png", "scan.mha", "scan.json"):
+        (tmp_path / name).write_text("nothing" * 50)
+    assert images(tmp_path) == ["scan.nii.gz"]
+    (line,) = caplog.messages
+    assert "neither NIfTI nor DICOM (notes.txt, picture.png, scan.json and 1 more)" in line
+    assert "mask (scan_label.nii.gz)" in line
+    assert "\n" not in line
+
+
+def test_a_link_keeps_its_name_and_is_read(tmp_path, write_nifti):
+    """As Hugging Face's cache and git-annex keep their files: a name that leads to one without a suffix."""
+    volume = np.arange(8, dtype=np.int16).reshape(2, 2, 2)
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    for name in ("scan.nii.gz", "other.nii"):
+        Path(write_nifti(name, volume)).rename(tmp_path / "blobs" / name[:3])
+        (tmp_path / "snapshot" / name).symlink_to(f"../blobs/{name[:3]}")
+    assert images(tmp_path / "snapshot") == ["other.nii", "scan.nii.gz"]
+    for item in find_scans(tmp_path / "snapshot"):
+        assert np.array_equal(read_volume(item["image"]).array, volume)
+    assert find_scans(tmp_path / "snapshot" / "scan.nii.gz") == [{"image": str(tmp_path / "snapshot" / "scan.nii.gz")}]
+    (tmp_path / "snapshot" / "lost.nii").symlink_to("../blobs/not-fetched")
+    with pytest.raises(InputError, match=r"lost\.nii: there is a link to a file that is not there"):
+        read_volume(find_scans(tmp_path / "snapshot")[0]["image"])
 
 
 @pytest.mark.parametrize(("name", "words"), [("gone", "no such file or folder"), ("", "no scan in it")])
@@ -43,9 +112,17 @@ def test_cache_num_counts_decoded_bytes(write_nifti):
     assert cache_num(data, 0) == 0
 
 
+def test_cache_num_counts_the_slices_of_a_series(tmp_path):
+    write_dicom(tmp_path / "a")
+    one_gb = 4 * 5 * 3 * 5 / 1e9
+    data = [{"image": str(tmp_path / "a")}, {"image": str(tmp_path / "a" / "1.dcm")}] * 2
+    assert cache_num(data, 2.5 * one_gb) == 2
+    assert cache_num(data, 2.5 * one_gb, spacing=(4, 4, -1)) == 4
+
+
 def test_a_scan_whose_header_cannot_be_read_is_named(tmp_path):
     (tmp_path / "a.nii").write_text("no image")
-    with pytest.raises(InputError, match=r"a\.nii: not a readable NIfTI"):
+    with pytest.raises(InputError, match=r"a\.nii: not readable as a volume"):
         cache_num([{"image": str(tmp_path / "a.nii")}], 1)
 
 

@@ -110,10 +110,18 @@ def test_bad_labels_are_named(data, write_nifti, tmp_path):
     with pytest.raises(InputError, match=r"\.nii\.gz: label values 7 are in no class"):
         count_voxels(data, {"background": [0], "liver": [1, 2]}, tmp_path / "dataset.json")
     half = [{"label": write_nifti("half.nii.gz", np.full((3, 3, 3), 0.5, np.float32))}]
-    with pytest.raises(InputError, match=r"half\.nii\.gz: found label values that are no whole numbers"):
+    with pytest.raises(InputError, match=r"half\.nii\.gz: found label values 0\.5, expected whole numbers"):
         count_voxels(half, CLASSES)
+    scan = [{"label": write_nifti("scan.nii.gz", np.array([0, 2**30], np.int32).reshape(1, 1, 2))}]
+    with pytest.raises(InputError, match=r"scan\.nii\.gz: found values from 0 to 1073741824, expected classes"):
+        count_voxels(scan, CLASSES)
     with pytest.raises(InputError, match="there is no such file"):
         count_voxels([{"label": str(tmp_path / "gone.nii")}], CLASSES, tmp_path / "dataset.json")
+
+
+def test_values_that_are_whole_but_for_rounding_are_counted(labels, write_nifti):
+    near = [{"label": write_nifti(f"near{n}.nii.gz", v * np.float32(0.9999999))} for n, v in enumerate(labels)]
+    assert count_voxels(near, CLASSES).tolist() == by_hand(labels)
 
 
 def test_negative_values_are_counted_too(write_nifti):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
+import SimpleITK
 from dicomweb_client import DICOMfileClient
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -18,7 +19,7 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_ui
 from lib.dicomweb import DicomwebDatastore, connect
 from liverseg.errors import InputError
 
-STUDY, SERIES, MIXED = "1.2.3", "1.2.3.4", "1.2.3.5"
+STUDY, SERIES, MIXED, TILTED = "1.2.3", "1.2.3.4", "1.2.3.5", "1.2.3.6"
 SHAPE = (9, 7, 5)
 # Rows and columns are tilted, voxels have three sizes; LPS in mm.
 ROW, COLUMN = np.array([0.8, 0.6, 0]), np.array([-0.6, 0.8, 0])
@@ -30,7 +31,7 @@ AFFINE = np.diag([-1, -1, 1, 1]) @ np.block(
 )
 
 
-def write_slice(folder: Path, series: str, number: int, pixels: np.ndarray) -> None:
+def write_slice(folder: Path, series: str, number: int, pixels: np.ndarray, aside_mm: float = 0) -> None:
     one = Dataset()
     one.file_meta = FileMetaDataset()
     one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -41,7 +42,7 @@ def write_slice(folder: Path, series: str, number: int, pixels: np.ndarray) -> N
     one.Modality, one.PatientID, one.PatientName, one.StudyDate, one.StudyTime = "CT", "p", "p", "20260101", "120000"
     one.PatientSex = one.PatientBirthDate = one.StudyID = one.AccessionNumber = one.ReferringPhysicianName = ""
     one.SeriesNumber, one.InstanceNumber = 1, number + 1
-    one.ImagePositionPatient = (ORIGIN + np.array([0, 0, SPACING[2] * number])).tolist()
+    one.ImagePositionPatient = (ORIGIN + number * (np.array([0, 0, SPACING[2]]) + aside_mm * COLUMN)).tolist()
     one.ImageOrientationPatient = [*ROW, *COLUMN]
     one.PixelSpacing, one.SliceThickness = [SPACING[1], SPACING[0]], SPACING[2]
     one.Rows, one.Columns = pixels.shape[1], pixels.shape[0]
@@ -50,6 +51,13 @@ def write_slice(folder: Path, series: str, number: int, pixels: np.ndarray) -> N
     one.HighBit, one.RescaleIntercept, one.RescaleSlope = 15, 0, 1
     one.PixelData = np.ascontiguousarray(pixels.T).tobytes()
     one.save_as(folder / f"{series}_{number}.dcm", write_like_original=False)
+
+
+def spot(number: int) -> np.ndarray:
+    """A slice of a rod that stands upright in a tilted scan: it moves against the slices."""
+    pixels = np.zeros(SHAPE[:2], np.int16)
+    pixels[4, 6 - number] = 1000
+    return pixels
 
 
 @pytest.fixture
@@ -61,6 +69,8 @@ def client(tmp_path):
         write_slice(folder, SERIES, number, SCAN[:, :, number])
     for number in (0, 1):
         write_slice(folder, MIXED, number, SCAN[: 9 - number, :, number])
+    for number in range(5):
+        write_slice(folder, TILTED, number, spot(number), aside_mm=3.0)
     return DICOMfileClient(url=folder.as_uri(), in_memory=True, update_db=True)
 
 
@@ -110,6 +120,20 @@ def test_a_scan_has_its_voxels_at_their_places(store):
     assert np.array_equal(np.asanyarray(scan.dataobj), SCAN)
 
 
+def test_a_tilted_scan_lies_where_it_was_taken_for_itk_too(store):
+    scan = store.get_image_uri(TILTED)
+    image = SimpleITK.ReadImage(scan)
+    voxels = SimpleITK.GetArrayFromImage(image).T.astype(float)
+    assert np.allclose(load(scan).affine[:3, 2], [0, 0, SPACING[2]], atol=1e-6)
+    for number in range(5):
+        bright = np.argwhere(voxels[:, :, number] > 0)
+        weights = voxels[:, :, number][tuple(bright.T)]
+        index = [*(weights @ bright / weights.sum()), float(number)]
+        expected = ORIGIN + ROW * 4 * SPACING[0] + COLUMN * ((6 - number) * SPACING[1] + 3 * number)
+        expected[2] += SPACING[2] * number
+        assert np.allclose(image.TransformContinuousIndexToPhysicalPoint(index), expected, atol=1e-3)
+
+
 def test_what_is_left_of_a_download_that_was_cut_short_is_not_taken_for_the_scan(store):
     part = Path(store._datastore.image_path()) / SERIES
     part.mkdir()
@@ -123,7 +147,7 @@ def test_what_is_no_series_of_the_server_is_no_image(store, name):
 
 
 def test_a_series_that_is_no_volume_is_said(store):
-    with pytest.raises(InputError, match=f"image {MIXED}: found a series that is no volume"):
+    with pytest.raises(InputError, match=f"image {MIXED}: no CT or MRI series in it .only single slice"):
         store.get_image_uri(MIXED)
 
 

@@ -347,4 +347,5 @@ def test_a_label_of_another_grid_is_refused(server, held, tmp_path):
         )
     assert answer.status_code == 400
     said = answer.json()["detail"]
-    assert said.startswith("label: its grid (") and all(word in said for word in ("40×48×7", "39×48×7")), said
+    assert said.startswith("label: its grid is not that of scan 'oblique.nii' ("), said
+    assert all(word in said for word in ("40×48×7", "39×48×7")), said

@@ -7,6 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.data import list_data_collate
+from monai.transforms import Orientationd
 
 from liverseg.errors import InputError
 from liverseg.transforms import LoadVolumed
@@ -86,13 +88,99 @@ def test_bad_files_are_named_in_one_sentence(tmp_path, write_nifti, case, words)
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("what", ["shape", "affine"])
-def test_image_and_label_must_share_a_grid(write_nifti, what):
-    image = write_nifti("i.nii.gz", np.zeros((4, 4, 4), np.int16), AFFINE)
-    other = AFFINE + (what == "affine") * np.eye(4)[0][:, None] * np.eye(4)[3]
-    label = write_nifti("l.nii.gz", np.zeros((4, 4, 5 if what == "shape" else 4), np.uint8), other)
-    with pytest.raises(InputError, match=r"l\.nii\.gz: its grid .* is not that of .*i\.nii\.gz"):
-        LoadVolumed(keys=["image", "label"])({"image": image, "label": label})
+LABEL_OFF = r"l\.nii\.gz: its grid is not that of .*i\.nii\.gz \(.*\): draw or export it on that scan, or resample"
+
+
+def load_pair(write_nifti, image_affine, label_affine, shape=(4, 4, 4), label_shape=None):
+    paths = {
+        "image": write_nifti("i.nii.gz", np.zeros(shape, np.int16), image_affine),
+        "label": write_nifti("l.nii.gz", np.zeros(label_shape or shape, np.uint8), label_affine),
+    }
+    return LoadVolumed(keys=["image", "label"])(paths)
+
+
+def test_image_and_label_must_share_a_grid(write_nifti):
+    with pytest.raises(InputError, match=LABEL_OFF) as error:
+        load_pair(write_nifti, AFFINE, AFFINE, label_shape=(4, 4, 5))
+    assert "found the shape 4×4×5, expected 4×4×4" in str(error.value)
+    # Half a voxel of 2 mm along an axis: a corner taken for a centre.
+    with pytest.raises(InputError, match=LABEL_OFF) as error:
+        load_pair(write_nifti, AFFINE, AFFINE + np.eye(4)[0][:, None] * np.eye(4)[3])
+    assert "at voxel (0, 0, 0) lies 1 mm off, expected 0.4 mm at most" in str(error.value)
+
+
+def test_a_spacing_that_differs_is_measured_at_the_corner(write_nifti):
+    one, other = np.diag([0.700, 0.7, 5, 1]), np.diag([0.709, 0.7, 5, 1])
+    with pytest.raises(InputError, match=LABEL_OFF) as error:
+        load_pair(write_nifti, one, other, (512, 2, 2))
+    # 511 · 0.009 mm.
+    assert "at voxel (511, 0, 0) lies 4.6 mm off, expected 0.28 mm at most" in str(error.value)
+    load_pair(write_nifti, one, other, (20, 2, 2))
+
+
+@pytest.mark.parametrize("field_of_view_mm", [350, 360, 398, 411, 500])
+def test_what_programs_round_is_the_same_grid(write_nifti, field_of_view_mm):
+    angle, spacing_mm = np.deg2rad(12.3456), field_of_view_mm / 512
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    affine, rounded = np.eye(4), np.eye(4)
+    affine[:3] = np.column_stack(
+        [turn @ np.diag([spacing_mm, spacing_mm, 2.49876]), [-170.123456, 88.8888, -1234.5678]]
+    )
+    rounded[:3, :3] = turn.round(6) @ np.diag([round(spacing_mm, 3)] * 2 + [2.499])
+    rounded[:3, 3] = affine[:3, 3].round(3)
+    loaded = load_pair(write_nifti, affine, rounded, (512, 512, 2))
+    # The label gets the scan's affine, or its size after resampling would be another.
+    assert torch.equal(loaded["label"].affine, loaded["image"].affine)
+    assert torch.equal(loaded["label"].meta["original_affine"], loaded["image"].affine)
+
+
+def disagreeing_scan(tmp_path: Path, array: np.ndarray) -> tuple[Path, np.ndarray, np.ndarray]:
+    """A scan with its forms: nibabel takes the sform, ITK and 3D Slicer the qform."""
+    sform, qform = np.diag([2.0, 1.5, 3, 1]), np.diag([-2.0, 1.5, 3, 1])
+    sform[:3, 3], qform[:3, 3] = (5, -7, 11), (35, -7, 11)
+    image = nib.Nifti1Image(array, sform)
+    image.set_qform(qform, 1)
+    nib.save(image, tmp_path / "scan.nii.gz")
+    return tmp_path / "scan.nii.gz", sform, qform
+
+
+@pytest.mark.parametrize("drawn_in", ["3D Slicer", "nibabel", "nibabel with the header", "3D Slicer, axes reversed"])
+def test_a_label_lies_on_a_scan_whose_forms_disagree(tmp_path, caplog, drawn_in):
+    sitk = pytest.importorskip("SimpleITK", reason='needs pip install ".[label]"')
+    array = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    path, _, qform = disagreeing_scan(tmp_path, array)
+    drawn = (array % 7).astype(np.uint8)
+    if drawn_in.startswith("nibabel"):
+        header = nib.load(path).header if "header" in drawn_in else None
+        nib.save(nib.Nifti1Image(drawn, nib.load(path).affine, header), tmp_path / "label.nii.gz")
+    else:
+        label = sitk.GetImageFromArray(drawn.transpose())
+        label.CopyInformation(sitk.ReadImage(str(path)))
+        sitk.WriteImage(label[::-1, :, ::-1] if "reversed" in drawn_in else label, str(tmp_path / "label.nii.gz"))
+    paths = {"image": str(path), "label": str(tmp_path / "label.nii.gz")}
+    loaded = LoadVolumed(keys=["image", "label"])(paths)
+    assert np.allclose(loaded["image"].affine, qform)
+    assert "up to 30.0 mm apart" in loaded["image"].meta["warnings"] and "scan.nii.gz: its sform" in caplog.text
+    # Each voxel of the label lies over the voxel that it was drawn on.
+    turned = Orientationd(keys=["image", "label"], axcodes="RAS", labels=None)(loaded)
+    assert torch.equal(turned["label"].affine, turned["image"].affine)
+    assert torch.equal(turned["label"].as_tensor(), turned["image"].as_tensor() % 7)
+
+
+def test_a_label_on_neither_place_of_such_a_scan_is_refused(tmp_path, write_nifti):
+    path, sform, _ = disagreeing_scan(tmp_path, np.zeros((3, 4, 5), np.int16))
+    label = write_nifti("l.nii.gz", np.zeros((3, 4, 5), np.uint8), sform + 15 * np.eye(4)[0][:, None] * np.eye(4)[3])
+    with pytest.raises(InputError, match=r"l\.nii\.gz: its grid is not that of .*scan\.nii\.gz"):
+        LoadVolumed(keys=["image", "label"])({"image": str(path), "label": label})
+
+
+def test_scans_with_and_without_other_places_make_one_batch(tmp_path, write_nifti):
+    path, _, _ = disagreeing_scan(tmp_path, np.zeros((3, 4, 5), np.int16))
+    plain = write_nifti("i.nii.gz", np.zeros((3, 4, 5), np.int16), AFFINE)
+    load = LoadVolumed(keys="image")
+    batch = list_data_collate([load({"image": str(path)}), load({"image": plain})])
+    assert batch["image"].shape == (2, 1, 3, 4, 5)
+    assert [bool(text) for text in batch["image"].meta["warnings"]] == [True, False]
 
 
 def test_the_same_grid_stored_in_another_axis_order_is_the_same_grid(write_nifti):

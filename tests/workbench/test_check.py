@@ -92,10 +92,55 @@ def test_an_empty_mask_is_broken(tmp_path):
 
 def test_a_value_without_a_name_is_broken(tmp_path):
     scan = trees.phantom(0)
-    label = scan.labels.astype(np.float32)
-    label[0, 0, :3] = (7, 255, 0.5)
+    label = scan.labels.astype(np.int16)
+    label[0, 0, :3] = (7, 255, -1)
     found = judged(tmp_path, scan.image, label, scan.affine)
-    assert found.broken == ["the label holds 0.5, 7, 255, which stands for nothing in this data set"]
+    assert found.broken == ["the label holds -1, 7, 255, which stands for nothing in this data set"]
+    label[0, 0, :10] = range(300, 310)
+    found = judged(tmp_path, scan.image, label, scan.affine)
+    assert "holds 300, 301, 302, 303, 304 and 5 others, which stands" in found.broken[0]
+
+
+@pytest.mark.parametrize("factor", [0.9999999, 1.0000001])
+def test_a_float_label_is_judged_as_its_whole_numbers(tmp_path, factor):
+    scan = trees.phantom(0)
+    whole = judged(tmp_path, scan.image, scan.labels, scan.affine)
+    near = scan.labels.astype(np.float32)
+    near[near == 1] *= np.float32(factor)
+    # Some of both, which have one name.
+    near[:, :, ::2] = near[:, :, ::2].round()
+    found = judged(tmp_path, scan.image, near, scan.affine)
+    assert (found.verdict, found.facts) == ("ok", whole.facts)
+    near[0, 0, 0] = 0.5
+    with pytest.raises(InputError, match=r"label\.nii: found label values 0\.5, expected whole numbers"):
+        judged(tmp_path, scan.image, near, scan.affine)
+
+
+def test_verdict_and_counts_go_by_the_same_names(tmp_path):
+    scan = trees.phantom(0)
+    split = scan.labels.copy()
+    split[:, :, ::2][split[:, :, ::2] == 1] = 3
+    # Two values of one name, and 0 that nobody named.
+    found = judged(tmp_path, scan.image, split, scan.affine, labels={"1": "liver", "2": "lesion", "3": "liver"})
+    assert found.verdict == "ok", found.broken
+    whole = judged(tmp_path, scan.image, scan.labels, scan.affine)
+    assert found.facts["voxels"] == whole.facts["voxels"]
+    assert found.facts["liver"] == whole.facts["liver"]
+    # A name in another case is the liver too; without a voxel of it, both say so.
+    found = judged(tmp_path, scan.image, scan.labels // 2, scan.affine, labels={"0": "x", "1": "lesion", "2": "Liver"})
+    assert found.broken == ["the mask of the liver is empty"] and "Liver" not in found.facts["voxels"]
+
+
+def test_what_the_reader_warns_of_is_suspicious(tmp_path):
+    scan = trees.phantom(0)
+    shifted = scan.affine + 30 * np.eye(4)[0][:, None] * np.eye(4)[3]
+    image = nib.Nifti1Image(np.asarray(scan.image, np.int16), scan.affine)
+    image.set_qform(shifted, 1)
+    nib.save(image, tmp_path / "image.nii")
+    trees.save(tmp_path / "label.nii", scan.labels, shifted)
+    found = judge(tmp_path / "image.nii", tmp_path / "label.nii", LABELS, "ct")
+    assert found.verdict == "suspicious"
+    assert found.suspicious[0].startswith("the image: its sform and qform are up to 30.0 mm apart")
 
 
 def test_spacing_in_metres_is_broken(tmp_path):
@@ -115,7 +160,7 @@ def test_an_identity_affine_is_suspicious(tmp_path, diagonal, axcodes):
 
 def test_a_label_on_another_grid_raises(tmp_path):
     scan = trees.phantom(0)
-    with pytest.raises(InputError, match=r"label\.nii: its grid"):
+    with pytest.raises(InputError, match=r"label\.nii: its grid is not that of .*image\.nii"):
         judged(tmp_path, scan.image, scan.labels, scan.affine, label_affine=scan.affine + np.eye(4, k=3))
 
 

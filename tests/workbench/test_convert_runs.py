@@ -146,7 +146,7 @@ def test_broken_cases_are_named_and_left_out(tmp_path, broken_lits):
 def test_broken_chaos_cases_are_named(tmp_path):
     trees.chaos_ct(tmp_path, patients=(1, 2, 3, 4, 5, 6))
     folder = tmp_path / "Train_Sets" / "CT"
-    (folder / "2" / "DICOM_anon" / "i0007,0000b.dcm").unlink()
+    (folder / "2" / "DICOM_anon" / "i0000,0000b.dcm").unlink()
     for path in (folder / "3" / "DICOM_anon" / "i0007,0000b.dcm", folder / "3" / "Ground" / "liver_GT_007.png"):
         path.unlink()
     trees.write_pngs(folder / "4" / "Ground", np.zeros((10, 10, 1), np.uint8), ["liver_GT_003.png"])
@@ -161,7 +161,7 @@ def test_broken_chaos_cases_are_named(tmp_path):
         case["name"]: case["reasons"] for case in json.loads((tmp_path / "out" / "check.json").read_text())["cases"]
     }
     assert "20 masks for 19 DICOM files" in reasons["ct-2"][0]
-    assert "a slice is missing or there twice" in reasons["ct-3"][0]
+    assert "19.00 mm between i0008,0000b.dcm at" in reasons["ct-3"][0]
     assert "the mask has 10×10 pixels, the scan 48×56" in reasons["ct-4"][0]
     assert "flipped head-foot" in reasons["ct-5"][0]
     assert "not readable as a picture" in reasons["ct-6"][0]

@@ -346,7 +346,7 @@ def test_wrong_file_is_named_and_the_old_report_kept(run, damage, sentence):
 
 
 def test_mask_of_another_grid_is_refused(run, write_nifti):
-    with pytest.raises(InputError, match=r"its grid .* is not that of"):
+    with pytest.raises(InputError, match=r"other\.nii: its grid is not that of .*scan\.nii\.gz"):
         write(run, scans=[("a", run.image, write_nifti("other.nii", block((40, 32, 11))), None)])
 
 

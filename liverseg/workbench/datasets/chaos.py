@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from liverseg.errors import InputError
-from liverseg.workbench.datasets.dicom import order_and_affine, read_slices, require_pydicom, stack
+from liverseg.io.dicom import grid_of, read_voxels, series_at, stack
+from liverseg.io.dicom_slices import require_pydicom
+from liverseg.io.paths import is_hidden
 from liverseg.workbench.datasets.layout import Case, Layout, Volume, by_number, first_folder, not_empty
 
 # Grey values of the MR masks: what the data set's documentation calls the range of each organ.
@@ -23,19 +25,19 @@ MR_GREY = {1: range(55, 71), 2: range(110, 136), 3: range(175, 201), 4: range(24
 
 def find_ct(root: Path) -> list[Case]:
     """List the patients of the CT part."""
-    require_pydicom()
+    require_pydicom(root)
     folder = first_folder(root, "Train_Sets/CT", "CT", "*/Train_Sets/CT")
     cases = [
         Case(f"ct-{patient.name}", f"ct-{patient.name}", patient / "DICOM_anon", patient / "Ground")
         for patient in folder.iterdir()
-        if patient.is_dir() and not patient.name.startswith(".")
+        if patient.is_dir() and not is_hidden(patient)
     ]
     return not_empty(cases, folder, "one folder a patient")
 
 
 def find_mr(root: Path) -> list[Case]:
     """List the in-phase and out-phase series of T1-DUAL, which share one mask. T2-SPIR is left out."""
-    require_pydicom()
+    require_pydicom(root)
     folder = first_folder(root, "Train_Sets/MR", "MR", "*/Train_Sets/MR")
     cases = [
         Case(
@@ -45,7 +47,7 @@ def find_mr(root: Path) -> list[Case]:
             patient / "T1DUAL" / "Ground",
         )
         for patient in folder.iterdir()
-        if patient.is_dir() and not patient.name.startswith(".")
+        if patient.is_dir() and not is_hidden(patient)
         for phase in ("InPhase", "OutPhase")
     ]
     return not_empty(cases, folder, "one folder a patient")
@@ -65,19 +67,19 @@ def _read(image: Path, label: Path, greys: dict[int, range] | None) -> Volume:
     for folder in (image, label):
         if not folder.is_dir():
             raise InputError(f"{folder}: there is no such folder, expected it beside the others: unpack CHAOS again.")
-    slices = read_slices(image)
-    files = sorted(label.glob("[!.]*.png"), key=by_number)
-    if len(files) != len(slices):
+    series = series_at(image)
+    scans = sorted(series.files, key=by_number)
+    masks = sorted((file for file in label.glob("*.png") if not is_hidden(file)), key=by_number)
+    if len(masks) != len(scans):
         raise InputError(
-            f"{label}: {len(files)} masks for {len(slices)} DICOM files, expected one for each: unpack CHAOS again."
+            f"{label}: {len(masks)} masks for {len(scans)} DICOM files, expected one for each: unpack CHAOS again."
         )
-    shape = slices[0].pixels.shape
-    masks = [_read_mask(path, shape, greys) for path in files]
-    order, affine = order_and_affine(slices, image)
-    return Volume(stack([each.pixels for each in slices], order), stack(masks, order), affine)
+    mask_of = dict(zip(scans, masks, strict=True))
+    planes = [_read_mask(mask_of[each.file], each.size, greys) for each in series.slices]
+    return Volume(read_voxels(series), stack(series, planes, np.uint8(0), order=0), grid_of(series)[1])
 
 
-def _read_mask(path: Path, shape: tuple[int, ...], greys: dict[int, range] | None) -> np.ndarray:
+def _read_mask(path: Path, shape: tuple[int, int], greys: dict[int, range] | None) -> np.ndarray:
     import cv2
 
     grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)

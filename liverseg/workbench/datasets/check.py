@@ -16,6 +16,7 @@ from monai.data import MetaTensor
 from scipy import ndimage
 
 from liverseg.transforms import LoadVolumed
+from liverseg.transforms.labels import whole_values
 from liverseg.workbench.report.overlays import CT_HOLDS_HU, Scan, plane_png
 
 OK, SUSPICIOUS, BROKEN = "ok", "suspicious", "broken"
@@ -69,9 +70,15 @@ def judge(image_path: Path, label_path: Path, labels: Mapping[str, str], modalit
         modality: "ct" or "mr"; None takes a scan that holds air in HU for CT.
 
     Raises:
-        InputError: for a file that is missing or not readable, or a label on another grid.
+        InputError: for a file that is missing or not readable, a label on another grid, or label values that are not
+            whole.
     """
     volumes = LoadVolumed(["image", "label"])({"image": str(image_path), "label": str(label_path)})
+    volumes["label"] = whole_values(volumes["label"])
+    warnings = [
+        f"the {key}: {line}" for key in ("image", "label") for line in volumes[key].meta["warnings"].splitlines()
+    ]
+    names = {"0": "background", **labels}
     stored = volumes["image"].affine.numpy()
     shape = tuple(volumes["image"].shape[1:])
     (image, affine), (label, _) = _in_ras_order(volumes.pop("image")), _in_ras_order(volumes.pop("label"))
@@ -89,14 +96,18 @@ def judge(image_path: Path, label_path: Path, labels: Mapping[str, str], modalit
             "identity_affine": bool(np.allclose(np.abs(stored), np.eye(4))),
             "intensity_min": low,
             "intensity_max": high,
-            "voxels": {labels.get(f"{value:g}", f"{value:g}"): count for value, count in sorted(counts.items())},
+            "voxels": _by_name(counts, names),
         }
     )
+    found.suspicious += warnings
     _check_geometry(found, spacing)
-    if unknown := [f"{value:g}" for value in sorted(counts) if f"{value:g}" not in labels]:
-        found.broken.append(f"the label holds {', '.join(unknown)}, which stands for nothing in this data set")
-    livers = [value for value, name in labels.items() if name.lower() == "liver"]
-    mask = label == float(livers[0]) if livers else label > 0
+    if unknown := [str(value) for value in sorted(counts) if str(value) not in names]:
+        more = f" and {len(unknown) - 5} others" if len(unknown) > 5 else ""
+        found.broken.append(
+            f"the label holds {', '.join(unknown[:5])}{more}, which stands for nothing in this data set"
+        )
+    livers = [int(value) for value, name in names.items() if name.lower() == "liver"]
+    mask = np.isin(label, livers) if livers else label > 0
     voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
     others = (label > 0) & ~mask
     scan = Scan(image, mask, others if others.any() else None, tuple(float(mm) for mm in spacing), voxel_ml)
@@ -114,8 +125,8 @@ def _in_ras_order(volume: MetaTensor) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(closest.dataobj), closest.affine
 
 
-def _count_values(label: np.ndarray) -> Counter[float]:
-    counts: Counter[float] = Counter()
+def _count_values(label: np.ndarray) -> Counter[int]:
+    counts: Counter[int] = Counter()
     for plane in np.moveaxis(label, -1, 0):
         # np.unique sorts, which is slow, and only needed for values that are no labels.
         small = plane.astype(np.uint8)
@@ -123,8 +134,16 @@ def _count_values(label: np.ndarray) -> Counter[float]:
             values, numbers = np.arange(256), np.bincount(small.ravel(), minlength=256)
         else:
             values, numbers = np.unique(plane, return_counts=True)
-        counts.update({float(value): int(number) for value, number in zip(values, numbers, strict=True) if number})
+        counts.update({int(value): int(number) for value, number in zip(values, numbers, strict=True) if number})
     return counts
+
+
+def _by_name(counts: Mapping[int, int], names: Mapping[str, str]) -> Counter[str]:
+    """Counts by the name of the value, or by the value itself where it has none; several may share a name."""
+    found: Counter[str] = Counter()
+    for value, count in sorted(counts.items()):
+        found[names.get(str(value), str(value))] += count
+    return found
 
 
 def _check_geometry(found: Judgement, spacing: np.ndarray) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jinja2
-import nibabel as nib
-import numpy as np
 from tqdm import tqdm
 
 from liverseg import __version__
@@ -21,8 +18,10 @@ from liverseg.data import write_datalist
 from liverseg.data.datalist import patient_of
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
+from liverseg.io.nifti import write_nifti
+from liverseg.io.volumes import as_int16
 from liverseg.workbench.datasets.check import BROKEN, OK, SUSPICIOUS, Judgement, judge
-from liverseg.workbench.datasets.layout import Case, Layout, Volume
+from liverseg.workbench.datasets.layout import Case, Layout
 from liverseg.workbench.report.overlays import MASK_COLOUR, REFERENCE_COLOUR
 
 Report = dict[str, Any]
@@ -156,8 +155,9 @@ def _do(case: Case, out: Path, layout: Layout) -> Report:
         return _report(case, out, image, label, Judgement(broken=[str(error)]))
     if volume is not None:
         image, label = (out / kind / f"{case.name}.nii.gz" for kind in NIFTI)
-        _write_nifti(label, volume.label, volume.affine)
-        _write_nifti(image, _as_stored(volume), volume.affine)
+        for path, array in ((label, volume.label), (image, as_int16(volume.image))):
+            path.parent.mkdir(exist_ok=True)
+            write_nifti(path, array, volume.affine)
         volume = None
     try:
         found = judge(image, label, layout.labels, layout.modality)
@@ -201,24 +201,6 @@ def _signature(case: Case, layout: Layout) -> str:
             state = path.stat() if path.exists() else None
             states.append((str(path.resolve()), state and (state.st_size, state.st_mtime_ns)))
     return hashlib.sha256(repr(states).encode()).hexdigest()
-
-
-def _as_stored(volume: Volume) -> np.ndarray:
-    """As int16 where that holds every voxel, as a scanner stores it; else as it is."""
-    whole = volume.image.astype(np.int16)
-    return whole if np.array_equal(whole, volume.image) else volume.image
-
-
-def _write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
-    path.parent.mkdir(exist_ok=True)
-    nifti = nib.Nifti1Image(array, affine)
-    nifti.header.set_xyzt_units("mm")
-
-    def write(file: BinaryIO) -> None:
-        with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1, mtime=0, filename="") as packed:
-            nifti.to_stream(packed)
-
-    write_atomically(path, write)
 
 
 def _write_text(path: Path, text: str) -> None:

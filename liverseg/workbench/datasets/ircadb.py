@@ -9,22 +9,19 @@ liverkyst, liverkyste), "tumor" of patient 7, which lies outside the liver, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from liverseg.errors import InputError
-from liverseg.workbench.datasets.dicom import (
-    Folder,
-    Slice,
-    open_folder,
-    order_and_affine,
-    read_slices,
-    require_pydicom,
-    stack,
-    visible,
-)
+from liverseg.io.dicom import grid_of, read_voxels, series_at, stack
+from liverseg.io.dicom_series import Series
+from liverseg.io.dicom_slices import read_pixels, require_pydicom, slices_of
+from liverseg.io.paths import is_hidden
 from liverseg.workbench.datasets.layout import LIVER_AND_LESION, Case, Layout, Volume, first_folder, not_empty
 
 LESION = "livertumor"
@@ -33,7 +30,7 @@ SAME_PLACE_MM = 0.1
 
 def find(root: Path) -> list[Case]:
     """List the patients."""
-    require_pydicom()
+    require_pydicom(root)
     folder = first_folder(root, "3Dircadb1.*", "*/3Dircadb1.*").parent
     cases = [
         Case(
@@ -55,44 +52,97 @@ def _zip_or_folder(path: Path) -> Path:
 
 def read(image: Path, label: Path) -> Volume:
     """Read a series, its liver (1) and all its liver lesions (2), joined."""
-    series, masks = open_folder(image.with_suffix("")), open_folder(label.with_suffix(""))
-    slices = read_slices(series)
-    structures = {path.name.lower(): path for path in visible(masks) if path.is_dir()}
-    if "liver" not in structures:
-        raise InputError(
-            f"{masks}: no folder liver in it, only {sorted(structures)}, expected the masks of the liver: "
-            "download the patient again."
-        )
-    planes = [np.zeros(each.pixels.shape, np.uint8) for each in slices]
-    # Lesions last: they are cut out of the liver.
-    for name in ["liver", *(name for name in structures if name.startswith(LESION))]:
-        for index, mask in _pair(slices, read_slices(structures[name]), structures[name]):
-            planes[index][mask.pixels > 0] = 1 if name == "liver" else 2
-    order, affine = order_and_affine(slices, series)
-    return Volume(stack([each.pixels for each in slices], order), stack(planes, order), affine)
+    with _unpacked(image.with_suffix("")) as scan, _unpacked(label.with_suffix(""), _is_wanted) as masks:
+        series = series_at(scan)
+        structures = {path.name.lower(): path for path in masks.iterdir() if path.is_dir() and not is_hidden(path)}
+        if "liver" not in structures:
+            raise InputError(
+                f"{masks}: no folder liver in it, only {sorted(structures)}, expected the masks of the liver: "
+                "download the patient again."
+            )
+        planes = [np.zeros(each.size, np.uint8) for each in series.slices]
+        # Lesions last: they are cut out of the liver.
+        for name in ["liver", *(name for name in sorted(structures) if name.startswith(LESION))]:
+            for plane, mask in zip(planes, _masks(series, structures[name]), strict=True):
+                plane[mask] = 1 if name == "liver" else 2
+        return Volume(read_voxels(series), stack(series, planes, np.uint8(0), order=0), grid_of(series)[1])
 
 
-def _pair(slices: Sequence[Slice], masks: Sequence[Slice], folder: Folder) -> list[tuple[int, Slice]]:
-    """The slice of each mask: the one at the same position, or of the same file name where positions say nothing."""
-    if len(masks) != len(slices) or masks[0].pixels.shape != slices[0].pixels.shape:
-        found, expected = (f"{len(each)} of {each[0].pixels.shape}" for each in (masks, slices))
+def _is_wanted(structure: str) -> bool:
+    return structure.lower() == "liver" or structure.lower().startswith(LESION)
+
+
+@contextmanager
+def _unpacked(path: Path, wanted: Callable[[str], bool] | None = None) -> Iterator[Path]:
+    """The folder `path`, or one with what lies in `path`.zip until the block ends; as deep as it holds its namesake.
+
+    Args:
+        path: the folder.
+        wanted: which folders of the zip to unpack, by their names; None for all of it.
+
+    Raises:
+        InputError: when neither is there, or the zip cannot be read.
+    """
+    archive = path.with_name(f"{path.name}.zip")
+    if path.is_dir():
+        yield _inmost(path, path.name)
+        return
+    if not archive.is_file():
+        raise InputError(f"{path}: there is no such folder, nor {archive.name}: unpack the data set again.")
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with zipfile.ZipFile(archive) as zipped:
+                names = zipped.namelist()
+                zipped.extractall(folder, [n for n in names if wanted is None or any(map(wanted, Path(n).parts))])
+        except (zipfile.BadZipFile, OSError) as error:
+            raise InputError(f"{archive}: not a whole zip file ({error}): download it again.") from error
+        try:
+            yield _inmost(Path(folder), path.name)
+        except InputError as error:
+            raise InputError(str(error).replace(folder, str(archive))) from error
+
+
+def _inmost(folder: Path, name: str) -> Path:
+    while (inner := folder / name).is_dir():
+        folder = inner
+    return folder
+
+
+def _masks(series: Series, folder: Path) -> list[np.ndarray]:
+    """The mask of each slice: the one at the same position, or of the same file name where positions say nothing."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and not is_hidden(file))
+    if len(files) != len(series.slices):
         raise InputError(
-            f"{folder}: {found} pixels, but the scan has {expected}, expected a mask for each slice: "
-            "download the patient again."
+            f"{folder}: {len(files)} masks for {len(series.slices)} slices, expected one for each: download the "
+            "patient again."
         )
-    if all(each.position is not None for each in (*slices, *masks)):
-        places = np.array([each.position for each in slices])
-        distances_mm = np.linalg.norm(places[None] - np.array([mask.position for mask in masks])[:, None], axis=-1)
-        nearest = distances_mm.argmin(axis=1)
-        if distances_mm.min(axis=1).max() < SAME_PLACE_MM and len(set(nearest)) == len(slices):
-            return [(int(index), mask) for index, mask in zip(nearest, masks, strict=True)]
-    names = {each.name: index for index, each in enumerate(slices)}
-    if set(names) != {mask.name for mask in masks}:
+    found = [slices_of(file) for file in files]
+    masks = [slices[0] for slices in found if not isinstance(slices, str)]
+    if len(masks) == len(files) and not any(mask.problem for mask in masks):
+        distances_mm = np.linalg.norm(
+            [[each.position - mask.position for mask in masks] for each in series.slices], axis=-1
+        )
+        nearest = [int(index) for index in distances_mm.argmin(axis=1)]
+        if distances_mm.min(axis=1).max() < SAME_PLACE_MM and len(set(nearest)) == len(masks):
+            return [
+                _read_mask(masks[index].file, each.size) for index, each in zip(nearest, series.slices, strict=True)
+            ]
+    if {file.name for file in files} != {file.name for file in series.files}:
         raise InputError(
             f"{folder}: neither positions nor file names are those of the scan, expected masks of its slices: "
             "download the patient again."
         )
-    return [(names[mask.name], mask) for mask in masks]
+    return [_read_mask(folder / each.file.name, each.size) for each in series.slices]
+
+
+def _read_mask(file: Path, size: tuple[int, int]) -> np.ndarray:
+    (mask,) = read_pixels(file)[0]
+    if mask.shape != size:
+        raise InputError(
+            f"{file}: the mask has {mask.shape[0]}×{mask.shape[1]} pixels, the scan {size[0]}×{size[1]}, expected the "
+            "same: download the patient again."
+        )
+    return mask > 0
 
 
 IRCADB = Layout("ircadb", "ct", LIVER_AND_LESION, find, read)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from liverseg.errors import InputError
+from liverseg.io.paths import nifti_suffix, stem_of
 from liverseg.workbench.datasets.layout import LIVER_AND_LESION, Case, Layout, first_folder, not_empty
 
 BTCV_LABELS = (
@@ -78,8 +79,9 @@ def _numbered(folder: Path, prefix: str) -> dict[str, Path]:
     """The NIfTI files `prefix`N below `folder`, by N."""
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob(f"{prefix}*")):
-        match = re.fullmatch(rf"{prefix}(\d+)\.nii(\.gz)?", path.name)
-        if match and found.setdefault(match[1], path) != path:
+        match = re.fullmatch(rf"{prefix}(\d+)", stem_of(path))
+        # Some programs unpack volume-0.nii.gz into a folder volume-0.nii.
+        if match and nifti_suffix(path) and not path.is_dir() and found.setdefault(match[1], path) != path:
             raise InputError(f"{path}: {found[match[1]]} is there as well, expected one of them: remove the other.")
     return found
 

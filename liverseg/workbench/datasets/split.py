@@ -8,6 +8,7 @@ from pathlib import Path
 from liverseg.data import write_datalist
 from liverseg.data.phantom_io import LITS_LABELS
 from liverseg.errors import InputError
+from liverseg.io.paths import absolute, is_hidden
 
 
 def split_folder(folder: Path, images: str, labels: str, test_share: float, num_folds: int, seed: int) -> Path:
@@ -30,7 +31,9 @@ def split_folder(folder: Path, images: str, labels: str, test_share: float, num_
     if not 0 <= test_share < 1:
         raise InputError(f"test_share is {test_share}, expected a share from 0 to below 1: change it.")
     before, after = images.split("{}")
-    found = sorted(path.relative_to(folder).as_posix() for path in folder.glob(images.replace("{}", "*")))
+    found = sorted(
+        path.relative_to(folder).as_posix() for path in folder.glob(images.replace("{}", "*")) if not is_hidden(path)
+    )
     items = []
     for image in found:
         patient = image[len(before) : len(image) - len(after)]
@@ -51,5 +54,5 @@ def split_folder(folder: Path, images: str, labels: str, test_share: float, num_
         test=items[:num_test],
         num_folds=num_folds,
         seed=seed,
-        name=folder.resolve().name,
+        name=absolute(folder).name,
     )

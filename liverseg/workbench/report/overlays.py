@@ -15,6 +15,7 @@ from matplotlib.patheffects import withStroke
 from monai.data import MetaTensor
 
 from liverseg.transforms import LoadVolumed
+from liverseg.transforms.labels import whole_values
 
 MASK_COLOUR = "#ff8c1a"
 REFERENCE_COLOUR = "#22c7ff"
@@ -95,10 +96,12 @@ def load_scan(
         reference_path: the same for the reference.
 
     Raises:
-        InputError: for a file that is missing or not readable, or lies on another grid than the image.
+        InputError: for a file that is missing or not readable, or lies on another grid than the image, and for a mask
+            with values that are not whole, such as probabilities.
     """
     paths = {"image": image_path, "mask": mask_path} | ({} if reference_path is None else {"reference": reference_path})
     volumes = LoadVolumed(list(paths))({key: os.fspath(path) for key, path in paths.items()})
+    volumes |= {key: whole_values(volumes[key]) for key in paths if key != "image"}
     return make_scan(volumes["image"], volumes["mask"], volumes.get("reference"))
 
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor, affine_to_spacing
@@ -24,6 +23,7 @@ from lib.probabilities import gives_probabilities
 from lib.scribbles import LIKELIHOODS, correct_region, inner_of, regions_of
 from lib.volumes import grid_of, read_boxes, read_label
 from liverseg.errors import InputError
+from liverseg.io.nifti import write_nifti
 from liverseg.transforms import CleanSlicesd, ErodeKeepLargestDilated, SmoothEdgesd
 from liverseg.transforms.load import check_same_grid
 
@@ -86,8 +86,7 @@ class Correction(InferTask):
         scan, file = str(request["image"]), str(request["label"])
         grid = grid_of(scan)
         try:
-            labels = read_label(file)
-            check_same_grid(grid, labels)
+            labels = check_same_grid(grid, read_label(file))
         except InputError as error:
             # The server keeps what it gets under a name of its own.
             raise InputError(str(error).replace(file, "label")) from error
@@ -95,9 +94,7 @@ class Correction(InferTask):
         mask = self.correct(scan, labels, values, name, chosen)
         with tempfile.TemporaryDirectory() as folder:
             saved = Path(folder) / "mask.nii.gz"
-            # In the order of the file, or it is written voxel by voxel.
-            voxels = np.asfortranarray(mask.view(np.uint8))
-            nib.save(nib.Nifti1Image(voxels, grid.affine.numpy()), saved)
+            write_nifti(saved, mask.view(np.uint8), grid.affine.numpy())
             result, present = convert_mask(saved, suffix, {name: 1})
         seconds = round(time.monotonic() - start, 2)
         logger.info("%s corrected %s of %s in %.2f s.", self.name, name, request["image"], seconds)

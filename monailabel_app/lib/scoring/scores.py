@@ -185,7 +185,7 @@ class DiceScores(Scores):
             # Their values as training has them.
             (item,) = items(datastore, [image], known, Path(folder))
             grid, label = grid_of(scan), read_label(item["label"])
-        check_same_grid(grid, label)
+        label = check_same_grid(grid, label)
         codes = "".join(nib.aff2axcodes(grid.affine.numpy()))
         values = Orientation(axcodes=codes, labels=None)(label)[0].numpy()
         names = {value: name for name, value in bundle.labels.items()}

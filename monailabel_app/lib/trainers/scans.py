@@ -8,12 +8,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
+from monai.data import MetaTensor
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
+from lib.volumes import read_label, values_in
 from liverseg.errors import InputError
 from liverseg.files import write_atomically
+from liverseg.io.nifti import write_nifti
 
 FINAL = DefaultLabelTag.FINAL
 SEED = 0
@@ -93,9 +94,10 @@ def items(
         except InputError as error:
             raise InputError(f"scan {name}, its final label: {error}") from error
         # 0 is what no segment is.
-        _check_values(name, label, {0, *classes.values(), *values})
+        drawn = read_label(str(label))
+        _check_values(name, drawn, {0, *classes.values(), *values})
         if any(here != there for here, there in values.items()):
-            label = _renumber(label, values, folder / f"{name}.nii.gz")
+            label = _renumber(drawn, values, folder / f"{name}.nii.gz")
         found.append({"image": datastore.get_image_uri(name), "label": str(label)})
     return found
 
@@ -127,9 +129,8 @@ def _values(names: Mapping[int, str], classes: Mapping[str, int]) -> dict[int, i
     return {value: known.get(name.lower().replace("_", " "), 0) for value, name in names.items()}
 
 
-def _check_values(name: str, label: Path, known: Collection[int]) -> None:
-    found = np.unique(np.asanyarray(nib.load(label).dataobj)).tolist()  # type: ignore[attr-defined]
-    unknown = [f"{value:g}" for value in found if value not in known]
+def _check_values(name: str, label: MetaTensor, known: Collection[int]) -> None:
+    unknown = [str(value) for value in values_in(label) if value not in known]
     if unknown:
         raise InputError(
             f"scan {name}, its final label: found values {', '.join(unknown[:5])} without a name, expected a name for "
@@ -137,14 +138,11 @@ def _check_values(name: str, label: Path, known: Collection[int]) -> None:
         )
 
 
-def _renumber(label: Path, values: Mapping[int, int], target: Path) -> Path:
-    image: Any = nib.load(label)
-    before = np.asanyarray(image.dataobj)
-    after = before.astype(np.uint8)
+def _renumber(label: MetaTensor, values: Mapping[int, int], target: Path) -> Path:
+    before = label[0].numpy()
+    after = before.copy()
     for here, there in values.items():
         after[before == here] = there
     target.parent.mkdir(parents=True, exist_ok=True)
-    header = image.header.copy()
-    header.set_data_dtype(np.uint8)
-    nib.save(nib.Nifti1Image(after, image.affine, header), target)
+    write_nifti(target, after, label.affine.numpy())
     return target

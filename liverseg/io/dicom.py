@@ -1,0 +1,274 @@
+"""Read DICOM series as volumes: which files belong together, and where their voxels lie."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from liverseg.errors import InputError
+from liverseg.io.dicom_series import Series, name_of, normal_of, repeats, shifts_of, some_of, volumes_of
+from liverseg.io.dicom_slices import DamagedError, Slice, read_pixels, slices_of
+from liverseg.io.paths import is_hidden, nifti_suffix
+
+# LPS, the axes of DICOM, to RAS, those of NIfTI.
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+SLAB = 16  # slices that are put in place at a time: one by one, each voxel would be a write of its own
+
+LeftOut = defaultdict[str, list[Path]]
+
+
+def find_series(folder: Path) -> tuple[list[Series], LeftOut]:
+    """The DICOM series in `folder` and below, and the files that belong to none, by what they are.
+
+    Only headers are read. What is no volume by its nature is left out: localisers, pictures in colour, single slices,
+    structures, segmentations, documents, hidden files. Several volumes under one SeriesInstanceUID (orientations,
+    phases, echoes, b-values) are several series. NIfTI files are not looked at.
+
+    A series is named by the folder that its files lie in, where there is no other in it and below; else by its first
+    file. One that neither names, as its files lie in several folders with others, is named by the folder all the same,
+    which `series_at` then refuses.
+
+    Raises:
+        InputError: where there are DICOM files and pydicom is not installed.
+    """
+    left_out: LeftOut = defaultdict(list)
+    return _named(_find(_walk(folder, left_out), left_out)), left_out
+
+
+def series_at(path: Path) -> Series:
+    """The series that a path names: a folder with one, or a file of a series, which stands for all of it in its folder.
+
+    Raises:
+        InputError: for a folder with none or several, for a file of none, and for a series that is no volume.
+    """
+    if path.is_dir():
+        found, left_out = find_series(path)
+        if len(found) != 1:
+            raise InputError(f"{path}: {_not_one(found, left_out)}")
+        notes = (f"left out, as no part of the scan: {describe(left_out)}.",) if left_out else ()
+    else:
+        left_out = defaultdict(list)
+        found = _find([(path.parent, _files(path.parent))], left_out)
+        reasons = [reason for reason, files in left_out.items() if path.name in {file.name for file in files}]
+        found = [each for each in found if path.name in {file.name for file in each.files}]
+        if len(found) != 1:
+            what = f"found {len(found)} volumes in it" if found else (reasons or ["neither NIfTI nor DICOM"])[0]
+            raise InputError(
+                f"{path}: not readable as a volume ({what}), expected a whole NIfTI file or a file of one DICOM series "
+                "of CT or MRI: replace it or remove the scan."
+            )
+        notes = ()
+    (series,) = found
+    if series.problem:
+        raise InputError(f"{path}: {series.problem}")
+    return replace(series, path=str(path), warnings=(*series.warnings, *notes))
+
+
+def read_voxels(series: Series) -> np.ndarray:
+    """The voxels (columns, rows, slices) on the grid of `grid_of`, float32: HU, or intensities.
+
+    Voxels for which nothing was measured (PixelPaddingValue, and what lies beside a slice where the gantry was tilted)
+    are as dark as the darkest of the others, or 0 where that is how padding is stored.
+
+    Raises:
+        InputError: for pixels that cannot be read, and for a copy of a slice that is another picture.
+    """
+    for kept, copy in series.copies:
+        if not np.array_equal(*(read_pixels(each.file)[0][each.frame] for each in (kept, copy))):
+            raise InputError(
+                f"{series.path}: {name_of(kept)} and {name_of(copy)} have the same SOPInstanceUID and position, but "
+                "other pixels, expected one slice there: remove the wrong one."
+            )
+    padding: list[float] = []
+    volume = stack(series, _planes(series, padding), np.float32(np.nan), order=1)
+    unknown = np.isnan(volume)
+    if unknown.any():
+        darkest = 0 if unknown.all() else np.nanmin(volume)
+        # The background of MRI stays 0.
+        volume[unknown] = min(darkest, *padding) if padding and min(padding) >= 0 else darkest
+    return volume
+
+
+def grid_of(series: Series) -> tuple[tuple[int, int, int], np.ndarray]:
+    """The shape (columns, rows, slices) of a series, and its affine (4, 4) from voxels to RAS mm.
+
+    The axes are perpendicular. Where the gantry was tilted, so that each slice lies a little beside the one before, the
+    grid is wide enough for all of them and `stack` puts each in its place: NIfTI could say how they lie, but ITK,
+    and 3D Slicer with it, refuses axes that are not perpendicular.
+    """
+    slices, shifts = series.slices, shifts_of(series.slices)
+    low, high = np.floor(shifts.min(axis=0)), np.ceil(shifts.max(axis=0))
+    rows, columns = slices[0].size
+    shape = int(columns + high[0] - low[0]), int(rows + high[1] - low[1]), len(slices)
+    (row, column), normal = slices[0].orientation, normal_of(slices[0])
+    row_mm, column_mm = slices[0].spacing
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = row * column_mm, column * row_mm
+    affine[:3, 2] = normal * ((slices[-1].position - slices[0].position) @ normal / (len(slices) - 1))
+    affine[:3, 3] = slices[0].position + affine[:3, :2] @ low
+    return shape, LPS_TO_RAS @ affine
+
+
+def stack(series: Series, planes: Iterable[np.ndarray], fill: np.generic, order: int) -> np.ndarray:
+    """Planes (rows, columns) of the slices, one each and in their order, as a volume on the grid of `grid_of`.
+
+    Args:
+        series: where they lie.
+        planes: images or masks.
+        fill: what lies beside a slice where the gantry was tilted; the volume is of its dtype.
+        order: of the interpolation there: 1 for images, 0 for masks.
+    """
+    shape, _ = grid_of(series)
+    volume = np.empty(shape, fill.dtype)
+    shifts = shifts_of(series.slices)
+    shifts = shifts - np.floor(shifts.min(axis=0))
+
+    def placed(plane: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        if not shifts.any():
+            return plane.T
+        return ndimage.affine_transform(
+            plane.T, np.ones(2), -shift, shape[:2], order=order, cval=fill, output=volume.dtype
+        )
+
+    slices = (placed(plane, shift) for plane, shift in zip(planes, shifts, strict=True))
+    for start in range(0, len(shifts), SLAB):
+        volume[:, :, start : start + SLAB] = np.stack(list(islice(slices, SLAB)), axis=-1)
+    return volume
+
+
+def describe(left_out: LeftOut) -> str:
+    """What was left out, in one line: each kind with the names of some files."""
+    return ", ".join(f"{reason} ({some_of([file.name for file in files])})" for reason, files in left_out.items())
+
+
+def _planes(series: Series, padding: list[float]) -> Iterator[np.ndarray]:
+    """The slices, NaN where they say that nothing was measured; what they hold there is added to `padding`."""
+    file, stored, empty = None, np.empty(0), None
+    for each in series.slices:
+        # The frames of a file follow each other, mostly.
+        if each.file != file:
+            file, (stored, empty) = each.file, read_pixels(each.file, each.inverted)
+            if stored.shape[1:] != each.size:
+                raise InputError(
+                    f"{file}: its pixels have the shape {stored.shape}, expected {each.size}: export it again."
+                )
+        plane = stored[each.frame] * np.float32(each.slope) + np.float32(each.intercept)
+        if empty is not None and empty[each.frame].any():
+            padding.append(float(plane[empty[each.frame]].min()))
+            plane[empty[each.frame]] = np.nan
+        yield plane
+
+
+def _walk(folder: Path, left_out: LeftOut) -> Iterator[tuple[Path, list[Path]]]:
+    """Folder by folder, the files that are not hidden, in the order of their names."""
+    seen: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        place = waiting.pop()
+        try:
+            state = place.stat()
+            # A link may lead back to a folder above it.
+            if (state.st_dev, state.st_ino) in seen:
+                continue
+            seen.add((state.st_dev, state.st_ino))
+            inner = sorted(path for path in place.iterdir() if path.is_dir() and not is_hidden(path))
+        except OSError:
+            left_out["folder that may not be opened"].append(place)
+            continue
+        waiting += reversed(inner)
+        yield place, _files(place)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not (path.is_dir() or is_hidden(path) or nifti_suffix(path)))
+
+
+def _find(folders: Iterable[tuple[Path, Sequence[Path]]], left_out: LeftOut) -> list[Series]:
+    damaged: dict[Path, str] = {}
+    by_series: dict[tuple[str, ...], dict[Path, list[Slice]]] = defaultdict(lambda: defaultdict(list))
+    for folder, files in folders:
+        for file in files:
+            try:
+                slices = slices_of(file)
+            except DamagedError as error:
+                damaged[file] = str(error)
+                continue
+            if isinstance(slices, str):
+                left_out[slices].append(file)
+            elif slices[0].kind and any(each.problem for each in slices):
+                left_out[f"{slices[0].kind} without position"].append(file)
+            else:
+                for each in slices:
+                    by_series[each.series][folder].append(each)
+    found = _join_singles(by_series)
+    for parts in by_series.values():
+        together = volumes_of([each for part in parts.values() for each in part])
+        # Two exports with the same identifiers are two series; parts of one continue each other.
+        if len(parts) > 1 and any(repeats(each.slices) for each in together):
+            together = [volume for part in parts.values() for volume in volumes_of(part)]
+        found += together
+    for volume in found:
+        if len(volume.slices) == 1:
+            left_out["single slice"] += sorted(volume.files)
+    found = [volume for volume in found if len(volume.slices) > 1]
+    return _with_damaged(found, damaged)
+
+
+def _join_singles(by_series: dict[tuple[str, ...], dict[Path, list[Slice]]]) -> list[Series]:
+    """Take out of `by_series` the folders in which every file is a series of its own, as some anonymise them."""
+    single = {key: next(iter(parts)) for key, parts in by_series.items() if sum(map(len, parts.values())) == 1}
+    in_folder: dict[Path, list[tuple[str, ...]]] = defaultdict(list)
+    for key, parts in by_series.items():
+        for folder in parts:
+            in_folder[folder].append(key)
+    joined = []
+    for folder, keys in in_folder.items():
+        if len(keys) > 2 and all(key in single for key in keys):
+            slices = [each for key in keys for each in by_series.pop(key)[folder]]
+            warning = f"each of {len(slices)} files has a SeriesInstanceUID of its own; they are taken as one series."
+            joined += [replace(each, warnings=(*each.warnings, warning)) for each in volumes_of(slices)]
+    return joined
+
+
+def _with_damaged(found: list[Series], damaged: dict[Path, str]) -> list[Series]:
+    """Whoever has a file that cannot be read beside its own may lack that slice."""
+    for folder in {file.parent for file in damaged}:
+        file = next(file for file in damaged if file.parent == folder)
+        problem = damaged[file].replace(f"{file}: ", f"{file.name}: ")
+        beside = [each for each in found if folder in {other.parent for other in each.files}]
+        found = [replace(each, problem=problem) if each in beside else each for each in found]
+        if not beside:
+            nowhere = np.zeros(3), np.zeros((2, 3)), np.zeros(2)
+            found.append(
+                Series("", (Slice(file, 0, (), "damaged", "", (0, 0), *nowhere, problem=problem),), problem=problem)
+            )
+    return found
+
+
+def _named(found: Sequence[Series]) -> list[Series]:
+    files = [each.files for each in found]
+    folders = [{file.parent for file in some} for some in files]
+    named = []
+    for number, each in enumerate(found):
+        others = [other for other, _ in enumerate(found) if other != number]
+        common = Path(os.path.commonpath(folders[number]))
+        beside = any(folder.is_relative_to(common) for other in others for folder in folders[other])
+        own = len(folders[number]) == 1 and not any(files[number] & files[other] for other in others)
+        named.append(replace(each, path=str(each.slices[0].file if beside and own else common)))
+    return named
+
+
+def _not_one(found: Sequence[Series], left_out: LeftOut) -> str:
+    if not found:
+        only = f" (only {describe(left_out)})" if left_out else ""
+        return f"no CT or MRI series in it{only}, expected the slices of one volume: choose another."
+    series = "; ".join(map(str, found))
+    return f"{len(found)} series in it ({series}), expected one: name a file of it, or give each a folder of its own."

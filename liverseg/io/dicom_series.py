@@ -1,0 +1,223 @@
+"""The volumes in the slices of a DICOM series: which slices, in which order, and what keeps them from being one.
+
+Slices are ordered by where they lie along their normal; nothing else that a file says of its order counts. A series
+whose slices are not evenly spaced is refused, for what lies between them is not known.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from liverseg.io.dicom_slices import ACQUISITION, Slice
+
+# A slice may lie this far from where even spacing has it: positions are written rounded.
+EVEN_MM, EVEN_SHARE = 0.1, 0.1
+SAME_PLACE_MM = 0.01
+SAME_DIRECTION = 1e-3
+# Interpolation costs more than this.
+SHIFT_VOXELS = 0.25
+NAMED = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """The slices of one volume.
+
+    Attributes:
+        path: what names it, see `find_series`.
+        slices: from the first to the last along the normal (row × column): from foot to head where they are axial.
+        copies: the same slices again, each beside that of which it is a copy.
+        problem: why it cannot be read as a volume, "" where it can.
+        warnings: what the person who gave the files should know, one sentence each.
+    """
+
+    path: str
+    slices: tuple[Slice, ...]
+    copies: tuple[tuple[Slice, Slice], ...] = ()
+    problem: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> set[Path]:
+        """All its files."""
+        return {each.file for each in (*self.slices, *(copy for pair in self.copies for copy in pair))}
+
+    def __str__(self) -> str:
+        first = self.slices[0]
+        return f"{first.description!r}, {len(self.slices)} slices: {first.file.name}"
+
+
+def volumes_of(slices: Sequence[Slice]) -> list[Series]:
+    """The volumes in the slices of one series."""
+    bad = next((each for each in slices if each.problem), None)
+    if bad is not None:
+        problem = (
+            f"{name_of(bad)} cannot be placed ({bad.problem}), expected position, orientation and spacing of each "
+            "slice: export the series again."
+        )
+        return [Series("", tuple(slices), problem=problem)]
+    alike: list[list[Slice]] = []
+    for each in slices:
+        group = next((group for group in alike if _same_plane(group[0], each)), None)
+        if group is None:
+            alike.append([each])
+        else:
+            group.append(each)
+    return [volume for group in alike for volume in _phases(group)]
+
+
+def _same_plane(first: Slice, other: Slice) -> bool:
+    return (
+        first.size == other.size
+        and np.allclose(first.orientation, other.orientation, rtol=0, atol=SAME_DIRECTION)
+        and np.allclose(first.spacing, other.spacing, rtol=SAME_DIRECTION, atol=0)
+    )
+
+
+def _phases(slices: Sequence[Slice]) -> list[Series]:
+    """The volumes in slices that differ in where they lie and how they were taken alone."""
+    kept, copies = _without_copies(_in_order(slices))
+    if not repeats(kept):
+        return [_judged(kept, copies)]
+    places = _same_place(kept)
+    if len(places) == 1:
+        # One place again and again, as when a scanner waits for the contrast agent.
+        return [Series("", (each,)) for each in kept]
+    # What has more values than volumes can be counts slices.
+    most = max(map(len, places))
+    telling = [n for n, _ in enumerate(ACQUISITION) if 1 < len({each.acquisition[n] for each in kept}) <= most]
+    for said in [*([keyword] for keyword in telling), telling]:
+        parts: dict[tuple[str, ...], list[Slice]] = defaultdict(list)
+        for each in kept:
+            parts[tuple(each.acquisition[keyword] for keyword in said)].append(each)
+        if len(parts) > 1 and _all_at_the_same_places(list(parts.values())):
+            return [_judged(part, [pair for pair in copies if pair[0] in part]) for part in parts.values()]
+    return [_judged(kept, copies)]
+
+
+def _without_copies(slices: Sequence[Slice]) -> tuple[list[Slice], list[tuple[Slice, Slice]]]:
+    first: dict[tuple[str, int], Slice] = {}
+    kept, copies = [], []
+    for each in slices:
+        original = first.setdefault((each.uid, each.frame), each)
+        again = original is not each and each.uid and np.allclose(original.position, each.position, 0, SAME_PLACE_MM)
+        if again and original.acquisition == each.acquisition:
+            copies.append((original, each))
+        else:
+            kept.append(each)
+    return kept, copies
+
+
+def _judged(slices: Sequence[Slice], copies: Sequence[tuple[Slice, Slice]]) -> Series:
+    """A volume with what is wrong with it, or to be said of it."""
+    warnings = []
+    if copies:
+        names = some_of([copy.file.name for _, copy in copies])
+        warnings.append(f"{len(copies)} slices are there twice and were taken once ({names}).")
+    if any(each.inverted for each in slices):
+        warnings.append("it is stored with dark and bright exchanged (MONOCHROME1) and was turned round.")
+    problem = _uneven(slices)
+    if not problem and shifts_of(slices).any():
+        step = slices[-1].position - slices[0].position
+        degrees = np.degrees(np.arccos(np.clip(step @ normal_of(slices[0]) / np.linalg.norm(step), -1, 1)))
+        warnings.append(
+            f"the gantry was tilted by {degrees:.1f}°; the slices were shifted within their planes onto a grid with "
+            "perpendicular axes."
+        )
+    return Series("", tuple(slices), tuple(copies), problem, tuple(warnings))
+
+
+def _uneven(slices: Sequence[Slice]) -> str:
+    """What keeps slices, in their order, from being a volume: two at one place, a gap, a step aside; "" for nothing."""
+    if len(slices) < 2:
+        return ""
+    places = _same_place(slices)
+    if len(places) < len(slices):
+        first, second, *_ = next(group for group in places if len(group) > 1)
+        volumes = {len(group) for group in places} == {len(places[0])}
+        cure = "export each volume as a series of its own" if volumes else "remove the one that is wrong"
+        both = f"{name_of(first)} and {name_of(second)}"
+        return f"{both} lie at the same position, {_at(first)}, expected one there: {cure}."
+    positions = np.array([each.position for each in slices])
+    heights = positions @ normal_of(slices[0])
+    step = (positions[-1] - positions[0]) / (len(slices) - 1)
+    mean_mm = (heights[-1] - heights[0]) / (len(slices) - 1)
+    off_mm = np.linalg.norm(positions - positions[0] - np.arange(len(slices))[:, None] * step, axis=1)
+    if off_mm.max() <= min(max(EVEN_MM, EVEN_SHARE * mean_mm), mean_mm / 2):
+        return ""
+    steps = np.diff(heights)
+    median_mm = float(np.median(steps))
+    worst = int(np.abs(steps - median_mm).argmax())
+    if abs(steps[worst] - median_mm) > EVEN_MM:
+        return (
+            f"{steps[worst]:.2f} mm between {name_of(slices[worst])} at {_at(slices[worst])} and "
+            f"{name_of(slices[worst + 1])} at {_at(slices[worst + 1])}, {median_mm:.2f} mm between most slices, "
+            "expected the same everywhere: a slice is missing or does not belong to them; export the series again."
+        )
+    worst = int(off_mm.argmax())
+    return (
+        f"{name_of(slices[worst])} at {_at(slices[worst])} lies {off_mm[worst]:.2f} mm from where the others have it, "
+        "expected all slices in one straight row: export the series again."
+    )
+
+
+def shifts_of(slices: Sequence[Slice]) -> np.ndarray:
+    """How far each slice lies beside the first: (n, 2) voxels along the columns' and rows' index; 0 for rounding."""
+    aside_mm = np.array([each.position - slices[0].position for each in slices]) @ slices[0].orientation.T
+    shifts = aside_mm / slices[0].spacing[::-1]
+    return shifts * (np.abs(shifts).max() > SHIFT_VOXELS)
+
+
+def normal_of(first: Slice) -> np.ndarray:
+    """The direction from slice to slice: from foot to head where they are axial."""
+    return np.cross(*first.orientation)
+
+
+def _in_order(slices: Sequence[Slice]) -> list[Slice]:
+    normal = normal_of(slices[0])
+    return sorted(slices, key=lambda each: float(each.position @ normal))
+
+
+def _same_place(slices: Sequence[Slice]) -> list[list[Slice]]:
+    """Slices, in their order, in groups that lie at one place."""
+    normal = normal_of(slices[0])
+    groups = [[slices[0]]]
+    for before, each in pairwise(slices):
+        if (each.position - before.position) @ normal < SAME_PLACE_MM:
+            groups[-1].append(each)
+        else:
+            groups.append([each])
+    return groups
+
+
+def repeats(slices: Sequence[Slice]) -> bool:
+    """Whether several of the slices, in their order, lie at one place."""
+    return not slices[0].problem and len(_same_place(slices)) < len(slices)
+
+
+def _all_at_the_same_places(parts: Sequence[Sequence[Slice]]) -> bool:
+    first = np.array([each.position for each in parts[0]])
+    return not any(map(repeats, parts)) and all(
+        len(part) == len(first) and np.abs(np.array([each.position for each in part]) - first).max() < SAME_PLACE_MM
+        for part in parts
+    )
+
+
+def name_of(each: Slice) -> str:
+    """What a sentence calls a slice."""
+    return f"{each.file.name}, frame {each.frame + 1}," if each.frame else each.file.name
+
+
+def _at(each: Slice) -> str:
+    return f"({', '.join(f'{mm:.2f}' for mm in each.position)}) mm"
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

@@ -1,0 +1,393 @@
+"""The slices in a DICOM file: what its header says of each, and its pixels.
+
+Needs pydicom (extra `dicom`), which is imported where a file is one of DICOM and not before.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from liverseg.errors import InputError
+from liverseg.io.paths import DICOM_SUFFIXES
+
+# These bear planes with a position, but are made from scans.
+NO_SCANS = {
+    "1.2.840.10008.5.1.4.1.1.30": "parametric map",
+    "1.2.840.10008.5.1.4.1.1.66.4": "segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.7": "segmentation",
+    "1.2.840.10008.5.1.4.1.1.481.2": "dose",
+}
+# Their slices have a position by definition: one that lacks it is a damaged scan, and not another kind of picture.
+VOLUMES = {
+    "1.2.840.10008.5.1.4.1.1.2",  # CT
+    "1.2.840.10008.5.1.4.1.1.2.1",
+    "1.2.840.10008.5.1.4.1.1.2.2",
+    "1.2.840.10008.5.1.4.1.1.4",  # MR
+    "1.2.840.10008.5.1.4.1.1.4.1",
+    "1.2.840.10008.5.1.4.1.1.4.4",
+    "1.2.840.10008.5.1.4.1.1.128",  # PET
+    "1.2.840.10008.5.1.4.1.1.130",
+    "1.2.840.10008.5.1.4.1.1.128.1",
+}
+# What tells the volumes of one series apart that lie at the same place, and for frames of one file the functional
+# group that says it.
+ACQUISITION = {
+    "EchoTime": "",
+    "EffectiveEchoTime": "MREchoSequence",
+    "DiffusionBValue": "MRDiffusionSequence",
+    "DiffusionDirectionality": "MRDiffusionSequence",
+    "TemporalPositionIdentifier": "",
+    "TemporalPositionIndex": "FrameContentSequence",
+    "StackID": "FrameContentSequence",
+    "NominalPercentageOfCardiacPhase": "CardiacSynchronizationSequence",
+    "ImageType": "",
+    "FrameType": "MRImageFrameTypeSequence",
+    "SequenceName": "",
+    "InversionTime": "",
+    "TriggerTime": "",
+    "KVP": "",
+    "ConvolutionKernel": "",
+    "AcquisitionNumber": "",
+    "FrameAcquisitionNumber": "FrameContentSequence",
+    "AcquisitionTime": "",
+    "SeriesTime": "",
+}
+SERIES = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality")
+HEADER = [
+    *SERIES,
+    *(keyword for keyword, sequence in ACQUISITION.items() if not sequence),
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SeriesDescription",
+    "SeriesNumber",
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "NumberOfFrames",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+]
+PIXELS = [
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "PixelData",
+]
+# Where pydicom parses headers a thousand a second, an export of several series is parsed once and not for each.
+REMEMBERED = 2**16
+
+
+class DamagedError(InputError):
+    """A file that may be a slice cannot be read."""
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """An image of a series: a file, or a frame of one.
+
+    Attributes:
+        file: where it is.
+        frame: its place in the file, from 0.
+        series: the same for all slices of a series.
+        description: what people call the series.
+        uid: SOPInstanceUID.
+        size: rows, columns.
+        position: ImagePositionPatient, (3,) mm in LPS: the centre of the first voxel.
+        orientation: ImageOrientationPatient, (2, 3): the directions of a row and of a column, perpendicular.
+        spacing: mm between rows, mm between columns.
+        slope: with `intercept`, from what is stored to HU or intensities.
+        intercept: see there.
+        inverted: what is stored is the darker the larger it is.
+        acquisition: what tells volumes of one series apart, in the order of `ACQUISITION`.
+        problem: why it cannot be placed, "" where it can; nothing is said of where it lies then.
+        kind: what it is where it need not lie anywhere, "" for CT, MRI and PET.
+    """
+
+    file: Path
+    frame: int
+    series: tuple[str, ...]
+    description: str
+    uid: str
+    size: tuple[int, int]
+    position: np.ndarray
+    orientation: np.ndarray
+    spacing: np.ndarray
+    slope: float = 1.0
+    intercept: float = 0.0
+    inverted: bool = False
+    acquisition: tuple[str, ...] = ()
+    problem: str = ""
+    kind: str = ""
+
+
+def require_pydicom(path: Path) -> None:
+    """Raise InputError where pydicom, which the DICOM files at `path` need, is not installed."""
+    try:
+        import pydicom  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f'{path}: pydicom is not installed, expected it for DICOM files: pip install "liverseg[dicom]".'
+        ) from error
+
+
+def slices_of(file: Path) -> tuple[Slice, ...] | str:
+    """The slices of a file, without their pixels; or, where it is no part of a scan, what it is.
+
+    Raises:
+        DamagedError: for a DICOM file that cannot be read.
+        InputError: without pydicom.
+    """
+    try:
+        state = file.stat()
+    except OSError as error:
+        raise _unreadable(file, str(error.strerror)) from error
+    return _remembered(file, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(REMEMBERED)
+def _remembered(file: Path, size: int, mtime_ns: int) -> tuple[Slice, ...] | str:
+    try:
+        return _slices_of(file)
+    except InputError:
+        raise
+    # Whatever a header holds that no writer should write.
+    except Exception as error:
+        raise _unreadable(file, str(error)) from error
+
+
+def _begins_as_dicom(start: bytes) -> bool:
+    """Whether the first 132 bytes are those of a DICOM file, with or without the preamble and its `DICM`."""
+    if start[128:] == b"DICM":
+        return True
+    if len(start) < 132:
+        return False
+    # Without it, the first element is of the group 2 or 8.
+    for order in "<>":
+        group, element, kind, _ = struct.unpack(f"{order}HH2sH", start[:8])
+        (length,) = struct.unpack(f"{order}L", start[4:8])
+        if group in (2, 8) and element < 0x100 and (re.fullmatch(rb"[A-Z]{2}", kind) or length < 1000):
+            return True
+    return False
+
+
+def _slices_of(file: Path) -> tuple[Slice, ...] | str:
+    try:
+        with file.open("rb") as stream:
+            start: Any = stream.read(132)
+    except OSError as error:
+        raise _unreadable(file, str(error.strerror)) from error
+    if not _begins_as_dicom(start):
+        # By its name it is a slice of which nothing is left.
+        if file.name.lower().endswith(DICOM_SUFFIXES) or (not start and "." not in file.name):
+            raise _unreadable(file, "it does not begin as one" if start else "it is empty")
+        return "neither NIfTI nor DICOM"
+    dataset = _read(file, HEADER, pixels=False)
+    kind = str(_value(dataset, "SOPClassUID") or _value(dataset.file_meta, "MediaStorageSOPClassUID") or "")
+    if kind in NO_SCANS:
+        return NO_SCANS[kind]
+    if not _value(dataset, "Rows") or not _value(dataset, "Columns"):
+        if kind in VOLUMES or (not kind and start[128:] == b"DICM"):
+            raise _unreadable(file, "its header ends early")
+        return _name(kind) if kind else "neither NIfTI nor DICOM"
+    if "LOCALIZER" in (_value(dataset, "ImageType") or ()):
+        return "localiser"
+    if _value(dataset, "SamplesPerPixel") not in (None, 1):
+        return "picture in colour"
+    groups = _value(dataset, "PerFrameFunctionalGroupsSequence") or ()
+    frames = int(_value(dataset, "NumberOfFrames") or 1)
+    if len(groups) != frames and (groups or frames > 1):
+        return f"{_name(kind)} whose frames have no positions"
+    shared = next(iter(_value(dataset, "SharedFunctionalGroupsSequence") or ()), None)
+    return tuple(
+        _slice(file, frame, kind, dataset, [part for part in (group, shared) if part is not None])
+        for frame, group in enumerate(groups or [None])
+    )
+
+
+def _slice(file: Path, frame: int, kind: str, dataset: Any, groups: Sequence[Any]) -> Slice:
+    def find(sequence: str, keyword: str) -> Any:
+        """Where an element lies: in the functional groups of the frame, in those of all frames, or in the file's."""
+        for group in groups:
+            for item in group.get(sequence) or ():
+                if keyword in item:
+                    return item
+        return dataset
+
+    missing = np.zeros(3), np.zeros((2, 3)), np.zeros(2)
+    try:
+        place, axes, sizes = (
+            _numbers(find(sequence, keyword), keyword, count)
+            for sequence, keyword, count in (
+                ("PlanePositionSequence", "ImagePositionPatient", 3),
+                ("PlaneOrientationSequence", "ImageOrientationPatient", 6),
+                ("PixelMeasuresSequence", "PixelSpacing", 2),
+            )
+        )
+        slope, intercept = (
+            float(_numbers(find("PixelValueTransformationSequence", keyword), keyword, 1, default)[0])
+            for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
+        )
+        if _value(dataset, "ModalityLUTSequence"):
+            raise ValueError("it has a ModalityLUTSequence, expected RescaleSlope and RescaleIntercept")
+        geometry = place, _perpendicular(axes.reshape(2, 3)), sizes
+        if not (sizes > 0).all():
+            raise ValueError(f"its PixelSpacing is {sizes.tolist()}, expected mm above 0")
+        problem = ""
+    except ValueError as error:
+        geometry, slope, intercept, problem = missing, 1.0, 0.0, str(error)
+    description = _value(dataset, "SeriesDescription") or f"series {_value(dataset, 'SeriesNumber') or 'without name'}"
+    modality, seen = str(_value(dataset, "Modality") or ""), _value(dataset, "PhotometricInterpretation")
+    return Slice(
+        file,
+        frame,
+        tuple(str(_value(dataset, keyword) or "") for keyword in SERIES),
+        str(description),
+        str(_value(dataset, "SOPInstanceUID") or ""),
+        (int(dataset.Rows), int(dataset.Columns)),
+        *geometry,
+        slope,
+        intercept,
+        # HU are HU however they are shown.
+        inverted=seen == "MONOCHROME1" and modality != "CT",
+        acquisition=tuple(str(_value(find(sequence, keyword), keyword)) for keyword, sequence in ACQUISITION.items()),
+        problem=problem,
+        kind="" if kind in VOLUMES else _name(kind),
+    )
+
+
+def read_pixels(file: Path, inverted: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+    """What is stored in a file: integers (frames, rows, columns), and which of them stand for no measurement.
+
+    Args:
+        file: where it is.
+        inverted: exchange dark and bright.
+
+    Raises:
+        InputError: for pixels that are damaged, or compressed in a way that no decoder is installed for.
+    """
+    dataset = _read(file, PIXELS, pixels=True)
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+        explicit = ExplicitVRLittleEndian if dataset.is_little_endian else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if dataset.is_implicit_VR else explicit
+    syntax = dataset.file_meta.TransferSyntaxUID
+    try:
+        stored = dataset.pixel_array
+    # Whatever a codec raises.
+    except Exception as error:
+        name = _name(str(syntax))
+        if _lacks_decoder(syntax, error):
+            raise InputError(
+                f"{file}: its pixels are compressed as {name}, for which no decoder is installed: pip install "
+                "python-gdcm, or export the series uncompressed."
+            ) from error
+        raise _unreadable(file, f"{name}: {error}") from error
+    stored = stored.reshape(-1, *stored.shape[-2:]).astype(stored.dtype.newbyteorder("="), copy=False)
+    padding = _padding(dataset, stored)
+    bits = int(dataset.BitsAllocated)
+    unused = bits - int(_value(dataset, "BitsStored") or bits)
+    if unused and not syntax.is_compressed:
+        # Bits above those stored may hold anything, as overlays, and need not repeat the sign.
+        stored = (stored.view(f"u{bits // 8}") << unused).view(stored.dtype) >> unused
+    if inverted:
+        stored = ~stored if stored.dtype.kind == "i" else np.iinfo(stored.dtype).max // 2**unused - stored
+    return stored, padding
+
+
+def _padding(dataset: Any, stored: np.ndarray) -> np.ndarray | None:
+    value, limit = (_value(dataset, keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    if not isinstance(value, int):
+        return None
+    # Some write it unsigned where the pixels are signed.
+    first, last = np.array([value, limit if isinstance(limit, int) else value]).astype(stored.dtype)
+    return (stored >= min(first, last)) & (stored <= max(first, last))
+
+
+def _lacks_decoder(syntax: Any, error: Exception) -> bool:
+    # pydicom counts pylibjpeg as a decoder of all JPEG, whatever plugins it has.
+    return syntax.is_compressed and (isinstance(error, NotImplementedError) or "plugin" in str(error))
+
+
+def _read(file: Path, tags: list[str], pixels: bool) -> Any:
+    require_pydicom(file)
+    from pydicom import dcmread
+
+    try:
+        with file.open("rb") as stream:
+            return dcmread(stream, stop_before_pixels=not pixels, specific_tags=tags, force=True)
+    # Whatever a broken header makes the parser raise.
+    except Exception as error:
+        raise _unreadable(file, str(error)) from error
+
+
+def _unreadable(file: Path, reason: str) -> DamagedError:
+    lines = reason.strip().splitlines() or ["damaged"]
+    return DamagedError(
+        f"{file}: not readable as a DICOM image ({lines[0].rstrip('.')}), expected a whole file: replace it."
+    )
+
+
+def _value(dataset: Any, keyword: str) -> Any:
+    """The value of an element; None where there is none, or none that can be read."""
+    try:
+        return dataset.get(keyword)
+    except Exception:
+        return None
+
+
+def _numbers(dataset: Any, keyword: str, count: int, default: float | None = None) -> np.ndarray:
+    """Decimal numbers as they are written, however long: pydicom asks for 16 characters at most."""
+    if keyword not in dataset:
+        if default is None:
+            raise ValueError(f"it has no {keyword}")
+        return np.full(count, default)
+    value = dataset.get_item(keyword).value
+    text = (value or b"").decode("latin-1") if isinstance(value, bytes | None) else str(value)
+    try:
+        numbers = np.array([float(part) for part in text.rstrip("\0 ").split("\\")])
+    except ValueError:
+        numbers = np.zeros(0)
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        raise ValueError(f"its {keyword} is {text.strip()!r}, expected {count} number{'s' * (count > 1)}")
+    return numbers
+
+
+def _perpendicular(axes: np.ndarray) -> np.ndarray:
+    """Two directions (2, 3) as unit vectors, perpendicular where rounding has left them nearly so."""
+    lengths = np.linalg.norm(axes, axis=1)
+    if (np.abs(lengths - 1) > 0.01).any() or abs(axes[0] @ axes[1]) > 2e-3:
+        raise ValueError(f"its ImageOrientationPatient is {axes.ravel().tolist()}, expected perpendicular directions")
+    row = axes[0] / lengths[0]
+    column = axes[1] - (axes[1] @ row) * row
+    return np.array([row, column / np.linalg.norm(column)])
+
+
+def _name(uid: str) -> str:
+    from pydicom.uid import UID
+
+    return UID(uid).name.removesuffix(" Storage") if uid else "DICOM file of no kind"
