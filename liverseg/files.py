@@ -41,7 +41,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], A
     # One of `tempfile` would be its owner's alone, whatever the umask.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with temporary.open("xb") as file:
+        with temporary.open("x+b") as file:
             write(file)
         os.replace(temporary, path)
     # torch.save turns a failed write into a RuntimeError.

@@ -21,12 +21,14 @@ from monailabel.utils.sessions import Sessions
 
 from lib.activelearning.next_scan import First, HighestScore, Random
 from lib.bundles import find_bundles
-from lib.datastore import LockedDatastore
 from lib.dicom_server import DicomServerError
+from lib.folder import FolderDatastore
 from lib.infers.batch import BatchSegmentation
 from lib.infers.clicks import ClickSegmentation
 from lib.infers.correct import CleanUp, Scribbles
 from lib.infers.segment import Segmentation
+from lib.logs import serve_log
+from lib.patches import check_version
 from lib.probabilities import ProbabilityStore
 from lib.scoring.scores import DiceScores, Disagreement, Scores, Uncertainty
 from lib.trainers.retrain import Retraining
@@ -39,7 +41,7 @@ logger = logging.getLogger(__name__)
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 # Of `--conf`, the last MONAI Label's own.
-KNOWN = {"models", "inferences", "max_upload_mb", "score_model", "hold_minutes", "server_mode"}
+KNOWN = {"models", "inferences", "max_upload_mb", "score_model", "hold_minutes", "hosts", "server_mode"}
 
 # Of the processes that the server starts: its process id.
 SERVER = "LIVERSEG_SERVER"
@@ -53,14 +55,21 @@ class LiverSegApp(MONAILabelApp):
         studies: folder of scans, or the address of a DICOMweb server.
         conf: what `--conf` gave, all as text: `models` (names, separated by commas), `inferences` (at once),
             `max_upload_mb`, `score_model` (the bundle that chooses the next scan), `hold_minutes` (for which it is one
-            annotator's).
+            annotator's), `hosts` (names that the server is reached by).
+
+    Raises:
+        InputError: for another version of MONAI Label, and what `conf` may not say.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
+        check_version()
+        # What is written of patients is for nobody else: labels, copies of scans, sessions, logs.
+        os.umask(0o077)
+        serve_log()
         unknown = sorted(set(conf) - KNOWN)
         if unknown:
             raise InputError(
-                f"--conf: found {', '.join(unknown)}, expected names among {', '.join(sorted(KNOWN))}: mend them."
+                f"--conf: found {', '.join(unknown)}, expected names among {', '.join(sorted(KNOWN))}: fix them."
             )
         names = [name.strip() for name in conf.get("models", "").split(",") if name.strip()]
         self.inferences = _positive("inferences", conf.get("inferences", "2"))
@@ -74,7 +83,8 @@ class LiverSegApp(MONAILabelApp):
             logger.warning("Not taken: %s: %s", name, reason)
         self.scores = self._scores(conf.get("score_model", ""))
         # A process that MONAI Label's server has started for one task: nobody else could stop it.
-        if getattr(sys.modules["__main__"].__spec__, "name", "") == "monailabel.interfaces.utils.app":
+        self.is_task = getattr(sys.modules["__main__"].__spec__, "name", "") == "monailabel.interfaces.utils.app"
+        if self.is_task:
             die_with_parent(int(os.environ.get(SERVER, os.getppid())))
         else:
             os.environ[SERVER] = str(os.getpid())
@@ -93,11 +103,10 @@ class LiverSegApp(MONAILabelApp):
             from lib.dicomweb import connect
 
             return connect(self.studies)
-        return LockedDatastore(
+        return FolderDatastore(
             self.studies,
-            extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
-            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
-            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+            watch=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD and not self.is_task,
+            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY or self.is_task,
         )
 
     def init_infers(self) -> dict[str, InferTask]:
@@ -211,7 +220,7 @@ class LiverSegApp(MONAILabelApp):
     def _scores(self, preferred: str) -> dict[str, Scores]:
         if preferred and preferred not in self.bundles:
             known = ", ".join(self.bundles) or "none"
-            raise InputError(f"score_model: found {preferred!r}, expected one of {known}: mend --conf score_model.")
+            raise InputError(f"score_model: found {preferred!r}, expected one of {known}: fix --conf score_model.")
         methods = (
             Uncertainty("uncertainty", "How unsure the model is of each unlabelled scan", self.bundles, preferred),
             Disagreement("disagreement", "How much planes or models disagree", self.bundles, preferred),
@@ -220,16 +229,16 @@ class LiverSegApp(MONAILabelApp):
         return {method.name: method for method in methods}
 
     def on_init_complete(self) -> None:
-        """Mend the server, which is there when this is called and not in the processes that it starts."""
+        """Fix the server, which is there when this is called and not in the processes that it starts."""
         import monailabel.app
 
-        from lib.server import mend
+        from lib.server import fix_server
 
-        mend(monailabel.app.app, self.inferences, self.max_upload_mb)
+        fix_server(monailabel.app.app, self.inferences, self.max_upload_mb, self.conf.get("hosts", ""))
         super().on_init_complete()
 
 
 def _positive(key: str, text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise InputError(f"{key}: found {text!r}, expected a whole number above 0: mend --conf {key}.")
+        raise InputError(f"{key}: found {text!r}, expected a whole number above 0: fix --conf {key}.")
     return int(text)

@@ -6,37 +6,25 @@ and Starlette's inner workings, which change, are left alone.
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import Collection, Mapping
-from pathlib import Path, PurePath
-from types import SimpleNamespace
+from pathlib import PurePath
 from typing import Any
 
 from fastapi import BackgroundTasks, HTTPException, UploadFile
 from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.endpoints import (
-    activelearning,
-    batch_infer,
-    infer,
-    logs,
-    ohif,
-    scoring,
-    train,
-    wsi_infer,
-)
+from monailabel.endpoints import activelearning, batch_infer, infer, scoring, train
 from monailabel.endpoints import model as model_files
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.interfaces.utils.app import app_instance
 
 from lib.infers.segment import Segmentation
-from lib.masks import NIFTI_SUFFIXES
-from lib.studies import before, check_image, check_session, check_studies, max_mb
+from lib.patches import before
+from lib.studies import check_image, check_session, check_studies, max_mb
 from lib.uploads import check_volume, update_model
 from lib.values import check_json, check_name, json_object
 from liverseg.errors import InputError
+from liverseg.io.paths import NIFTI_SUFFIXES, nifti_suffix
 
 # What a request says outside its `params`: there, it could name any file of the server, and code to run.
 RESERVED = ("bundle_path", "image", "images", "label", "model", "session")
@@ -53,7 +41,6 @@ NUMBERS = ("max_batch_size", "max_workers")
 def check_requests() -> None:
     """Check what requests ask for before MONAI Label acts on it, which it does for any name and any path."""
     before(infer, "run_inference", _check_inference)
-    before(wsi_infer, "run_wsi_inference", _refuse_whole_slides)
     before(batch_infer, "run", _check_batch)
     before(train, "run", _check_trainings)
     before(train, "run_model", _check_training)
@@ -61,9 +48,6 @@ def check_requests() -> None:
     before(scoring, "run", _check_scorings)
     before(scoring, "run_method", _check_scoring)
     model_files.update_model = _update_model
-    before(ohif, "get_ohif", _check_page)
-    # All that `logs` has of `subprocess`, for nvidia-smi.
-    logs.subprocess = SimpleNamespace(run=_run, PIPE=subprocess.PIPE)  # type: ignore[assignment]
     check_studies()
 
 
@@ -95,7 +79,7 @@ def _check_task(params: Mapping[str, Any], run_sync: bool | None, names: Collect
         )
     for name in names:
         if not isinstance(params.get(name, {}), dict):
-            raise InputError(f"params: found {params[name]!r} for {name}, expected an object of options: mend it.")
+            raise InputError(f"params: found {params[name]!r} for {name}, expected an object of options: fix it.")
 
 
 def _check_trainings(params: dict[str, Any] | None, run_sync: bool | None, **_: Any) -> None:
@@ -133,7 +117,7 @@ def _check_options(model: str, params: Collection[str], options: Collection[str]
     known = [*options, *GENERAL]
     for key in params:
         if key not in known and not key.startswith("result_"):
-            raise InputError(f"model {model}: found option {key!r}, expected one of {', '.join(known)}: mend its name.")
+            raise InputError(f"model {model}: found option {key!r}, expected one of {', '.join(known)}: fix its name.")
 
 
 def _check_batch(model: str, params: dict[str, Any] | None, run_sync: bool | None, **_: Any) -> None:
@@ -146,9 +130,9 @@ def _check_batch(model: str, params: dict[str, Any] | None, run_sync: bool | Non
     _check_options(model, given, [*tasks[model].config(), *NUMBERS, "gpus", "multi_gpu"])
     for key in NUMBERS:
         if type(given.get(key, 0)) is not int or given.get(key, 0) < 0:
-            raise InputError(f"option {key}: found {given[key]!r}, expected a whole number from 0: mend it.")
+            raise InputError(f"option {key}: found {given[key]!r}, expected a whole number from 0: fix it.")
     if not isinstance(given.get("gpus", ""), str):
-        raise InputError(f'option gpus: found {given["gpus"]!r}, expected text like "0,1" or "all": mend it.')
+        raise InputError(f'option gpus: found {given["gpus"]!r}, expected text like "0,1" or "all": fix it.')
     # Final labels are what is trained on and scored against.
     if given.get("label_tag") == DefaultLabelTag.FINAL:
         raise InputError(
@@ -192,24 +176,8 @@ def _check_inference(
     if label is not None:
         name = PurePath(label.filename or "").name
         check_name("label", name)
-        if not name.endswith(NIFTI_SUFFIXES):
+        if not nifti_suffix(name):
             raise InputError(f"label: found {name!r}, expected a file {' or '.join(NIFTI_SUFFIXES)}: convert it.")
-
-
-def _refuse_whole_slides(model: str, **_: Any) -> None:
-    raise HTTPException(404, f"model: found {model!r} asked for a whole slide, expected /infer: this app has volumes.")
-
-
-def _check_page(path: str) -> None:
-    # MONAI Label finds one that is a folder, and fails to send it.
-    if (Path(ohif.__file__).parent / "static" / "ohif" / path.replace("/", os.pathsep)).is_dir() and path:
-        raise HTTPException(404, f"ohif: found no page {path!r}, expected one: begin at /ohif/.")
-
-
-def _run(command: list[str], stdout: int) -> subprocess.CompletedProcess:
-    if shutil.which(command[0]) is None:
-        raise HTTPException(404, f"gpu: found no {command[0]} on the server, expected it: install NVIDIA's driver.")
-    return subprocess.run(command, stdout=stdout, check=False)
 
 
 def _update_model(background_tasks: BackgroundTasks, model: str, file: UploadFile) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import logging
@@ -10,6 +11,7 @@ import shutil
 import threading
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,15 +22,13 @@ from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.exception import ImageNotFoundException
 
 from liverseg.files import check_writable, write_atomically
+from liverseg.io.paths import is_hidden, nifti_suffix
 
 logger = logging.getLogger(__name__)
 
 READS = (
     "datalist",
-    "get_image_info",
-    "get_image_uri",
     "get_label_info",
-    "get_label_uri",
     "get_labeled_images",
     "get_labels_by_image_id",
     "get_unlabeled_images",
@@ -77,6 +77,27 @@ class LockedDatastore(LocalDatastore):
         if event.dest_path != self._datastore_config_path:
             self._on_any_event(event)
 
+    @functools.partial(_locked, changes=False)
+    def get_image_uri(self, image_id: str) -> str:
+        """The file of a scan, by the name that it has here though it be a link; "" for one that is not there."""
+        image = self._datastore.objects.get(image_id)
+        return self._file(self._datastore.image_path(), image_id, image.image.ext) if image else ""
+
+    @functools.partial(_locked, changes=False)
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """What is known of a scan, with its file as `path`."""
+        image = self._datastore.objects.get(image_id)
+        if image is None:
+            return {}
+        path = self._file(self._datastore.image_path(), image_id, image.image.ext)
+        return {**copy.deepcopy(image.image.info), "path": path}
+
+    @functools.partial(_locked, changes=False)
+    def get_label_uri(self, label_id: str, label_tag: str) -> str:
+        """The file of a label, as that of a scan."""
+        label = self._datastore.label(label_id, label_tag)
+        return self._file(self._datastore.label_path(label_tag), label_id, label.ext) if label else ""
+
     @_locked
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Save a scan; returns its id."""
@@ -96,7 +117,7 @@ class LockedDatastore(LocalDatastore):
         image = self._datastore.objects.get(image_id)
         if image is None:
             raise ImageNotFoundException(f"Image {image_id} not found")
-        for label in self._labels(image_id, "*"):
+        for label in self._labels(image_id):
             label.unlink()
         Path(self._datastore.image_path(), f"{image_id}{image.image.ext}").unlink(missing_ok=True)
         self._reconcile_datastore()
@@ -123,26 +144,34 @@ class LockedDatastore(LocalDatastore):
             label.unlink()
         self._reconcile_datastore()
 
-    def _labels(self, label_id: str, label_tag: str) -> list[Path]:
-        """The files with a label of a scan, of all suffixes; `*` is any tag."""
+    def _labels(self, label_id: str, label_tag: str | None = None) -> list[Path]:
+        """The files with a label of a scan, of all suffixes; without a tag those of all tags."""
         if label_id not in self._datastore.objects:
             return []
         folder = Path(self._datastore.label_path(None))
-        tags = [path.name for path in folder.iterdir() if label_tag in ("*", path.name)]
-        suffixes = [extension.removeprefix("*") for extension in self._extensions]
-        files = [folder / tag / f"{label_id}{suffix}" for tag in tags for suffix in suffixes]
+        tags = [path for path in folder.iterdir() if path.is_dir() and label_tag in (None, path.name)]
+        files = [file for tag in tags for file in tag.iterdir() if self._to_id(file.name)[0] == label_id]
         return [file for file in files if file.is_symlink() or file.is_file()]
 
+    def _file(self, folder: str, name: str, suffix: str) -> str:
+        return os.path.abspath(os.path.join(folder, self._filename(name, suffix)))
+
+    def _to_id(self, file: str) -> tuple[str, str]:
+        suffix = nifti_suffix(file)
+        return (file.removesuffix(suffix), suffix) if suffix else super()._to_id(file)
+
     def _list_files(self, path: str, patterns: Collection[str]) -> dict[str, str]:
+        names = sorted(name for name in os.listdir(path) if os.path.isfile(os.path.join(path, name)))
         found: dict[str, str] = {}
-        for name in super()._list_files(path, patterns):
-            if name.startswith(".") or not os.path.isfile(os.path.join(path, name)):
-                continue
-            other = found.setdefault(self._to_id(name)[0], name)
-            if other != name:
-                logger.warning(
-                    "%s: found %s and %s, expected one: the second is left out, rename it.", path, other, name
-                )
+        for pattern in patterns:
+            for name in names:
+                if is_hidden(name) or not fnmatch(name.lower(), pattern):
+                    continue
+                other = found.setdefault(self._to_id(name)[0], name)
+                if other != name:
+                    logger.warning(
+                        "%s: found %s and %s, expected one: the second is left out, rename it.", path, other, name
+                    )
         return {name: name for name in found.values()}
 
     def _init_from_datastore_file(self, throw_exception: bool = False) -> None:

@@ -15,7 +15,6 @@ from monailabel.datastore.utils.colors import GENERIC_ANATOMY_COLORS
 
 from liverseg.io.nifti import read_nifti, write_nifti
 
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
 NRRD_SUFFIXES = (".nrrd", ".seg.nrrd")
 # 3D Slicer's colours by segment name, and those of the nearest for names that it does not know.
 COLORS = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import functools
+import argparse
+import ipaddress
 import logging
 import os
 import re
@@ -10,16 +11,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextvars import ContextVar
-from types import SimpleNamespace
 from typing import Any
 
-import jwt
 from fastapi import BackgroundTasks, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from monailabel.config import settings
-from monailabel.endpoints import datastore, infer, proxy
-from monailabel.endpoints.user import auth
+from monailabel.endpoints import datastore, infer
 from monailabel.interfaces.exception import (
     ImageNotFoundException,
     LabelNotFoundException,
@@ -27,44 +25,96 @@ from monailabel.interfaces.exception import (
     MONAILabelException,
 )
 from monailabel.utils.others.generic import remove_file
+from starlette.middleware.cors import CORSMiddleware
 
 from lib.checks import check_requests
 from lib.dicom_server import DicomServerError
-from lib.studies import before
+from lib.ohif import serve_ohif
+from lib.origins import OwnPages, own_hosts
+from lib.patches import answer_first
+from lib.proxy import pass_on_dicomweb
+from lib.tokens import check_tokens
 from lib.transport import Threads, UploadLimit
 from liverseg.errors import InputError, sentence
 
 logger = logging.getLogger(__name__)
 
 
-def mend(server: FastAPI, inferences: int, max_upload_mb: int) -> None:
+def fix_server(server: FastAPI, inferences: int, max_upload_mb: int, hosts: str) -> None:
     """Put everything of this module into MONAI Label's server, when it has started and before its first request.
 
     Args:
         server: `monailabel.app.app`.
         inferences: at most so many run at once; others wait for their turn.
         max_upload_mb: the largest request in 10⁶ bytes.
+        hosts: names that it is reached by, separated by commas.
+
+    Raises:
+        InputError: for what is no name.
     """
     check_requests()
     remove_leftovers()
-    check_proxy()
+    pass_on_dicomweb()
     check_tokens()
     # Whoever asks for it would throw the app away, with all that it knows.
     server.router.routes[:] = [route for route in server.router.routes if getattr(route, "path", "") != "/reload"]
+    for path in ("/infer/wsi/{model}", "/infer/wsi_v2/{model}"):
+        answer_first(server, path, _refuse_whole_slides, "POST")
+    serve_ohif(server)
     answer_with_sentences(server)
+    host = _listens_on()
+    names = own_hosts(hosts, host)
+    origins = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS]
+    _say_who_is_answered(host, names, origins)
     # Starlette has put its middleware together for the start itself, and does so anew for the next request.
     server.middleware_stack = None
+    # Of its own, MONAI Label lets all pages in without this setting, and none of those that it names.
+    server.user_middleware = [one for one in server.user_middleware if one.cls is not CORSMiddleware]
     server.add_middleware(Threads, inferences=inferences)
     server.add_middleware(UploadLimit, max_mb=max_upload_mb)
+    if origins:
+        server.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_credentials=True, allow_methods=["*"], allow_headers=["*"]
+        )
+    server.add_middleware(OwnPages, hosts=names, origins=origins)
+
+
+def _refuse_whole_slides(model: str) -> None:
+    raise HTTPException(404, f"model: found {model!r} asked for a whole slide, expected /infer: this app has volumes.")
+
+
+def _listens_on() -> str:
+    """The address that MONAI Label's server was started with, which it tells nobody."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-i", "--host", default="0.0.0.0")
+    return parser.parse_known_args()[0].host
+
+
+def _say_who_is_answered(host: str, names: list[str], origins: list[str]) -> None:
+    logger.info(
+        "Answered are programs and this server's own pages, at its addresses and the names %s; other pages: %s.",
+        ", ".join(names),
+        ", ".join(origins) or "none",
+    )
+    try:
+        alone = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        alone = host == "localhost"
+    if not alone and not settings.MONAI_LABEL_AUTH_ENABLE:
+        logger.warning(
+            "%s: whoever reaches this machine over a network can read and delete scans, labels and models, as nobody "
+            "is asked for a password: start the server with --host 127.0.0.1, close the port in the firewall, or set "
+            "MONAI_LABEL_AUTH_ENABLE.",
+            host,
+        )
 
 
 def answer_with_sentences(server: FastAPI) -> None:
     """Answer errors with `{"detail": sentence}`, where MONAI Label answers with a bare 500.
 
-    400 for what the user can mend, 404 for an image or a label that is not there, 503 for a DICOM server that does not
-    answer, 500 for the rest. All are in the
-    server's log, as OHIF shows none of them; those of 500 with the traceback. Only the log says in which folders of the
-    server a file is.
+    400 for what the user can fix, 404 for an image or a label that is not there, 503 for a DICOM server that does not
+    answer, 500 for the rest. All are in the server's log, as OHIF shows none of them; those of 500 with the traceback.
+    Only the log says in which folders of the server a file is.
     """
 
     def answer(request: Request, error: Exception) -> JSONResponse:
@@ -85,7 +135,7 @@ def _status(request: Request, error: Exception) -> tuple[int, Any]:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:]) or "body"
         what = "nothing" if first["type"] == "missing" else f"{first['input']!r:.100}"
-        return 400, f"{where}: found {what}, expected otherwise ({first['msg']}): mend the request."
+        return 400, f"{where}: found {what}, expected otherwise ({first['msg']}): fix the request."
     if isinstance(error, ImageNotFoundException | LabelNotFoundException):
         return 404, f"{error.msg}: see /datastore/?output=all for what is there."
     if isinstance(error, MONAILabelException):
@@ -111,34 +161,6 @@ def _without_folders(detail: Any) -> Any:
     for folder in sorted(folders - {"/"}, key=len, reverse=True):
         detail = detail.replace(f"{folder.rstrip('/')}/", "")
     return detail
-
-
-def check_tokens() -> None:
-    """Accept the tokens that `MONAI_LABEL_AUTH_ENABLE` asks for, if the realm's key has signed them.
-
-    MONAI Label does not say how they are signed, and PyJWT refuses all since its version 2: without that, whoever knows
-    the public key could sign tokens with it as a password. RS256 is what Keycloak signs with.
-    """
-    auth.jwt = SimpleNamespace(decode=functools.partial(jwt.decode, algorithms=["RS256"]))
-
-
-def check_proxy() -> None:
-    """Pass on to the DICOM server what DICOMweb asks of it, and nothing else: it is asked with the app's password.
-
-    MONAI Label passes on any path, also those that lead out of DICOMweb, and any POST.
-    """
-
-    def check(request: Request, path: str, **_: Any) -> None:
-        if not settings.MONAI_LABEL_STUDIES.startswith(("http://", "https://")):
-            raise HTTPException(
-                404, f"{request.url.path}: found a folder as studies, expected a DICOM server: use /datastore."
-            )
-        if not re.fullmatch(r"(studies|series|instances|bulkdata)(/[\w,-][\w.,-]*)*/?", path, re.ASCII):
-            raise HTTPException(404, f"path: found {path!r}, expected studies/… as in DICOMweb: mend the address.")
-        if request.method != "GET" and not re.fullmatch(r"studies(/[\d.]+)?", path):
-            raise HTTPException(405, f"path: found POST for {path!r}, expected studies, to store: use GET to read.")
-
-    before(proxy, "proxy_dicom", check)
 
 
 def remove_leftovers() -> None:

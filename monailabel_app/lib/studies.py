@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
 import tarfile
 from collections.abc import Callable
@@ -17,12 +15,13 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.utils.app import app_instance
 from starlette.background import BackgroundTask
 
-from lib.masks import NIFTI_SUFFIXES
+from lib.patches import before
 from lib.segments import check_segments
-from lib.uploads import check_archive, check_label, check_volume
+from lib.uploads import check_archive, check_label, check_series, check_volume
 from lib.values import check_image_info, check_label_info, check_name, json_object
 from lib.volumes import read_label, values_in
 from liverseg.errors import InputError
+from liverseg.io.paths import nifti_suffix
 
 # Those that MONAI Label computes.
 CHECKSUMS = ("SHA256", "SHA512", "MD5")
@@ -31,7 +30,7 @@ CHECKSUMS = ("SHA256", "SHA512", "MD5")
 def check_studies() -> None:
     """Check what requests ask of scans, labels and sessions."""
     before(datastore, "add_image", _check_new_image)
-    before(datastore, "remove_image", lambda id, **_: check_image(id))
+    before(datastore, "remove_image", lambda id, **_: _check_listed(id))
     before(datastore, "download_image", _check_download)
     before(datastore, "get_image_info", lambda image, **_: check_image(image))
     before(datastore, "update_image_info", _check_image_info)
@@ -43,36 +42,20 @@ def check_studies() -> None:
     before(datastore, "download_dataset", _check_dataset)
     datastore.download_dataset = _then_removed(datastore.download_dataset)
     before(session, "create_session", _check_new_session)
-    before(session, "get_session", lambda session_id, **_: check_session(session_id))
+    before(session, "get_session", _check_session_image)
     before(session, "remove_session", lambda session_id, **_: check_session(session_id))
     # What `uncompress` unpacks must stay in its folder.
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # type: ignore[assignment]
-
-
-def before(module: Any, name: str, check: Callable[..., dict[str, Any] | None]) -> None:
-    """Let `check` see all arguments of a function first; what it returns takes the place of those given."""
-    original = getattr(module, name)
-    signature = inspect.signature(original)
-
-    @functools.wraps(original)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs)
-        given.apply_defaults()
-        given.arguments.update(check(**given.arguments) or {})
-        return original(*given.args, **given.kwargs)
-
-    setattr(module, name, checked)
 
 
 def _check_new_image(image: str | None, params: str, file: UploadFile, **_: Any) -> dict[str, str]:
     check_image_info("params", json_object("params", params), app_instance()._scoring_methods)
     sent = PurePath(file.filename or "").name
     # MONAI Label takes all behind the first dot for the suffix.
-    name = image or next((sent.removesuffix(end) for end in NIFTI_SUFFIXES if sent.endswith(end)), sent)
+    name = image or sent.removesuffix(nifti_suffix(sent))
     check_name("image", name)
     check_volume("file", file, max_mb())
-    there = app_instance().datastore().get_image_uri(name)
-    if there and os.path.exists(there):
+    if name in app_instance().datastore().list_images():
         raise HTTPException(
             409,
             f"image: found {name!r}, which is there already and may have labels, expected a new one: choose another "
@@ -140,10 +123,19 @@ def _check_new_session(files: list[UploadFile], uncompress: bool, expiry: int, *
     for file in files:
         check_name("files", PurePath(file.filename or "").name)
     if expiry < 0:
-        raise InputError(f"expiry: found {expiry} s, expected 0 (the server's own) or more: mend it.")
-    # Several are the slices of one series.
+        raise InputError(f"expiry: found {expiry} s, expected 0 (the server's own) or more: fix it.")
     if len(files) == 1:
         (check_archive if uncompress else check_volume)("files", files[0], max_mb())
+    elif uncompress:
+        raise InputError(f"uncompress: found {len(files)} files, expected one archive: send one, or leave it out.")
+    else:
+        check_series("files", files, max_mb())
+
+
+def _check_session_image(session_id: str, image: bool, **_: Any) -> None:
+    check_session(session_id)
+    if image and not os.path.isfile(app_instance().sessions().get_session(session_id).image):
+        raise HTTPException(404, f"image: found a folder in session {session_id!r}, expected one file: leave it out.")
 
 
 def check_session(session_id: str) -> None:
@@ -159,18 +151,27 @@ def check_session(session_id: str) -> None:
 
 
 def check_image(image: str) -> None:
-    """Refuse a scan that is not in the studies.
+    """Refuse a scan that is not in the studies, or cannot be read.
 
     Raises:
         HTTPException: 404 with some that are.
+        InputError: for one that is no volume.
     """
-    store = app_instance().datastore()
-    if not image or not store.get_image_uri(image):
-        known = sorted(store.list_images())
-        some = ", ".join(known[:5]) + (f" and {len(known) - 5} more" if len(known) > 5 else "")
-        raise HTTPException(
-            404, f"image: found {image!r}, expected the id of one in the studies ({some or 'none'}): upload it first."
-        )
+    if not image or not app_instance().datastore().get_image_uri(image):
+        raise _not_there(image)
+
+
+def _check_listed(image: str) -> None:
+    if image not in app_instance().datastore().list_images():
+        raise _not_there(image)
+
+
+def _not_there(image: str) -> HTTPException:
+    known = sorted(app_instance().datastore().list_images())
+    some = ", ".join(known[:5]) + (f" and {len(known) - 5} more" if len(known) > 5 else "")
+    return HTTPException(
+        404, f"image: found {image!r}, expected the id of one in the studies ({some or 'none'}): upload it first."
+    )
 
 
 def _check_label(label: str, tag: str) -> None:

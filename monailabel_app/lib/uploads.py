@@ -16,10 +16,10 @@ from fastapi import HTTPException, UploadFile
 from monailabel.utils.others.generic import file_checksum
 
 from lib.bundles import Bundle
-from lib.masks import NIFTI_SUFFIXES
 from lib.volumes import grid_of, read_label, values_in
 from liverseg.errors import InputError
 from liverseg.io.nifti import open_nifti
+from liverseg.io.paths import NIFTI_SUFFIXES, nifti_suffix
 from liverseg.networks import load_weights
 from liverseg.transforms.load import LoadVolumed, check_same_grid
 from liverseg.versions import lock, model_files, new_version, publish, weights_in_use
@@ -40,6 +40,42 @@ def check_volume(what: str, upload: UploadFile, max_mb: int) -> None:
     with _copy(what, upload, NIFTI_SUFFIXES) as path:
         _check_header(path, max_mb)
         LoadVolumed(what)({what: str(path)})
+
+
+def check_series(what: str, uploads: Sequence[UploadFile], max_mb: int) -> None:
+    """Whether several uploads are the files of one DICOM series.
+
+    Args:
+        what: the field of the request.
+        uploads: they are left as if they had not been read.
+        max_mb: the largest sum of the files in 10⁶ bytes.
+
+    Raises:
+        InputError: for files that are none, or those of several series, and two of one name.
+        HTTPException: 413 for more.
+    """
+    names = [PurePath(upload.filename or "").name for upload in uploads]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{what}: found {twice[0]!r} twice, expected a name of its own for each file: rename one.")
+    volumes = [name for name in names if nifti_suffix(name)]
+    if volumes:
+        raise InputError(
+            f"{what}: found {volumes[0]!r} among {len(names)} files, expected one NIfTI file or the files of one DICOM "
+            "series: make a session for each scan."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        size = 0
+        for name, upload in zip(names, uploads, strict=True):
+            with Path(folder, name).open("wb") as file:
+                shutil.copyfileobj(upload.file, file)
+                size += file.tell()
+            upload.file.seek(0)
+            _check_size(size, max_mb)
+        try:
+            LoadVolumed(what)({what: folder})
+        except InputError as error:
+            raise InputError(str(error).replace(folder, what)) from error
 
 
 def check_label(upload: UploadFile, scan: str, max_mb: int) -> list[int]:
@@ -168,7 +204,7 @@ def _copy(what: str, upload: UploadFile, suffixes: Sequence[str]) -> Iterator[Pa
         InputError: for another suffix.
     """
     name = PurePath(upload.filename or "").name
-    suffix = next((suffix for suffix in suffixes if name.endswith(suffix)), None)
+    suffix = next((suffix for suffix in suffixes if name.lower().endswith(suffix)), None)
     if suffix is None:
         raise InputError(f"{what}: found {name!r}, expected a file {' or '.join(suffixes)}: convert it.")
     with tempfile.NamedTemporaryFile(suffix=suffix) as file:

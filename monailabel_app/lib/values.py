@@ -38,9 +38,9 @@ def json_object(what: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text or "{}")
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{what}: found no JSON ({error}), expected an object of options: mend it.") from error
+        raise InputError(f"{what}: found no JSON ({error}), expected an object of options: fix it.") from error
     if not isinstance(value, dict):
-        raise InputError(f"{what}: found {value!r}, expected an object of options by name: mend it.")
+        raise InputError(f"{what}: found {value!r}, expected an object of options by name: fix it.")
     return value
 
 
@@ -53,7 +53,7 @@ def check_json(what: str, value: Mapping[str, Any]) -> None:
     try:
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{what}: found {error}, expected finite numbers and Unicode text: mend it.") from error
+        raise InputError(f"{what}: found {error}, expected finite numbers and Unicode text: fix it.") from error
 
 
 def check_image_info(what: str, info: Mapping[str, Any], scores: Collection[str]) -> None:

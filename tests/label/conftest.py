@@ -74,5 +74,6 @@ def root(tmp_path_factory) -> Path:
 def server(root) -> Iterator[SimpleNamespace]:
     """The server as `liverseg serve` starts it, without any network but this machine."""
     # Scores would keep the cores busy, and never end for the bundle that waits.
-    with serve(root, "--conf", "max_upload_mb", "4", MONAI_LABEL_AUTO_UPDATE_SCORING="false") as server:
+    conf = ["--conf", "max_upload_mb", "4", "--conf", "hosts", "Label.example"]
+    with serve(root, *conf, MONAI_LABEL_AUTO_UPDATE_SCORING="false") as server:
         yield server

@@ -46,8 +46,20 @@ def wait(found):
     raise AssertionError("nothing came of it in four minutes")
 
 
+def assert_only_this_page_is_let_in(url, page):
+    asks = {"Access-Control-Request-Method": "POST", "Sec-Fetch-Site": "cross-site"}
+    for method, more in (("OPTIONS", asks), ("GET", {"Sec-Fetch-Site": "cross-site"})):
+        answer = requests.request(method, f"{url}/info/", headers={"Origin": page, **more}, timeout=60)
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, page)
+        answer = requests.request(method, f"{url}/info/", headers={"Origin": f"{page}.evil", **more}, timeout=60)
+        assert answer.status_code == 403
+        assert "access-control-allow-origin" not in answer.headers
+
+
 def test_scores_in_the_background_choose_the_next_scan(root, tmp_path):
-    with serve(root, "--conf", "score_model", "other") as server:
+    allowed = {"MONAI_LABEL_CORS_ORIGINS": '["https://viewer.example"]'}
+    with serve(root, "--conf", "score_model", "other", **allowed) as server:
+        assert_only_this_page_is_let_in(server.url, "https://viewer.example")
         one, two = (MONAILabelClient(server.url, str(tmp_path), client_id=name) for name in ("one", "two"))
 
         def task():

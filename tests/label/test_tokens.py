@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -13,10 +16,12 @@ pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from fastapi import HTTPException
 from monailabel.config import settings
+from monailabel.endpoints import login
 from monailabel.endpoints.user import auth
 
-from lib.server import check_tokens
+from lib.tokens import check_tokens
 
 KEY, OTHER = (rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(2))
 PUBLIC = KEY.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
@@ -24,22 +29,42 @@ PUBLIC = KEY.public_key().public_bytes(serialization.Encoding.PEM, serialization
 
 @pytest.fixture
 def realm(monkeypatch):
-    """A server that tells its public key as Keycloak does."""
+    """A server that tells its public key, and who knows the password, as Keycloak does."""
     text = "".join(PUBLIC.decode().splitlines()[1:-1])
+    told = SimpleNamespace(starting=False)
 
     class Realm(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
+        def answer(self, status: int, content: dict) -> None:
+            self.send_response(status)
             self.end_headers()
-            self.wfile.write(json.dumps({"public_key": text}).encode())
+            self.wfile.write(json.dumps(content).encode())
+
+        def do_GET(self):
+            token = {} if told.starting else {"token_endpoint": f"{told.uri}/token"}
+            self.answer(200, token if self.path.startswith("/.well-known") else {"public_key": text})
+
+        def do_POST(self):
+            body = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            if body["client_id"] != ["monailabel-app"]:
+                self.answer(401, {"error": "invalid_client"})
+            elif body["password"] == ["right"]:
+                self.answer(200, {"access_token": "t", "token_type": "Bearer"})
+            else:
+                self.answer(401, {"error": "invalid_grant", "error_description": "Invalid user credentials"})
+
+        def log_message(self, *_):
+            pass
 
     with HTTPServer(("127.0.0.1", 0), Realm) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        told.uri = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setattr(settings, "MONAI_LABEL_AUTH_ENABLE", True)
-        monkeypatch.setattr(settings, "MONAI_LABEL_AUTH_REALM_URI", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setattr(auth, "jwt", auth.jwt)
+        monkeypatch.setattr(settings, "MONAI_LABEL_AUTH_REALM_URI", told.uri)
+        for module, names in ((auth, ("jwt", "from_token", "get_public_key")), (login, ("requests", "token_uri"))):
+            for name in names:
+                monkeypatch.setattr(module, name, getattr(module, name))
         check_tokens()
-        yield
+        yield told
         server.shutdown()
 
 
@@ -59,8 +84,46 @@ def test_any_other_token_is_refused(realm):
         jwt.encode(claims(-60), KEY, "RS256"),
         jwt.encode(claims(), "", "none"),
         jwt.encode(claims(), KEY, "RS512"),
+        jwt.encode({key: value for key, value in claims().items() if key != "exp"}, KEY, "RS256"),
+        jwt.encode({key: value for key, value in claims().items() if key != "preferred_username"}, KEY, "RS256"),
+        jwt.encode({**claims(), "realm_access": 3}, KEY, "RS256"),
+        jwt.encode({**claims(), "realm_access": {"roles": [3]}}, KEY, "RS256"),
+        jwt.encode({key: value for key, value in claims().items() if key != "realm_access"}, KEY, "RS256"),
         f"{header}.{body}.",
     ]
     for token in tokens:
-        with pytest.raises(jwt.InvalidTokenError):
-            auth.from_token(token)
+        with pytest.raises(HTTPException) as refusal:
+            asyncio.run(auth.get_current_user(token))
+        assert refusal.value.status_code == 401
+
+
+def log_in(password: str) -> dict:
+    return asyncio.run(login.access_token(SimpleNamespace(username="ann", password=password)))
+
+
+def test_a_wrong_password_is_said(realm):
+    assert log_in("right") == {"access_token": "t", "token_type": "Bearer"}
+    with pytest.raises(HTTPException) as refusal:
+        log_in("wrong")
+    assert refusal.value.status_code == 401
+    assert refusal.value.detail.startswith("password: found another")
+
+
+def test_a_realm_that_is_not_there_is_said_until_it_is(realm, monkeypatch):
+    def refused(ask) -> str:
+        with pytest.raises(HTTPException) as refusal:
+            ask()
+        assert refusal.value.status_code == 502
+        assert "127.0.0.1" not in refusal.value.detail
+        return refusal.value.detail
+
+    realm.starting = True
+    assert "no address for tokens" in refused(lambda: log_in("right"))
+    realm.starting = False
+    assert log_in("right")["access_token"] == "t"
+    monkeypatch.setattr(settings, "MONAI_LABEL_AUTH_CLIENT_ID", "another")
+    assert "401 invalid_client" in refused(lambda: log_in("right"))
+    monkeypatch.setattr(settings, "MONAI_LABEL_AUTH_REALM_URI", "http://127.0.0.1:9")
+    assert "MONAI_LABEL_AUTH_REALM_URI" in refused(lambda: log_in("right"))
+    token = jwt.encode(claims(), KEY, "RS256")
+    assert "ConnectionError" in refused(lambda: asyncio.run(auth.get_current_user(token)))

@@ -44,7 +44,7 @@ class NextScan(Strategy):
         """What to say of each scan, the best first."""
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
-        """The `id` of a scan and what `order` says of it, or None where there is none left.
+        """The `id` of a scan that can be read and what `order` says of it, or None where there is none left.
 
         Args:
             request: `client_id` is the annotator's, all without one are the same; `label_tag` and `labels` as MONAI
@@ -54,6 +54,20 @@ class NextScan(Strategy):
         Raises:
             HTTPException: as `order`.
         """
+        while True:
+            found = self._choose(request, datastore)
+            if found is None:
+                return None
+            try:
+                datastore.get_image_uri(found["id"])
+                return found
+            except InputError as error:
+                # The datastore no longer offers a scan that it has found to be none.
+                if found["id"] in datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels")):
+                    raise
+                logger.warning("Not given to %s, who gets the next: %s", request.get("client_id"), error)
+
+    def _choose(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
         annotator = str(request.get("client_id"))
         # Two who ask at once must not get the same.
         with _choosing:

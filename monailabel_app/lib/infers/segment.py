@@ -16,10 +16,11 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.utils.others.generic import device_list
 
 from lib.bundles import IN_USE, Bundle, choose
-from lib.masks import NIFTI_SUFFIXES, NRRD_SUFFIXES, convert_mask
+from lib.masks import NRRD_SUFFIXES, convert_mask
 from lib.probabilities import Kept, ProbabilityStore
 from liverseg.errors import InputError, sentence
 from liverseg.io.masks import recorded_scans
+from liverseg.io.paths import NIFTI_SUFFIXES
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,200 @@
+"""Which of what lies in a folder of studies are scans."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import os
+import shutil
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+from bundle_runs import AFFINE, make_scan, save
+from dataset_trees import write_series
+
+from liverseg.errors import InputError
+
+pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
+from lib import folder as listing
+from lib.activelearning.next_scan import First
+from lib.folder import FolderDatastore
+
+SCAN, LABEL = make_scan(0)
+NAMES = [f"IM{number}.dcm" for number in range(SCAN.shape[2])]
+AXIAL = np.diag([2.0, 2, 5, 1])
+
+
+def open_store(folder, watch=False, read_only=False) -> FolderDatastore:
+    return FolderDatastore(str(folder), watch, read_only)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """What is found in folders: scans, what other programs left, and what lies deeper."""
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    save(folder / "plain.nii.gz", SCAN)
+    save(folder / "case.001.nii", SCAN)
+    shutil.copy(folder / "case.001.nii", folder / "UPPER.NII")
+    blob = tmp_path / "blobs" / "3f2a"
+    blob.parent.mkdir()
+    shutil.copy(folder / "plain.nii.gz", blob)
+    (folder / "linked.nii.gz").symlink_to(blob)
+    for number, name in enumerate(("[CT] x", "p1/st/CT")):
+        uid = f"1.2.3.{number}"
+        write_series(folder / name, SCAN, AXIAL, NAMES, SeriesInstanceUID=uid, FrameOfReferenceUID=uid)
+    return folder
+
+
+def add_what_is_none(folder):
+    for name in ("a.png", "b.xml", "c.nrrd", "d.mha", "README"):
+        (folder / name).write_bytes(b"none" * 50)
+    (folder / "empty.nii.gz").touch()
+    (folder / "noise.nii").write_bytes(b"noise" * 200)
+    (folder / "._plain.nii.gz").write_bytes(b"\0\5\26\7" * 1024)
+    (folder / "gone.nii.gz").symlink_to(folder / "nowhere" / "1")
+    (folder / "masks").mkdir()
+    save(folder / "masks" / "liver.nii.gz", LABEL)
+    write_series(folder / "gap", SCAN, AXIAL, NAMES, SeriesInstanceUID="1.2.3.9")
+    (folder / "gap" / NAMES[3]).unlink()
+
+
+SCANS = ["UPPER", "[CT] x", "case.001", "linked", "p1_st_CT", "plain"]
+
+
+def test_what_can_be_read_is_listed_and_the_rest_named_once(folder, caplog):
+    add_what_is_none(folder)
+    with caplog.at_level(logging.WARNING):
+        store = open_store(folder)
+        store.refresh()
+    assert sorted(store.list_images()) == SCANS
+    (line,) = (record.getMessage() for record in caplog.records if "left out" in record.getMessage())
+    for name in ("a.png", "b.xml", "empty.nii.gz", "noise.nii", "gone.nii.gz", "liver.nii.gz", "IM2.dcm", "gap"):
+        assert name in line
+    for name in ("._plain", "datastore_v2", "plain.nii.gz"):
+        assert name not in line
+    assert store.status()["left_out"] in line
+    assert store.status()["total"] == len(SCANS)
+
+
+def test_every_scan_is_given_out_as_nifti_with_its_voxels_in_place(folder):
+    store = open_store(folder)
+    for name in SCANS:
+        path = store.get_image_uri(name)
+        image = nib.load(path)
+        assert np.array_equal(np.asanyarray(image.dataobj), SCAN), name
+        assert np.allclose(image.affine, AXIAL if "CT" in name else AFFINE, atol=1e-4)
+        # What 3D Slicer opens, or else calls its copy.
+        info = store.get_image_info(name)
+        assert (info["path"], info["name"]) == (path, os.path.basename(path))
+    # A link keeps its name, which says what it points to.
+    assert store.get_image_uri("linked") == str(folder / "linked.nii.gz")
+    assert store.get_image_uri("nothing") == ""
+
+
+def test_a_label_is_drawn_on_what_was_given_out(folder, tmp_path):
+    store = open_store(folder)
+    save(tmp_path / "label.nii.gz", LABEL)
+    store.save_label("p1_st_CT", str(tmp_path / "label.nii.gz"), "final", {"by": "me"})
+    (item,) = store.datalist()
+    assert item == {
+        "image": store.get_image_uri("p1_st_CT"),
+        "label": str(folder / "labels" / "final" / "p1_st_CT.nii.gz"),
+    }
+    # A process that trains takes the list as it is.
+    other = open_store(folder, read_only=True)
+    assert other.datalist() == [item]
+    assert other.get_label_info("p1_st_CT", "final")["by"] == "me"
+    # Neither the folder nor its label is deleted by a request.
+    with pytest.raises(InputError, match="found a DICOM series, expected a NIfTI file"):
+        store.remove_image("p1_st_CT")
+    assert store.get_labeled_images() == ["p1_st_CT"]
+
+
+def test_a_series_is_made_anew_when_slices_have_come(folder):
+    store = open_store(folder)
+    before = nib.load(store.get_image_uri("[CT] x")).shape
+    more = np.concatenate([SCAN, SCAN[:, :, -1:]], axis=2)
+    time.sleep(0.01)
+    shutil.rmtree(folder / "[CT] x")
+    write_series(folder / "[CT] x", more, AXIAL, [*NAMES, "last.dcm"], SeriesInstanceUID="1.2.3.0")
+    assert nib.load(store.get_image_uri("[CT] x")).shape == (*before[:2], before[2] + 1)
+
+
+def spoil(file):
+    """The file with its header and its length, but another content."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+    file.write_bytes(content)
+
+
+def test_next_sample_passes_over_what_cannot_be_read_until_it_can(tmp_path, caplog):
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    for name in "abcd":
+        save(studies / f"{name}.nii.gz", SCAN)
+    whole = (studies / "a.nii.gz").read_bytes()
+    (studies / "a.nii.gz").write_bytes(whole[: len(whole) // 2])
+    spoil(studies / "b.nii.gz")
+    save(studies / "c.nii.gz", np.zeros((4, 4, 4, 3), np.int16))
+    store = open_store(studies)
+    ask = First("", 60)
+    for _ in range(2):
+        assert ask({"client_id": "me"}, store)["id"] == "d"
+    unreadable = store.status()["unreadable_scans"]
+    assert sorted(unreadable) == ["a", "b", "c"]
+    assert unreadable["a"].startswith("a.nii.gz: not readable as a volume")
+    assert store.get_unlabeled_images() == ["d"]
+    with pytest.raises(InputError, match=r"a\.nii\.gz: not readable"):
+        store.get_image_uri("a")
+    # Each was said once.
+    assert caplog.text.count("a.nii.gz: not readable") == 2
+
+    (studies / "a.nii.gz").write_bytes(whole)
+    assert ask({"client_id": "me"}, store)["id"] == "a"
+    assert sorted(store.status()["unreadable_scans"]) == ["b", "c"]
+
+
+def test_what_an_older_server_listed_is_forgotten_unless_it_has_a_label(folder, tmp_path):
+    (folder / "a.png").write_bytes(b"none")
+    (folder / "torn.nii.gz").write_bytes(b"none")
+    (folder / "labels" / "final").mkdir(parents=True)
+    save(folder / "labels" / "final" / "torn.nii.gz", LABEL)
+    objects = {
+        "a": {"image": {"ext": ".png"}},
+        "torn": {"image": {"ext": ".nii.gz"}, "labels": {"final": {"ext": ".nii.gz", "info": {"by": "me"}}}},
+    }
+    list_file = {"name": "n", "description": "d", "images_dir": ".", "labels_dir": "labels", "objects": objects}
+    (folder / "datastore_v2.json").write_text(json.dumps(list_file))
+    store = open_store(folder)
+    assert sorted(store.list_images()) == sorted([*SCANS, "torn"])
+    assert store.get_label_info("torn", "final")["by"] == "me"
+
+
+def test_files_that_come_while_the_server_runs_are_found_when_they_are_whole(folder, monkeypatch):
+    monkeypatch.setattr(listing, "SETTLE_SECONDS", 0.1)
+    store = open_store(folder, watch=True)
+
+    def wait_for(*names):
+        for _ in range(600):
+            if sorted(store.list_images()) == sorted([*SCANS, *names]):
+                return
+            time.sleep(0.05)
+        raise AssertionError(store.list_images())
+
+    with (folder / "copied.NII.gz").open("wb") as file:
+        file.write(gzip.compress(b"not yet"))
+        file.flush()
+        write_series(folder / "new" / "CT", SCAN, AXIAL, NAMES, SeriesInstanceUID="1.2.3.7")
+        wait_for("new_CT")
+        file.seek(0)
+        file.truncate()
+        file.write((folder / "plain.nii.gz").read_bytes())
+    wait_for("new_CT", "copied")
+    shutil.copy(folder / "plain.nii.gz", folder / ".moved.nii.gz.x1")
+    (folder / ".moved.nii.gz.x1").rename(folder / "moved.nii.gz")
+    shutil.rmtree(folder / "new")
+    wait_for("copied", "moved")
