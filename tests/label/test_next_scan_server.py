@@ -15,7 +15,7 @@ from monailabel.client import MONAILabelClient
 
 # A run that waits as long as there is a file.
 GATE = ["$[time.sleep(0.05) for _ in iter(lambda: os.path.exists({closed!r}), False)]", "$@evaluator.run()"]
-IMPORTS = ["$import os", "$import sys", "$import time", "$from pkgutil import resolve_name"]
+IMPORTS = ["$import inspect", "$import os", "$import sys", "$import time", "$from pkgutil import resolve_name"]
 SIMPLE = {"network_def": "@networks#simple", "spacing": [-1, -1, -1], "amp": False, "imports": IMPORTS}
 
 
