@@ -65,6 +65,8 @@ def test_suffixes_in_any_case_and_nothing_hidden(tmp_path, write_nifti):
     write_dicom(tmp_path / "__MACOSX")
     write_dicom(tmp_path / ".cache")
     assert images(tmp_path) == ["UPPER.NII", "b.NII.GZ"]
+    for item in find_scans(tmp_path):
+        assert np.array_equal(read_volume(item["image"]).array, volume)
 
 
 def test_what_is_no_scan_is_named_once(tmp_path, write_nifti, caplog):

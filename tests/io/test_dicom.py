@@ -490,6 +490,24 @@ def test_compressed_slices(tmp_path):
     assert_is(tmp_path)
 
 
+@pytest.mark.parametrize("syntax", ["JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless"])
+def test_lossless_jpeg(tmp_path, syntax):
+    gdcm = pytest.importorskip("gdcm", reason='needs pip install ".[dicom]"')
+    write(tmp_path, PixelRepresentation=1, RescaleIntercept=0)
+    for k in range(6):
+        reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+        reader.SetFileName(str(tmp_path / f"{k}.dcm"))
+        assert reader.Read()
+        change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+        change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer.SetFileName(str(tmp_path / f"{k}.dcm"))
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        assert writer.Write()
+    assert_is(tmp_path)
+
+
 def test_a_compression_without_a_decoder_is_named(tmp_path, monkeypatch):
     write(tmp_path)
     for k in range(6):

@@ -329,7 +329,7 @@ def test_answers_while_an_inference_runs(server, client, root):
         ("infer/wsi/two_d?image=plain", {}, 404, ["whole slide"]),
         ("batch/infer/none", {}, 404, ["'none'"]),
         ("train/none", {}, 404, ["'none'", "two_d"]),
-        ("train/two_d", {}, 400, ["found 0 scans with a final label"]),
+        ("train/two_d", {}, 400, ["found 0 scans of 0 patients with a final label"]),
         ("activelearning/best", {}, 404, ["'best'", "random"]),
         ("scoring/luck", {}, 404, ["'luck'"]),
     ],
