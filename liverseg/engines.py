@@ -47,7 +47,7 @@ class ScanDataset(Dataset):
         # A damaged file may raise anything.
         except Exception as error:
             # As text, because errors lose their cause on the way out of a worker process.
-            return {FAILED: str(self.data[index]["image"]), REASON: _reason(error)}
+            return {FAILED: str(self.data[index]["image"]), REASON: _log_reason(error)}
 
 
 class ScanEvaluator(SupervisedEvaluator):
@@ -126,7 +126,7 @@ class ScanEvaluator(SupervisedEvaluator):
         except Exception as error:
             if self.single or _is_of_machine(error):
                 raise
-            reason = _reason(error)
+            reason = _log_reason(error)
             if not self.done and self.failures and self.failures[-1]["error"] == reason:
                 raise
             self._fail(self.image, reason)
@@ -152,16 +152,20 @@ def _named(failure: Mapping[str, str]) -> str:
     return error if failure["image"] in error else f"{failure['image']}: {error}"
 
 
-def _reason(error: Exception) -> str:
-    """The sentence that says what is wrong, or the error behind an unexpected one, which is logged."""
+def reason_of(error: BaseException) -> str:
+    """The sentence that says what is wrong, or the error behind an unexpected one."""
     said = sentence(error)
     if said is not None:
         return said
-    logger.error("Unexpected error", exc_info=error)
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    return f"{type(cause).__name__}: {cause}".splitlines()[0]
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _log_reason(error: Exception) -> str:
+    if sentence(error) is None:
+        logger.error("Unexpected error", exc_info=error)
+    return reason_of(error)
 
 
 def _is_of_machine(error: BaseException | None) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ignite.engine import Engine, Events
 
-from liverseg.engines import ScanEvaluator
+from liverseg.engines import ScanEvaluator, reason_of
 from liverseg.io.masks import MaskFolder
 
 
@@ -25,6 +27,7 @@ class MaskSummary:
         """Act at the start and at the end of `engine`."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.COMPLETED, self.completed)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.failed)
 
     def start(self, engine: Engine) -> None:
         """Look whether masks can be written."""
@@ -34,3 +37,11 @@ class MaskSummary:
         """Record the scans that failed."""
         for failure in engine.failures:
             self.masks.record_failure(failure["image"], failure["error"])
+
+    def failed(self, engine: Any, error: Exception) -> None:
+        """Record what a run over a single scan ends with; Ignite leaves it to its handlers to raise the error."""
+        scans = engine.data_loader.dataset.data
+        # Before the epoch, when weights are loaded, nothing is the scan's fault.
+        if len(scans) == 1 and engine.state.epoch > 0:
+            self.masks.record_failure(scans[0]["image"], reason_of(error))
+        raise error

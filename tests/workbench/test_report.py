@@ -202,6 +202,20 @@ def test_comparison_holds_the_values_of_the_summaries(run):
     ]
 
 
+def test_scans_that_failed_are_counted_and_those_called_alike_told_apart(run):
+    folder = run.evaluations["raw"]
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["failures"] = [{"image": "/data/gone.nii", "error": "not there"}]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    for other in run.evaluations.values():
+        table = pd.read_csv(other / "cases.csv")
+        table["case"] = ["/data/s1/ct.nii", "/data/s2/ct.nii"]
+        table.to_csv(other / "cases.csv", index=False)
+    page = write(run, scans=[])
+    assert [row[-1] for row in page.tables["comparison"][1:]] == ["2 1 failed", "2 1 empty"]
+    assert [row[0] for row in page.tables["cases"][1:]] == ["/data/s1/ct.nii", "/data/s2/ct.nii"]
+
+
 def test_facts_without_a_value_are_left_out(run):
     assert write(run, scans=[]).tables["facts"] == [
         ["Best validation Dice", "0.75"],

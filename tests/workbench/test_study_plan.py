@@ -204,6 +204,16 @@ def test_masks_go_where_the_report_handler_of_the_bundle_is(folder):
     assert handlers[int(name.split("#")[2])]["_target_"] == "liverseg.handlers.SegmentationReport"
 
 
+def test_an_evaluation_in_which_a_scan_failed_is_not_done(folder):
+    cell = next(iter(plan_of(folder).cells.values()))
+    evaluation = next(step for step in steps(cell, folder) if not step.trains)
+    assert not evaluation.is_done()
+    evaluation.result.parent.mkdir(parents=True)
+    for failures, done in (([{"image": "a.nii", "error": "no"}], False), ([], True)):
+        evaluation.result.write_text(json.dumps({"failures": failures}))
+        assert evaluation.is_done() == done
+
+
 def test_literal_is_what_python_reads():
     value = {"a": None, "b": [1, 2.5, True], "c": {"d": 'x"y'}}
     assert eval(literal(value)) == value

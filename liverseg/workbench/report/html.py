@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -138,9 +139,11 @@ def _cases(evaluations: Mapping[str, str | os.PathLike[str]]) -> list[dict[str, 
             tables.append(table.to_dict("index"))
         except (OSError, ValueError, KeyError) as error:
             raise _unreadable(path, error, "the cases of an evaluation") from error
+    known = Counter(Path(case).name for case in (tables[0] if tables else {}))
     return [
         {
-            "name": Path(case).name,
+            # Where all are called ct.nii.gz, the folder says which.
+            "name": Path(case).name if known[Path(case).name] == 1 else case,
             "reference_ml": _number(values["reference_volume_ml"], ".0f"),
             "dice": [_number(table.get(case, {}).get("dice"), ".3f") for table in tables],
         }
