@@ -134,14 +134,10 @@ class Checkpoints:
         """Stop at a loss or a weight that is not finite, on every rank: gradients carry it to all in one iteration."""
         loss = engine.state.output["loss"].detach()  # type: ignore[index,call-overload]
         weights = {name: value.detach() for name, value in self.network.named_parameters()}
-        # One number for all, as each that is asked for waits for the GPU.
-        if (
-            torch.stack([loss.mean(), *(bound for value in weights.values() for bound in value.aminmax())])
-            .isfinite()
-            .all()
-        ):
-            return
-        raise self._diverged(engine, {"loss": loss, **weights})
+        # Asked for at once, as each answer waits for the GPU.
+        bounds = torch.stack([loss.mean(), *(bound for value in weights.values() for bound in value.aminmax())])
+        if not bounds.isfinite().all():
+            raise self._diverged(engine, {"loss": loss, **weights})
 
     def epoch_completed(self, engine: Engine) -> None:
         """Save what this epoch reached, on rank 0 only; stop when patience has run out, on every rank."""
