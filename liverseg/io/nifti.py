@@ -83,7 +83,7 @@ def read_nifti(path: str | os.PathLike[str]) -> Volume:
     """
     image = open_nifti(path)
     try:
-        array = np.asanyarray(image.dataobj)
+        array = _read_packed(path, image) if _is_packed(path) else np.asanyarray(image.dataobj)
     except UNREADABLE as error:
         raise unreadable(path, error) from error
     return _placed(path, image, array.reshape(array.shape[:3]))
@@ -120,7 +120,7 @@ def write_nifti(path: str | os.PathLike[str], array: np.ndarray, affine: np.ndar
     image.header["descrip"] = description
 
     def write(file: Any) -> None:
-        if os.fspath(path).lower().endswith(".gz"):
+        if _is_packed(path):
             with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1, mtime=0, filename="") as packed:
                 image.to_stream(packed)
         else:
@@ -129,9 +129,22 @@ def write_nifti(path: str | os.PathLike[str], array: np.ndarray, affine: np.ndar
     write_atomically(path, write)
 
 
+def _is_packed(path: str | os.PathLike[str]) -> bool:
+    return os.fspath(path).lower().endswith(".gz")
+
+
+def _read_packed(path: str | os.PathLike[str], image: Any) -> np.ndarray:
+    with gzip.open(path) as stream:
+        array = np.asanyarray(type(image).from_stream(stream).dataobj)
+        # Only at its end does a damaged file say so, and nibabel stops where it has all voxels.
+        while stream.read(2**20):
+            pass
+    return array
+
+
 def unreadable(path: str | os.PathLike[str], error: BaseException) -> InputError:
     """The sentence for one of `UNREADABLE`, which nibabel raised for a file."""
-    packed, advice, start = os.fspath(path).lower().endswith(".gz"), "replace it or remove it", b""
+    packed, advice, start = _is_packed(path), "replace it or remove it", b""
     if Path(path).is_file() and os.access(path, os.R_OK):
         with open(path, "rb") as file:
             start = file.read(4)

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,15 @@ class FolderDatastore(LockedDatastore):
         return [image for image in super().get_unlabeled_images(label_tag, labels) if image not in unreadable]
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
-        """The scans with a final label."""
-        final = DefaultLabelTag.FINAL
-        labelled = sorted(set(self.get_labeled_images()) - self._unreadable().keys())
-        return [{"image": self.get_image_uri(name), "label": self.get_label_uri(name, final)} for name in labelled]
+        """The scans that can be read and have a final label."""
+        found = []
+        for name in sorted(self.get_labeled_images()):
+            # The status names it.
+            with suppress(InputError):
+                found.append(
+                    {"image": self.get_image_uri(name), "label": self.get_label_uri(name, DefaultLabelTag.FINAL)}
+                )
+        return found
 
     def status(self) -> dict[str, Any]:
         """How many scans there are and have a label, what could not be read, and what is no scan."""
@@ -165,7 +171,6 @@ class FolderDatastore(LockedDatastore):
                     check_writable(copy.parent)
                     save_as_nifti(scan, copy)
         except InputError as error:
-            logger.warning("%s", error)
             return str(error)
         return ""
 
@@ -193,7 +198,7 @@ class FolderDatastore(LockedDatastore):
         found: dict[str, str] = {}
         for name in [*sorted(files, key=lambda name: (name[-3:].lower() != ".gz", name)), *self._series]:
             if name not in self._series and not self._has_header(name):
-                left_out["no readable NIfTI"].append(Path(name))
+                left_out["no NIfTI volume"].append(Path(name))
             elif found.setdefault(self._to_id(name)[0], name) != name:
                 left_out["called as another scan"].append(Path(name))
         said = describe(left_out)

@@ -209,6 +209,20 @@ def test_other_files_are_refused_with_what_to_do(tmp_path, write_nifti, kind, wo
     assert str(error.value).startswith(f"{path}: ") and words in str(error.value)
 
 
+def test_a_packed_file_that_is_damaged_is_not_read_as_another_scan(tmp_path):
+    """nibabel takes what comes out of it, if it is enough."""
+    path = tmp_path / "a.nii.gz"
+    scan = np.random.default_rng(0).integers(-1000, 1000, (32, 24, 8)).astype(np.int16)
+    path.write_bytes(gzip.compress(nib.Nifti1Image(scan, PLACE).to_bytes(), 0))
+    content = bytearray(path.read_bytes())
+    # Of the last voxel, before the eight bytes of the end.
+    content[-10] ^= 1
+    path.write_bytes(content)
+    assert (np.asanyarray(nib.load(path).dataobj) != scan).sum() == 1
+    with pytest.raises(InputError, match=r"a\.nii\.gz: .*CRC check failed"):
+        read_nifti(path)
+
+
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "UPPER.NII.GZ"])
 @pytest.mark.parametrize("affine", [PLACE, MIRRORED, TURNED, np.eye(4)])
 def test_what_is_written_lies_at_one_place_for_everybody(tmp_path, affine, name):

@@ -139,8 +139,13 @@ def test_next_sample_passes_over_what_cannot_be_read_until_it_can(tmp_path, capl
     whole = (studies / "a.nii.gz").read_bytes()
     (studies / "a.nii.gz").write_bytes(whole[: len(whole) // 2])
     spoil(studies / "b.nii.gz")
-    save(studies / "c.nii.gz", np.zeros((4, 4, 4, 3), np.int16))
+    flat = bytearray(gzip.decompress(whole))
+    # No qform, and an sform of zeros.
+    flat[252:256], flat[280:328] = bytes([0, 0, 1, 0]), bytes(48)
+    (studies / "c.nii.gz").write_bytes(gzip.compress(flat))
+    save(studies / "movie.nii.gz", np.zeros((4, 4, 4, 3), np.int16))
     store = open_store(studies)
+    assert "(movie.nii.gz)" in store.status()["left_out"]
     ask = First("", 60)
     for _ in range(2):
         assert ask({"client_id": "me"}, store)["id"] == "d"
@@ -151,11 +156,15 @@ def test_next_sample_passes_over_what_cannot_be_read_until_it_can(tmp_path, capl
     with pytest.raises(InputError, match=r"a\.nii\.gz: not readable"):
         store.get_image_uri("a")
     # Each was said once.
-    assert caplog.text.count("a.nii.gz: not readable") == 2
+    assert caplog.text.count("a.nii.gz: not readable") == 1
 
     (studies / "a.nii.gz").write_bytes(whole)
     assert ask({"client_id": "me"}, store)["id"] == "a"
     assert sorted(store.status()["unreadable_scans"]) == ["b", "c"]
+    for name in "ad":
+        shutil.copy(studies / "a.nii.gz", studies / "labels" / "final" / f"{name}.nii.gz")
+    store.refresh()
+    assert ask({"client_id": "me"}, store) is None
 
 
 def test_what_an_older_server_listed_is_forgotten_unless_it_has_a_label(folder, tmp_path):
