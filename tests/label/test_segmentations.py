@@ -104,6 +104,19 @@ def test_slices_that_are_thicker_than_their_distance(tmp_path):
     assert np.array_equal(put([segmentation], tmp_path)[0], values_of(blobs()))
 
 
+def test_frames_of_a_tilted_scan(tmp_path):
+    mask = np.zeros(SHAPE, bool)
+    mask[2:5, 0:3, 0:4] = True
+    segmentation = make_segmentation({"liver": mask})
+    for group in segmentation.PerFrameFunctionalGroupsSequence:
+        position = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
+        number = round((position - ORIGIN) @ NORMAL / SPACING[2])
+        group.PlanePositionSequence[0].ImagePositionPatient = (position + number * SPACING[1] * COLUMN).tolist()
+    # One pixel further down a column on each slice.
+    expected = np.stack([np.roll(mask[:, :, number], number, axis=1) for number in range(5)], axis=2)
+    assert np.array_equal(put([segmentation], tmp_path)[0], expected)
+
+
 def test_half_is_enough_of_a_fractional_segment(tmp_path):
     fractions = np.zeros(SHAPE)
     fractions[1:4, 1:4, 2] = 0.5
