@@ -49,6 +49,9 @@ def test_split_other_layouts(tmp_path):
     make_folder(tmp_path, [f"{kind}/liver_{number}.nii.gz" for kind in ("imagesTr", "labelsTr") for number in range(4)])
     split_folder(tmp_path, "imagesTr/liver_{}.nii.gz", "labelsTr/liver_{}.nii.gz", 0.0, 2, 0)
     assert len(load_datalist(tmp_path / "dataset.json", "training")) == 2
+    make_folder(tmp_path, [f"{kind}/{name}.nii" for kind in ("ct", "seg") for name in ("a", "b", "._a", "._b")])
+    split_folder(tmp_path, "ct/{}.nii", "seg/{}.nii", 0.0, 2, 0)
+    assert len(load_datalist(tmp_path / "dataset.json", "training")) == 1
 
 
 @pytest.mark.parametrize(
