@@ -27,6 +27,7 @@ from monai.bundle import ConfigParser
 from monai.losses import DiceCELoss
 
 from liverseg.data import make_phantom
+from liverseg.io.nifti import write_nifti
 from liverseg.metrics import confusion_matrix, pooled_metrics
 
 # Bars of hundreds of small scans would hide the curves.
@@ -153,7 +154,7 @@ def write_phantom(
     for path, voxels in zip(
         paths, (phantom.image.astype(np.int16), (phantom.labels > 0).astype(np.uint8)), strict=True
     ):
-        nib.save(nib.Nifti1Image(voxels, phantom.affine), path)
+        write_nifti(path, voxels, phantom.affine)
     return paths[0], paths[1]
 
 

@@ -24,6 +24,7 @@ from monai.data import MetaTensor
 
 from liverseg.data import make_phantom
 from liverseg.inferers import bf16_autocast
+from liverseg.io.nifti import write_nifti
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "cascade_lits"
 
@@ -38,7 +39,7 @@ def main() -> None:
 
     phantom = make_phantom(0, arguments.shape, arguments.spacing, num_lesions=3)
     scan = arguments.work / "cascade_benchmark.nii.gz"
-    nib.save(nib.Nifti1Image(phantom.image.astype(np.int16), phantom.affine), scan)
+    write_nifti(scan, phantom.image.astype(np.int16), phantom.affine)
     try:
         seconds, sizes, network = segment(scan, phantom.labels)
     finally:

@@ -18,10 +18,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
+
+from liverseg.io.nifti import write_nifti
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,8 +34,7 @@ def write_scan(path: Path, shape: tuple[int, int, int]) -> None:
     inner = tuple(slice(n // 6, -n // 6) for n in shape[:2])
     for index in range(shape[2]):
         volume[(*inner, index)] = generator.integers(-50, 150, volume[(*inner, index)].shape)
-    image = nib.Nifti1Image(volume, np.diag([0.75, 0.75, 1.0, 1.0]))
-    nib.save(image, path)
+    write_nifti(path, volume, np.diag([0.75, 0.75, 1.0, 1.0]))
 
 
 def main() -> None:

@@ -21,12 +21,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
 
 from liverseg.data import make_phantom
+from liverseg.io.nifti import read_nifti, write_nifti
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "monailabel_app"))
@@ -92,7 +92,7 @@ def write_scan(folder: Path, shape: tuple[int, int, int]) -> dict[str, Any]:
     labels[x : x + 20, y - 20 : y + 20, z - 4 : z + 4] = LIVER
     labels[x + 8 : x + 12, y - 10 : y + 10, z] = BACKGROUND
     for name, volume in (("image", phantom.image.astype(np.int16)), ("label", labels)):
-        nib.save(nib.Nifti1Image(volume, phantom.affine), folder / f"{name}.nii.gz")
+        write_nifti(folder / f"{name}.nii.gz", volume, phantom.affine)
     info = [{"name": "liver", "id": LIVER}, {"name": "background_scribbles", "id": BACKGROUND}]
     paths = {name: str(folder / f"{name}.nii.gz") for name in ("image", "label")}
     return {**paths, "label_info": info, "selected_label_name": "liver"}
@@ -100,14 +100,14 @@ def write_scan(folder: Path, shape: tuple[int, int, int]) -> dict[str, Any]:
 
 def write_strokes(request: Mapping[str, Any], folder: Path, fractions: Sequence[float]) -> dict[str, Any]:
     """The request with strokes of 4×20×1 voxels instead of its own."""
-    held = nib.load(request["label"])
-    labels = np.array(held.dataobj)
+    held = read_nifti(request["label"])
+    labels = np.array(held.array)
     labels[labels == BACKGROUND] = LIVER
     for fraction in fractions:
         x, y, z = (int(fraction * length) for length in labels.shape)
         labels[x : x + 4, y : y + 20, z] = BACKGROUND
     path = str(folder / f"strokes_{len(fractions)}.nii.gz")
-    nib.save(nib.Nifti1Image(labels, held.affine), path)
+    write_nifti(path, labels, held.affine)
     return {**request, "label": path}
 
 

@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 
 # Of a label value: a file that stores 0, 1, 2 as bytes with a scale holds 1.004, and a float 0.9999999.
 WHOLE_TOLERANCE = 0.01
-CHUNK = 2**24
+# Voxels that are looked at together: they stay in the processor's cache.
+CHUNK = 2**16
 
 
 def whole_values(label: torch.Tensor, name: str = "") -> torch.Tensor:
@@ -33,7 +34,6 @@ def whole_values(label: torch.Tensor, name: str = "") -> torch.Tensor:
     if not label.is_floating_point() or not label.numel():
         return label
     values = label.as_tensor() if isinstance(label, MetaTensor) else label
-    # In parts, or it takes twice the memory of the volume.
     parts = values.reshape(-1).split(CHUNK)
     off = float(torch.stack([(part - part.round()).abs().max() for part in parts]).max())
     if off == 0:

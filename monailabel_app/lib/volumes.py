@@ -61,10 +61,9 @@ def read_label(label: str) -> MetaTensor:
         InputError: for a file that cannot be read or is not 3-D, and values that are none of a labelmap.
     """
     volume = read_nifti(label)
-    meta = {"filename_or_obj": label}
     values = volume.array
     if values.dtype.kind == "f":
-        values = whole_values(MetaTensor(np.asarray(values, np.float32), meta=meta)).numpy()
+        values = whole_values(torch.from_numpy(np.asarray(values, np.float32)), label).numpy()
     as_bytes = values.astype(np.uint8, copy=False)
     if as_bytes is not values and not np.array_equal(as_bytes, values):
         outside = np.unique(values[as_bytes != values])[:5]
@@ -72,7 +71,8 @@ def read_label(label: str) -> MetaTensor:
             f"{label}: found label values {', '.join(f'{value:g}' for value in outside)}, expected 0 to 255: it is no "
             "label, or number its segments anew."
         )
-    return MetaTensor(torch.from_numpy(as_bytes)[None], affine=torch.as_tensor(volume.affine), meta=meta)
+    affine = torch.as_tensor(volume.affine)
+    return MetaTensor(torch.from_numpy(as_bytes)[None], affine=affine, meta={"filename_or_obj": label})
 
 
 def values_in(label: MetaTensor) -> list[int]:

@@ -46,6 +46,15 @@ UPRIGHT = np.diag([-1.0, -1.0, 1.0, 1.0]) @ AFFINE
 SERIES = {"[CT] x": UPRIGHT, "tilted": UPRIGHT + np.outer([0, -2.0, 0, 0], [0, 0, 1, 0])}
 
 
+def two_places() -> nib.Nifti1Image:
+    """nibabel goes by the sform, ITK and 3D Slicer by the qform."""
+    oblique = rotation(20, 0) @ rotation(-15, 2) @ AFFINE
+    oblique[:3, 3] = (31, -17, 400)
+    image = nib.Nifti1Image(make_scan(9)[0], AFFINE)
+    image.set_qform(oblique, 1)
+    return image
+
+
 def segment(folder: Path, scans: Path) -> Path:
     """Run the bundle with a network that thresholds at the window's middle, in the place of a trained one."""
     network = torch.nn.Conv2d(1, 2, 1)
@@ -74,9 +83,10 @@ def masks(tmp_path_factory) -> Path:
     for name, image in grids().items():
         nib.save(image, folder / f"{name}.nii.gz")
     pytest.importorskip("pydicom")
-    for name, affine in SERIES.items():
+    for number, (name, affine) in enumerate(SERIES.items()):
         names = [f"IM{k}" for k in range(8)]
-        write_series(folder / name, make_scan(9)[0], affine, names, SeriesInstanceUID=f"1.2.{len(name)}")
+        write_series(folder / name, make_scan(9)[0], affine, names, SeriesInstanceUID=f"1.2.{number}")
+    nib.save(two_places(), folder / "two-places.nii.gz")
     return segment(folder, folder)
 
 
@@ -126,6 +136,21 @@ def test_every_voxel_is_decided_by_its_own_intensity(masks, name):
     """At the scan's own spacing nothing is resampled, so the mask is the threshold of the file's array."""
     expected = np.asarray(grids()[name].dataobj) > 40
     assert np.array_equal(nib.load(masks / f"{name}_liver.nii.gz").dataobj, expected)
+
+
+def test_a_mask_lies_where_itk_shows_the_scan(masks):
+    sitk = pytest.importorskip("SimpleITK", reason='needs pip install ".[label]"')
+    scan, mask = (
+        sitk.ReadImage(str(path)) for path in (masks.parent / "two-places.nii.gz", masks / "two-places_liver.nii.gz")
+    )
+    assert mask.GetSize() == scan.GetSize()
+    for corner in ((0, 0, 0), (47, 0, 0), (0, 39, 0), (47, 39, 7)):
+        places = [image.TransformIndexToPhysicalPoint(corner) for image in (scan, mask)]
+        assert np.allclose(*places, atol=1e-3), corner
+    assert np.array_equal(sitk.GetArrayFromImage(mask) > 0, sitk.GetArrayFromImage(scan) > 40)
+    # Everybody shows the mask at one place.
+    written = nib.load(masks / "two-places_liver.nii.gz")
+    assert np.allclose(written.affine, two_places().get_qform(), atol=1e-4)
 
 
 def test_a_single_file_needs_no_datalist(tmp_path):

@@ -268,6 +268,13 @@ def test_label_value_outside_the_classes_names_the_file(tmp_path):
         evaluate(make_cases(tmp_path), SegmentationReport(tmp_path / "eval", ["background", "liver"]))
 
 
+def test_references_without_a_voxel_are_refused(tmp_path):
+    cases = [write_case(tmp_path, name, np.ones((8, 8, 4)), np.zeros((8, 8, 4))) for name in "ab"]
+    with pytest.raises(InputError, match=r"the labels of all 2 cases hold no voxel of liver, lesion.*check which of"):
+        evaluate(cases, SegmentationReport(tmp_path / "eval", NAMES))
+    assert list((tmp_path / "eval").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("change", "expected_words"),
     [

@@ -9,13 +9,15 @@ import time
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from bundle_runs import make_scan, save
 
 from liverseg.errors import InputError
+from liverseg.transforms.load import check_same_grid
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from lib.datastore import LockedDatastore
-from lib.volumes import grid_of, read_label
+from lib.volumes import grid_of, read_label, values_in
 
 
 def open_store(folder, **settings) -> LockedDatastore:
@@ -144,3 +146,40 @@ def test_what_is_not_3d_is_refused_by_name(tmp_path, read):
             read(str(tmp_path / "several.nii.gz"))
     save(tmp_path / "one.nii.gz", np.zeros((4, 5, 6, 1), np.uint8))
     assert read(str(tmp_path / "one.nii.gz")).shape == (1, 4, 5, 6)
+
+
+def test_a_labelmap_has_whole_values_of_a_byte(tmp_path):
+    values = np.array([0, 0.9999999, 1.0000001, 2], np.float32).reshape(1, 2, 2)
+    save(tmp_path / "near.nii.gz", values)
+    label = read_label(str(tmp_path / "near.nii.gz"))
+    assert label.flatten().tolist() == [0, 1, 1, 2] and label.dtype == torch.uint8
+    assert values_in(label) == [0, 1, 2]
+    for odd, words in ((0.5, "found label values 0.5, expected whole numbers"), (np.nan, "found label values nan")):
+        save(tmp_path / "odd.nii.gz", np.full((2, 2, 2), odd, np.float32))
+        with pytest.raises(InputError, match=rf"odd\.nii\.gz: {words}"):
+            read_label(str(tmp_path / "odd.nii.gz"))
+    for odd in (-1, 256):
+        save(tmp_path / "odd.nii.gz", np.full((2, 2, 2), odd, np.int16))
+        with pytest.raises(InputError, match=rf"odd\.nii\.gz: found label values {odd}, expected 0 to 255"):
+            read_label(str(tmp_path / "odd.nii.gz"))
+    voxels = np.zeros((2, 2, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    save(tmp_path / "odd.nii.gz", voxels)
+    with pytest.raises(InputError, match=r"odd\.nii\.gz: its voxels are colours"):
+        read_label(str(tmp_path / "odd.nii.gz"))
+
+
+def test_a_label_may_lie_at_either_place_of_a_scan_whose_forms_disagree(tmp_path):
+    drawn, sform, qform = np.arange(60, dtype=np.uint8).reshape(3, 4, 5), np.eye(4), np.diag([-1.0, 1, 1, 1])
+    qform[0, 3] = 30
+    scan = nib.Nifti1Image(drawn.astype(np.int16), sform)
+    scan.set_qform(qform, 1)
+    nib.save(scan, tmp_path / "scan.nii.gz")
+    grid = grid_of(str(tmp_path / "scan.nii.gz"))
+    # 3D Slicer goes by the qform here, nibabel by the sform.
+    for affine in (qform, sform):
+        save(tmp_path / "label.nii.gz", drawn, affine)
+        label = check_same_grid(grid, read_label(str(tmp_path / "label.nii.gz")))
+        assert np.array_equal(label.affine, qform) and np.array_equal(label[0], drawn)
+    save(tmp_path / "label.nii.gz", drawn, sform + 15 * np.eye(4, k=3))
+    with pytest.raises(InputError, match=r"label\.nii\.gz: its grid is not that of scan 'scan\.nii\.gz' \(.*mm off"):
+        check_same_grid(grid, read_label(str(tmp_path / "label.nii.gz")))

@@ -179,6 +179,18 @@ def test_a_label_is_a_dicom_seg_with_the_names_of_its_segments(store, new_store,
     assert np.array_equal(voxels == value["spleen"], label == 3)
 
 
+def test_a_label_of_floats_is_saved_as_its_whole_numbers(store, client, tmp_path):
+    file = tmp_path / "drawn.nii.gz"
+    nib.save(nib.Nifti1Image(drawn(1, 3).astype(np.float32) * np.float32(0.9999999), AFFINE), file)
+    names = [{"name": "liver", "idx": 1}, {"name": "spleen", "idx": 3}]
+    store.save_label(SERIES, str(file), "final", {"label_info": names})
+    (found,) = client.search_for_series(search_filters={"Modality": "SEG"})
+    (segmentation,) = client.retrieve_series(STUDY, Dataset.from_json(found).SeriesInstanceUID)
+    assert [segment.SegmentLabel for segment in segmentation.SegmentSequence] == ["liver", "spleen"]
+    assert int(segmentation.pixel_array.sum()) == np.count_nonzero(drawn(1, 3))
+    assert np.array_equal(load(store.get_label_uri(SERIES, "final")).get_fdata() > 0, drawn(1, 3) > 0)
+
+
 def test_a_mask_that_is_saved_as_label_has_the_models_names(store, client, tmp_path):
     save(store, tmp_path, drawn(2), {"model": "m", "params": {"label_names": {"liver": 1, "lesion": 2}}})
     (found,) = client.search_for_series(search_filters={"Modality": "SEG"})

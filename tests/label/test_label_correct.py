@@ -198,13 +198,27 @@ def test_the_files_may_hold_the_voxels_in_another_order_and_axes_of_1(correct, l
     )
 
 
+def test_a_label_drawn_in_3d_slicer_corrects_a_scan_whose_forms_disagree(correct, tmp_path):
+    """3D Slicer shows the scan by its qform, and writes the label there."""
+    place = np.diag([*SPACING_MM, 1])
+
+    def draw(label):
+        scan = nib.load(tmp_path / "scan.nii.gz")
+        image = nib.Nifti1Image(np.asanyarray(scan.dataobj), place + 30 * np.eye(4, k=3))
+        image.set_qform(place, 1)
+        nib.save(image, tmp_path / "scan.nii.gz")
+        return label
+
+    assert np.array_equal(correct(turn=draw, task=CleanUp()), correct(task=CleanUp()))
+
+
 @pytest.mark.parametrize("shape", ["120×150×40×2", "120×150"])
 def test_a_label_that_is_no_volume_is_said(correct, shape):
     def turn(label):
         voxels = np.asanyarray(label.dataobj)
         return nib.Nifti1Image(np.stack([voxels] * 2, -1) if shape.endswith("2") else voxels[..., 0], label.affine)
 
-    with pytest.raises(InputError, match=f"^label: found shape {shape}, expected one 3-D volume"):
+    with pytest.raises(InputError, match=f"^label: the volume is .-D with shape {shape}, expected one 3-D"):
         correct(turn=turn)
 
 

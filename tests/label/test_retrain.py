@@ -103,6 +103,18 @@ def test_labels_mean_what_their_names_say(store, tmp_path):
     assert item["label"] == store.get_label_uri("scan1", "final")
 
 
+def test_a_label_of_floats_trains_as_its_whole_numbers(store, tmp_path):
+    whole = make_scan(3)[1]
+    save(tmp_path / "label.nii.gz", whole * np.float32(0.9999999))
+    named = [{"name": "lesion", "idx": 1}, {"name": "liver", "idx": 2}]
+    store.save_label("scan3", str(tmp_path / "label.nii.gz"), "final", {"label_info": named})
+    try:
+        (item,) = items(store, ["scan3"], {"background": 0, "liver": 1, "lesion": 2}, tmp_path / "labels")
+        assert np.array_equal(nib.load(item["label"]).dataobj, np.choose(whole, [0, 2, 1]))
+    finally:
+        store.remove_label("scan3", "final")
+
+
 @pytest.mark.parametrize(
     ("info", "problem"),
     [

@@ -106,7 +106,7 @@ def judge(image_path: Path, label_path: Path, labels: Mapping[str, str], modalit
         found.broken.append(
             f"the label holds {', '.join(unknown[:5])}{more}, which stands for nothing in this data set"
         )
-    livers = [int(value) for value, name in names.items() if name.lower() == "liver"]
+    livers = [int(value) for value, name in names.items() if name.strip().lower() == "liver"]
     mask = np.isin(label, livers) if livers else label > 0
     voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
     others = (label > 0) & ~mask
