@@ -126,7 +126,7 @@ def spoil(dataset: Path, tmp_path: Path, what: str) -> Path:
     ("what", "words"),
     [
         ("missing file", ["volume-1.nii", "not there"]),
-        ("not an image", ["volume-1.nii", "not a readable NIfTI"]),
+        ("not an image", ["volume-1.nii", "not readable as a volume"]),
         ("truncated", ["volume-1.nii", "not readable", "replace"]),
         ("2-D", ["volume-1.nii", "2-D"]),
         ("4-D", ["volume-1.nii", "4-D"]),

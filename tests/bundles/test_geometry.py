@@ -83,10 +83,9 @@ def masks(tmp_path_factory) -> Path:
     for name, image in grids().items():
         nib.save(image, folder / f"{name}.nii.gz")
     pytest.importorskip("pydicom")
-    for name, affine in SERIES.items():
+    for number, (name, affine) in enumerate(SERIES.items()):
         names = [f"IM{k}" for k in range(8)]
-        write_series(folder / name, make_scan(9)[0], affine, names, SeriesInstanceUID=f"1.2.{len(name)}")
-
+        write_series(folder / name, make_scan(9)[0], affine, names, SeriesInstanceUID=f"1.2.{number}")
     nib.save(two_places(), folder / "two-places.nii.gz")
     return segment(folder, folder)
 

@@ -366,10 +366,22 @@ def test_what_is_no_scan_is_named_in_one_line(tmp_path):
     assert "neither NIfTI nor DICOM" in refusal(tmp_path / "README.txt")
 
 
+def test_one_place_again_and_again_is_no_volume(tmp_path):
+    """A scanner that waits for the contrast agent, or took one slice of another size."""
+    write(tmp_path)
+
+    def waits(dataset, k):
+        dataset.ImagePositionPatient = [0, 0, 0]
+
+    write(tmp_path, name="wait{}", change=waits, SeriesInstanceUID="1.2.4")
+    write(tmp_path, ARRAY[1:, :, :1], name="narrow")
+    (warning,) = assert_is(tmp_path)
+    assert "single slice (narrow, wait0, wait1 and 4 more)" in warning
+
+
 def without_pixels(dataset, k) -> None:
     for tag in ("Rows", "Columns", "PixelData"):
         delattr(dataset, tag)
-    # `write_series` adds pixels before it asks for changes only.
 
 
 def test_a_folder_without_a_scan_says_what_is_there(tmp_path):

@@ -54,6 +54,19 @@ def test_lits_stays_where_it_is_in_any_orientation(tmp_path):
     assert not (tmp_path / "out" / "images").exists()
 
 
+def test_lits_in_capitals_and_in_folders_called_as_files(tmp_path):
+    """As some programs unpack it: a folder for each compressed file."""
+    for name in ("VOLUMES/volume-0.NII", "segmentation-0.NII.GZ", "volume-1.nii/volume-1.nii", "segmentation-1.nii"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    cases = {case.name: (case.image.name, case.label.name) for case in find_lits(tmp_path)}
+    assert cases == {
+        "lits-0": ("volume-0.NII", "segmentation-0.NII.GZ"),
+        "lits-1": ("volume-1.nii", "segmentation-1.nii"),
+    }
+    assert find_lits(tmp_path)[1].image.is_file()
+
+
 def test_lits_of_one_number_twice_is_refused(tmp_path):
     for name in ("a/volume-0.nii", "b/volume-0.nii.gz"):
         (tmp_path / name).parent.mkdir()
