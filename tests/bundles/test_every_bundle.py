@@ -28,13 +28,14 @@ VOLUMES = {
     "networks#paper#width": 4,
     "networks#quality#init_filters": 4,
 }
+ORGANS = {"classes": {"background": [0], "liver": [1], "right_kidney": [2], "left_kidney": [], "spleen": []}}
 RUNS = {
     "unet_liver": {"modality": "mr"},
     "unet_liver vgg16": {"network_def#encoder": "vgg16"},
     "fcn_liver": SMALL,
     "fcn_liver simple": {"network_def": "@networks#simple"},
-    "deeplabv3_abdomen_mr": {},
-    "deeplabv3_abdomen_mr per_organ": {"loss": "@losses#per_organ"},
+    "deeplabv3_abdomen_mr": ORGANS,
+    "deeplabv3_abdomen_mr per_organ": {**ORGANS, "loss": "@losses#per_organ"},
     "unet3d_abdomen": {**VOLUMES, "loss": "@losses#dice_square"},
     "unet3d_abdomen quality": {**VOLUMES, "tier": "quality"},
     "deepedit_liver": {"spacing": [12, 12, 12], "spatial_size": [16, 16, 16], "network_def#init_filters": 8},
