@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -46,6 +47,12 @@ def write_dataset(folder: Path, num_cases: int = 4) -> Path:
         items.append({"image": f"volume-{number}.nii", "label": f"segmentation-{number}.nii", "fold": number % 2})
     (folder / "dataset.json").write_text(json.dumps({"training": items[:-1], "test": items[-1:]}))
     return folder
+
+
+def copy_files(item: dict[str, str], folder: Path) -> dict[str, str]:
+    """The item of another patient with the same scan: one file is of one patient."""
+    folder.mkdir()
+    return {key: str(shutil.copy(file, folder)) for key, file in item.items()}
 
 
 def options(**values) -> list[str]:

@@ -52,7 +52,7 @@ def read_datalist(datalist: str | os.PathLike[str]) -> Datalist:
 
     Raises:
         InputError: for a file that is missing or no datalist, an item of another form, one without a label to train or
-            validate on, a scan that is there twice, and patients in two folds or sections or of whom nothing is known.
+            validate on, a file of two patients, and patients in two folds or sections or of whom nothing is known.
     """
     path = absolute(datalist)
     content = _read_content(path)
@@ -62,7 +62,7 @@ def read_datalist(datalist: str | os.PathLike[str]) -> Datalist:
     folder = path.parent.resolve()
     sections = {name: _section(path, folder, name, content[name]) for name in SECTIONS if name in content}
     every = [item for items in sections.values() for item in items]
-    _check_each_scan_once(path, every)
+    _check_files_of_one_patient(path, every)
     with_fold = [item for item in sections.get("training", ()) if "fold" in item]
     for item in sections.get("training", ()) if with_fold else ():
         if "fold" not in item:
@@ -219,22 +219,15 @@ def _scan(item: Mapping[str, Any]) -> Path:
     return path.parent if not nifti_suffix(path) and path.is_file() else path
 
 
-def _check_each_scan_once(path: Path, items: Sequence[Item]) -> None:
-    images: dict[str, Item] = {}
-    labels: dict[str, Item] = {}
-    for item in items:
-        other = images.setdefault(os.path.realpath(item["image"]), item)
-        if other is not item:
-            raise InputError(
-                f"{path}: {other['place']} and {item['place']} have the same image ({item['image']}), expected each "
-                "scan once: remove one of them."
-            )
-        if "label" in item:
-            other = labels.setdefault(os.path.realpath(item["label"]), item)
+def _check_files_of_one_patient(path: Path, items: Sequence[Item]) -> None:
+    for key in ("image", "label"):
+        seen: dict[str, Item] = {}
+        for item in items:
+            other = seen.setdefault(os.path.realpath(item[key]), item) if key in item else item
             if patient_of(other) != patient_of(item):
                 raise InputError(
-                    f"{path}: {other['place']} and {item['place']} are of two patients and have the same label "
-                    f"({item['label']}), expected one for each: correct one of them, or the patient."
+                    f"{path}: {other['place']} and {item['place']} are of two patients and have the same {key} "
+                    f"({item[key]}), expected one for each: correct one of them, or the patient."
                 )
 
 

@@ -68,7 +68,7 @@ def match(
     ours = {value: our_name(given[value]) for value in values}
     if unknown := [given[value] for value, name in ours.items() if name not in {*mine, *others} and not is_known(name)]:
         raise InputError(
-            f"found segments called {', '.join(unknown[:5])}, expected names that are known, as "
+            f"found segments called {', '.join(map(repr, unknown[:5]))}, expected names that are known, as "
             f"{', '.join(sorted({*classes, *known} - {'background'}))}: rename or remove them, and save the label anew."
         )
     return {value: mine.get(name, 0) for value, name in ours.items()}

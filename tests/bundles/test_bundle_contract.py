@@ -10,10 +10,13 @@ from importlib import metadata
 from pathlib import Path
 
 import monai
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, create_workflow, verify_metadata, verify_net_in_out
 
+from liverseg.errors import sentence
 from liverseg.settings import read_setting
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -228,3 +231,28 @@ def test_a_training_shorter_than_val_interval_is_validated_at_its_end(bundle):
     handlers = [handler["_target_"] for handler in parser["train#handlers"]]
     parser["interval"] = f"@train#handlers#{handlers.index('ValidationHandler')}#interval"
     assert parser.get_parsed_content("interval") == 3
+
+
+@pytest.mark.parametrize("section", ["training", "validation"])
+def test_a_class_without_a_voxel_stops_a_training_before_it_begins(bundle, section, tmp_path):
+    parser = config(bundle, "train.json")
+    classes = parser.get_parsed_content("classes")
+    *_, missing = classes
+    items = []
+    for fold in range(2):
+        # The last class is only in one of the two.
+        there = (fold == 0) == (section == "training")
+        shown = [values[0] for name, values in classes.items() if there or name != missing]
+        label = np.zeros((2, 4, 5), np.uint8)
+        label.reshape(-1)[: len(shown)] = shown
+        for file in (f"{fold}.nii.gz", f"{fold}_label.nii.gz"):
+            nib.save(nib.Nifti1Image(label, np.eye(4)), tmp_path / file)
+        items.append({"image": f"{fold}.nii.gz", "label": f"{fold}_label.nii.gz", "fold": fold})
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": items}))
+    parser["dataset_dir"] = str(tmp_path)
+    data = {"training": "train#dataset#data", "validation": "validate#dataset#data"}
+    whole = "validation" if section == "training" else "training"
+    assert len(parser.get_parsed_content(data[whole])) == 1
+    with pytest.raises(RuntimeError) as error:
+        parser.get_parsed_content(data[section])
+    assert f"dataset.json: {section}: found no voxel of {missing} (" in sentence(error.value)

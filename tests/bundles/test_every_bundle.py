@@ -29,10 +29,11 @@ VOLUMES = {
     "networks#paper#width": 4,
     "networks#quality#init_filters": 4,
 }
+ORGANS = {"classes": {"background": [0], "liver": [1], "right_kidney": [2], "left_kidney": [], "spleen": []}}
 RUNS = {
     "unet_liver vgg16": {"network_def#encoder": "vgg16"},
     "fcn_liver simple": {"network_def": "@networks#simple"},
-    "deeplabv3_abdomen_mr per_organ": {"loss": "@losses#per_organ"},
+    "deeplabv3_abdomen_mr per_organ": {**ORGANS, "loss": "@losses#per_organ"},
     "unet3d_abdomen quality": {**VOLUMES, "tier": "quality", "loss": "@losses#dice_square"},
 }
 

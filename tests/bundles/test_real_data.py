@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import BUNDLE
+from bundle_runs import BUNDLE, copy_files
 from monai.bundle import create_workflow
 
 from liverseg.networks import load_weights
@@ -32,7 +32,7 @@ def overfit(folder: Path, bundle: Path, name: str, settings: dict, max_epochs: i
     if not samples.is_dir():
         pytest.skip(f"the real scans are not there: {samples}")
     item = {"image": str(samples / f"{name}.nii.gz"), "label": str(samples / f"{name}_organs.nii.gz")}
-    validation, training = ({**item, "patient": name, "fold": n} for n, name in enumerate(("validation", "training")))
+    training, validation = {**item, "fold": 1}, {**copy_files(item, folder / "copy"), "fold": 0, "patient": "copy"}
     # Eight times the same scan: an epoch of eight steps, so that writing checkpoints takes no time.
     (folder / "dataset.json").write_text(json.dumps({"training": [validation, *[training] * 8]}))
     create_workflow(

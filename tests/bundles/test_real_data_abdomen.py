@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from bundle_runs import BUNDLE
+from bundle_runs import BUNDLE, copy_files
 from monai.bundle import ConfigParser, create_workflow
 
 from liverseg.data import count_voxels
@@ -31,8 +31,9 @@ def trained(tmp_path_factory) -> Path:
         pytest.skip(f"the real scans are not there: {samples}")
     folder = tmp_path_factory.mktemp("abdomen")
     item = {"image": str(samples / "ts_ct.nii.gz"), "label": str(samples / "ts_ct_organs.nii.gz")}
-    items = [{**item, "patient": name, "fold": fold} for fold, name in enumerate(("validation", "training"))]
-    (folder / "dataset.json").write_text(json.dumps({"training": items, "test": [{**item, "patient": "test"}]}))
+    copies = {name: {**copy_files(item, folder / name), "patient": name} for name in ("validation", "test")}
+    items = [{**copies["validation"], "fold": 0}, {**item, "fold": 1}]
+    (folder / "dataset.json").write_text(json.dumps({"training": items, "test": [copies["test"]]}))
     create_workflow(
         config_file=str(CONFIGS / "train.json"),
         workflow_type="train",

@@ -9,7 +9,7 @@ import cc3d
 import nibabel as nib
 import numpy as np
 import pytest
-from bundle_runs import BUNDLE, known
+from bundle_runs import BUNDLE, copy_files, known
 from monai.bundle import create_workflow
 from monai.transforms import LoadImage
 
@@ -56,7 +56,7 @@ def overfitted(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("overfit") / request.param
     folder.mkdir()
     item = write_scan(samples, folder)
-    validation, training = ({**item, "patient": str(fold), "fold": fold} for fold in (0, 1))
+    training, validation = {**item, "fold": 1}, {**copy_files(item, folder / "copy"), "fold": 0, "patient": "copy"}
     (folder / "dataset.json").write_text(json.dumps({"training": [validation, training]}))
     config = BUNDLE.parent / folder.name / "configs" / "train.json"
     for stage in STAGES[folder.name]:

@@ -122,13 +122,17 @@ BROKEN = {
     "word as fold": ({"training": [pair("a", fold="first")]}, ["training[0], fold", '"first"']),
     "truth as fold": ({"training": [pair("a", fold=True)]}, ["training[0], fold", "true"]),
     "folds and a list": ({"training": FOLDS, "validation": [pair("d")]}, ["one way to hold scans out"]),
-    "image twice": (
+    "image of two patients": (
         {"training": [*FOLDS, {**FOLDS[0], "patient": "z"}]},
-        ["training[0] and training[3]", "same image"],
+        ["training[0] and training[3] are of two patients", "same image", "a.nii"],
     ),
-    "image by another path": (
+    "image of two patients by another path": (
+        {"training": [*FOLDS, {**FOLDS[0], "image": "x/../a.nii", "patient": "z"}]},
+        ["training[0] and training[3] are of two patients", "same image"],
+    ),
+    "image in two folds": (
         {"training": [*FOLDS, {**FOLDS[0], "image": "x/../a.nii", "fold": 1}]},
-        ["training[0] and training[3]", "same image"],
+        ["patient a", "fold 0 (training[0])", "fold 1 (training[3])"],
     ),
     "label of another": (
         {"training": [*FOLDS, {**pair("d", fold=0), "label": "c_label.nii"}]},
@@ -236,7 +240,7 @@ def test_links_keep_their_names_and_folders_may_be_links(tmp_path):
     # The same scan by two links.
     (real / "c.nii").symlink_to("a.nii")
     (real / "dataset.json").unlink()
-    with pytest.raises(InputError, match=r"training\[0\] and test\[0\] have the same image"):
+    with pytest.raises(InputError, match=r"training\[0\] and test\[0\] are of two patients and have the same image"):
         load_datalist(write(real, training=[pair("a", fold=0), pair("b", fold=1)], test=["c.nii"]), "training")
 
 
@@ -270,6 +274,11 @@ def test_patients_are_told_by_whole_names(tmp_path):
         (tmp_path / item["label"]).touch()
     write_datalist(tmp_path / "dataset.json", items, LABELS, num_folds=2)
     assert len(load_datalist(tmp_path / "dataset.json", "training")) == 1
+
+
+def test_a_scan_may_be_there_twice_where_its_patient_is(tmp_path):
+    path = write(tmp_path, training=[pair("a", fold=0), *[pair("b", fold=1)] * 3])
+    assert len(load_datalist(path, "training")) == 3
 
 
 def test_what_else_an_item_says_is_left_out(tmp_path):

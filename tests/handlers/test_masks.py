@@ -8,9 +8,8 @@ import torch
 from monai.data import DataLoader
 from monai.transforms import AsDiscreted, Compose
 
-from liverseg.bundle import sentence
 from liverseg.engines import ScanDataset, ScanEvaluator
-from liverseg.errors import InputError
+from liverseg.errors import InputError, sentence
 from liverseg.handlers import MaskSummary, WeightsLoader
 from liverseg.io.masks import MaskFolder
 from liverseg.transforms import LoadVolumed, SaveMaskd

@@ -162,7 +162,7 @@ def test_a_label_of_floats_trains_as_its_whole_numbers(store, tmp_path):
         ({"label_info": [{"name": "liver", "idx": value} for value in (1, 3)]}, "found values 2 without a name"),
         (
             {"label_info": [{"name": name, "idx": value} for value, name in enumerate(["liver", "Segment_1", "x"], 1)]},
-            "found segments called Segment_1, x, expected names that are known, as lesion, liver, mass effect: rename",
+            "found segments called 'Segment_1', 'x', expected names that are known, as lesion, liver, mass",
         ),
         ({"label_info": [{"name": "liver", "idx": 1}, {"name": "lesion", "idx": 1}]}, "save the label anew"),
     ],
