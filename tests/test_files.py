@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import resource
 
 import pytest
@@ -13,6 +14,17 @@ def test_writes_replaces_and_leaves_nothing_beside(tmp_path):
         write_atomically(tmp_path / "a.txt", lambda file, content=content: file.write(content))
         assert (tmp_path / "a.txt").read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_the_umask_says_who_may_read_it(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        for _ in range(2):
+            write_atomically(tmp_path / "a.txt", lambda file: file.write(b"one"))
+            assert (tmp_path / "a.txt").stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(before)
 
 
 def test_when_the_disk_is_full_the_old_file_stays(tmp_path):
