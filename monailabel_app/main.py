@@ -63,9 +63,6 @@ class LiverSegApp(MONAILabelApp):
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
         check_version()
-        # What is written of patients is for nobody else: labels, copies of scans, sessions, logs.
-        os.umask(0o077)
-        serve_log()
         unknown = sorted(set(conf) - KNOWN)
         if unknown:
             raise InputError(
@@ -75,6 +72,9 @@ class LiverSegApp(MONAILabelApp):
         self.inferences = _positive("inferences", conf.get("inferences", "2"))
         self.max_upload_mb = _positive("max_upload_mb", conf.get("max_upload_mb", "4096"))
         self.hold_minutes = _positive("hold_minutes", conf.get("hold_minutes", "60"))
+        # What is written of patients is for nobody else: labels, copies of scans, sessions, logs.
+        os.umask(0o077)
+        serve_log()
         folder = Path(app_dir).resolve()
         self.bundles, refused = find_bundles([folder.parent / "bundles", folder / "model"], names)
         for name, bundle in self.bundles.items():

@@ -17,6 +17,17 @@ def test_writes_replaces_and_leaves_nothing_beside(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_the_umask_says_who_may_read_it(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        for _ in range(2):
+            write_atomically(tmp_path / "a.txt", lambda file: file.write(b"one"))
+            assert (tmp_path / "a.txt").stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(before)
+
+
 def test_when_the_disk_is_full_the_old_file_stays(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

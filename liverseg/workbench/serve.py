@@ -35,6 +35,8 @@ def serve(
     Without --studies it makes phantoms, trains on them and offers those that the training has not seen. What is no
     option here goes to `monailabel start_server`.
 
+    Nobody is asked for a password: with --host 0.0.0.0, whoever reaches this machine reads and deletes scans.
+
     Examples: liverseg serve; liverseg serve --studies data/scans;
     liverseg serve --studies data/scans --models deeplabv3_liver,cascade_lits --port 8001 --conf inferences 1
     """
@@ -48,7 +50,7 @@ def serve(
         and not (studies and Path(studies).is_dir())
     ):
         raise InputError(
-            f"--studies: found {studies!r}, expected a folder with scans, or the address of a DICOMweb server: mend it."
+            f"--studies: found {studies!r}, expected a folder with scans, or the address of a DICOMweb server: fix it."
         )
     # As the server takes it.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -62,7 +64,9 @@ def serve(
     console = Console()
     if studies is None:
         studies = str(_prepare_phantoms(console, out.resolve(), app.resolve()))
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    # Of all addresses there is none to go to.
+    reached = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    address = f"http://{reached}:{port}"
     console.print(
         f"In 3D Slicer's module MONAI Label, the server is {address}", style="bold", markup=False, soft_wrap=True
     )

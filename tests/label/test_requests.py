@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import requests
 from bundle_runs import AFFINE, make_scan
+from dataset_trees import write_series
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 
@@ -160,6 +161,47 @@ def test_an_upload_is_whole_and_a_volume(ask, root, case):
     assert sorted(path for path in root.rglob("*") if "logs" not in path.parts) == before
 
 
+def slices(folder, series="1.2.3.4", count=4) -> list[tuple[str, bytes]]:
+    """The files of a DICOM series."""
+    names = [f"{series}.{number}.dcm" for number in range(count)]
+    write_series(folder / series, make_scan(0)[0], np.diag([2.0, 2, 5, 1]), names, SeriesInstanceUID=series)
+    return [(name, (folder / series / name).read_bytes()) for name in names]
+
+
+def sent_as_session(files: list[tuple[str, bytes]]) -> dict:
+    return {"files": [("files", file) for file in files]}
+
+
+def test_a_session_of_several_files_is_one_series(ask, tmp_path):
+    files = slices(tmp_path)
+    answer = ask("PUT", "session/", **sent_as_session(files))
+    assert answer.status_code == 200, answer.text
+    session = f"session/{answer.json()['session_id']}"
+    segmented = ask("POST", f"infer/two_d?{session.replace('/', '_id=')}&output=image")
+    assert segmented.status_code == 200, segmented.text
+    assert nib.Nifti1Image.from_bytes(gzip.decompress(segmented.content)).shape == (48, 40, 4)
+    check_refused(ask("GET", f"{session}?image=true"), 404, "found a folder", "one file")
+    assert ask("DELETE", session).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "address", "words"),
+    [
+        (lambda files, _: [*files[:2], *files[3:]], "session/", ["mm between"]),
+        (lambda files, more: files + more, "session/", ["2 series"]),
+        (lambda files, _: [*files, files[0]], "session/", ["1.2.3.4.0.dcm", "twice"]),
+        (lambda files, _: [*files, ("a.NII.gz", SCAN)], "session/", ["'a.NII.gz'", "each scan"]),
+        (lambda files, _: [("a.txt", b"abc"), ("b.txt", b"abc")], "session/", ["no CT or MRI series"]),
+        (lambda files, _: files, "session/?uncompress=true", ["4 files", "one archive"]),
+    ],
+)
+def test_a_session_of_several_files_that_are_no_series(ask, root, tmp_path, change, address, words):
+    before = sorted(root.joinpath("sessions").rglob("*"))
+    files = change(slices(tmp_path), slices(tmp_path, "1.2.3.5"))
+    check_refused(ask("PUT", address, **sent_as_session(files)), 400, *words)
+    assert sorted(root.joinpath("sessions").rglob("*")) == before
+
+
 @pytest.mark.parametrize("pack", [zipped, tarred])
 def test_archives_are_unpacked_for_a_session(ask, pack):
     name = {zipped: "a.zip", tarred: "a.tar.gz"}[pack]
@@ -244,6 +286,16 @@ def test_what_is_not_there_is_named(ask, method, address):
     check_refused(ask(method, address), 404, "'nothing'", "expected")
 
 
+def test_no_tag_stands_for_others(ask, labelled):
+    """Nor does a part of an id."""
+    files = {"label": ("a.nii.gz", LABEL)}
+    assert ask("PUT", f"datastore/label?image={labelled}&tag=*", files=files).status_code == 200
+    for name, tag in (("said", "?"), ("said", "dra*"), ("sai*", "draft"), ("*", "*")):
+        check_refused(ask("DELETE", f"datastore/label?id={name}&tag={tag}"), 404)
+    assert ask("DELETE", f"datastore/label?id={labelled}&tag=*").status_code == 200
+    assert list(objects(ask)[labelled]["labels"]) == ["draft"]
+
+
 # --- options
 
 
@@ -307,6 +359,9 @@ def test_no_request_is_answered_with_anything_but_a_sentence(ask):
         assert ask("GET", f"ohif/{address}").text == page
     assert ask("HEAD", "datastore/image?image=plain&check_sum=FOO:abc").status_code == 400
     check_refused(ask("GET", "datastore/image?image=nobody"), 404, "plain")
+    for body in ("{", "null", "[1]", '{"level": "x"}'):
+        for kind in ("wsi", "wsi_v2"):
+            check_refused(ask("POST", f"infer/{kind}/two_d?image=plain", data={"wsi": body}), 404, "whole slide")
     gpu = ask("GET", "logs/gpu")
     assert gpu.status_code == 200 or "nvidia-smi" in gpu.json()["detail"]
     files = {"label": ("l.bin", b"abc")}
@@ -338,6 +393,39 @@ def test_a_final_label_says_what_its_segments_are(ask):
     check_refused(ask("PUT", "datastore/label/info?label=plain&tag=final", data=info), 400, "Segment_1")
     for tag in ("draft", "final"):
         assert ask("DELETE", f"datastore/label?id=plain&tag={tag}").status_code == 200
+
+
+def test_the_log_is_that_of_this_server(ask, root):
+    before = ask("GET", "logs/?lines=0").text
+    assert "Taken: two_d (ready)" in before
+    note = {"PatientID": "Roe's 17", "PatientName": "Roe^Jane", "SeriesInstanceUID": "1.2.3.77"}
+    check_refused(ask("POST", "activelearning/first?x", json={"label_tag": "/", **note}), 400, "label_tag")
+    assert ask("POST", "activelearning/first", json=note).status_code == 200
+    with (root / "monailabel_app" / "logs" / "app.log").open("a") as file:
+        file.write("a line of another server\n")
+    for lines in ("300", "0", "-5", "1" + "0" * 22):
+        answer = ask("GET", f"logs/?lines={lines}&html=true&refresh=1")
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/plain")
+        assert "1.2.3.77" in answer.text
+        for patient in ("Roe", "a line of another server"):
+            assert patient not in answer.text
+    assert ask("GET", "logs/?lines=2").text.splitlines() == ask("GET", "logs/?lines=300").text.splitlines()[-2:]
+    check_refused(ask("GET", "logs/?lines=1e22"), 400, "lines", "'1e22'")
+
+
+def test_what_is_written_of_patients_is_for_nobody_else(ask, root):
+    answer = ask("PUT", "session/", files={"files": ("a.nii.gz", SCAN)})
+    assert ask("PUT", "datastore/label?image=plain&tag=secret", files={"label": ("a.nii.gz", LABEL)}).status_code == 200
+    assert ask("PUT", "datastore/image?image=private", files={"file": ("a.nii.gz", SCAN)}).status_code == 200
+    written = ["studies/labels", "studies/labels/secret", "studies/labels/secret/plain.nii.gz"]
+    written += ["studies/private.nii.gz", "studies/datastore_v2.json", "monailabel_app/logs/app.log"]
+    written += [str(path.relative_to(root)) for path in (root / "sessions" / answer.json()["session_id"]).rglob("*")]
+    assert len(written) > 7
+    assert [path for path in written if (root / path).stat().st_mode & 0o077] == []
+    assert ask("DELETE", "datastore/label?id=plain&tag=secret").status_code == 200
+    assert ask("DELETE", "datastore/image?id=private").status_code == 200
+    assert ask("DELETE", f"session/{answer.json()['session_id']}").status_code == 200
 
 
 def test_the_archive_of_the_labels_is_packed(ask):

@@ -102,3 +102,12 @@ def test_a_misspelt_name_of_conf_is_said(monkeypatch):
 
     with pytest.raises(InputError, match=r"found max_upload_md, expected .* max_upload_mb"):
         LiverSegApp("", "", {"max_upload_md": "5", "models": "unet_liver"})
+
+
+def test_another_version_of_monai_label_is_refused(monkeypatch):
+    from lib import patches
+
+    patches.check_version()
+    monkeypatch.setattr(patches, "VERSION", "0.9.1")
+    with pytest.raises(InputError, match=r"found monailabel 0\.8\.5, expected 0\.9\.1"):
+        patches.check_version()
