@@ -40,6 +40,7 @@ def demo(
     Examples: liverseg demo; liverseg demo --scan ct.nii.gz
     """
     from liverseg.io.masks import find_mask
+    from liverseg.io.paths import absolute
     from liverseg.workbench.report.html import write_report
 
     console = Console()
@@ -62,7 +63,7 @@ def demo(
             _run(console, bundle, "evaluating", ["train", "evaluate"], {**paths, **SETTINGS, **options})
 
     console.rule("4/5 Segmentation")
-    image = Path(test[0]["image"]) if scan is None else scan.resolve()
+    image = Path(test[0]["image"]) if scan is None else absolute(scan)
     options = {"output_dir": str(out / "masks"), "spacing": SETTINGS["spacing"], "dataset_dir": str(image)}
     _run(console, bundle, "inference", ["inference"], {**paths, **options})
     mask = find_mask(out / "masks", image)

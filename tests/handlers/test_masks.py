@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Events
 from monai.data import DataLoader
 from monai.transforms import AsDiscreted, Compose
 
@@ -53,6 +54,10 @@ def test_what_no_scan_is_to_blame_for_is_recorded_of_none(tmp_path, write_nifti)
 
 
 def test_a_folder_that_cannot_be_written_ends_the_run_before_the_first_scan(tmp_path):
+    class NoEpoch:
+        def attach(self, engine):
+            engine.add_event_handler(Events.EPOCH_STARTED, lambda: pytest.fail("the scans are read"))
+
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file.masks: the folder cannot be written"):
-        run(tmp_path / "file" / "masks", [{"image": "/gone.nii"}])
+        run(tmp_path / "file" / "masks", [{"image": "/gone.nii"}], NoEpoch())
