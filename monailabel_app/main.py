@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 # Of `--conf`, the last MONAI Label's own.
-KNOWN = {"models", "inferences", "max_upload_mb", "score_model", "hold_minutes", "hosts", "server_mode"}
+KNOWN = {"models", "inferences", "max_upload_mb", "score_model", "hold_minutes", "hosts", "origins", "server_mode"}
 
 # Of the processes that the server starts: its process id.
 SERVER = "LIVERSEG_SERVER"
@@ -55,7 +56,8 @@ class LiverSegApp(MONAILabelApp):
         studies: folder of scans, or the address of a DICOMweb server.
         conf: what `--conf` gave, all as text: `models` (names, separated by commas), `inferences` (at once),
             `max_upload_mb`, `score_model` (the bundle that chooses the next scan), `hold_minutes` (for which it is one
-            annotator's), `hosts` (names that the server is reached by).
+            annotator's), `hosts` (names that the server is reached by), `origins` (of other web
+            pages that may ask it).
 
     Raises:
         InputError: for another version of MONAI Label, and what `conf` may not say.
@@ -71,6 +73,7 @@ class LiverSegApp(MONAILabelApp):
         names = [name.strip() for name in conf.get("models", "").split(",") if name.strip()]
         self.inferences = _positive("inferences", conf.get("inferences", "2"))
         self.max_upload_mb = _positive("max_upload_mb", conf.get("max_upload_mb", "4096"))
+        self.origins = _origins(conf.get("origins", ""))
         self.hold_minutes = _positive("hold_minutes", conf.get("hold_minutes", "60"))
         # What is written of patients is for nobody else: labels, copies of scans, sessions, logs.
         os.umask(0o077)
@@ -234,7 +237,7 @@ class LiverSegApp(MONAILabelApp):
 
         from lib.server import fix_server
 
-        fix_server(monailabel.app.app, self.inferences, self.max_upload_mb, self.conf.get("hosts", ""))
+        fix_server(monailabel.app.app, self.inferences, self.max_upload_mb, self.conf.get("hosts", ""), self.origins)
         super().on_init_complete()
 
 
@@ -242,3 +245,14 @@ def _positive(key: str, text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise InputError(f"{key}: found {text!r}, expected a whole number above 0: fix --conf {key}.")
     return int(text)
+
+
+def _origins(text: str) -> list[str]:
+    origins = [origin.strip().rstrip("/") for origin in text.split(",") if origin.strip()]
+    for origin in origins:
+        if not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise InputError(
+                f"origins: found {origin!r}, expected addresses of web pages without a path, as "
+                "https://viewer.example.org: fix --conf origins."
+            )
+    return origins

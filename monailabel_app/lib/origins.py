@@ -81,7 +81,7 @@ class OwnPages:
             return None
         return (
             f"Origin: found the page {page or site!r:.100}, expected a program or one of the server's own pages: open "
-            "the address by hand, or name the page in MONAI_LABEL_CORS_ORIGINS if it is yours."
+            "the address by hand, or name the page in --conf origins if it is yours."
         )
 
     def _is_ours(self, host: str) -> bool:

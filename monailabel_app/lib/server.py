@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -40,7 +40,7 @@ from liverseg.errors import InputError, sentence
 logger = logging.getLogger(__name__)
 
 
-def fix_server(server: FastAPI, inferences: int, max_upload_mb: int, hosts: str) -> None:
+def fix_server(server: FastAPI, inferences: int, max_upload_mb: int, hosts: str, origins: Sequence[str]) -> None:
     """Put everything of this module into MONAI Label's server, when it has started and before its first request.
 
     Args:
@@ -48,6 +48,7 @@ def fix_server(server: FastAPI, inferences: int, max_upload_mb: int, hosts: str)
         inferences: at most so many run at once; others wait for their turn.
         max_upload_mb: the largest request in 10⁶ bytes.
         hosts: names that it is reached by, separated by commas.
+        origins: of other pages that may ask it.
 
     Raises:
         InputError: for what is no name.
@@ -64,11 +65,10 @@ def fix_server(server: FastAPI, inferences: int, max_upload_mb: int, hosts: str)
     answer_with_sentences(server)
     host = _listens_on()
     names = own_hosts(hosts, host)
-    origins = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS]
     _say_who_is_answered(host, names, origins)
     # Starlette has put its middleware together for the start itself, and does so anew for the next request.
     server.middleware_stack = None
-    # Of its own, MONAI Label lets all pages in without this setting, and none of those that it names.
+    # Of its own, MONAI Label lets all pages in; with MONAI_LABEL_CORS_ORIGINS it does not start.
     server.user_middleware = [one for one in server.user_middleware if one.cls is not CORSMiddleware]
     server.add_middleware(Threads, inferences=inferences)
     server.add_middleware(UploadLimit, max_mb=max_upload_mb)
@@ -90,7 +90,7 @@ def _listens_on() -> str:
     return parser.parse_known_args()[0].host
 
 
-def _say_who_is_answered(host: str, names: list[str], origins: list[str]) -> None:
+def _say_who_is_answered(host: str, names: list[str], origins: Sequence[str]) -> None:
     logger.info(
         "Answered are programs and this server's own pages, at its addresses and the names %s; other pages: %s.",
         ", ".join(names),

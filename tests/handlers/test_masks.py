@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Events
 from monai.data import DataLoader
 from monai.transforms import AsDiscreted, Compose
 
 from liverseg.engines import ScanDataset, ScanEvaluator
 from liverseg.errors import InputError, sentence
-from liverseg.handlers import MaskSummary, WeightsLoader
+from liverseg.handlers import MaskSummary, WeightsCheckpointLoader
 from liverseg.io.masks import MaskFolder
 from liverseg.transforms import LoadVolumed, SaveMaskd
 
@@ -45,13 +46,17 @@ def test_scans_that_fail_are_recorded_whether_alone_or_not(tmp_path, write_nifti
 
 def test_what_no_scan_is_to_blame_for_is_recorded_of_none(tmp_path, write_nifti):
     scan = {"image": write_nifti("right.nii", np.zeros((4, 4, 2), np.int16))}
-    weights = WeightsLoader(torch.nn.Conv3d(1, 2, 1), tmp_path / "gone.pt")
+    weights = WeightsCheckpointLoader(torch.nn.Conv3d(1, 2, 1), tmp_path / "gone.pt")
     with pytest.raises(InputError, match=r"gone\.pt"):
         run(tmp_path / "masks", [scan], weights)
     assert not (tmp_path / "masks").exists()
 
 
 def test_a_folder_that_cannot_be_written_ends_the_run_before_the_first_scan(tmp_path):
+    class NoEpoch:
+        def attach(self, engine):
+            engine.add_event_handler(Events.EPOCH_STARTED, lambda: pytest.fail("the scans are read"))
+
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file.masks: the folder cannot be written"):
-        run(tmp_path / "file" / "masks", [{"image": "/gone.nii"}])
+        run(tmp_path / "file" / "masks", [{"image": "/gone.nii"}], NoEpoch())

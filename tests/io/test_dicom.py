@@ -440,7 +440,7 @@ def test_links_to_files_and_folders_are_followed_once(tmp_path):
 def test_without_pydicom_the_extra_is_named(tmp_path, monkeypatch):
     write(tmp_path)
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(InputError, match=r'pip install "liverseg\[dicom\]"'):
+    with pytest.raises(InputError, match=r"pip install pydicom"):
         read_volume(str(tmp_path))
 
 

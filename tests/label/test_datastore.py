@@ -153,7 +153,7 @@ def test_a_labelmap_has_whole_values_of_a_byte(tmp_path):
     save(tmp_path / "near.nii.gz", values)
     label = read_label(str(tmp_path / "near.nii.gz"))
     assert label.flatten().tolist() == [0, 1, 1, 2] and label.dtype == torch.uint8
-    assert values_in(label) == [0, 1, 2]
+    assert values_in(label) == [1, 2]
     for odd, words in ((0.5, "found label values 0.5, expected whole numbers"), (np.nan, "found label values nan")):
         save(tmp_path / "odd.nii.gz", np.full((2, 2, 2), odd, np.float32))
         with pytest.raises(InputError, match=rf"odd\.nii\.gz: {words}"):

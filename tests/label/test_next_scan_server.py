@@ -57,8 +57,8 @@ def assert_only_this_page_is_let_in(url, page):
 
 
 def test_scores_in_the_background_choose_the_next_scan(root, tmp_path):
-    allowed = {"MONAI_LABEL_CORS_ORIGINS": '["https://viewer.example"]'}
-    with serve(root, "--conf", "score_model", "other", **allowed) as server:
+    allowed = ("--conf", "origins", "https://viewer.example/")
+    with serve(root, "--conf", "score_model", "other", *allowed) as server:
         assert_only_this_page_is_let_in(server.url, "https://viewer.example")
         one, two = (MONAILabelClient(server.url, str(tmp_path), client_id=name) for name in ("one", "two"))
 

@@ -239,7 +239,7 @@ def test_a_wrong_option_gets_a_sentence(task):
     wrong_values = {
         "loss": ["hinge", [], 5],
         "max_epochs": ["many", 0, 2.9, True, "1e999", 10**400, None],
-        "learning_rate": [float("nan"), "nan", float("inf"), -1],
+        "learning_rate": [float("nan"), "nan", float("inf"), -1, 0],
         "val_split": [1],
         "device": ["abacus", [], [5], 5, ""],
     }
@@ -267,7 +267,7 @@ def test_only_what_is_better_is_published(bundle, task, store):
     assert 2 * (mask & liver).sum() / (mask.sum() + liver.sum()) > 0.15
 
     # Nothing learned: the weights it starts from, which are those in use, and as good.
-    same = task({"max_epochs": 1, "learning_rate": 0}, store)
+    same = task({"max_epochs": 1, "learning_rate": 1e-30}, store)
     assert same["state"] == "candidate"
     assert same["mean_dice"] == same["mean_dice_in_use"] == first["mean_dice"]
     assert "not published" in same["reason"]

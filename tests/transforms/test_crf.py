@@ -269,7 +269,7 @@ def test_the_dictionary_transform_delegates():
 
 def test_the_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydensecrf", None)
-    with pytest.raises(InputError, match=r'pip install "liverseg\[crf\]"'):
+    with pytest.raises(InputError, match=r"pip install pydensecrf2"):
         DenseCRF()
 
 

@@ -93,7 +93,7 @@ def broken_lits(tmp_path) -> tuple[Path, dict[str, str]]:
     air[:5, :5] = 1
     labels = {0: label, 1: label, 2: label[::-1], 3: 0 * label, 4: label, 5: label[:, :-1], 6: air, 7: label}
     for number, array in labels.items():
-        grid = affine / 50 if number == 7 else affine
+        grid = affine / 1000 if number == 7 else affine
         trees.save(root / f"volume-{number}.nii", image, grid)
         trees.save(root / f"segmentation-{number}.nii", array, grid)
     whole = (root / "volume-4.nii").read_bytes()

@@ -322,7 +322,7 @@ class Retraining(TrainTask):
             raise self._wrong(key, value, "a whole number" if kind is int else "a number")
         if key == "val_split" and not 0 < number < 1:
             raise self._wrong(key, value, "a share between 0 and 1")
-        if number < (1 if kind is int else 0):
+        if number < 1 if kind is int else number <= 0:
             raise self._wrong(key, value, "a larger number")
         return kind(number)
 
