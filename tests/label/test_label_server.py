@@ -378,7 +378,7 @@ def test_no_file_of_the_server_is_read(server, root, tmp_path):
             "a.nii",
             "straight",
             400,
-            ["its corner at voxel (39, 47, 0) lies 312 mm off"],
+            ["at voxel (39, 47, 0) lies 312 mm off"],
         ),
         ("datastore/label?image=plain", "a.nii", "negative", 400, ["label values -1", "0 to 255"]),
         ("datastore/image?image=new", "a.nii", "large", 413, ["4 MB", "max_upload_mb"]),
