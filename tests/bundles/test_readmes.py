@@ -62,7 +62,7 @@ def test_commands_of_liverseg_are_there_in_the_repository_and_said_to_be_nowhere
         command = get_command(app).commands[data].commands[verb]
         # All but the running: typer reads the names and the values of the options.
         assert command.make_context(verb, arguments).params
-    text = readme.read_text()
+    text = " ".join(readme.read_text().split())
     first = text.index("liverseg data")
     assert "In the repository, after `pip install .`" in text[first - 200 : first]
     assert "a downloaded archive of the bundle has none of them" in text
