@@ -108,14 +108,14 @@ def test_a_failing_cell_stops_no_other_and_is_named(tmp_path):
         "rows": {"wrong": {"loss": "wrong"}, "right": {"loss": "dice"}},
         "columns": {"IoU": {}},
     }
-    losses = {"wrong": {"loss": "@losses#dice", "learning_rate": -1}}
+    losses = {"wrong": {"loss": "@losses#dice", "optimizers#adam#betas": [2, 0.9]}}
     study, out = write_study(tmp_path, folds=[0], tables={"own": table}, losses=losses), tmp_path / "out"
     arguments = ["run", str(study), "--out", str(out), "--workers", "1", "--bundles", str(ROOT / "bundles")]
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, InputError)
     assert str(result.exception).startswith("1 of 2 trainings failed")
     assert "ct_DeepLab_wrong_liver_fold0" in str(result.exception)
-    assert "Invalid learning rate: -1" in str(result.exception)
+    assert "Invalid beta parameter at index 0: 2" in str(result.exception)
     text = (out / "tables" / "own.md").read_text()
     assert "| wrong |  |" in text
     assert "| right | 0." in text
@@ -185,7 +185,7 @@ def test_calibration_goes_on_where_it_stopped(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"key": "iou_xy_alhpa"}, "--key: found iou_xy_alhpa, which"),
+        ({"key": "iou_xy_alhpa"}, "--key: deeplabv3_liver: iou_xy_alhpa: found no iou_xy_alhpa in the config"),
         ({"network": "UNet"}, "--network: found UNet, expected one of DeepLab"),
         ({"low": 2.0}, "expected low below high"),
         ({"loss": "iou_x"}, "loss: found iou_x, expected one of"),
