@@ -60,13 +60,15 @@ def serve(root: Path, *arguments: str, **variables: str) -> Iterator[SimpleNames
         process = subprocess.Popen(command, cwd=root, env={**os.environ, **own}, stdout=output, stderr=output)
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(600):
+        for _ in range(1800):
             assert process.poll() is None, log.read_text()[-3000:]
             try:
                 requests.get(f"{url}/info/", timeout=60)
                 break
             except requests.ConnectionError:
                 time.sleep(0.2)
+        else:
+            raise AssertionError(f"no server in six minutes: {log.read_text()[-3000:]}")
         yield SimpleNamespace(url=url, log=log, process=process)
     finally:
         process.terminate()
