@@ -124,15 +124,15 @@ SHAPE = (48, 40, 8)
 UPLOADS = {
     "4-D": ("label", "a.nii.gz", lambda: packed(np.zeros((*SHAPE, 2), np.uint8)), 400, ["3-D"]),
     "2-D": ("label", "a.nii.gz", lambda: packed(np.zeros(SHAPE[:2], np.uint8)), 400, ["48×40", "3-D"]),
-    "complex": ("label", "a.nii.gz", lambda: packed(np.zeros(SHAPE, np.complex64)), 400, ["complex64"]),
-    "colours": ("label", "a.nii.gz", lambda: packed(np.zeros(SHAPE, RGB)), 400, ["type"]),
-    "nan": ("label", "a.nii.gz", lambda: bent(LABEL, np.nan), 400, ["affine", "nan"]),
-    "flat": ("label", "a.nii.gz", lambda: bent(LABEL, 0), 400, ["affine", "finite axes"]),
+    "complex": ("label", "a.nii.gz", lambda: packed(np.zeros(SHAPE, np.complex64)), 400, ["complex numbers"]),
+    "colours": ("label", "a.nii.gz", lambda: packed(np.zeros(SHAPE, RGB)), 400, ["colours"]),
+    "nan": ("label", "a.nii.gz", lambda: bent(LABEL, np.nan), 400, ["sform", "nan"]),
+    "flat": ("label", "a.nii.gz", lambda: bent(LABEL, 0), 400, ["sform", "three axes in space"]),
     "huge": ("label", "a.nii.gz", lambda: huge(30000), 413, ["4 MB", "max_upload_mb"]),
     "noise": ("label", "a.nii.gz", lambda: damaged(LABEL), 400, ["'a.nii.gz'"]),
     "long tag": (f"label&tag={LONG}", "a.nii.gz", lambda: LABEL, 400, ["tag", "300", "200"]),
-    "scan nan": ("image", "a.nii.gz", lambda: bent(SCAN, np.nan), 400, ["'a.nii.gz'", "affine"]),
-    "scan complex": ("image", "a.nii.gz", lambda: packed(np.zeros((8, 8, 8), np.complex64)), 400, ["complex64"]),
+    "scan nan": ("image", "a.nii.gz", lambda: bent(SCAN, np.nan), 400, ["'a.nii.gz'", "sform"]),
+    "scan complex": ("image", "a.nii.gz", lambda: packed(np.zeros((8, 8, 8), np.complex64)), 400, ["complex numbers"]),
     "scan bomb": ("image", "a.nii.gz", lambda: huge(200), 413, ["32 MB", "4 MB"]),
     "long id": (f"image&image={LONG}", "a.nii.gz", lambda: SCAN, 400, ["image", "300", "200"]),
     "junk": ("session", "a.bin", lambda: b"abc", 400, ["'a.bin'", ".nii.gz"]),
@@ -311,7 +311,7 @@ def test_no_request_is_answered_with_anything_but_a_sentence(ask):
     values = packed(np.full((48, 40, 8), 300, np.int16))
     params = {"label_info": [{"name": "liver", "id": 1}], "selected_label_name": "liver"}
     sent = {"files": {"label": ("mine.nii.gz", values)}, "data": {"params": json.dumps(params)}}
-    check_refused(ask("POST", "infer/scribbles?image=plain", **sent), 400, "label: found values")
+    check_refused(ask("POST", "infer/scribbles?image=plain", **sent), 400, "label: found label values 300")
 
 
 def test_the_archive_of_the_labels_is_packed(ask):
