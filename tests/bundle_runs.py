@@ -111,7 +111,7 @@ def tracked_epochs(database: Path) -> list[tuple[str, list[int]]]:
 
 def _run(arguments, cwd, variables, launcher=()) -> subprocess.CompletedProcess[str]:
     command, environment = _command(arguments, variables, launcher)
-    return subprocess.run(command, cwd=cwd, env=environment, timeout=300, check=False, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, env=environment, timeout=1800, check=False, capture_output=True, text=True)
 
 
 def _command(arguments, variables, launcher) -> tuple[list[str], dict[str, str]]:

@@ -16,5 +16,5 @@ def run_two_ranks(file: str, *arguments: str) -> None:
     commands = [[sys.executable, file, *arguments, str(rank)] for rank in range(2)]
     processes = [subprocess.Popen(command, env=environment, **streams) for command in commands]
     for process in processes:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=900)
         assert process.returncode == 0, output

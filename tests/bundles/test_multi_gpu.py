@@ -105,13 +105,13 @@ def test_a_killed_process_ends_both_machines_and_the_training_goes_on(scans, tmp
 
     def end(nodes):
         try:
-            return [node.communicate(timeout=300) for node in nodes]
+            return [node.communicate(timeout=1800) for node in nodes]
         finally:
             for node in nodes:
                 node.kill()
 
     nodes = start(max_epochs=1000)
-    checkpoint, give_up = tmp_path / "models" / "checkpoint.pt", time.monotonic() + 300
+    checkpoint, give_up = tmp_path / "models" / "checkpoint.pt", time.monotonic() + 900
     while not checkpoint.is_file() and time.monotonic() < give_up and nodes[1].poll() is None:
         time.sleep(0.05)
     for process in psutil.Process(nodes[1].pid).children():

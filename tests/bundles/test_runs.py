@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nibabel as nib
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from bundle_runs import BUNDLE, ROOT, SHORT, monai_bundle, options, torchrun, tracked_epochs
+from waiting import wait_until
 
 from liverseg.networks import DeepLabV3Plus, load_weights
 
@@ -104,11 +104,7 @@ def test_a_killed_training_resumes_where_it_stopped(dataset, tmp_path):
         stderr=subprocess.DEVNULL,
     )
     # Written after the checkpoint.
-    written, give_up = tmp_path / "eval" / "history.csv", time.monotonic() + 120
-    while not written.is_file():
-        assert process.poll() is None
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
+    wait_until((tmp_path / "eval" / "history.csv").is_file)
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = torch.load(tmp_path / "models" / "checkpoint.pt", weights_only=True)["epoch"]

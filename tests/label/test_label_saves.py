@@ -15,6 +15,7 @@ import pytest
 import requests
 from bundle_runs import AFFINE, save
 from label_bundles import copy_app, serve
+from waiting import wait_until
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from monailabel.client import MONAILabelClient
@@ -78,8 +79,7 @@ def test_a_killed_server_has_every_acknowledged_label_whole(tmp_path):
                 for number, scan in enumerate(SCANS)
             ]
             watching = threads.submit(watch, stop)
-            while len(saves) < SAVES_PER_KILL * (kill + 1):
-                time.sleep(0.01)
+            wait_until(lambda wanted=SAVES_PER_KILL * (kill + 1): len(saves) >= wanted)
             time.sleep(draw.uniform(0, 0.3))
             server.process.kill()
             server.process.wait()

@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import json
 import shutil
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
@@ -15,6 +14,7 @@ import pytest
 import requests
 from bundle_runs import AFFINE, make_scan, save
 from label_bundles import SMALL_2D, SMALL_3D, run_bundle, tiny_bundle, write_weights
+from waiting import wait_until
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 import nrrd
@@ -216,7 +216,7 @@ def test_two_bundles_asked_by_eight_threads(server, expected):
         right = []
         for number in range(25):
             model, image = asked[(thread + number) % len(asked)]
-            answer = requests.post(f"{server.url}/infer/{model}?image={image}&output=image", timeout=120)
+            answer = requests.post(f"{server.url}/infer/{model}?image={image}&output=image", timeout=600)
             answer.raise_for_status()
             suffix = "".join(answer.headers["content-disposition"].rstrip('"').partition(".")[1:])
             assert suffix == ".nii.gz"
@@ -280,8 +280,8 @@ def test_many_scans_of_which_one_is_damaged(client, server):
     url = f"{server.url}/batch/infer"
     assert requests.post(f"{url}/two_d?images=unlabeled", timeout=60).status_code == 200
     # Submitted, it is not running yet.
-    while (task := requests.get(url, timeout=60).json())["status"] in ("SUBMITTED", "RUNNING"):
-        time.sleep(0.2)
+    ended = lambda task: task if task["status"] not in ("SUBMITTED", "RUNNING") else None
+    task = wait_until(lambda: ended(requests.get(url, timeout=60).json()))
     assert task["status"] == "DONE", task
     details = "\n".join(task["details"])
     assert "3 / 3" in details
@@ -295,12 +295,11 @@ def test_many_scans_of_which_one_is_damaged(client, server):
 
 def test_answers_while_an_inference_runs(server, client, root):
     with ThreadPoolExecutor(1) as thread:
-        running = thread.submit(requests.post, f"{server.url}/infer/waits?image=plain", timeout=120)
+        running = thread.submit(requests.post, f"{server.url}/infer/waits?image=plain", timeout=900)
         try:
-            while not (root / "begun").exists():
-                time.sleep(0.05)
+            wait_until((root / "begun").exists)
             for address in ("info/", "datastore/", "datastore/image?image=plain"):
-                assert requests.get(f"{server.url}/{address}", timeout=20).status_code == 200
+                assert requests.get(f"{server.url}/{address}", timeout=60).status_code == 200
             # A second one is not held up either.
             assert requests.post(f"{server.url}/infer/two_d?image=plain", timeout=60).status_code == 200
             assert not running.done()
@@ -373,14 +372,8 @@ def test_no_file_of_the_server_is_read(server, root, tmp_path):
         ("datastore/label?image=plain", "a.nii.gz", "half", 400, ["'a.nii.gz'", "not readable"]),
         ("datastore/label?image=plain", "a.nrrd", "volume", 400, [".nii.gz"]),
         ("datastore/label?image=plain", "a.nii", "volume", 400, ["shape 4×4×4", "expected 48×40×8", "plain.nii.gz"]),
-        (
-            "datastore/label?image=oblique",
-            "a.nii",
-            "straight",
-            400,
-            ["at voxel (39, 47, 0) lies 312 mm off"],
-        ),
-        ("datastore/label?image=plain", "a.nii", "negative", 400, ["label values -1", "0 to 255"]),
+        ("datastore/label?image=oblique", "a.nii", "straight", 400, ["oblique.nii", "mm off", "resample"]),
+        ("datastore/label?image=plain", "a.nii", "negative", 400, ["values -1", "expected 0 to 255"]),
         ("datastore/image?image=new", "a.nii", "large", 413, ["4 MB", "max_upload_mb"]),
         ("session/", "..", "volume", 400, ["'..'"]),
     ],

@@ -20,6 +20,7 @@ from bundle_runs import ROOT, make_scan, save
 from label_bundles import run_bundle, serve, tiny_bundle, write_weights
 from monai.bundle import ConfigParser
 from typer.testing import CliRunner
+from waiting import wait_until
 
 from liverseg import versions
 from liverseg.errors import InputError
@@ -373,11 +374,11 @@ def test_the_loop(project, store, tmp_path):
 
         client.train_start("learns", {**FAST, "max_epochs": 5000})
         # Of an epoch with a validation, and into the next ones.
-        while (stats := client.info()["train_stats"]["learns"])["state"] != "training" or stats["epoch"] < 6:
-            time.sleep(0.1)
+        trains = lambda stats: stats["state"] == "training" and stats["epoch"] >= 6
+        wait_until(lambda: trains(client.info()["train_stats"]["learns"]))
         (training,) = (one for one in children(project) if "training" in one.cmdline())
         assert client.train_stop()["status"] == "STOPPED"
-        _, alive = psutil.wait_procs([training], timeout=10)
+        _, alive = psutil.wait_procs([training], timeout=120)
         assert not alive
         stats = client.info()["train_stats"]["learns"]
         assert stats["state"] == "stopped"
@@ -392,13 +393,12 @@ def test_the_loop(project, store, tmp_path):
 
         client.train_start("learns", {**FAST, "max_epochs": 5000})
         assert client.infer("learns", "scan0", {"version": version.name})[0]
-        while not any("training" in one.cmdline() for one in children(project)):
-            time.sleep(0.1)
+        wait_until(lambda: any("training" in one.cmdline() for one in children(project)))
         tasks = [one for one in psutil.Process().children(recursive=True) if "train" in one.cmdline()]
         assert len(tasks) == 1
         tasks += children(project)
     # The server has ended, and nothing of it goes on.
-    _, alive = psutil.wait_procs(tasks, timeout=10)
+    _, alive = psutil.wait_procs(tasks, timeout=120)
     for one in alive:
         one.kill()
     assert not alive

