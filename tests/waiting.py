@@ -9,11 +9,9 @@ from typing import Any
 SECONDS = 900
 
 
-def wait_until(condition: Callable[[], Any], check: Callable[[], Any] = lambda: None) -> Any:
-    """What `condition` gives as soon as it is true; `check` asserts each time that it may still become so."""
+def wait_until(condition: Callable[[], Any]) -> None:
+    """Return as soon as `condition` is true."""
     end = time.monotonic() + SECONDS
-    while not (found := condition()):
-        check()
+    while not condition():
         assert time.monotonic() < end, f"still not so after {SECONDS} s"
         time.sleep(0.05)
-    return found

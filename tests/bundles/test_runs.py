@@ -104,7 +104,8 @@ def test_a_killed_training_resumes_where_it_stopped(dataset, tmp_path):
         stderr=subprocess.DEVNULL,
     )
     # Written after the checkpoint.
-    wait_until((tmp_path / "eval" / "history.csv").is_file)
+    wait_until(lambda: (tmp_path / "eval" / "history.csv").is_file() or process.poll() is not None)
+    assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = torch.load(tmp_path / "models" / "checkpoint.pt", weights_only=True)["epoch"]

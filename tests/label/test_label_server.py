@@ -280,8 +280,8 @@ def test_many_scans_of_which_one_is_damaged(client, server):
     url = f"{server.url}/batch/infer"
     assert requests.post(f"{url}/two_d?images=unlabeled", timeout=60).status_code == 200
     # Submitted, it is not running yet.
-    ended = lambda task: task if task["status"] not in ("SUBMITTED", "RUNNING") else None
-    task = wait_until(lambda: ended(requests.get(url, timeout=60).json()))
+    wait_until(lambda: requests.get(url, timeout=60).json()["status"] not in ("SUBMITTED", "RUNNING"))
+    task = requests.get(url, timeout=60).json()
     assert task["status"] == "DONE", task
     details = "\n".join(task["details"])
     assert "3 / 3" in details

@@ -7,7 +7,6 @@ import csv
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 
 import nibabel as nib
@@ -349,10 +348,13 @@ def test_the_loop(project, store, tmp_path):
 
         client.train_start("learns", {**FAST, "pretrained": False})
         seen = []
-        while client.train_status()["status"] in ("SUBMITTED", "RUNNING"):
+
+        def ended() -> bool:
             name, stats = next(iter(client.info()["train_stats"].items()))
-            seen += [stats] if name == "learns" and stats else []
-            time.sleep(0.1)
+            seen.extend([stats] if name == "learns" and stats else [])
+            return client.train_status()["status"] not in ("SUBMITTED", "RUNNING")
+
+        wait_until(ended)
         stats = client.info()["train_stats"]["learns"]
         assert client.train_status()["status"] == "DONE"
         assert stats["state"] == "published"
@@ -374,8 +376,7 @@ def test_the_loop(project, store, tmp_path):
 
         client.train_start("learns", {**FAST, "max_epochs": 5000})
         # Of an epoch with a validation, and into the next ones.
-        trains = lambda stats: stats["state"] == "training" and stats["epoch"] >= 6
-        wait_until(lambda: trains(client.info()["train_stats"]["learns"]))
+        wait_until(lambda: (now := client.info()["train_stats"]["learns"])["state"] == "training" and now["epoch"] >= 6)
         (training,) = (one for one in children(project) if "training" in one.cmdline())
         assert client.train_stop()["status"] == "STOPPED"
         _, alive = psutil.wait_procs([training], timeout=120)
