@@ -59,7 +59,7 @@ class Bundle:
 
     def weights(self) -> list[Path]:
         """The files with the weights in use; none where one of those that it needs is missing. Read each time."""
-        return self._needed if model_files(self.folder / "models") and not self._missing() else []
+        return self._needed() if model_files(self.folder / "models") and not self._missing() else []
 
     def state(self) -> str:
         """Whether there are weights, as text for `/info`."""
@@ -70,14 +70,22 @@ class Bundle:
         return f"weights missing ({several}): train it to its end, or copy them there" if missing else "ready"
 
     def _missing(self) -> list[Path]:
-        return [path for path in self._needed if not path.is_file()]
+        return [path for path in self._needed() if not path.is_file()]
+
+    def _needed(self) -> list[Path]:
+        """Where inference reads the weights of each of its networks, which may depend on the files that are there."""
+        there = tuple(model_files(self.folder / "models"))
+        if there not in self._places:
+            with self.workflow({}) as parser:
+                paths: Any = parser.get_parsed_content("ckpt_path") if "ckpt_path" in parser else "models/model.pt"
+            some = paths.values() if isinstance(paths, Mapping) else [paths]
+            self._places[there] = [self.folder / path for path in some]
+        return self._places[there]
 
     @functools.cached_property
-    def _needed(self) -> list[Path]:
-        """Where inference reads the weights of each of its networks."""
-        with self.workflow({}) as parser:
-            paths: Any = parser.get_parsed_content("ckpt_path") if "ckpt_path" in parser else "models/model.pt"
-        return [self.folder / path for path in (paths.values() if isinstance(paths, Mapping) else [paths])]
+    def _places(self) -> dict[tuple[Path, ...], list[Path]]:
+        # To resolve a config takes longer than to list its files, and clients ask often.
+        return {}
 
     def fingerprint(self) -> str:
         """Text that changes when the weights in use do."""

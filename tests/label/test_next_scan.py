@@ -324,6 +324,10 @@ def test_a_bundle_that_is_trained_by_half_neither_segments_nor_scores(tmp_path):
     assert bundles["a_half"].weights() == []
     assert [bundle.name for bundle in scores.models()] == ["whole"]
     assert Disagreement("disagreement", "", bundles).models() == []
+    # One file of all networks is enough, and it is what is used then.
+    (half / "models" / "model.pt").touch()
+    assert bundles["a_half"].weights() == [half / "models" / "model.pt"]
+    assert bundles["a_half"].state() == "ready"
 
 
 def test_what_says_nothing_of_a_scan_is_no_score(store, tmp_path):
