@@ -41,12 +41,16 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], A
     # One of `tempfile` would be its owner's alone, whatever the umask.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with temporary.open("x+b") as file:
-            write(file)
-        os.replace(temporary, path)
+        file = temporary.open("x+b")
+        try:
+            with file:
+                write(file)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     # torch.save turns a failed write into a RuntimeError.
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise InputError(
             f"{path}: could not be saved ({reason}), what was there before is kept: free some space or choose "
