@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from filelock import FileLock
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 
@@ -189,8 +190,6 @@ class Tracking:
 
     def _database_lock(self) -> AbstractContextManager:
         # MLflow fails where two processes make the tables of one file at once, as stages trained side by side do.
-        from filelock import FileLock
-
         database = self._database()
         return FileLock(check_writable(database.parent) / f"{database.name}.lock") if database else nullcontext()
 

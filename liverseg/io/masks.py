@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 import liverseg
 from liverseg.errors import InputError
@@ -145,8 +146,6 @@ class MaskFolder:
     @contextmanager
     def _recorded(self) -> Iterator[list[dict[str, Any]]]:
         """The list of scans, for no other process at the same time; what the block makes of it is written."""
-        from filelock import FileLock
-
         check_writable(self.folder)
         with FileLock(self.folder / f".{SUMMARY}.lock"):
             content = _read(self.folder)
