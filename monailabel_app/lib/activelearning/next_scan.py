@@ -14,7 +14,6 @@ from fastapi import HTTPException
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
 
-from lib.dicom_server import DicomServerError
 from lib.scoring.scores import Scores
 from liverseg.errors import InputError
 
@@ -54,44 +53,41 @@ class NextScan(Strategy):
         Raises:
             HTTPException: as `order`.
         """
+        annotator = str(request.get("client_id"))
+        asked = request.get("label_tag"), request.get("labels")
         while True:
-            found = self._choose(request, datastore)
-            if found is None:
-                return None
+            found = None
             try:
+                # Two who ask at once must not get the same.
+                with _choosing:
+                    found = self._choose(annotator, datastore.get_unlabeled_images(*asked), request, datastore)
+                    if found is None:
+                        return None
+                    served = datastore.get_image_info(found["id"]).get("served", {})
+                    datastore.update_image_info(found["id"], {"served": {**served, annotator: time.time()}})
                 datastore.get_image_uri(found["id"])
                 return found
             except InputError as error:
                 # The datastore no longer offers a scan that it has found to be none.
-                if found["id"] in datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels")):
+                if found is None or found["id"] in datastore.get_unlabeled_images(*asked):
                     raise
-                logger.warning("Not given to %s, who gets the next: %s", request.get("client_id"), error)
+                logger.warning("Not given to %s, who gets the next: %s", annotator, error)
 
-    def _choose(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
-        annotator = str(request.get("client_id"))
-        # Two who ask at once must not get the same.
-        with _choosing:
-            images = list(datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels")))
-            every = {image: datastore.get_image_info(image).get("served", {}) for image in datastore.list_images()}
-            last: dict[str, tuple[float, str]] = {}
-            for image, served in every.items():
-                for client, when in served.items():
-                    last[client] = max(last.get(client, (0.0, "")), (when, image))
-            since = time.time() - 60 * self.hold_minutes
-            held = {image for client, (when, image) in last.items() if client != annotator and when > since}
-            # A scan may be removed between the two lists.
-            free = [image for image in images if image in every and image not in held]
-            order = self.order(free, request, datastore)
-            # A scan that cannot be copied from a DICOM server keeps nobody from the next one.
-            for image in sorted(order, key=lambda image: every[image].get(annotator, 0.0)):
-                try:
-                    datastore.update_image_info(image, {"served": {**every[image], annotator: time.time()}})
-                    return {"id": image, **order[image]}
-                except DicomServerError:
-                    raise
-                except InputError as error:
-                    logger.warning("%s is left out: %s", image, error)
-        return None
+    def _choose(
+        self, annotator: str, images: Sequence[str], request: Mapping[str, Any], datastore: Datastore
+    ) -> dict[str, Any] | None:
+        every = {image: datastore.get_image_info(image).get("served", {}) for image in datastore.list_images()}
+        last: dict[str, tuple[float, str]] = {}
+        for image, served in every.items():
+            for client, when in served.items():
+                last[client] = max(last.get(client, (0.0, "")), (when, image))
+        since = time.time() - 60 * self.hold_minutes
+        held = {image for client, (when, image) in last.items() if client != annotator and when > since}
+        # A scan may be removed between the two lists.
+        free = [image for image in images if image in every and image not in held]
+        order = self.order(free, request, datastore)
+        best = min(order, key=lambda image: every[image].get(annotator, 0.0), default=None)
+        return None if best is None else {"id": best, **order[best]}
 
 
 class First(NextScan):
