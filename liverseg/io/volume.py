@@ -14,7 +14,7 @@ class Volume:
     """A volume as it lies in its file.
 
     Attributes:
-        array: (H, W, D), HU or intensities or label values; more axes where the file has more.
+        array: (H, W, D), HU or intensities or label values.
         affine: (4, 4), voxel index to RAS mm.
         warnings: what the person who gave the file should know, one sentence each.
         other_affines: (4, 4) each, where other programs show the same file; a label that lies there is on its grid.

@@ -39,8 +39,7 @@ class LoadVolumed(MapTransform):
         allow_missing_keys: skip keys that an item lacks.
 
     Raises:
-        InputError: as `read_volume`, for a volume that is not 3-D or holds no voxels, NaN or infinite voxels, and keys
-            of one item on different grids.
+        InputError: as `read_volume`, for NaN or infinite voxels, and keys of one item on different grids.
     """
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
@@ -52,7 +51,7 @@ class LoadVolumed(MapTransform):
         first: MetaTensor | None = None
         for key in self.key_iterator(loaded):
             volume = _load(str(loaded[key]))
-            _check_volume(volume)
+            _check_finite(volume)
             loaded[key] = volume if first is None else check_same_grid(first, volume)
             first = loaded[key] if first is None else first
         for key in self.key_iterator(loaded):
@@ -68,7 +67,7 @@ def _load(path: str) -> MetaTensor:
     meta = {
         "filename_or_obj": path,
         "original_affine": affine.clone(),
-        "spatial_shape": np.array(volume.array.shape[:3]),
+        "spatial_shape": np.array(volume.array.shape),
         "space": SpaceKeys.RAS,
         "original_channel_dim": "no_channel",
         "warnings": "",
@@ -97,25 +96,14 @@ def _log_once(path: str, warning: str) -> None:
     logger.warning("%s: %s", path, warning)
 
 
-def _check_volume(volume: MetaTensor) -> None:
-    file, shape = volume.meta["filename_or_obj"], tuple(volume.shape)
-    if len(shape) != 4 or shape[0] != 1:
-        found = f"{len(shape) - 1}-D" if shape[0] == 1 else f"4-D or {shape[0]} channels"
-        raise InputError(
-            f"{file}: the volume is {found} with shape {_shape_text(volume)}, expected one 3-D volume: "
-            "save each channel or time point as a file of its own."
-        )
-    if volume.numel() == 0:
-        raise InputError(f"{file}: the volume of shape {_shape_text(volume)} holds no voxel: replace the file.")
+def _check_finite(volume: MetaTensor) -> None:
     # A sum is not finite exactly when a voxel is not (intensities are far from float32's range), and needs no copy.
     if not math.isfinite(float(volume.as_tensor().sum())):
         bad = int((~torch.isfinite(volume.as_tensor())).sum())
-        raise InputError(f"{file}: {bad} voxels are NaN or infinite, expected finite intensities: replace them.")
-
-
-def _shape_text(volume: MetaTensor) -> str:
-    shape = tuple(volume.shape)
-    return "×".join(str(n) for n in (shape[1:] if shape[0] == 1 else (*shape[1:], shape[0])))
+        raise InputError(
+            f"{volume.meta['filename_or_obj']}: {bad} voxels are NaN or infinite, expected finite intensities: replace "
+            "them."
+        )
 
 
 def check_same_grid(first: MetaTensor, other: MetaTensor) -> MetaTensor:
