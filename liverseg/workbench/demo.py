@@ -48,8 +48,8 @@ def demo(
 
     console = Console()
     out, bundle = absolute(out), absolute(bundle)
-    if scan is not None and not scan.exists():
-        raise InputError(f"{scan}: there is no such scan: set SCAN to a NIfTI file or a folder of DICOM files.")
+    if scan is not None:
+        scan = _only_scan(scan)
     test = train_on_phantoms(console, out, bundle, steps=5)
     paths, own = _paths(out, bundle), out / bundle.name
 
@@ -65,7 +65,7 @@ def demo(
             _run(console, bundle, "evaluating", ["train", "evaluate"], {**paths, **SETTINGS, **options})
 
     console.rule("4/5 Segmentation")
-    image = Path(test[0]["image"]) if scan is None else absolute(scan)
+    image = scan or Path(test[0]["image"])
     options = {"output_dir": str(own / "masks"), "spacing": SETTINGS["spacing"], "dataset_dir": str(image)}
     _run(console, bundle, "inference", ["inference"], {**paths, **options})
     mask = find_mask(own / "masks", image)
@@ -120,6 +120,21 @@ def train_on_phantoms(console: Console, out: Path, bundle: Path, steps: int) -> 
     return load_datalist(data / "dataset.json", "test")
 
 
+def _only_scan(path: Path) -> Path:
+    """The scan that `path` names: a folder may hold it deeper down."""
+    from liverseg.data import find_scans
+
+    if not path.exists():
+        raise InputError(f"{path}: there is no such scan: set SCAN to a NIfTI file or a folder of DICOM files.")
+    scans = find_scans(path)
+    if len(scans) != 1:
+        raise InputError(
+            f"{path}: found {len(scans)} scans in it, expected one: set SCAN to a NIfTI file or a folder with one "
+            "DICOM series."
+        )
+    return Path(scans[0]["image"])
+
+
 def _paths(out: Path, bundle: Path) -> dict[str, str]:
     return {
         "bundle_root": str(bundle),
@@ -135,4 +150,4 @@ def _run(console: Console, bundle: Path, run_id: str, configs: list[str], option
         command += [f"--{name}", str(value)]
     console.print(shlex.join(["python", *command[1:]]), style="dim", soft_wrap=True)
     if subprocess.run(command, check=False).returncode != 0:
-        raise InputError(f"{run_id}: the command above failed, so the demo stops here: mend what it says, then go on.")
+        raise InputError(f"{run_id}: the command above failed, so the demo stops here: do what it says, then go on.")

@@ -62,12 +62,13 @@ def test_each_bundle_has_its_weights_its_mask_and_its_name(tmp_path):
     older = out / "unet_liver" / "masks" / "z_liver.nii.gz"
     older.parent.mkdir()
     save(older, np.zeros((48, 40, 8), np.uint8))
-    scan = tmp_path / "case.001.NII"
+    scan = tmp_path / "scans" / "deeper" / "case.001.NII"
+    scan.parent.mkdir(parents=True)
     save(tmp_path / "case.nii", make_scan(7)[0])
     (tmp_path / "case.nii").rename(scan)
 
     bundle = tiny_bundle(tmp_path, "unet_liver")
-    arguments = ["demo", "--scan", str(scan), "--out", str(out), "--bundle", str(bundle)]
+    arguments = ["demo", "--scan", str(tmp_path / "scans"), "--out", str(out), "--bundle", str(bundle)]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     page = (out / "report.html").read_text()
@@ -91,3 +92,12 @@ def test_a_bundle_of_more_than_the_liver_is_refused_before_anything_is_made(tmp_
     assert isinstance(error, InputError)
     assert f"{name}: found a bundle of {finds}, expected one of the liver alone" in str(error)
     assert not out.exists()
+
+
+def test_a_folder_of_several_scans_is_refused_before_anything_is_made(tmp_path):
+    for name in ("a", "b"):
+        save(tmp_path / f"{name}.nii", make_scan(7)[0])
+    error = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "demo"), "--scan", str(tmp_path)]).exception
+    assert isinstance(error, InputError)
+    assert f"{tmp_path}: found 2 scans in it, expected one" in str(error)
+    assert not (tmp_path / "demo").exists()
