@@ -37,8 +37,8 @@ def require(version: str) -> ModuleType:
             "bundle: run it in a process of its own, started in its folder if there is a liverseg in it, and else with "
             f"liverseg {version} installed."
         )
-    for room in ("chain", "data", "handlers", "networks"):
-        importlib.import_module(f"liverseg.{room}")
+    for part in ("chain", "data", "handlers", "networks"):
+        importlib.import_module(f"liverseg.{part}")
     check_command()
     return liverseg
 

@@ -62,7 +62,7 @@ class AddClicksd(MapTransform):
             for position in positions if isinstance(positions, Sequence) else [positions]:
                 if not _is_position(position):
                     raise InputError(
-                        f"clicks: found {position!r} for {name}, expected three numbers [x, y, z] for each click: mend "
+                        f"clicks: found {position!r} for {name}, expected three numbers [x, y, z] for each click: fix "
                         "it."
                     )
                 self.positions.append([float(value) for value in position])

@@ -75,7 +75,7 @@ class MapLabelsd(MapTransform):
         values = [value for named in self.classes.values() for value in named or ()]
         rest = [index for index, named in enumerate(self.classes.values()) if named is None]
         if len(values) != len(set(values)) or len(rest) > 1:
-            raise InputError(f"classes: {self.classes} names a value twice, expected each value in one class: mend it.")
+            raise InputError(f"classes: {self.classes} names a value twice, expected each value in one class: fix it.")
         self.rest = rest[0] if rest else None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -170,7 +170,7 @@ def find_bundles(folders: Sequence[Path], names: Collection[str] = ()) -> tuple[
     unknown = sorted(set(names) - {path.name for path in found})
     if unknown:
         known = ", ".join(sorted({path.name for path in found})) or "none"
-        raise InputError(f"models: found {', '.join(unknown)}, expected names among {known}: mend --conf models.")
+        raise InputError(f"models: found {', '.join(unknown)}, expected names among {known}: fix --conf models.")
     for path in found:
         where = f"{path.parent.name}/{path.name}"
         if names and path.name not in names:
@@ -210,7 +210,7 @@ def read_bundle(folder: Path) -> Bundle:
         config = ConfigParser.load_config_file(config_file)
         metadata = json.loads(metadata_file.read_text())
     except ValueError as error:
-        raise InputError(f"{folder}: found a config that is no JSON ({error}): mend it.") from error
+        raise InputError(f"{folder}: found a config that is no JSON ({error}): fix it.") from error
     missing = [key for key in NEEDED if key not in config]
     if missing:
         raise InputError(f"{config_file}: found no {', '.join(missing)}, expected them: add them to the config.")

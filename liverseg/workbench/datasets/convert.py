@@ -91,7 +91,7 @@ def _complain(reports: Sequence[Report], out: Path, consequence: str) -> None:
     if broken := [report["name"] for report in reports if report["verdict"] == BROKEN]:
         raise InputError(
             f"{out}: {len(broken)} of {len(reports)} cases are broken and {consequence} ({', '.join(broken)}), "
-            "expected none: see check.html for the reasons, mend them and run again."
+            "expected none: see check.html for the reasons, fix them and run again."
         )
 
 

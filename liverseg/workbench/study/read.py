@@ -126,7 +126,7 @@ def _load(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise InputError(f"{path}: not readable as YAML ({reason}): mend it.") from error
+        raise InputError(f"{path}: not readable as YAML ({reason}): fix it.") from error
     if not isinstance(content, dict):
         raise InputError(
             f"{path}: found {type(content).__name__}, expected keys like data, networks, tables: add them."

@@ -113,7 +113,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a JSON file ({error}), expected a config: mend it.") from error
+        raise InputError(f"{path}: not a JSON file ({error}), expected a config: fix it.") from error
 
 
 def _check_config(path: Path) -> None:

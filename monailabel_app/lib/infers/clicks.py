@@ -44,6 +44,6 @@ class ClickSegmentation(Segmentation):
                 if not numbers or len(position) != 3:
                     raise InputError(
                         f"model {self.bundle.name}, clicks for {name}: found {position!r}, expected a list of clicks, "
-                        "each three numbers [i, j, k]: mend it."
+                        "each three numbers [i, j, k]: fix it."
                     )
         return {**super().settings(request), "clicks": clicks}

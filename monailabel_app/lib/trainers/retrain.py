@@ -328,7 +328,7 @@ class Retraining(TrainTask):
 
     def _wrong(self, key: str, value: Any, expected: str) -> InputError:
         return InputError(
-            f"model {self.bundle.name}, option {key}: found {as_text(value)!r}, expected {expected}: mend it."
+            f"model {self.bundle.name}, option {key}: found {as_text(value)!r}, expected {expected}: fix it."
         )
 
 

@@ -32,7 +32,7 @@ def read_validation(file: Path) -> list[str]:
     try:
         return list(json.loads(file.read_text())["images"])
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{file}: found {error!r}, expected {{"images": [ids]}}: mend or remove it.') from error
+        raise InputError(f'{file}: found {error!r}, expected {{"images": [ids]}}: fix or remove it.') from error
 
 
 def patient(datastore: Datastore, name: str) -> str:
