@@ -186,6 +186,15 @@ def find_mask(folder: str | os.PathLike[str], scan: str | os.PathLike[str]) -> P
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
+def class_names(metadata: Mapping[str, Any]) -> dict[int, str]:
+    """The name of each value in the masks of a bundle, by its `metadata.json`; none where that does not say."""
+    data_format = metadata.get("network_data_format", {})
+    # As the schema has it: the first where post-processing changes what the network gives.
+    outputs = data_format.get("post_processed_outputs") or data_format.get("outputs", {})
+    output: dict[str, Any] = next(iter(outputs.values()), {})
+    return {int(value): name for value, name in output.get("channel_def", {}).items()}
+
+
 def _stems(image: str) -> list[str]:
     """What a scan may be called, from the shortest, which others may be called too, to one that no other is."""
     path = Path(image)
@@ -218,13 +227,8 @@ def _bundle(folder: str | os.PathLike[str] | None) -> tuple[dict[int, str], dict
     if file is None or not file.is_file():
         return {}, made_by
     metadata = json.loads(file.read_text(encoding="utf-8"))
-    data_format = metadata.get("network_data_format", {})
-    # As the schema has it: the second where postprocessing changes what the network gives.
-    outputs = data_format.get("post_processed_outputs") or data_format.get("outputs", {})
-    output: dict[str, Any] = next(iter(outputs.values()), {})
-    classes = output.get("channel_def", {})
     made_by |= {"bundle": file.parents[1].name, "version": str(metadata.get("version"))}
-    return {int(value): name for value, name in classes.items() if int(value) > 0}, made_by
+    return {value: name for value, name in class_names(metadata).items() if value > 0}, made_by
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from monai.bundle import ConfigParser
 from monailabel.utils.others.generic import device_map, name_to_device
 
 from liverseg.errors import InputError, sentence
+from liverseg.io.masks import class_names
 from liverseg.versions import list_versions, model_files, version_in_use, weights_in_use
 
 # What MONAI asks of an inference config, and the folder for its masks.
@@ -220,12 +221,7 @@ def read_bundle(folder: Path) -> Bundle:
 
 
 def _labels(file: Path, metadata: Mapping[str, Any]) -> dict[str, int]:
-    data_format = metadata.get("network_data_format", {})
-    # As the schema has it: the second where post-processing changes what the network gives.
-    outputs = data_format.get("post_processed_outputs") or data_format.get("outputs", {})
-    output: dict[str, Any] = next(iter(outputs.values()), {})
-    channels = output.get("channel_def", {})
-    labels = {name.lower(): int(value) for value, name in channels.items() if name.lower() != "background"}
+    labels = {name.lower(): value for value, name in class_names(metadata).items() if name.lower() != "background"}
     if not labels:
         raise InputError(f"{file}: found no labels, expected channel_def in network_data_format#outputs: add it.")
     return labels
