@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
@@ -208,13 +209,17 @@ def of_another_type(segmentation):
     segmentation.SegmentationType = "CONTOUR"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("spoil", [cut_short, of_no_segment, without_places, turned, side_by_side, of_another_type])
+@pytest.mark.parametrize(
+    ("spoil", "kind"),
+    [
+        *product([cut_short, of_no_segment, without_places, turned, of_another_type], KINDS),
+        # A LABELMAP has one frame in each plane.
+        *product([side_by_side], ["BINARY", "FRACTIONAL"]),
+    ],
+)
 def test_what_cannot_be_read_right_is_refused_in_one_sentence(tmp_path, spoil, kind):
     segmentation = make_segmentation(blobs(), kind)
     spoil(segmentation)
-    if spoil is side_by_side and kind == "LABELMAP":
-        pytest.skip("has one frame in each plane")
     with pytest.raises(InputError, match=rf"DICOM SEG {segmentation.SOPInstanceUID}: found .*, expected .*: \w+"):
         put([segmentation], tmp_path)
 
