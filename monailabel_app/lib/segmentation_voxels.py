@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from pydicom.dataset import Dataset
 
 from lib.segmentations import compared, segment_name
 from liverseg.errors import InputError
+from liverseg.io.nifti import read_nifti_grid, write_nifti
 
 # Inside the other and often segmented both as a part of it and alone.
 PARTS = {"lesion": "liver"}
@@ -40,14 +40,14 @@ def write_label(segmentations: Sequence[Dataset], scan: Path, target: Path) -> l
         InputError: for what cannot be read, segments that overlap, except a lesion in the liver, and for those that do
             not lie in the scan.
     """
-    image: Any = nib.load(scan)
-    label = np.zeros(image.shape[:3], np.uint8)
+    grid = read_nifti_grid(scan)
+    label = np.zeros(grid.array.shape, np.uint8)
     names: dict[str, str] = {}
     for dataset in segmentations:
         what = f"DICOM SEG {dataset.get('SOPInstanceUID')}"
         try:
             frames = _read(dataset, names)
-            _add(label, frames.on_grid(image.affine, label.shape), list(names))
+            _add(label, frames.on_grid(grid.affine, label.shape), list(names))
         except InputError as error:
             raise InputError(f"{what}: {error}") from error
         # pydicom and its codecs raise whatever they like for what is damaged.
@@ -56,9 +56,7 @@ def write_label(segmentations: Sequence[Dataset], scan: Path, target: Path) -> l
                 f"{what}: found one that cannot be read ({type(error).__name__}: {error}), expected a whole DICOM SEG: "
                 "export it anew."
             ) from error
-    header = image.header.copy()
-    header.set_data_dtype(np.uint8)
-    nib.save(nib.Nifti1Image(label, image.affine, header), target)
+    write_nifti(target, label, grid.affine)
     return [{"name": name, "idx": value} for value, name in enumerate(names.values(), 1)]
 
 
