@@ -15,7 +15,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from monai.transforms import LoadImage, Orientation
+from monai.transforms import Orientation
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.interfaces.tasks.scoring import ScoringMethod
@@ -258,7 +258,7 @@ def _planes(bundle: Bundle) -> list[str]:
 def _mask(bundle: Bundle, scan: str, **params: str) -> np.ndarray:
     path, _ = Segmentation(bundle)({"image": scan, **params})
     try:
-        return LoadImage(image_only=True, dtype=np.uint8)(path).numpy()
+        return read_label(path)[0].numpy()
     finally:
         Path(path).unlink()
 
