@@ -3,14 +3,17 @@
 from liverseg.inferers.autocast import AutocastInferer, bf16_autocast
 from liverseg.inferers.cascade import CascadeInferer
 from liverseg.inferers.clicks import ClickWindowInferer, EvaluateWithClicks
+from liverseg.inferers.context_windows import BodyWindowInferer, ContextTileInferer
 from liverseg.inferers.two_stage import TwoStageInferer
 from liverseg.inferers.volume_slices import VolumeSliceInferer
 from liverseg.inferers.volume_windows import VolumeWindowInferer
 
 __all__ = [
     "AutocastInferer",
+    "BodyWindowInferer",
     "CascadeInferer",
     "ClickWindowInferer",
+    "ContextTileInferer",
     "EvaluateWithClicks",
     "TwoStageInferer",
     "VolumeSliceInferer",

@@ -32,10 +32,12 @@ class AutocastInferer(Inferer):
 
     Args:
         amp: allow bfloat16.
+        options: keyword arguments for the network's forward.
     """
 
-    def __init__(self, amp: bool = True) -> None:
+    def __init__(self, amp: bool = True, **options: Any) -> None:
         self.amp = amp
+        self.options = options
 
     def __call__(
         self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any
@@ -45,5 +47,5 @@ class AutocastInferer(Inferer):
         Of a network that returns a list or tuple, for MONAI's `DeepSupervisionLoss`, a list of them.
         """
         with bf16_autocast(inputs.device, self.amp):
-            logits = network(inputs, *args, **kwargs)
+            logits = network(inputs, *args, **self.options, **kwargs)
         return [level.float() for level in logits] if isinstance(logits, (list, tuple)) else logits.float()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 
+from liverseg.inferers.context_windows import ContextTileInferer
 from liverseg.inferers.volume_slices import VolumeSliceInferer, affine_of, name_of, part_lesions, plain
-from liverseg.transforms.crop import foreground_box
+from liverseg.transforms.crop import foreground_box, widened
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ class TwoStageInferer(Inferer):
             instance `ErodeKeepLargestDilate`; None leaves it.
         margin_mm: by which the box of the liver is widened in the plane of the slices, to either side.
         outside_value: the value that the lesion network sees outside the liver; None leaves the image as it is.
+        shown_mm: how far beyond the liver the lesion network sees the image all the same.
+        targets: "liver" and "lesion", or "liver" alone, which leaves the lesions part of it.
 
     Attributes:
         keep_probabilities: set it for `kept`.
@@ -44,17 +47,21 @@ class TwoStageInferer(Inferer):
 
     def __init__(
         self,
-        liver: VolumeSliceInferer,
-        lesion: VolumeSliceInferer,
+        liver: VolumeSliceInferer | ContextTileInferer,
+        lesion: VolumeSliceInferer | ContextTileInferer,
         liver_cleaning: Callable[[torch.Tensor], torch.Tensor] | None = None,
         margin_mm: float = 10,
         outside_value: float | None = None,
+        shown_mm: float = 0,
+        targets: Sequence[str] = ("liver", "lesion"),
     ) -> None:
         self.liver = liver
         self.lesion = lesion
         self.liver_cleaning = liver_cleaning
         self.margin_mm = margin_mm
         self.outside_value = outside_value
+        self.shown_mm = shown_mm
+        self.targets = list(targets)
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """0 background, 1 liver, 2 lesion, uint8, shape (B, 1, H, W, D), on the device of `inputs`.
@@ -81,9 +88,11 @@ class TwoStageInferer(Inferer):
             if box is None:
                 logger.warning("%s: no liver found, so its mask is empty.", name_of(inputs, index))
                 continue
+            if "lesion" not in self.targets:
+                continue
             crop, liver = plain(inputs)[index, 0][box], label[box]
             if self.outside_value is not None:
-                crop = crop.masked_fill(liver == 0, self.outside_value)
+                crop = crop.masked_fill(~widened(liver, affine, self.shown_mm), self.outside_value)
             # The affine is for the spacing alone, which a crop does not change.
             lesion = self.lesion(MetaTensor(crop[None, None], affine=affine), network.lesion, *args, **kwargs)
             liver += liver * plain(lesion)[0, 0]

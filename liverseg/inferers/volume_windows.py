@@ -91,8 +91,8 @@ class VolumeWindowInferer(Inferer):
                     volume = volume if size == tuple(volume.shape) else resize_volume(volume, size)
                 channels = self._channels(volume, inputs, index)
                 finished = self._finished_planes(channels, network, parameter.device, *args, **kwargs)
-                for position, logits in _planes_between(finished, volume.shape[-1], label.shape[-1]):
-                    scores = _resize(logits, label.shape[:2])
+                for position, logits in planes_between(finished, volume.shape[-1], label.shape[-1]):
+                    scores = resize_planes(logits, label.shape[:2])
                     classes = scores.max(1).indices  # argmax takes up to 50 times as long on a CPU
                     label[..., position : position + len(classes)] = classes.permute(1, 2, 0).to(label)
                     if self.keep_probabilities:
@@ -149,7 +149,7 @@ class VolumeWindowInferer(Inferer):
         bar.close()
 
 
-def _planes_between(
+def planes_between(
     finished: Iterator[torch.Tensor], source_depth: int, depth: int
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """From `source_depth` planes, linear between them, `depth` planes over the same extent, a few at a time.
@@ -176,7 +176,8 @@ def _batches(windows: list[Any], size: int) -> Iterator[list[Any]]:
         yield windows[first : first + size]
 
 
-def _resize(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+def resize_planes(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Planes (N, C, h, w) at `size` over the same extent, linear."""
     if tuple(logits.shape[2:]) == tuple(size):
         return logits
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)

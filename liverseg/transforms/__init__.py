@@ -1,9 +1,10 @@
 """Transforms that MONAI lacks."""
 
+from liverseg.transforms.augment import RandCutOffd, RandSliceThicknessd, RandSyntheticLesionsd
 from liverseg.transforms.clicks import AddClicksd, SimulateClickd, draw_clicks, find_error
 from liverseg.transforms.crf import DenseCRF, DenseCRFd
-from liverseg.transforms.crop import CropToLabeld, foreground_box
-from liverseg.transforms.intensity import EqualizeHistogramd, MedianSlicesd, ScaleWindowd
+from liverseg.transforms.crop import CropToBodyd, CropToLabeld, foreground_box
+from liverseg.transforms.intensity import EqualizeHistogramd, MedianSlicesd, ScaleFromMinimumd, ScaleWindowd
 from liverseg.transforms.labels import MapLabelsd
 from liverseg.transforms.load import LoadVolumed
 from liverseg.transforms.localise import LocalisePriord
@@ -26,6 +27,7 @@ __all__ = [
     "CheckPlausibilityd",
     "CleanSlices",
     "CleanSlicesd",
+    "CropToBodyd",
     "CropToLabeld",
     "DenseCRF",
     "DenseCRFd",
@@ -36,10 +38,14 @@ __all__ = [
     "LocalisePriord",
     "MapLabelsd",
     "MedianSlicesd",
+    "RandCutOffd",
     "RandPatchesd",
+    "RandSliceThicknessd",
     "RandSlicesd",
+    "RandSyntheticLesionsd",
     "ResampleVolumed",
     "SaveMaskd",
+    "ScaleFromMinimumd",
     "ScaleWindowd",
     "SimulateClickd",
     "SmoothEdges",

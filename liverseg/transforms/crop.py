@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from monai.data import affine_to_spacing
 from monai.transforms import MapTransform, SpatialCrop
 
 from liverseg.errors import InputError
-from liverseg.transforms.morphology import Box, bounding_box
+from liverseg.transforms.morphology import Box, bounding_box, dilate, ellipsoid, largest
 
 
 def foreground_box(label: torch.Tensor, affine: torch.Tensor, margin_mm: float) -> Box | None:
@@ -34,6 +34,40 @@ def foreground_box(label: torch.Tensor, affine: torch.Tensor, margin_mm: float) 
     return bounding_box((label > 0).cpu().numpy().view(np.uint8), [*margin, 0])
 
 
+def largest_box(mask: torch.Tensor) -> Box | None:
+    """The box around the largest component of a mask (H, W, D), bool; None for an empty one."""
+    return bounding_box(largest(mask.cpu().numpy().view(np.uint8)), (0, 0, 0))
+
+
+def body_box(volume: torch.Tensor, threshold: float) -> Box | None:
+    """The box around the body, the largest component above `threshold`, in the plane of the slices; all of these.
+
+    Args:
+        volume: intensities (H, W, D).
+        threshold: in their units; None is returned where nothing is above it.
+    """
+    box = largest_box(volume > threshold)
+    return None if box is None else (*box[:2], slice(0, volume.shape[2]))
+
+
+class CropToBodyd(MapTransform):
+    """Crop volumes to the body in the plane of the slices, as `BodyWindowInferer` does; without a body they stay.
+
+    Args:
+        keys: MetaTensors of shape (1, H, W, D), the image first.
+        threshold: see `body_box`; of CT scaled to −0.5…0.5 from ±200 HU, −0.375 is −150 HU.
+    """
+
+    def __init__(self, keys: KeysCollection, threshold: float = -0.375) -> None:
+        super().__init__(keys)
+        self.threshold = threshold
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """`data`, with the volumes cropped."""
+        box = body_box(data[self.keys[0]].as_tensor()[0], self.threshold)
+        return {**data, **({} if box is None else _cropped(data, self.keys, box))}
+
+
 class CropToLabeld(MapTransform):
     """Crop volumes to the box of a label's foreground, and leave nothing to see outside the foreground if asked to.
 
@@ -45,15 +79,22 @@ class CropToLabeld(MapTransform):
         label_key: the label; all above 0 is foreground.
         margin_mm: by which the box is widened in the plane of the slices, to either side.
         outside_value: the value that every other key gets outside the foreground; None leaves the image as it is.
+        shown_mm: how far beyond the foreground the image is left as it is all the same.
     """
 
     def __init__(
-        self, keys: KeysCollection, label_key: str, margin_mm: float = 10, outside_value: float | None = None
+        self,
+        keys: KeysCollection,
+        label_key: str,
+        margin_mm: float = 10,
+        outside_value: float | None = None,
+        shown_mm: float = 0,
     ) -> None:
         super().__init__(keys)
         self.label_key = label_key
         self.margin_mm = margin_mm
         self.outside_value = outside_value
+        self.shown_mm = shown_mm
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """`data`, with the volumes cropped.
@@ -66,12 +107,23 @@ class CropToLabeld(MapTransform):
         if box is None:
             file = label.meta.get("filename_or_obj", self.label_key)
             raise InputError(f"{file}: found no foreground, expected some to crop to: take the case out of the data.")
-        crop = SpatialCrop(roi_slices=box)
-        # Copies, for a cached view would keep the whole volume.
-        cropped = {key: crop(data[key]).clone() for key in self.keys}
+        cropped = _cropped(data, self.keys, box)
         if self.outside_value is not None:
-            outside = cropped[self.label_key] == 0
+            outside = ~widened(cropped[self.label_key].as_tensor()[0], label.affine, self.shown_mm)
             for key in self.keys:
                 if key != self.label_key:
                     cropped[key].masked_fill_(outside, self.outside_value)
         return {**data, **cropped}
+
+
+def widened(label: torch.Tensor, affine: torch.Tensor, margin_mm: float) -> torch.Tensor:
+    """The foreground of a label volume (H, W, D), bool, and what lies within `margin_mm` of it."""
+    radii = [margin_mm / mm for mm in affine_to_spacing(affine, r=3).tolist()]
+    mask = dilate((label > 0).cpu().numpy().view(np.uint8), ellipsoid(radii))
+    return torch.from_numpy(mask.view(np.bool_)).to(label.device)
+
+
+def _cropped(data: Mapping[Hashable, Any], keys: Sequence[Hashable], box: Box) -> dict[Hashable, Any]:
+    crop = SpatialCrop(roi_slices=box)
+    # Copies, for a cached view would keep the whole volume.
+    return {key: crop(data[key]).clone() for key in keys}

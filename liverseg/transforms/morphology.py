@@ -131,13 +131,14 @@ def open_largest(mask: Mask, radii: Sequence[float], keep_largest: bool = True) 
     # Whole volumes of labels and masks: each is let go before the next is made.
     del eroded
     if keep_largest:
-        core = _largest(core)
+        core = largest(core)
     opened = np.zeros_like(mask)
     opened[box] = dilate(core, element)
     return opened
 
 
-def _largest(mask: Mask) -> Mask:
+def largest(mask: Mask) -> Mask:
+    """The largest 26-connected component; among equals the first in C order."""
     components, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
     if count < 2:
         return mask

@@ -10,7 +10,7 @@ from monai.transforms import ResampleToMatch
 
 from liverseg.errors import InputError
 from liverseg.inferers import VolumeWindowInferer
-from liverseg.inferers.volume_windows import _planes_between
+from liverseg.inferers.volume_windows import planes_between
 from liverseg.transforms import ResampleVolumed
 
 ROI = (16, 24, 16)
@@ -73,7 +73,7 @@ def test_the_blended_logits_are_monais(shape):
 @pytest.mark.parametrize("parts", [1, 3, 5])
 def test_planes_are_interpolated_as_a_whole_volume_is(depths, parts):
     source = torch.randn(depths[0], 3, 4, 5)
-    found = list(_planes_between(iter(source.split(-(-depths[0] // parts))), *depths))
+    found = list(planes_between(iter(source.split(-(-depths[0] // parts))), *depths))
     assert [position for position, _ in found] == np.cumsum([0, *(len(planes) for _, planes in found)])[:-1].tolist()
     expected = F.interpolate(source.permute(1, 2, 3, 0)[None], (4, 5, depths[1]), mode="trilinear", align_corners=False)
     assert torch.allclose(torch.cat([planes for _, planes in found]).permute(1, 2, 3, 0)[None], expected, atol=1e-4)

@@ -1,0 +1,192 @@
+"""3-D networks whose logits are those of a window's centre: tiles of an organ, or one window of the whole body."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.inferers import Inferer
+from torch import Tensor
+from tqdm import tqdm
+
+from liverseg.errors import InputError
+from liverseg.inferers.autocast import bf16_autocast
+from liverseg.inferers.volume_slices import affine_of, as_bytes, plain
+from liverseg.inferers.volume_windows import planes_between, resize_planes
+from liverseg.transforms.crop import body_box, largest_box
+from liverseg.transforms.morphology import Box
+from liverseg.transforms.spacing import resize_volume, spaced_size
+
+
+class ContextTileInferer(Inferer):
+    """Segment volumes with a `PreactivationUNet3D` in tiles that touch, each seen with its context.
+
+    The volume is resampled to the network's spacing. Beyond its border the context is 0. The probabilities of the
+    foreground, on that grid, are interpolated to the volume's own a few planes at a time.
+
+    Args:
+        roi_size: voxels of a tile's logits along each axis; a tile gets `network.context` more to see.
+        spacing: the network's spacing in mm.
+        threshold: the least probability of the foreground.
+        flips: spatial axes along which each tile is flipped for one more forward pass: the probabilities' mean counts.
+        amp: allow bfloat16 where the device computes it natively.
+        progress: show a bar for volumes that take longer than two seconds.
+
+    Attributes:
+        keep_probabilities: set it for `kept`.
+        kept: after a call, as of `VolumeSliceInferer`.
+    """
+
+    keep_probabilities = False
+    kept: Tensor
+
+    def __init__(
+        self,
+        roi_size: Sequence[int],
+        spacing: Sequence[float],
+        threshold: float = 0.5,
+        flips: Sequence[Sequence[int]] = (),
+        amp: bool = True,
+        progress: bool = False,
+    ) -> None:
+        self.roi_size = tuple(int(length) for length in roi_size)
+        self.spacing = tuple(float(value) for value in spacing)
+        self.threshold = threshold
+        self.flips = [[2 + axis for axis in axes] for axes in flips]
+        self.amp, self.progress = amp, progress
+
+    def __call__(self, inputs: Tensor, network: Any) -> Tensor:
+        """0 background, 1 foreground, uint8, shape (B, 1, H, W, D), on the device of `inputs`.
+
+        Args:
+            inputs: a `MetaTensor` of shape (B, 1, H, W, D), intensities from −0.5 to 0.5.
+            network: a `PreactivationUNet3D`.
+
+        Raises:
+            InputError: for inputs that are not (B, 1, H, W, D), or have no affine.
+        """
+        if inputs.ndim != 5 or inputs.shape[1] != 1:
+            raise InputError(f"the inferer got shape {tuple(inputs.shape)}, expected (B, 1, H, W, D): check the keys.")
+        network = getattr(network, "module", network)  # of DistributedDataParallel
+        labels = torch.zeros_like(inputs, dtype=torch.uint8)
+        if self.keep_probabilities:
+            self.kept = plain(labels).new_zeros(labels.shape)
+        for index in range(inputs.shape[0]):
+            volume, label = plain(inputs)[index, 0], plain(labels)[index, 0]
+            size = spaced_size(volume.shape, affine_of(inputs, index), self.spacing)
+            with torch.no_grad():
+                found = self._probabilities(resize_volume(volume, size), network)
+            for position, planes in planes_between(iter([found.permute(2, 0, 1)[:, None]]), size[2], label.shape[2]):
+                here = (..., slice(position, position + len(planes)))
+                probabilities = resize_planes(planes, label.shape[:2])[:, 0].permute(1, 2, 0)
+                label[here] = (probabilities > self.threshold).to(label)
+                if self.keep_probabilities:
+                    self.kept[index, 0][here] = as_bytes(probabilities).to(label)
+        return labels
+
+    def _probabilities(self, volume: Tensor, network: Any) -> Tensor:
+        """Of the foreground, (h, w, d), on the grid of the network; with context beyond the border 0."""
+        found = torch.zeros(volume.shape)
+        tiles = list(_tiles(volume.shape, self.roi_size))
+        for start in tqdm(tiles, "Segmenting", unit="tile", delay=2, disable=not self.progress, leave=False):
+            inside, outside = _overlap(start, self.roi_size, volume.shape)
+            found[outside] = self._window(volume, start, self.roi_size, network)[inside]
+        return found
+
+    def _window(self, volume: Tensor, start: Sequence[int], size: Sequence[int], network: Any) -> Tensor:
+        """Probabilities of the foreground of the box of `size` from `start` on, which may reach beyond the volume."""
+        device = next(network.parameters()).device
+        window = network.window(size)
+        first = [begin - context // 2 for begin, context in zip(start, network.context, strict=True)]
+        seen = torch.zeros(window)
+        inside, outside = _overlap(first, window, volume.shape)
+        seen[inside] = volume[outside].to(seen)
+        x = seen[None, None].to(device).contiguous(memory_format=torch.channels_last_3d)
+        total = torch.zeros(())
+        with bf16_autocast(device, self.amp):
+            for axes in ([], *self.flips):
+                logits = network(x.flip(axes), padded=False).float()
+                total = total + logits.softmax(1)[:, 1:].flip(axes).cpu()
+        probabilities = total[0, 0] / (1 + len(self.flips))
+        return probabilities[tuple(slice(0, length) for length in size)]
+
+
+class BodyWindowInferer(ContextTileInferer):
+    """The liver's network of Tang et al. on one window around the body, which its instance norm needs.
+
+    The window is centred on the box around the body, the largest component above `body_threshold` in-plane, and on the
+    whole of the slices; beyond the volume it is 0. Two things help where the window fits badly:
+
+    - slices that cover less than `least_mm` are mirrored at both ends until they do;
+    - a second pass looks at `focus_mm` of the slices around the liver that the first has found.
+
+    Args:
+        roi_size: voxels of the window's logits along each axis.
+        spacing: the network's spacing in mm.
+        body_threshold: what is above it is body, in units of the inputs: −0.375 is −150 HU; None takes all for body.
+        least_mm: see above.
+        focus_mm: see above; None leaves the second pass out.
+        kwargs: of `ContextTileInferer`.
+    """
+
+    def __init__(
+        self,
+        roi_size: Sequence[int] = (163, 136, 136),
+        spacing: Sequence[float] = (3, 3, 3),
+        body_threshold: float | None = -0.375,
+        least_mm: float = 126,
+        focus_mm: float | None = 240,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(roi_size, spacing, **kwargs)
+        self.body_threshold, self.least_mm, self.focus_mm = body_threshold, least_mm, focus_mm
+
+    def _probabilities(self, volume: Tensor, network: Any) -> Tensor:
+        """As of `ContextTileInferer`; 0 beyond the window."""
+        found = torch.zeros(volume.shape)
+        body: Box | None = tuple(slice(0, length) for length in volume.shape)
+        if self.body_threshold is not None:
+            body = body_box(volume, self.body_threshold)
+        if body is None:
+            return found
+        crop, depth = volume[body], volume.shape[2]
+        missing = max(math.ceil(self.least_mm / self.spacing[2]) - depth, 0)
+        before = missing // 2
+        order = np.pad(np.arange(depth), (before, missing - before), mode="symmetric")
+        whole = self._centred(crop[..., torch.from_numpy(order)], network)
+        probabilities = whole[..., before : before + depth]
+        liver = None if self.focus_mm is None else largest_box(probabilities > self.threshold)
+        focus = math.ceil((self.focus_mm or 0) / self.spacing[2])
+        if liver is not None and focus < depth:
+            middle = (liver[2].start + liver[2].stop) // 2
+            first = min(max(middle - focus // 2, 0), depth - focus)
+            probabilities = torch.zeros_like(probabilities)
+            probabilities[..., first : first + focus] = self._centred(crop[..., first : first + focus], network)
+        found[body] = probabilities
+        return found
+
+    def _centred(self, volume: Tensor, network: Any) -> Tensor:
+        """Probabilities of `volume`, 0 where it reaches beyond the window in its middle."""
+        starts = [(length - roi) // 2 for length, roi in zip(volume.shape, self.roi_size, strict=True)]
+        window = self._window(volume, starts, self.roi_size, network)
+        found = torch.zeros(volume.shape)
+        inside, outside = _overlap(starts, self.roi_size, volume.shape)
+        found[outside] = window[inside]
+        return found
+
+
+def _tiles(size: Sequence[int], roi_size: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    return itertools.product(*(range(0, length, roi) for length, roi in zip(size, roi_size, strict=True)))
+
+
+def _overlap(
+    start: Sequence[int], size: Sequence[int], total: Sequence[int]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Where a box of `size` from `start` on and a volume of size `total` overlap: in the box, in the volume."""
+    outside = [slice(max(n, 0), min(n + length, end)) for n, length, end in zip(start, size, total, strict=True)]
+    inside = [slice(part.start - n, part.stop - n) for part, n in zip(outside, start, strict=True)]
+    return tuple(inside), tuple(outside)
