@@ -66,7 +66,7 @@ def _files(bundle: Path) -> dict[str, Path]:
     code = {name: path for name, path in code.items() if name.parts[1] != "workbench"}
     models = [bundle / "models" / name for name in model_files(bundle / "models")]
     own = [*(bundle / "configs").rglob("*"), *(bundle / "docs").rglob("*"), *models]
-    own += [bundle / name for name in ("LICENSE", "large_files.yml")]
+    own += [bundle / name for name in ("LICENSE", "large_files.yml", "models/LICENSE", "models/NOTICE")]
     files = {**code, **{path.relative_to(bundle): path for path in own if path.is_file()}}
     # What systems and editors leave there: `.DS_Store`, `._train.json`, `.ipynb_checkpoints/`, `__pycache__/`.
     return {

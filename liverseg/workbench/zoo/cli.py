@@ -10,14 +10,35 @@ from typing import Annotated
 import typer
 
 import liverseg
+from liverseg.errors import InputError
 from liverseg.workbench.zoo.build import PACKAGE, build_archive
 
-app = typer.Typer(help="Pack bundles for others to download.", no_args_is_help=True)
+app = typer.Typer(help="Get bundles' weights, and pack bundles for others to download.", no_args_is_help=True)
 
 
 @app.callback()
 def zoo() -> None:
-    """Pack bundles for others to download."""
+    """Get bundles' weights, and pack bundles for others to download."""
+
+
+@app.command()
+def fetch(
+    bundle: Annotated[str, typer.Argument(help="unet3d_liver in ./bundles, or the path of its folder.")],
+    wheel: Annotated[
+        Path | None, typer.Option(help="The wheel of pyliverlesionseg 0.3, where it has been downloaded already.")
+    ] = None,
+) -> None:
+    """Get trained weights for a bundle from the package that they are published in, with pip; once.
+
+    Example: liverseg zoo fetch unet3d_liver
+    """
+    from liverseg.workbench.zoo.fetch import fetch_weights
+
+    folder = _folder(bundle)
+    if folder.name != "unet3d_liver" or not (folder / "configs" / "metadata.json").is_file():
+        raise InputError(f"{folder}: found no weights to fetch, expected the bundle unet3d_liver: name its folder.")
+    models = folder / "models"
+    print(f"{models}: {'fetched' if fetch_weights(folder, wheel) else 'already there'}; see {models / 'NOTICE'}")
 
 
 @app.command()
@@ -32,7 +53,7 @@ def build(
     Whoever has the packages of its metadata.json, and not liverseg, downloads and runs it with
     python -m monai.bundle download --name deeplabv3_liver --url URL --bundle_dir DIR
     """
-    folder = Path(bundle) if "/" in bundle or Path(bundle).is_dir() else Path("bundles") / bundle
+    folder = _folder(bundle)
     archive = build_archive(folder, out)
     content = archive.read_bytes()
     with zipfile.ZipFile(archive) as packed:
@@ -48,3 +69,7 @@ def build(
     if weights and "models/model.pt" not in weights:
         print("no models/model.pt, which MONAI's model zoo and ckpt_export ask for")
     print(f"sha256 {hashlib.sha256(content).hexdigest()}")
+
+
+def _folder(bundle: str) -> Path:
+    return Path(bundle) if "/" in bundle or Path(bundle).is_dir() else Path("bundles") / bundle

@@ -1,0 +1,149 @@
+"""Get what the project uses and does not hold from the Python package that it is published in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from liverseg.errors import InputError
+from liverseg.files import check_writable, write_atomically
+from liverseg.networks.weights import merge_weights
+from liverseg.workbench.zoo.keras import read_keras_weights
+
+
+@dataclass(frozen=True)
+class Package:
+    """A release of a Python package.
+
+    Attributes:
+        name: as pip knows it.
+        version: the one release that is taken.
+        python: the Python that its wheel is for.
+        sha256: of the wheel.
+    """
+
+    name: str
+    version: str
+    python: str
+    sha256: str
+
+
+PYLIVERLESIONSEG = Package(
+    "pyliverlesionseg", "0.3", "3.6", "ffe1576aefff5922ea8d1cfa2c50864cda97798798559542b9517689fd290cb8"
+)
+NETWORKS = {
+    "liver": "model_unet_ct_mr_liv_seg_resize_1.5mm_med_3_resize_3mm_20201011_dice_loss_val_binary_dice_mean.hdf5",
+    "lesion": "model_unet_ct_mr_lesion_seg_resize_1mm_1mm_3mm_20220207_dice_loss_val_binary_dice_mean.hdf5",
+}
+NOTICE = """\
+The weights model.pt, liver/model.pt and lesion/model.pt are those of the Python package pyliverlesionseg 0.3 by
+Xikai Tang and Georg Schramm, KU Leuven, Apache-2.0 (LICENSE in this folder), in another format: their numbers are
+unchanged. The code that runs them is liverseg's own.
+
+Paper: Tang, X. et al. Whole liver segmentation based on deep learning and manual adjustment for clinical use in SIRT.
+Eur J Nucl Med Mol Imaging 47, 2020.
+
+What is not known: the package names no data set that the networks were trained on. The path in the lesion network's
+file names LiTS; the source of the liver's scans is not named, and the paper speaks of public challenges and of patients
+before SIRT. So scans of LiTS, 3D-IRCADb and MSD Task03 are no independent test of them. The package's licence covers
+its files without exception; LiTS has terms of its own.
+
+For research. Not a medical device.
+"""
+
+
+def fetch_weights(bundle: Path, wheel: Path | None = None) -> bool:
+    """Put the weights of pyliverlesionseg into `models/` of the bundle `unet3d_liver`, unless they are there.
+
+    Args:
+        bundle: the bundle's folder.
+        wheel: the package's wheel where it is at hand; pip downloads it otherwise.
+
+    Returns:
+        Whether anything was fetched.
+
+    Raises:
+        InputError: when `models/` holds other weights, and as `fetch_wheel` and `read_keras_weights`.
+    """
+    models = bundle / "models"
+    record = models / "fetched.json"
+    merged = models / "model.pt"
+    if merged.is_file():
+        found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        if found.get("sha256") == _sha256(merged):
+            return False
+        raise InputError(
+            f"{merged}: found other weights than those that are fetched, expected none or the same: move the folder "
+            "away to keep them."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        wheel = fetch_wheel(PYLIVERLESIONSEG, Path(folder)) if wheel is None else wheel
+        check_wheel(wheel, PYLIVERLESIONSEG)
+        states = {}
+        with zipfile.ZipFile(wheel) as archive:
+            for name, file in NETWORKS.items():
+                archive.extract(f"pyliverlesionseg/trained_models/{file}", folder)
+                states[name] = read_keras_weights(
+                    Path(folder, "pyliverlesionseg", "trained_models", file), valid=name == "lesion"
+                )
+            licence = archive.read("pyliverlesionseg-0.3.dist-info/LICENSE")
+    paths = {name: models / name / "model.pt" for name in NETWORKS}
+    for name, path in paths.items():
+        check_writable(path.parent)
+        state = states[name]
+        write_atomically(path, lambda file, state=state: torch.save(state, file))
+    write_atomically(models / "LICENSE", lambda file: file.write(licence))
+    write_atomically(models / "NOTICE", lambda file: file.write(NOTICE.encode()))
+    merge_weights(paths, merged)
+    source = {"package": f"{PYLIVERLESIONSEG.name} {PYLIVERLESIONSEG.version}", "sha256": _sha256(merged)}
+    write_atomically(record, lambda file: file.write(json.dumps(source, indent=1).encode()))
+    return True
+
+
+def fetch_wheel(package: Package, folder: Path) -> Path:
+    """Let pip download the wheel of `package` into `folder`.
+
+    Raises:
+        InputError: when pip cannot.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--python-version", package.python, "--dest", str(folder)]
+    done = subprocess.run([*command, f"{package.name}=={package.version}"], capture_output=True, text=True, check=False)
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr or "no wheel"]
+        raise InputError(
+            f"{package.name} {package.version}: pip could not download it ({lines[-1].strip()}), expected its wheel: "
+            "look at the network, or give the wheel with --wheel."
+        )
+    return wheels[0]
+
+
+def check_wheel(wheel: Path, package: Package) -> None:
+    """Check that a file is the wheel of `package`, whole.
+
+    Raises:
+        InputError: when it is not.
+    """
+    try:
+        found = _sha256(wheel)
+    except OSError as error:
+        raise InputError(f"{wheel}: {error.strerror}, expected the wheel of {package.name}: name the file.") from error
+    if found != package.sha256:
+        raise InputError(
+            f"{wheel}: found sha256 {found[:12]}…, expected {package.sha256[:12]}…, that of {package.name} "
+            f"{package.version}: it is another file or no whole one, so download it again."
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
