@@ -79,7 +79,7 @@ class RandSyntheticLesionsd(RandomizableTransform, MapTransform):
             (torch.arange(part.start, part.stop) - int(c)) / radius
             for part, c, radius in zip(box, centre, radii, strict=True)
         ]
-        distance = sum(axis**2 for axis in torch.meshgrid(*axes, indexing="ij")).sqrt()
+        distance = torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0)
         coarse = torch.from_numpy(self.R.uniform(-1, 1, (1, 1, *[5] * label.ndim)).astype("float32"))
         uneven = F.interpolate(coarse, distance.shape, mode=INTERPOLATION[label.ndim], align_corners=True)[0, 0]
         distance = distance + self.R.uniform(0, 0.5) * uneven
@@ -87,7 +87,7 @@ class RandSyntheticLesionsd(RandomizableTransform, MapTransform):
         organ = label[box] == self.organ
         if self.lesion is not None:
             organ = organ | (label[box] == self.lesion)
-        amplitude = self.R.uniform(*self.contrast) * (-1 if self.R.rand() < self.darker else 1)
+        amplitude = self.R.uniform(self.contrast[0], self.contrast[1]) * (-1 if self.R.rand() < self.darker else 1)
         change = amplitude * body
         if self.R.rand() < 1 / 3:
             change = change - self.R.uniform(0, 0.5) * amplitude * torch.exp(-(((distance - 1) / 0.15) ** 2))
@@ -125,7 +125,7 @@ class RandSliceThicknessd(RandomizableTransform, MapTransform):
         d = dict(data)
         self.randomize(None)
         axis = self.axes[self.R.randint(len(self.axes))]
-        thickness_mm = self.R.uniform(*self.thickness_mm)
+        thickness_mm = self.R.uniform(self.thickness_mm[0], self.thickness_mm[1])
         for key in self.keys if self._do_transform else ():
             image: Tensor = d[key]
             size = list(image.shape[1:])

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -98,8 +99,7 @@ def fetch_weights(bundle: Path, wheel: Path | None = None) -> bool:
     paths = {name: models / name / "model.pt" for name in NETWORKS}
     for name, path in paths.items():
         check_writable(path.parent)
-        state = states[name]
-        write_atomically(path, lambda file, state=state: torch.save(state, file))
+        write_atomically(path, partial(torch.save, states[name]))
     write_atomically(models / "LICENSE", lambda file: file.write(licence))
     write_atomically(models / "NOTICE", lambda file: file.write(NOTICE.encode()))
     merge_weights(paths, merged)

@@ -34,20 +34,19 @@ def read_keras_weights(path: Path, valid: bool) -> dict[str, Tensor]:
     convolutions.append(network.classifier)
     try:
         with h5py.File(path) as file:
-            groups = [file[f"conv3d_{n}/conv3d_{n}"] for n in range(1, len(convolutions) + 1)]
+            number = sum(name.startswith("conv3d_") for name in file)
+            groups = [file[f"conv3d_{n}/conv3d_{n}"] for n in range(1, number + 1)]
             weights = [torch.from_numpy(group["kernel:0"][()]).permute(4, 3, 0, 1, 2) for group in groups]
             biases = [torch.from_numpy(group["bias:0"][()]) for group in groups]
-            number = sum(name.startswith("conv3d_") for name in file)
     except (OSError, KeyError) as error:
         raise InputError(
             f"{path}: {error}, expected the weights of the network in HDF5: take the file whole."
         ) from error
-    fits = number == len(convolutions) and all(
-        weight.shape == convolution.weight.shape for weight, convolution in zip(weights, convolutions, strict=True)
-    )
-    if not fits:
+    found, expected = ([tuple(each.shape) for each in shapes] for shapes in (weights, (c.weight for c in convolutions)))
+    if found != expected:
         raise InputError(
-            f"{path}: found {number} convolutions of other shapes, expected {len(convolutions)}: it is another network."
+            f"{path}: found the kernels of {number} convolutions, expected {len(expected)} of the shapes of the "
+            f"{'lesion' if valid else 'liver'}'s: it is another network."
         )
     for convolution, weight, bias in zip(convolutions, weights, biases, strict=True):
         convolution.weight.data.copy_(weight)
