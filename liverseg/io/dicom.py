@@ -13,8 +13,9 @@ import numpy as np
 from scipy import ndimage
 
 from liverseg.errors import InputError
+from liverseg.io.dicom_pixels import read_pixels
 from liverseg.io.dicom_series import Series, name_of, normal_of, repeats, shifts_of, some_of, volumes_of
-from liverseg.io.dicom_slices import DamagedError, Slice, read_pixels, slices_of
+from liverseg.io.dicom_slices import DamagedError, Slice, slices_of
 from liverseg.io.paths import is_hidden, nifti_suffix
 
 # LPS, the axes of DICOM, to RAS, those of NIfTI.
