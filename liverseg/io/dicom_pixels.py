@@ -56,9 +56,11 @@ def read_pixels(file: Path, inverted: bool = False) -> tuple[np.ndarray, np.ndar
             ) from error
         raise unreadable(file, f"{name}: {error}") from error
     stored = stored.reshape(-1, *stored.shape[-2:]).astype(stored.dtype.newbyteorder("="), copy=False)
-    padding = _padding(dataset, stored)
+    padding = _padding(file, dataset, stored)
     bits = int(dataset.BitsAllocated)
-    unused = bits - int(value_of(dataset, "BitsStored") or bits)
+    unused = bits - (_number(file, dataset, "BitsStored") or bits)
+    if unused < 0:
+        raise unreadable(file, f"its BitsStored is {bits - unused}, its BitsAllocated {bits}")
     if unused and not syntax.is_compressed:
         # Bits above those stored may hold anything, as overlays, and need not repeat the sign.
         stored = (stored.view(f"u{bits // 8}") << unused).view(stored.dtype) >> unused
@@ -67,13 +69,23 @@ def read_pixels(file: Path, inverted: bool = False) -> tuple[np.ndarray, np.ndar
     return stored, padding
 
 
-def _padding(dataset: Any, stored: np.ndarray) -> np.ndarray | None:
-    value, limit = (value_of(dataset, keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
-    if not isinstance(value, int):
+def _padding(file: Path, dataset: Any, stored: np.ndarray) -> np.ndarray | None:
+    value, limit = (_number(file, dataset, keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    if value is None:
         return None
     # Some write it unsigned where the pixels are signed.
-    first, last = np.array([value, limit if isinstance(limit, int) else value]).astype(stored.dtype)
+    first, last = np.array([value, value if limit is None else limit]).astype(stored.dtype)
     return (stored >= min(first, last)) & (stored <= max(first, last))
+
+
+def _number(file: Path, dataset: Any, keyword: str) -> int | None:
+    try:
+        value = value_of(dataset, keyword)
+        # Some write 32 bits, which read as two values of 16, the lower bits first.
+        return None if value in (None, "") else int(np.ravel(value)[0])
+    # Read without it, the voxels would be others.
+    except (TypeError, ValueError, OverflowError) as error:
+        raise unreadable(file, f"its {keyword} is damaged") from error
 
 
 def _lacks_decoder(syntax: Any, error: Exception) -> bool:

@@ -294,11 +294,16 @@ def unreadable(file: Path, reason: str) -> DamagedError:
 
 
 def value_of(dataset: Any, keyword: str) -> Any:
-    """The value of an element; None where there is none, or none that can be read."""
+    """The value of an element; None where there is none.
+
+    Raises:
+        ValueError: for one that is damaged, which is not one that is absent.
+    """
     try:
         return dataset.get(keyword)
-    except Exception:
-        return None
+    # Whatever pydicom raises.
+    except Exception as error:
+        raise ValueError(f"its {keyword} is damaged") from error
 
 
 def _numbers(dataset: Any, keyword: str, count: int, default: float | None = None) -> np.ndarray:

@@ -483,6 +483,54 @@ def test_padding_is_as_dark_as_the_darkest_voxel(tmp_path, padding):
     assert_is(tmp_path, expected)
 
 
+def write_raw(file: Path, keyword: str, kind: str, value: bytes) -> None:
+    """Write an element as these bytes, whether they can be its value or not."""
+    dataset = pydicom.dcmread(file)
+    tag = pydicom.tag.Tag(keyword)
+    dataset[tag] = pydicom.dataelem.RawDataElement(tag, kind, len(value), value, 0, False, True)
+    dataset.save_as(file)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "kind", "value"),
+    [
+        ("BitsStored", "OB", b"\x0c\0"),
+        ("PixelPaddingValue", "SS", b"\x30"),
+        ("PixelPaddingRangeLimit", "SS", b"\x30"),
+        ("SamplesPerPixel", "US", b"\1"),
+        ("ModalityLUTSequence", "SQ", b"abc"),
+    ],
+)
+def test_a_damaged_tag_is_not_an_absent_one(tmp_path, keyword, kind, value):
+    write(tmp_path, PixelPaddingValue=0)
+    write_raw(tmp_path / "3.dcm", keyword, kind, value)
+    with pytest.raises(InputError, match=rf"3\.dcm.*its {keyword} is damaged"):
+        read_volume(str(tmp_path))
+
+
+def test_more_bits_stored_than_allocated_are_refused(tmp_path):
+    edit(write(tmp_path) / "3.dcm", BitsStored=24)
+    with pytest.raises(InputError, match=r"3\.dcm: .*its BitsStored is 24, its BitsAllocated 16"):
+        read_volume(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("keyword", "kind", "value"),
+    [
+        ("PixelPaddingValue", "US", b""),
+        ("PixelPaddingValue", "SS", b"\x30\xf8\xff\xff"),
+        ("PixelPaddingValue", "UN", b"\x30\xf8"),
+        ("BitsStored", "US", b""),
+        ("BitsStored", "IS", b"16"),
+        ("EchoTime", "DS", b"abc "),
+        ("SeriesNumber", "IS", b"1.5 "),
+    ],
+)
+def test_tags_that_are_odd_but_readable_are_read(tmp_path, keyword, kind, value):
+    write_raw(write(tmp_path) / "3.dcm", keyword, kind, value)
+    assert_is(tmp_path)
+
+
 @pytest.mark.parametrize("modality", ["CT", "MR"])
 def test_inverted_pictures(tmp_path, modality):
     write(tmp_path, PhotometricInterpretation="MONOCHROME1", Modality=modality, BitsStored=12, HighBit=11)
