@@ -76,6 +76,9 @@ HEADER = [
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "PixelSpacing",
+    "SpacingBetweenSlices",
+    "SliceThickness",
+    "InstanceNumber",
     "RescaleSlope",
     "RescaleIntercept",
     "ModalityLUTSequence",
@@ -107,6 +110,9 @@ class Slice:
         slope: with `intercept`, from what is stored to HU or intensities.
         intercept: see there.
         inverted: what is stored is the darker the larger it is.
+        between_mm: SpacingBetweenSlices; NaN, as the next two, where there is none.
+        thickness_mm: SliceThickness.
+        number: InstanceNumber.
         acquisition: what tells volumes of one series apart, in the order of `ACQUISITION`.
         problem: why it cannot be placed, "" where it can; nothing is said of where it lies then.
         kind: what it is where it need not lie anywhere, "" for CT, MRI and PET.
@@ -124,6 +130,9 @@ class Slice:
     slope: float = 1.0
     intercept: float = 0.0
     inverted: bool = False
+    between_mm: float = np.nan
+    thickness_mm: float = np.nan
+    number: float = np.nan
     acquisition: tuple[str, ...] = ()
     problem: str = ""
     kind: str = ""
@@ -245,6 +254,10 @@ def _slice(file: Path, frame: int, kind: str, dataset: Any, groups: Sequence[Any
         problem = ""
     except ValueError as error:
         geometry, slope, intercept, problem = missing, 1.0, 0.0, str(error)
+    between_mm, thickness_mm, number = (
+        _number_or_nan(find("PixelMeasuresSequence", keyword), keyword)
+        for keyword in ("SpacingBetweenSlices", "SliceThickness", "InstanceNumber")
+    )
     description = (
         value_of(dataset, "SeriesDescription") or f"series {value_of(dataset, 'SeriesNumber') or 'without name'}"
     )
@@ -261,6 +274,9 @@ def _slice(file: Path, frame: int, kind: str, dataset: Any, groups: Sequence[Any
         intercept,
         # HU are HU however they are shown.
         inverted=seen == "MONOCHROME1" and modality != "CT",
+        between_mm=between_mm,
+        thickness_mm=thickness_mm,
+        number=number,
         acquisition=tuple(str(value_of(find(sequence, keyword), keyword)) for keyword, sequence in ACQUISITION.items()),
         problem=problem,
         kind="" if kind in VOLUMES else uid_name(kind),
@@ -321,6 +337,14 @@ def _numbers(dataset: Any, keyword: str, count: int, default: float | None = Non
     if len(numbers) != count or not np.isfinite(numbers).all():
         raise ValueError(f"its {keyword} is {text.strip()!r}, expected {count} number{'s' * (count > 1)}")
     return numbers
+
+
+def _number_or_nan(dataset: Any, keyword: str) -> float:
+    """A number on which only a warning rests: odd ones are as good as none."""
+    try:
+        return float(_numbers(dataset, keyword, 1, np.nan)[0])
+    except ValueError:
+        return np.nan
 
 
 def _perpendicular(axes: np.ndarray) -> np.ndarray:

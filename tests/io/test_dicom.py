@@ -118,6 +118,71 @@ def test_a_gap_near_an_end_is_refused(tmp_path, end):
     assert "5.00 mm between" in refusal(tmp_path)
 
 
+def thinned(folder: Path, every: int = 2, **tags) -> Path:
+    """Write every second slice alone, or every third, numbered as they were; a tag of None is left out."""
+
+    def numbered(dataset, k):
+        dataset.InstanceNumber = k + 1
+
+    write(folder, change=numbered, **tags)
+    for k in range(6):
+        if k % every:
+            (folder / f"{k}.dcm").unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("every", "tags", "words"),
+    [
+        (2, {"SpacingBetweenSlices": 2.5, "SliceThickness": 2.5}, "5.00 mm apart, but SpacingBetweenSlices is 2.50 mm"),
+        (2, {"SpacingBetweenSlices": -2.5}, "5.00 mm apart, but SpacingBetweenSlices is 2.50 mm"),
+        (3, {"SpacingBetweenSlices": 2.5, "SliceThickness": 4}, "7.50 mm apart, but SpacingBetweenSlices is 2.50 mm"),
+        (2, {"SliceThickness": 2.5}, "but SliceThickness is 2.50 mm and InstanceNumbers are left out"),
+    ],
+)
+def test_every_other_slice_missing_is_said(tmp_path, every, tags, words):
+    (warning,) = assert_is(
+        thinned(tmp_path, every, **tags), ARRAY[:, :, ::every], AXIAL @ np.diag([1.0, 1.0, every, 1.0])
+    )
+    assert words in warning
+
+
+@pytest.mark.parametrize(
+    ("every", "tags"),
+    [
+        # Overlapping, gapped, the gap instead of the spacing, nothing that says so, and no number.
+        (1, {"SpacingBetweenSlices": 2.5, "SliceThickness": 5}),
+        (1, {"SliceThickness": 1.25}),
+        (1, {"SpacingBetweenSlices": 0.5, "SliceThickness": 2}),
+        (2, {"SliceThickness": 5}),
+        (2, {"SliceThickness": None}),
+        (1, {"SpacingBetweenSlices": 0, "SliceThickness": 2.5}),
+    ],
+)
+def test_slices_that_overlap_or_leave_gaps_are_not_missing(tmp_path, every, tags):
+    assert (
+        assert_is(thinned(tmp_path, every, **tags), ARRAY[:, :, ::every], AXIAL @ np.diag([1.0, 1.0, every, 1.0])) == ()
+    )
+
+
+def test_an_enhanced_file_that_lacks_every_other_frame(tmp_path):
+    write_enhanced(tmp_path / "IM0", [0, 2, 4])
+    dataset = pydicom.dcmread(tmp_path / "IM0")
+    dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = 2.5
+    dataset.save_as(tmp_path / "IM0")
+    (warning,) = read_volume(str(tmp_path)).warnings
+    assert "5.00 mm apart, but SpacingBetweenSlices is 2.50 mm" in warning
+
+
+def test_a_tiny_drift_is_said_in_mm(tmp_path):
+    def drifting(dataset, k):
+        dataset.ImagePositionPatient = [-31.25 + 0.04 * k, 12.5, 40 + 50 * k]
+
+    write(tmp_path, change=drifting)
+    (warning,) = read_volume(str(tmp_path)).warnings
+    assert "the last slice lies 0.2 mm beside the first" in warning
+
+
 def test_spacing_may_be_rounded_but_not_drift(tmp_path):
     affine = affine_of((1, 0, 0), (0, 1, 0), (1, 1, 0.625))
 
@@ -215,7 +280,7 @@ def test_a_tilted_gantry(tmp_path, aside):
     write(tmp_path, np.rint(20 * places @ slopes).astype(np.int64), affine, RescaleIntercept=-32768)
 
     volume = read_volume(str(tmp_path))
-    assert f"tilted by {np.degrees(np.arctan(np.hypot(*aside))):.1f}°" in volume.warnings[0]
+    assert f"the last slice lies {9 * 2.5 * np.hypot(*aside):.1f} mm beside the first" in volume.warnings[0]
     axes = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
     assert np.allclose(axes.T @ axes, np.eye(3), atol=1e-9)
     points = np.moveaxis(np.indices(volume.array.shape), 0, -1) @ volume.affine[:3, :3].T + volume.affine[:3, 3]
