@@ -15,7 +15,7 @@ from scipy import ndimage
 from liverseg.errors import InputError
 from liverseg.io.dicom_pixels import read_pixels
 from liverseg.io.dicom_series import Series, name_of, normal_of, repeats, shifts_of, some_of, volumes_of
-from liverseg.io.dicom_slices import DamagedError, Slice, slices_of
+from liverseg.io.dicom_slices import SERIES, DamagedError, Slice, slices_of
 from liverseg.io.paths import is_hidden, nifti_suffix
 
 # LPS, the axes of DICOM, to RAS, those of NIfTI.
@@ -232,8 +232,15 @@ def _join_singles(by_series: dict[tuple[str, ...], dict[Path, list[Slice]]]) -> 
             in_folder[folder].append(key)
     joined = []
     for folder, keys in in_folder.items():
-        if len(keys) > 2 and all(key in single for key in keys):
-            slices = [each for key in keys for each in by_series.pop(key)[folder]]
+        if not all(key in single for key in keys):
+            continue
+        alike: dict[tuple[str, ...], list[tuple[str, ...]]] = defaultdict(list)
+        for key in keys:
+            alike[tuple(key[SERIES.index(keyword)] for keyword in ("PatientID", "Modality"))].append(key)
+        for some in alike.values():
+            if len(some) < 3:
+                continue
+            slices = [each for key in some for each in by_series.pop(key)[folder]]
             warning = f"each of {len(slices)} files has a SeriesInstanceUID of its own; they are taken as one series."
             joined += [replace(each, warnings=(*each.warnings, warning)) for each in volumes_of(slices)]
     return joined

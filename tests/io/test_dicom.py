@@ -379,6 +379,19 @@ def test_volumes_that_nothing_tells_apart_are_refused(tmp_path):
     write(tmp_path)
     write(tmp_path, ARRAY // 2, name="b{}.dcm")
     message = refusal(tmp_path)
+@pytest.mark.parametrize(("tag", "values"), [("PatientID", "ab"), ("Modality", ["CT", "MR"])])
+def test_files_of_two_patients_or_modalities_are_not_joined(tmp_path, tag, values):
+    write_series(
+        tmp_path, ARRAY, AXIAL, [f"{k}.dcm" for k in range(6)], lambda dataset, k: setattr(dataset, tag, values[k // 3])
+    )
+    assert "2 series in it" in refusal(tmp_path)
+    (warning,) = assert_is(tmp_path / "1.dcm", ARRAY[:, :, :3])
+    assert "each of 3 files has a SeriesInstanceUID of its own" in warning
+    # What is left of one is no series.
+    (tmp_path / "5.dcm").unlink()
+    assert "single slice (3.dcm, 4.dcm)" in read_volume(str(tmp_path)).warnings[-1]
+
+
     assert "0.dcm and b0.dcm lie at the same position" in message
     assert "export each volume as a series of its own" in message
 
