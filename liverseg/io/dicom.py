@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -60,13 +61,18 @@ def series_at(path: Path) -> Series:
         found = _find([(path.parent, _files(path.parent))], left_out)
         reasons = [reason for reason, files in left_out.items() if path.name in {file.name for file in files}]
         found = [each for each in found if path.name in {file.name for file in each.files}]
-        if len(found) != 1:
-            what = f"found {len(found)} volumes in it" if found else (reasons or ["neither NIfTI nor DICOM"])[0]
+        if not found:
+            what = (reasons or ["neither NIfTI nor DICOM"])[0]
             raise InputError(
                 f"{path}: not readable as a volume ({what}), expected a whole NIfTI file or a file of one DICOM series "
                 "of CT or MRI: replace it or remove the scan."
             )
+        if len(found) > 1:
+            raise InputError(f"{path}: {_not_one(found, left_out)}")
         notes = ()
+        if elsewhere := _elsewhere(found[0], path.parent):
+            names = some_of(elsewhere)
+            notes = (f"more of its series lies in other folders ({names}) and was not read: put all in one folder.",)
     (series,) = found
     if series.problem:
         raise InputError(f"{path}: {series.problem}")
@@ -188,8 +194,16 @@ def _walk(folder: Path, left_out: LeftOut) -> Iterator[tuple[Path, list[Path]]]:
         yield place, _files(place)
 
 
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry)]
+    except OSError:
+        return []
+
+
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not (path.is_dir() or is_hidden(path) or nifti_suffix(path)))
+    entries = (entry for entry in os.scandir(folder) if not (entry.is_dir() or is_hidden(entry) or nifti_suffix(entry)))
+    return sorted(Path(entry.path) for entry in entries)
 
 
 def _find(folders: Iterable[tuple[Path, Sequence[Path]]], left_out: LeftOut) -> list[Series]:
@@ -221,6 +235,30 @@ def _find(folders: Iterable[tuple[Path, Sequence[Path]]], left_out: LeftOut) -> 
             left_out["single slice"] += sorted(volume.files)
     found = [volume for volume in found if len(volume.slices) > 1]
     return _with_damaged(found, damaged)
+
+
+def _elsewhere(series: Series, folder: Path) -> list[str]:
+    """The folders in and beside `folder` that go on with a series of it.
+
+    Of each, the first and the last file are looked at: there may be a data set of them.
+    """
+    found = []
+    for beside in sorted({*_folders(folder), *_folders(folder.parent)} - {folder}):
+        # Whatever is wrong there, it is not this series'.
+        with suppress(OSError, InputError):
+            files = _files(beside)
+            if any(_goes_on(series, file) for file in files[:1] + files[1:][-1:]):
+                found.append(beside.name)
+    return found
+
+
+def _goes_on(series: Series, file: Path) -> bool:
+    more = slices_of(file)
+    if isinstance(more, str) or more[0].series != series.slices[0].series:
+        return False
+    # What lies at the same places is another export or phase.
+    whole = [each.slices for each in volumes_of([*series.slices, *more])]
+    return any(len(slices) > len(series.slices) and not repeats(slices) for slices in whole)
 
 
 def _join_singles(by_series: dict[tuple[str, ...], dict[Path, list[Slice]]]) -> list[Series]:
@@ -279,4 +317,11 @@ def _not_one(found: Sequence[Series], left_out: LeftOut) -> str:
         only = f" (only {describe(left_out)})" if left_out else ""
         return f"no CT or MRI series in it{only}, expected the slices of one volume: choose another."
     series = "; ".join(map(str, found))
-    return f"{len(found)} series in it ({series}), expected one: name a file of it, or give each a folder of its own."
+    held = Counter(file for each in found for file in each.files)
+    shared = sorted(file.name for file, volumes in held.items() if volumes > 1)
+    cure = (
+        f"export each volume in {some_of(shared)} as a series of its own"
+        if shared
+        else "name a file of it, or give each a folder of its own"
+    )
+    return f"{len(found)} series in it ({series}), expected one: {cure}."

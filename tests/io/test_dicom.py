@@ -334,6 +334,36 @@ def test_a_series_whose_files_lie_in_several_folders(tmp_path):
     assert "2 series in it" in refusal(tmp_path / "spread")
 
 
+def split(folder: Path, parts: list[int]) -> Path:
+    """Write a series whose slice k lies in the folder `parts[k]`."""
+    write(folder / "all")
+    for k, part in enumerate(parts):
+        (folder / f"D{part}").mkdir(exist_ok=True)
+        shutil.move(folder / "all" / f"{k}.dcm", folder / f"D{part}" / f"IM{k}")
+    (folder / "all").rmdir()
+    return folder
+
+
+@pytest.mark.parametrize("parts", [[0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0], [0, 1, 0, 1, 0, 1]])
+@pytest.mark.parametrize("other", [None, "A{}", "Z{}"])
+def test_a_file_of_a_series_in_several_folders_says_that_it_is_not_all(tmp_path, parts, other):
+    split(tmp_path, parts)
+    if other:
+        write(tmp_path / "D1", name=other, SeriesInstanceUID="1.2.4")
+    (warning,) = read_volume(str(tmp_path / "D0" / f"IM{parts.index(0)}")).warnings
+    assert "more of its series lies in other folders (D1) and was not read" in warning
+
+
+def test_a_file_of_another_export_or_phase_is_not_a_part(tmp_path):
+    write(tmp_path / "a", AcquisitionNumber=1)
+    write(tmp_path / "b")
+    write(tmp_path / "c", ARRAY // 2, AcquisitionNumber=2)
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "0.dcm").write_bytes(b"damaged")
+    assert assert_is(tmp_path / "a" / "3.dcm") == ()
+
+
 def test_two_patients_with_the_same_identifiers(tmp_path):
     write(tmp_path / "a")
     write(tmp_path / "b", ARRAY // 2)
@@ -347,6 +377,19 @@ def test_files_that_are_each_a_series_of_their_own(tmp_path):
     assert "each of 6 files has a SeriesInstanceUID of its own" in warning
     (tmp_path / "2.dcm").unlink()
     assert "5.00 mm between 1.dcm" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(("tag", "values"), [("PatientID", "ab"), ("Modality", ["CT", "MR"])])
+def test_files_of_two_patients_or_modalities_are_not_joined(tmp_path, tag, values):
+    write_series(
+        tmp_path, ARRAY, AXIAL, [f"{k}.dcm" for k in range(6)], lambda dataset, k: setattr(dataset, tag, values[k // 3])
+    )
+    assert "2 series in it" in refusal(tmp_path)
+    (warning,) = assert_is(tmp_path / "1.dcm", ARRAY[:, :, :3])
+    assert "each of 3 files has a SeriesInstanceUID of its own" in warning
+    # What is left of one is no series.
+    (tmp_path / "5.dcm").unlink()
+    assert "single slice (3.dcm, 4.dcm)" in read_volume(str(tmp_path)).warnings[-1]
 
 
 @pytest.mark.parametrize("tag", ["EchoTime", "TemporalPositionIdentifier", "AcquisitionNumber"])
@@ -379,19 +422,6 @@ def test_volumes_that_nothing_tells_apart_are_refused(tmp_path):
     write(tmp_path)
     write(tmp_path, ARRAY // 2, name="b{}.dcm")
     message = refusal(tmp_path)
-@pytest.mark.parametrize(("tag", "values"), [("PatientID", "ab"), ("Modality", ["CT", "MR"])])
-def test_files_of_two_patients_or_modalities_are_not_joined(tmp_path, tag, values):
-    write_series(
-        tmp_path, ARRAY, AXIAL, [f"{k}.dcm" for k in range(6)], lambda dataset, k: setattr(dataset, tag, values[k // 3])
-    )
-    assert "2 series in it" in refusal(tmp_path)
-    (warning,) = assert_is(tmp_path / "1.dcm", ARRAY[:, :, :3])
-    assert "each of 3 files has a SeriesInstanceUID of its own" in warning
-    # What is left of one is no series.
-    (tmp_path / "5.dcm").unlink()
-    assert "single slice (3.dcm, 4.dcm)" in read_volume(str(tmp_path)).warnings[-1]
-
-
     assert "0.dcm and b0.dcm lie at the same position" in message
     assert "export each volume as a series of its own" in message
 
@@ -710,8 +740,10 @@ def test_an_enhanced_file_without_a_frame_is_refused(tmp_path):
 
 def test_an_enhanced_file_with_two_volumes_is_refused(tmp_path):
     write_enhanced(tmp_path / "IM0", [*range(6), *range(6)], modality="MR", echoes=[5.0] * 6 + [10.0] * 6)
-    assert "2 series in it" in refusal(tmp_path)
-    assert "found 2 volumes in it" in refusal(tmp_path / "IM0")
+    for path in (tmp_path, tmp_path / "IM0"):
+        message = refusal(path)
+        assert "2 series in it" in message
+        assert message.endswith("expected one: export each volume in IM0 as a series of its own.")
 
 
 def test_frames_without_positions_are_left_out(tmp_path):
