@@ -17,14 +17,12 @@ from liverseg.errors import InputError
 from liverseg.io.dicom_pixels import read_pixels
 from liverseg.io.dicom_series import Series, name_of, normal_of, repeats, shifts_of, some_of, volumes_of
 from liverseg.io.dicom_slices import SERIES, DamagedError, Slice, slices_of
-from liverseg.io.paths import is_hidden, nifti_suffix
+from liverseg.io.paths import LeftOut, is_hidden, nifti_suffix, walk
 
 # LPS, the axes of DICOM, to RAS, those of NIfTI.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 SLAB = 16  # slices that are put in place at a time: one by one, each voxel would be a write of its own
-
-LeftOut = defaultdict[str, list[Path]]
 
 
 def find_series(folder: Path) -> tuple[list[Series], LeftOut]:
@@ -42,7 +40,8 @@ def find_series(folder: Path) -> tuple[list[Series], LeftOut]:
         InputError: where there are DICOM files and pydicom is not installed.
     """
     left_out: LeftOut = defaultdict(list)
-    return _named(_find(_walk(folder, left_out), left_out)), left_out
+    folders = ((place, [file for file in files if not nifti_suffix(file)]) for place, files in walk(folder, left_out))
+    return _named(_find(folders, left_out)), left_out
 
 
 def series_at(path: Path) -> Series:
@@ -172,26 +171,6 @@ def _planes(series: Series, padding: list[float]) -> Iterator[np.ndarray]:
             padding.append(float(plane[empty[each.frame]].min()))
             plane[empty[each.frame]] = np.nan
         yield plane
-
-
-def _walk(folder: Path, left_out: LeftOut) -> Iterator[tuple[Path, list[Path]]]:
-    """Folder by folder, the files that are not hidden, in the order of their names."""
-    seen: set[tuple[int, int]] = set()
-    waiting = [folder]
-    while waiting:
-        place = waiting.pop()
-        try:
-            state = place.stat()
-            # A link may lead back to a folder above it.
-            if (state.st_dev, state.st_ino) in seen:
-                continue
-            seen.add((state.st_dev, state.st_ino))
-            inner = sorted(path for path in place.iterdir() if path.is_dir() and not is_hidden(path))
-        except OSError:
-            left_out["folder that may not be opened"].append(place)
-            continue
-        waiting += reversed(inner)
-        yield place, _files(place)
 
 
 def _folders(folder: Path) -> list[Path]:
