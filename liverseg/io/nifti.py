@@ -78,7 +78,7 @@ def open_nifti(path: str | os.PathLike[str]) -> Any:
     if voxels.offset < least:
         raise InputError(
             f"{path}: its header says that voxels begin at byte {voxels.offset} (vox_offset), in the header itself, "
-            f"expected {least} or more: make it anew from DICOM, or correct vox_offset."
+            f"expected {least} or more: correct vox_offset, or replace it or remove it."
         )
     return image
 
