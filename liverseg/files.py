@@ -35,7 +35,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], A
     Who may read it, the umask says, as of any new file.
 
     Raises:
-        InputError: when it cannot be written, for lack of space or permission; the old file is as it was.
+        InputError: when it cannot be written, for lack of a folder, space or permission; the old file is as it was.
     """
     path = Path(path)
     # One of `tempfile` would be its owner's alone, whatever the umask.
@@ -52,6 +52,10 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], A
     # torch.save turns a failed write into a RuntimeError.
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        if not path.parent.is_dir():
+            raise InputError(
+                f"{path}: could not be saved ({reason}), expected a folder {path.parent}: make it or choose another."
+            ) from error
         raise InputError(
             f"{path}: could not be saved ({reason}), what was there before is kept: free some space or choose "
             "another folder."
