@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from watchdog.observers.polling import PollingObserver
 
 from lib.datastore import LockedDatastore
 from liverseg.errors import InputError
-from liverseg.files import check_writable
+from liverseg.files import NotSavedError, check_writable
 from liverseg.io.dicom import LeftOut, describe, find_series
 from liverseg.io.nifti import open_nifti
 from liverseg.io.paths import is_hidden, nifti_suffix, stem_of
@@ -86,6 +85,7 @@ class FolderDatastore(LockedDatastore):
 
         Raises:
             InputError: for a file or a series that is no volume.
+            NotSavedError: where there is no room for the NIfTI file of a series.
         """
         scan = super().get_image_uri(image_id)
         if not scan:
@@ -114,14 +114,21 @@ class FolderDatastore(LockedDatastore):
         return [image for image in super().get_unlabeled_images(label_tag, labels) if image not in unreadable]
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
-        """The scans that can be read and have a final label."""
+        """The scans that can be read and have a final label.
+
+        Raises:
+            NotSavedError: as `get_image_uri`.
+        """
         found = []
         for name in sorted(self.get_labeled_images()):
+            try:
+                image = self.get_image_uri(name)
+            except NotSavedError:
+                raise
             # The status names it.
-            with suppress(InputError):
-                found.append(
-                    {"image": self.get_image_uri(name), "label": self.get_label_uri(name, DefaultLabelTag.FINAL)}
-                )
+            except InputError:
+                continue
+            found.append({"image": image, "label": self.get_label_uri(name, DefaultLabelTag.FINAL)})
         return found
 
     def status(self) -> dict[str, Any]:
@@ -172,6 +179,9 @@ class FolderDatastore(LockedDatastore):
                 if not copy.is_file() or copy.stat().st_mtime_ns < _state(scan)[0]:
                     check_writable(copy.parent)
                     save_as_nifti(scan, copy)
+        # It says nothing of the scan.
+        except NotSavedError:
+            raise
         except InputError as error:
             return str(error)
         return ""

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import resource
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from bundle_runs import BUNDLE
+from full_disk import full_disk
 
 from liverseg.errors import InputError
 from liverseg.io.masks import MaskFolder, find_mask, recorded_scans
@@ -174,13 +174,8 @@ def test_find_mask_knows_scans_by_their_path(tmp_path, monkeypatch):
 def test_a_disk_that_is_full_leaves_the_mask_that_was_there(tmp_path):
     masks = MaskFolder(tmp_path, "liver", ".nii")
     masks.save("/d/a.nii", mask(1), AFFINE)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(InputError, match=r"a_liver\.nii: could not be saved \(File too large\)"):
-            masks.save("/d/a.nii", mask(2, (20, 20, 20)), AFFINE)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with full_disk(1000), pytest.raises(InputError, match=r"a_liver\.nii: could not be saved \(File too large\)"):
+        masks.save("/d/a.nii", mask(2, (20, 20, 20)), AFFINE)
     assert value(tmp_path / "a_liver.nii") == 1
     assert names_in(tmp_path) == ["a_liver.nii", "summary.json"]
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from bundle_runs import AFFINE, make_scan, save
 from dataset_trees import write_series
+from full_disk import full_disk
 
 from liverseg.errors import InputError
 
@@ -185,6 +186,18 @@ def test_next_sample_passes_over_what_cannot_be_read_until_it_can(tmp_path, capl
         shutil.copy(studies / "a.nii.gz", studies / "labels" / "final" / f"{name}.nii.gz")
     store.refresh()
     assert ask({"client_id": "me"}, store) is None
+
+
+def test_a_scan_for_which_the_disk_had_no_room_is_no_bad_scan(folder):
+    store = open_store(folder)
+    shutil.copy(folder / "plain.nii.gz", folder / "labels" / "final" / "p1_st_CT.nii.gz")
+    store.refresh()
+    with full_disk(100):
+        for ask in (lambda: store.get_image_uri("p1_st_CT"), store.datalist):
+            with pytest.raises(InputError, match=r"p1_st_CT\.nii\.gz: could not be saved"):
+                ask()
+    assert store.status()["unreadable_scans"] == {}
+    assert [item["image"] for item in store.datalist()] == [store.get_image_uri("p1_st_CT")]
 
 
 def test_what_an_older_server_listed_is_forgotten_unless_it_has_a_label(folder, tmp_path):
