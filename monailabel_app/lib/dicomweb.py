@@ -310,6 +310,9 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         found: dict[str, list[Segmentation]] = {}
         headers, bad = {}, {}
         for entry in self.server.search(Modality="SEG"):
+            # Some servers pass over what they are asked to filter by.
+            if first(entry, "Modality") not in ("SEG", None):
+                continue
             study, series = str(first(entry, "StudyInstanceUID")), str(first(entry, "SeriesInstanceUID"))
             key = series, first(entry, "NumberOfSeriesRelatedInstances")
             try:

@@ -205,6 +205,15 @@ def test_a_server_that_lists_few_series_at_once(store, archive):
     assert set(store.get_labeled_images()) == {SERIES, OTHER}
 
 
+def test_of_a_server_that_filters_nothing_only_labels_are_read_as_labels(store, archive, monkeypatch):
+    monkeypatch.setattr("dicom_studies._matches", lambda one, asked: True)
+    asked: list[str] = []
+    archive.fault = asked.append
+    assert store.get_labeled_images() == [SERIES]
+    label = archive.instances[-1].SeriesInstanceUID
+    assert [path for path in asked if path.endswith("metadata")] == [f"studies/{STUDY}/series/{label}/metadata"]
+
+
 def test_what_was_deleted_on_the_server_is_gone(store, archive):
     assert store.get_label_uri(SERIES, "final")
     archive.instances = [one for one in archive.instances if one.Modality != "SEG"]
