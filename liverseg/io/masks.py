@@ -136,8 +136,11 @@ class MaskFolder:
 
     def _is_of(self, entry: Mapping[str, Any], image: str) -> bool:
         """Whether an entry is of this scan and, where it has a mask, the mask of this name's kind."""
+        # First, as a folder may have thousands of entries.
+        if entry["image"] != image:
+            return False
         names = [f"{stem}{self.tail}" for stem in _stems(image)]
-        return entry["image"] == image and entry.get("mask", names[0]) in names
+        return entry.get("mask", names[0]) in names
 
     def _replace(self, scans: list[dict[str, Any]], entry: dict[str, Any]) -> None:
         scans[:] = [other for other in scans if not self._is_of(other, entry["image"])]

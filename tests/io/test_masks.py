@@ -12,6 +12,7 @@ from bundle_runs import BUNDLE
 from full_disk import full_disk
 
 from liverseg.errors import InputError
+from liverseg.io import masks as masks_module
 from liverseg.io.masks import MaskFolder, find_mask, recorded_scans
 
 AFFINE = np.array([[0, -2.0, 0, 5], [1.5, 0, 0, -7], [0, 0, 3, 11], [0, 0, 0, 1]])
@@ -89,6 +90,18 @@ def test_one_scan_at_a_time_overwrites_no_other(tmp_path):
     assert [value(tmp_path / names[scan]) for scan in scans] == [2, 3, 4, 5, 6]
     # In one run too, they keep the names that they have.
     assert save_all(tmp_path, scans) == names
+
+
+def test_many_masks_in_a_folder_make_the_next_no_slower(tmp_path, monkeypatch):
+    calls = []
+    stems = masks_module._stems
+    monkeypatch.setattr(masks_module, "_stems", lambda image: calls.append(image) or stems(image))
+    needed = []
+    for number in range(6):
+        calls.clear()
+        MaskFolder(tmp_path, "liver").save(f"/d/{number}.nii", mask(number), AFFINE)
+        needed.append(len(calls))
+    assert len(set(needed)) == 1
 
 
 def test_a_mask_of_which_nobody_knows_whose_it_is_stays(tmp_path):
