@@ -21,6 +21,7 @@ from dicom_studies import AFFINE, SCAN, SERIES, SHAPE, STUDY, Archive, make_scan
 from fastapi import FastAPI
 from monailabel.config import settings
 
+from lib.activelearning.next_scan import First
 from lib.dicom_server import DicomServerError
 from lib.dicomweb import connect
 from lib.server import answer_with_sentences
@@ -196,6 +197,31 @@ def test_a_slow_download_holds_up_nothing_else(store, archive):
         finally:
             ended.set()
         assert np.array_equal(voxels(slow[0].result(60)), SCAN) and slow[1].result(60) == slow[0].result()
+
+
+def test_a_scan_that_is_downloaded_keeps_no_other_annotator_waiting(store, archive):
+    asked, ended = threading.Event(), threading.Event()
+
+    def wait(path: str) -> None:
+        if path.endswith(f"series/{OTHER}"):
+            asked.set()
+            ended.wait(60)
+
+    archive.fault = wait
+    first = First("by name", 60)
+    with ThreadPoolExecutor() as pool:
+        slow = pool.submit(first, {"client_id": "one"}, store)
+        assert asked.wait(60)
+        try:
+            # Nor does anybody get it.
+            assert pool.submit(first, {"client_id": "two"}, store).result(30) == {"id": THIRD}
+            assert pool.submit(first, {"client_id": "three"}, store).result(30) is None
+            assert not slow.done()
+        finally:
+            ended.set()
+        assert slow.result(60) == {"id": OTHER}
+    assert store.get_image_info(OTHER)["served"].keys() == {"one"}
+    assert first({"client_id": "three"}, store) is None
 
 
 def test_a_server_that_lists_few_series_at_once(store, archive):
