@@ -121,7 +121,7 @@ class MaskFolder:
         image = str(absolute(scan))
         with open_summary(self.folder) as summary:
             scans = summary["scans"]
-            before = next((entry for entry in scans if self._is_of(entry, image)), {})
+            before: dict[str, Any] = next((entry for entry in scans if self._is_of(entry, image)), {})
             self._replace(scans, {**before, "image": image, "error": error})
 
     def _name(self, image: str, scans: Sequence[Mapping[str, Any]]) -> str:
