@@ -145,11 +145,13 @@ class Archive:
         fault: asked for each path, and gives a status to answer with, "cut" (the connection ends before the answer
             does), "less" (an instance is missing), "keep nothing" of what is sent, or None; may wait as long as it
             likes.
+        filters: it lists only what it is asked for.
     """
 
     def __init__(self, instances: Sequence[Dataset]) -> None:
         self.instances = list(instances)
         self.page = 100
+        self.filters = True
         self.fault: Callable[[str], int | str | None] = lambda path: None
         self.port = 0
 
@@ -206,7 +208,7 @@ class Archive:
 
     def _answer(self, request: Any) -> None:
         path = urlsplit(request.path).path.removeprefix("/dicom-web/")
-        asked = dict(parse_qsl(urlsplit(request.path).query))
+        asked = dict(parse_qsl(urlsplit(request.path).query)) if self.filters else {}
         fault = self.fault(path)
         if isinstance(fault, int):
             request.send_error(fault)

@@ -9,7 +9,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from liverseg.errors import InputError
-from liverseg.settings import is_used, read_setting
+from liverseg.settings import check_name, is_used, read_setting
 
 SHIPPED = {
     "spatial_size": [64, 64, 64],
@@ -28,6 +28,7 @@ SHIPPED = {
     "load_pretrain": None,
     "ckpt_path": "$@ckpt_dir + '/model.pt'",
     "copy": "%networks#paper",
+    "other_size": "%localise_size",
 }
 
 
@@ -73,10 +74,14 @@ def test_what_a_value_means(name, value, meaning):
         ("spatial_size", [96, 96, -1], "expected 3 numbers of voxels above 0"),
         ("spatial_size", 96.5, r'found 96.5, .*: write it as --spatial_size "\[64,64,64\]"\.$'),
         ("spacing", float("nan"), "found nan"),
+        ("spacing", float("inf"), "found inf"),
+        ("spacing", [2, 0, 2], "expected 3 numbers of mm above 0"),
+        ("learning_rate", 0, "expected a number above 0"),
         ("hu_window", [240, -160], "expected two numbers, the lower one first"),
         ("planes", "axail", "expected some of axial, coronal, sagittal"),
         ("planes", [], "expected some of axial"),
         ("flips", 0, "expected a list of lists of the axes 0 and 1"),
+        ("flips", [[2]], "expected a list of lists of the axes 0 and 1"),
         ("fit", "rezise", "expected one of resize, crop"),
         ("device", "gpu", "expected cpu, cuda or cuda:NUMBER"),
         ("network_def", "unet", "expected one of paper, quality: choose one"),
@@ -94,8 +99,22 @@ def test_what_no_setting_can_be(name, value, said):
 
 @pytest.mark.parametrize(
     ("name", "used"),
-    [("networks#paper#width", True), ("networks#quality", False), ("losses", False), ("spacing", False)],
+    [
+        ("networks#paper#width", True),
+        ("networks#quality", False),
+        ("localise_size", True),
+        ("losses", False),
+        ("spacing", False),
+    ],
 )
 def test_what_is_referred_to_is_used(name, used):
     config = ConfigParser(SHIPPED, globals=False)
     assert is_used(name, config, config) == used
+
+
+def test_what_takes_any_name_is_not_asked():
+    config = ConfigParser({"logs": {"_target_": "logging.basicConfig"}, "net": {"_target_": "FCN", "more": {"a": 1}}})
+    for name in ("logs#level", "net#more#b"):
+        check_name(name, config, config)
+    with pytest.raises(InputError, match="found no colour in the config"):
+        check_name("colour", config, config)

@@ -15,7 +15,8 @@ import nibabel as nib
 from liverseg.data.datalist import load_datalist
 from liverseg.errors import InputError
 from liverseg.io.dicom import describe, find_series
-from liverseg.io.paths import absolute, is_hidden, nifti_suffix, stem_of
+from liverseg.io.masks import recorded_masks
+from liverseg.io.paths import LeftOut, absolute, is_hidden, nifti_suffix, stem_of, walk
 from liverseg.io.volumes import read_volume_grid
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,8 @@ MASKS = re.compile(r"(.*[-_ .])?(segs?|segmentations?|masks?|labels?(tr|va|ts)?|
 def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """List the scans of `path` as items `{"image": absolute path}`; links keep their own names.
 
-    What else lies there is named in one line of the log.
+    What else lies there is named in one line of the log: masks, those that a run has written (`MaskFolder`) and those
+    called as such, NIfTI files further down, what is no scan.
 
     Args:
         path: a NIfTI file; a file of a DICOM series, which stands for the whole; a folder with a `dataset.json` (its
@@ -47,12 +49,18 @@ def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     files = _nifti_files(root)
     if not files:
         files = [file for folder in _visible(root) if folder.is_dir() for file in _nifti_files(folder)]
+    series, left_out = find_series(root)
     masks = {file for file in files if any(MASKS.fullmatch(name) for name in (stem_of(file), file.parent.name))}
     # Where they are all there is, they are what is meant.
-    masks = masks if len(masks) < len(files) else set()
-    series, left_out = find_series(root)
+    masks = masks if series or len(masks) < len(files) else set()
     if masks:
         left_out["mask"] += sorted(masks)
+    listed = set(files)
+    for folder, inside in walk(root, LeftOut(list)):
+        made = recorded_masks(folder)
+        for file in inside:
+            if nifti_suffix(file) and file not in listed:
+                left_out["mask of an earlier run" if file.name in made else "NIfTI file further down"].append(file)
     scans = [str(file) for file in files if file not in masks] + sorted({each.path for each in series})
     if not scans:
         found = f" (only {describe(left_out)})" if left_out else ""
@@ -73,7 +81,9 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _nifti_files(folder: Path) -> list[Path]:
-    return [file for file in _visible(folder) if nifti_suffix(file) and not file.is_dir()]
+    """Those that no run has made from scans."""
+    made = recorded_masks(folder)
+    return [file for file in _visible(folder) if nifti_suffix(file) and not (file.is_dir() or file.name in made)]
 
 
 def cache_num(data: Sequence[Mapping[str, Any]], cache_gb: float, spacing: Sequence[float] = (-1, -1, -1)) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -13,16 +14,15 @@ import numpy as np
 from scipy import ndimage
 
 from liverseg.errors import InputError
+from liverseg.io.dicom_pixels import read_pixels
 from liverseg.io.dicom_series import Series, name_of, normal_of, repeats, shifts_of, some_of, volumes_of
-from liverseg.io.dicom_slices import DamagedError, Slice, read_pixels, slices_of
-from liverseg.io.paths import is_hidden, nifti_suffix
+from liverseg.io.dicom_slices import SERIES, DamagedError, Slice, slices_of
+from liverseg.io.paths import LeftOut, is_hidden, nifti_suffix, walk
 
 # LPS, the axes of DICOM, to RAS, those of NIfTI.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 SLAB = 16  # slices that are put in place at a time: one by one, each voxel would be a write of its own
-
-LeftOut = defaultdict[str, list[Path]]
 
 
 def find_series(folder: Path) -> tuple[list[Series], LeftOut]:
@@ -40,7 +40,8 @@ def find_series(folder: Path) -> tuple[list[Series], LeftOut]:
         InputError: where there are DICOM files and pydicom is not installed.
     """
     left_out: LeftOut = defaultdict(list)
-    return _named(_find(_walk(folder, left_out), left_out)), left_out
+    folders = ((place, [file for file in files if not nifti_suffix(file)]) for place, files in walk(folder, left_out))
+    return _named(_find(folders, left_out)), left_out
 
 
 def series_at(path: Path) -> Series:
@@ -59,13 +60,18 @@ def series_at(path: Path) -> Series:
         found = _find([(path.parent, _files(path.parent))], left_out)
         reasons = [reason for reason, files in left_out.items() if path.name in {file.name for file in files}]
         found = [each for each in found if path.name in {file.name for file in each.files}]
-        if len(found) != 1:
-            what = f"found {len(found)} volumes in it" if found else (reasons or ["neither NIfTI nor DICOM"])[0]
+        if not found:
+            what = (reasons or ["neither NIfTI nor DICOM"])[0]
             raise InputError(
                 f"{path}: not readable as a volume ({what}), expected a whole NIfTI file or a file of one DICOM series "
                 "of CT or MRI: replace it or remove the scan."
             )
+        if len(found) > 1:
+            raise InputError(f"{path}: {_not_one(found, left_out)}")
         notes = ()
+        if elsewhere := _elsewhere(found[0], path.parent):
+            names = some_of(elsewhere)
+            notes = (f"more of its series lies in other folders ({names}) and was not read: put all in one folder.",)
     (series,) = found
     if series.problem:
         raise InputError(f"{path}: {series.problem}")
@@ -167,28 +173,16 @@ def _planes(series: Series, padding: list[float]) -> Iterator[np.ndarray]:
         yield plane
 
 
-def _walk(folder: Path, left_out: LeftOut) -> Iterator[tuple[Path, list[Path]]]:
-    """Folder by folder, the files that are not hidden, in the order of their names."""
-    seen: set[tuple[int, int]] = set()
-    waiting = [folder]
-    while waiting:
-        place = waiting.pop()
-        try:
-            state = place.stat()
-            # A link may lead back to a folder above it.
-            if (state.st_dev, state.st_ino) in seen:
-                continue
-            seen.add((state.st_dev, state.st_ino))
-            inner = sorted(path for path in place.iterdir() if path.is_dir() and not is_hidden(path))
-        except OSError:
-            left_out["folder that may not be opened"].append(place)
-            continue
-        waiting += reversed(inner)
-        yield place, _files(place)
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry)]
+    except OSError:
+        return []
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not (path.is_dir() or is_hidden(path) or nifti_suffix(path)))
+    entries = (entry for entry in os.scandir(folder) if not (entry.is_dir() or is_hidden(entry) or nifti_suffix(entry)))
+    return sorted(Path(entry.path) for entry in entries)
 
 
 def _find(folders: Iterable[tuple[Path, Sequence[Path]]], left_out: LeftOut) -> list[Series]:
@@ -222,6 +216,30 @@ def _find(folders: Iterable[tuple[Path, Sequence[Path]]], left_out: LeftOut) -> 
     return _with_damaged(found, damaged)
 
 
+def _elsewhere(series: Series, folder: Path) -> list[str]:
+    """The folders in and beside `folder` that go on with a series of it.
+
+    Of each, the first and the last file are looked at: there may be a data set of them.
+    """
+    found = []
+    for beside in sorted({*_folders(folder), *_folders(folder.parent)} - {folder}):
+        # Whatever is wrong there, it is not this series'.
+        with suppress(OSError, InputError):
+            files = _files(beside)
+            if any(_goes_on(series, file) for file in files[:1] + files[1:][-1:]):
+                found.append(beside.name)
+    return found
+
+
+def _goes_on(series: Series, file: Path) -> bool:
+    more = slices_of(file)
+    if isinstance(more, str) or more[0].series != series.slices[0].series:
+        return False
+    # What lies at the same places is another export or phase.
+    whole = [each.slices for each in volumes_of([*series.slices, *more])]
+    return any(len(slices) > len(series.slices) and not repeats(slices) for slices in whole)
+
+
 def _join_singles(by_series: dict[tuple[str, ...], dict[Path, list[Slice]]]) -> list[Series]:
     """Take out of `by_series` the folders in which every file is a series of its own, as some anonymise them."""
     single = {key: next(iter(parts)) for key, parts in by_series.items() if sum(map(len, parts.values())) == 1}
@@ -231,8 +249,15 @@ def _join_singles(by_series: dict[tuple[str, ...], dict[Path, list[Slice]]]) -> 
             in_folder[folder].append(key)
     joined = []
     for folder, keys in in_folder.items():
-        if len(keys) > 2 and all(key in single for key in keys):
-            slices = [each for key in keys for each in by_series.pop(key)[folder]]
+        if not all(key in single for key in keys):
+            continue
+        alike: dict[tuple[str, ...], list[tuple[str, ...]]] = defaultdict(list)
+        for key in keys:
+            alike[tuple(key[SERIES.index(keyword)] for keyword in ("PatientID", "Modality"))].append(key)
+        for some in alike.values():
+            if len(some) < 3:
+                continue
+            slices = [each for key in some for each in by_series.pop(key)[folder]]
             warning = f"each of {len(slices)} files has a SeriesInstanceUID of its own; they are taken as one series."
             joined += [replace(each, warnings=(*each.warnings, warning)) for each in volumes_of(slices)]
     return joined
@@ -271,4 +296,11 @@ def _not_one(found: Sequence[Series], left_out: LeftOut) -> str:
         only = f" (only {describe(left_out)})" if left_out else ""
         return f"no CT or MRI series in it{only}, expected the slices of one volume: choose another."
     series = "; ".join(map(str, found))
-    return f"{len(found)} series in it ({series}), expected one: name a file of it, or give each a folder of its own."
+    held = Counter(file for each in found for file in each.files)
+    shared = sorted(file.name for file, volumes in held.items() if volumes > 1)
+    cure = (
+        f"export each volume in {some_of(shared)} as a series of its own"
+        if shared
+        else "name a file of it, or give each a folder of its own"
+    )
+    return f"{len(found)} series in it ({series}), expected one: {cure}."

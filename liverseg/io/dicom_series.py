@@ -22,6 +22,8 @@ SAME_PLACE_MM = 0.01
 SAME_DIRECTION = 1e-3
 # Interpolation costs more than this.
 SHIFT_VOXELS = 0.25
+# Slices this many times as far apart as they are said to be are not all there.
+THINNED = 1.5
 NAMED = 3
 
 
@@ -123,13 +125,8 @@ def _judged(slices: Sequence[Slice], copies: Sequence[tuple[Slice, Slice]]) -> S
     if any(each.inverted for each in slices):
         warnings.append("it is stored with dark and bright exchanged (MONOCHROME1) and was turned round.")
     problem = _uneven(slices)
-    if not problem and shifts_of(slices).any():
-        step = slices[-1].position - slices[0].position
-        degrees = np.degrees(np.arccos(np.clip(step @ normal_of(slices[0]) / np.linalg.norm(step), -1, 1)))
-        warnings.append(
-            f"the gantry was tilted by {degrees:.1f}°; the slices were shifted within their planes onto a grid with "
-            "perpendicular axes."
-        )
+    if not problem and len(slices) > 1:
+        warnings += filter(None, [_tilted(slices), _thinned(slices)])
     return Series("", tuple(slices), tuple(copies), problem, tuple(warnings))
 
 
@@ -164,6 +161,38 @@ def _uneven(slices: Sequence[Slice]) -> str:
     return (
         f"{name_of(slices[worst])} at {_at(slices[worst])} lies {off_mm[worst]:.2f} mm from where the others have it, "
         "expected all slices in one straight row: export the series again."
+    )
+
+
+def _tilted(slices: Sequence[Slice]) -> str:
+    if not shifts_of(slices).any():
+        return ""
+    # Of a drift that is no tilt, an angle would read 0.0°.
+    aside_mm = float(np.linalg.norm((slices[-1].position - slices[0].position) @ slices[0].orientation.T))
+    return (
+        f"the last slice lies {aside_mm:.1f} mm beside the first, as where the gantry was tilted; the slices were "
+        "shifted within their planes onto a grid with perpendicular axes."
+    )
+
+
+def _thinned(slices: Sequence[Slice]) -> str:
+    """What tells that slices are missing between all of them, which leaves no gap to be seen; "" where nothing does."""
+    first = slices[0]
+    step_mm = float((slices[-1].position - first.position) @ normal_of(first)) / (len(slices) - 1)
+    tag, said_mm, besides = "SpacingBetweenSlices", abs(first.between_mm), ""
+    if np.isclose(step_mm, said_mm + first.thickness_mm, rtol=0.01) and said_mm < 0.99 * first.thickness_mm:
+        # Some write the gap between two slices there.
+        return ""
+    if not said_mm > 0:
+        # Without numbers left out, slices thinner than their spacing are how the scan was planned.
+        if not np.ptp([each.number for each in slices]) + 1 >= THINNED * len(slices):
+            return ""
+        tag, said_mm, besides = "SliceThickness", first.thickness_mm, " and InstanceNumbers are left out"
+    if not 0 < THINNED * said_mm <= step_mm:
+        return ""
+    return (
+        f"its slices lie {step_mm:.2f} mm apart, but {tag} is {said_mm:.2f} mm{besides}: where slices are missing "
+        "between them, export the series again."
     )
 
 

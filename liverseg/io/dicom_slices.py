@@ -1,4 +1,4 @@
-"""The slices in a DICOM file: what its header says of each, and its pixels.
+"""The slices in a DICOM file: what its header says of each.
 
 Needs pydicom (extra `dicom`), which is imported where a file is one of DICOM and not before.
 """
@@ -76,26 +76,14 @@ HEADER = [
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "PixelSpacing",
+    "SpacingBetweenSlices",
+    "SliceThickness",
+    "InstanceNumber",
     "RescaleSlope",
     "RescaleIntercept",
     "ModalityLUTSequence",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
-]
-PIXELS = [
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "PlanarConfiguration",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PixelPaddingValue",
-    "PixelPaddingRangeLimit",
-    "PixelData",
 ]
 # Where pydicom parses headers a thousand a second, an export of several series is parsed once and not for each.
 REMEMBERED = 2**16
@@ -122,6 +110,9 @@ class Slice:
         slope: with `intercept`, from what is stored to HU or intensities.
         intercept: see there.
         inverted: what is stored is the darker the larger it is.
+        between_mm: SpacingBetweenSlices; NaN, as the next two, where there is none.
+        thickness_mm: SliceThickness.
+        number: InstanceNumber.
         acquisition: what tells volumes of one series apart, in the order of `ACQUISITION`.
         problem: why it cannot be placed, "" where it can; nothing is said of where it lies then.
         kind: what it is where it need not lie anywhere, "" for CT, MRI and PET.
@@ -139,6 +130,9 @@ class Slice:
     slope: float = 1.0
     intercept: float = 0.0
     inverted: bool = False
+    between_mm: float = np.nan
+    thickness_mm: float = np.nan
+    number: float = np.nan
     acquisition: tuple[str, ...] = ()
     problem: str = ""
     kind: str = ""
@@ -165,7 +159,7 @@ def slices_of(file: Path) -> tuple[Slice, ...] | str:
     try:
         state = file.stat()
     except OSError as error:
-        raise _unreadable(file, str(error.strerror)) from error
+        raise unreadable(file, str(error.strerror)) from error
     return _remembered(file, state.st_size, state.st_mtime_ns)
 
 
@@ -177,7 +171,7 @@ def _remembered(file: Path, size: int, mtime_ns: int) -> tuple[Slice, ...] | str
         raise
     # Whatever a header holds that no writer should write.
     except Exception as error:
-        raise _unreadable(file, str(error)) from error
+        raise unreadable(file, str(error)) from error
 
 
 def _begins_as_dicom(start: bytes) -> bool:
@@ -200,29 +194,29 @@ def _slices_of(file: Path) -> tuple[Slice, ...] | str:
         with file.open("rb") as stream:
             start: Any = stream.read(132)
     except OSError as error:
-        raise _unreadable(file, str(error.strerror)) from error
+        raise unreadable(file, str(error.strerror)) from error
     if not _begins_as_dicom(start):
         # By its name it is a slice of which nothing is left.
         if file.name.lower().endswith(DICOM_SUFFIXES) or (not start and "." not in file.name):
-            raise _unreadable(file, "it does not begin as one" if start else "it is empty")
+            raise unreadable(file, "it does not begin as one" if start else "it is empty")
         return "neither NIfTI nor DICOM"
-    dataset = _read(file, HEADER, pixels=False)
-    kind = str(_value(dataset, "SOPClassUID") or _value(dataset.file_meta, "MediaStorageSOPClassUID") or "")
+    dataset = read_dataset(file, HEADER, pixels=False)
+    kind = str(value_of(dataset, "SOPClassUID") or value_of(dataset.file_meta, "MediaStorageSOPClassUID") or "")
     if kind in NO_SCANS:
         return NO_SCANS[kind]
-    if not _value(dataset, "Rows") or not _value(dataset, "Columns"):
+    if not value_of(dataset, "Rows") or not value_of(dataset, "Columns"):
         if kind in VOLUMES or (not kind and start[128:] == b"DICM"):
-            raise _unreadable(file, "its header ends early")
-        return _name(kind) if kind else "neither NIfTI nor DICOM"
-    if "LOCALIZER" in (_value(dataset, "ImageType") or ()):
+            raise unreadable(file, "its header ends early")
+        return uid_name(kind) if kind else "neither NIfTI nor DICOM"
+    if "LOCALIZER" in (value_of(dataset, "ImageType") or ()):
         return "localiser"
-    if _value(dataset, "SamplesPerPixel") not in (None, 1):
+    if value_of(dataset, "SamplesPerPixel") not in (None, 1):
         return "picture in colour"
-    groups = _value(dataset, "PerFrameFunctionalGroupsSequence") or ()
-    frames = int(_value(dataset, "NumberOfFrames") or 1)
+    groups = value_of(dataset, "PerFrameFunctionalGroupsSequence") or ()
+    frames = int(value_of(dataset, "NumberOfFrames") or 1)
     if len(groups) != frames and (groups or frames > 1):
-        return f"{_name(kind)} whose frames have no positions"
-    shared = next(iter(_value(dataset, "SharedFunctionalGroupsSequence") or ()), None)
+        return f"{uid_name(kind)} whose frames have no positions"
+    shared = next(iter(value_of(dataset, "SharedFunctionalGroupsSequence") or ()), None)
     return tuple(
         _slice(file, frame, kind, dataset, [part for part in (group, shared) if part is not None])
         for frame, group in enumerate(groups or [None])
@@ -252,7 +246,7 @@ def _slice(file: Path, frame: int, kind: str, dataset: Any, groups: Sequence[Any
             float(_numbers(find("PixelValueTransformationSequence", keyword), keyword, 1, default)[0])
             for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
         )
-        if _value(dataset, "ModalityLUTSequence"):
+        if value_of(dataset, "ModalityLUTSequence"):
             raise ValueError("it has a ModalityLUTSequence, expected RescaleSlope and RescaleIntercept")
         geometry = place, _perpendicular(axes.reshape(2, 3)), sizes
         if not (sizes > 0).all():
@@ -260,81 +254,42 @@ def _slice(file: Path, frame: int, kind: str, dataset: Any, groups: Sequence[Any
         problem = ""
     except ValueError as error:
         geometry, slope, intercept, problem = missing, 1.0, 0.0, str(error)
-    description = _value(dataset, "SeriesDescription") or f"series {_value(dataset, 'SeriesNumber') or 'without name'}"
-    modality, seen = str(_value(dataset, "Modality") or ""), _value(dataset, "PhotometricInterpretation")
+    between_mm, thickness_mm, number = (
+        _number_or_nan(find("PixelMeasuresSequence", keyword), keyword)
+        for keyword in ("SpacingBetweenSlices", "SliceThickness", "InstanceNumber")
+    )
+    description = (
+        value_of(dataset, "SeriesDescription") or f"series {value_of(dataset, 'SeriesNumber') or 'without name'}"
+    )
+    modality, seen = str(value_of(dataset, "Modality") or ""), value_of(dataset, "PhotometricInterpretation")
     return Slice(
         file,
         frame,
-        tuple(str(_value(dataset, keyword) or "") for keyword in SERIES),
+        tuple(str(value_of(dataset, keyword) or "") for keyword in SERIES),
         str(description),
-        str(_value(dataset, "SOPInstanceUID") or ""),
+        str(value_of(dataset, "SOPInstanceUID") or ""),
         (int(dataset.Rows), int(dataset.Columns)),
         *geometry,
         slope,
         intercept,
         # HU are HU however they are shown.
         inverted=seen == "MONOCHROME1" and modality != "CT",
-        acquisition=tuple(str(_value(find(sequence, keyword), keyword)) for keyword, sequence in ACQUISITION.items()),
+        between_mm=between_mm,
+        thickness_mm=thickness_mm,
+        number=number,
+        acquisition=tuple(str(value_of(find(sequence, keyword), keyword)) for keyword, sequence in ACQUISITION.items()),
         problem=problem,
-        kind="" if kind in VOLUMES else _name(kind),
+        kind="" if kind in VOLUMES else uid_name(kind),
     )
 
 
-def read_pixels(file: Path, inverted: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
-    """What is stored in a file: integers (frames, rows, columns), and which of them stand for no measurement.
-
-    Args:
-        file: where it is.
-        inverted: exchange dark and bright.
+def read_dataset(file: Path, tags: list[str], pixels: bool) -> Any:
+    """Some tags of a file, whatever else is in it.
 
     Raises:
-        InputError: for pixels that are damaged, or compressed in a way that no decoder is installed for.
+        DamagedError: for a file that cannot be parsed.
+        InputError: without pydicom.
     """
-    dataset = _read(file, PIXELS, pixels=True)
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-
-        explicit = ExplicitVRLittleEndian if dataset.is_little_endian else ExplicitVRBigEndian
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if dataset.is_implicit_VR else explicit
-    syntax = dataset.file_meta.TransferSyntaxUID
-    try:
-        stored = dataset.pixel_array
-    # Whatever a codec raises.
-    except Exception as error:
-        name = _name(str(syntax))
-        if _lacks_decoder(syntax, error):
-            raise InputError(
-                f"{file}: its pixels are compressed as {name}, for which no decoder is installed: pip install "
-                "python-gdcm, or export the series uncompressed."
-            ) from error
-        raise _unreadable(file, f"{name}: {error}") from error
-    stored = stored.reshape(-1, *stored.shape[-2:]).astype(stored.dtype.newbyteorder("="), copy=False)
-    padding = _padding(dataset, stored)
-    bits = int(dataset.BitsAllocated)
-    unused = bits - int(_value(dataset, "BitsStored") or bits)
-    if unused and not syntax.is_compressed:
-        # Bits above those stored may hold anything, as overlays, and need not repeat the sign.
-        stored = (stored.view(f"u{bits // 8}") << unused).view(stored.dtype) >> unused
-    if inverted:
-        stored = ~stored if stored.dtype.kind == "i" else np.iinfo(stored.dtype).max // 2**unused - stored
-    return stored, padding
-
-
-def _padding(dataset: Any, stored: np.ndarray) -> np.ndarray | None:
-    value, limit = (_value(dataset, keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
-    if not isinstance(value, int):
-        return None
-    # Some write it unsigned where the pixels are signed.
-    first, last = np.array([value, limit if isinstance(limit, int) else value]).astype(stored.dtype)
-    return (stored >= min(first, last)) & (stored <= max(first, last))
-
-
-def _lacks_decoder(syntax: Any, error: Exception) -> bool:
-    # pydicom counts pylibjpeg as a decoder of all JPEG, whatever plugins it has.
-    return syntax.is_compressed and (isinstance(error, NotImplementedError) or "plugin" in str(error))
-
-
-def _read(file: Path, tags: list[str], pixels: bool) -> Any:
     require_pydicom(file)
     from pydicom import dcmread
 
@@ -343,22 +298,28 @@ def _read(file: Path, tags: list[str], pixels: bool) -> Any:
             return dcmread(stream, stop_before_pixels=not pixels, specific_tags=tags, force=True)
     # Whatever a broken header makes the parser raise.
     except Exception as error:
-        raise _unreadable(file, str(error)) from error
+        raise unreadable(file, str(error)) from error
 
 
-def _unreadable(file: Path, reason: str) -> DamagedError:
+def unreadable(file: Path, reason: str) -> DamagedError:
+    """The error for a file that may be a slice and cannot be read."""
     lines = reason.strip().splitlines() or ["damaged"]
     return DamagedError(
         f"{file}: not readable as a DICOM image ({lines[0].rstrip('.')}), expected a whole file: replace it."
     )
 
 
-def _value(dataset: Any, keyword: str) -> Any:
-    """The value of an element; None where there is none, or none that can be read."""
+def value_of(dataset: Any, keyword: str) -> Any:
+    """The value of an element; None where there is none.
+
+    Raises:
+        ValueError: for one that is damaged, which is not one that is absent.
+    """
     try:
         return dataset.get(keyword)
-    except Exception:
-        return None
+    # Whatever pydicom raises.
+    except Exception as error:
+        raise ValueError(f"its {keyword} is damaged") from error
 
 
 def _numbers(dataset: Any, keyword: str, count: int, default: float | None = None) -> np.ndarray:
@@ -378,6 +339,14 @@ def _numbers(dataset: Any, keyword: str, count: int, default: float | None = Non
     return numbers
 
 
+def _number_or_nan(dataset: Any, keyword: str) -> float:
+    """A number on which only a warning rests: odd ones are as good as none."""
+    try:
+        return float(_numbers(dataset, keyword, 1, np.nan)[0])
+    except ValueError:
+        return np.nan
+
+
 def _perpendicular(axes: np.ndarray) -> np.ndarray:
     """Two directions (2, 3) as unit vectors, perpendicular where rounding has left them nearly so."""
     lengths = np.linalg.norm(axes, axis=1)
@@ -388,7 +357,8 @@ def _perpendicular(axes: np.ndarray) -> np.ndarray:
     return np.array([row, column / np.linalg.norm(column)])
 
 
-def _name(uid: str) -> str:
+def uid_name(uid: str) -> str:
+    """What DICOM calls a kind of file or compression."""
     from pydicom.uid import UID
 
     return UID(uid).name.removesuffix(" Storage") if uid else "DICOM file of no kind"

@@ -186,6 +186,15 @@ def recorded_scans(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return _read(Path(folder))["scans"]
 
 
+def recorded_masks(folder: str | os.PathLike[str]) -> set[str]:
+    """The names of the masks that `MaskFolder` wrote into a folder; none where its `summary.json` is another's."""
+    try:
+        scans = recorded_scans(folder)
+    except (InputError, OSError):
+        return set()
+    return {str(entry["mask"]) for entry in scans if isinstance(entry, Mapping) and "mask" in entry}
+
+
 def find_mask(folder: str | os.PathLike[str], scan: str | os.PathLike[str]) -> Path | None:
     """The newest mask of a scan in a folder that `MaskFolder` wrote; None where there is none.
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 DICOM_SUFFIXES = (".dcm",)
+
+# Files that are no scans, by what they are.
+LeftOut = defaultdict[str, list[Path]]
 
 
 def is_hidden(path: str | os.PathLike[str]) -> bool:
@@ -31,6 +36,31 @@ def stem_of(path: str | os.PathLike[str]) -> str:
 def absolute(path: str | os.PathLike[str]) -> Path:
     """The absolute path; a link stays what it is called, and does not become what it points to."""
     return Path(os.path.abspath(os.path.expanduser(path)))
+
+
+def walk(folder: Path, left_out: LeftOut) -> Iterator[tuple[Path, list[Path]]]:
+    """Folder by folder, the files that are not hidden, in the order of their names.
+
+    Args:
+        folder: where to begin.
+        left_out: takes the folders that may not be opened.
+    """
+    seen: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        place = waiting.pop()
+        try:
+            state = place.stat()
+            # A link may lead back to a folder above it.
+            if (state.st_dev, state.st_ino) in seen:
+                continue
+            seen.add((state.st_dev, state.st_ino))
+            inside = {path: path.is_dir() for path in sorted(place.iterdir()) if not is_hidden(path)}
+        except OSError:
+            left_out["folder that may not be opened"].append(place)
+            continue
+        waiting += reversed([path for path, is_folder in inside.items() if is_folder])
+        yield place, [path for path, is_folder in inside.items() if not is_folder]
 
 
 def _suffix(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> str:

@@ -20,15 +20,8 @@ def read_volume(path: str) -> Volume:
     Raises:
         InputError: for a missing file, and as `read_nifti`, `series_at` and `read_voxels`.
     """
-    return read_nifti(path) if _is_nifti(path) else read_series(path)
-
-
-def read_series(path: str) -> Volume:
-    """Read the DICOM series that a folder or a file stands for, see `series_at`.
-
-    Raises:
-        InputError: as `series_at` and `read_voxels`.
-    """
+    if _is_nifti(path):
+        return read_nifti(path)
     series = series_at(Path(path))
     return Volume(read_voxels(series), grid_of(series)[1], series.warnings)
 

@@ -19,9 +19,9 @@ from watchdog.observers.polling import PollingObserver
 from lib.datastore import LockedDatastore
 from liverseg.errors import InputError
 from liverseg.files import NotSavedError, check_writable
-from liverseg.io.dicom import LeftOut, describe, find_series
+from liverseg.io.dicom import describe, find_series
 from liverseg.io.nifti import open_nifti
-from liverseg.io.paths import is_hidden, nifti_suffix, stem_of
+from liverseg.io.paths import LeftOut, is_hidden, nifti_suffix, stem_of
 from liverseg.io.volumes import save_as_nifti
 from liverseg.transforms import LoadVolumed
 

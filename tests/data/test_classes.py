@@ -46,6 +46,8 @@ def test_a_class_without_a_voxel_is_refused_in_either_section(make):
         assert len(load_datalist(datalist, section, fold, {**LESIONS, "lesion": []})) == 2
     with pytest.raises(InputError, match=r"found no voxel of spleen \(3\), pancreas \(4, 5\)"):
         load_datalist(datalist, "training", 1, {**LESIONS, "spleen": [3], "pancreas": [4, 5]})
+    with pytest.raises(InputError, match=r"found no voxel of background \(7\)"):
+        load_datalist(datalist, "training", 0, {"background": [7], "body": None})
 
 
 def test_all_other_values_are_a_class_too(make):
@@ -84,6 +86,7 @@ def test_values_that_are_another_organ_are_refused(make):
         ({1: "liver", 2: "cancer"}, LIVER, None),
         ({1: "liver", 2: "cancer"}, LESIONS, None),
         ({1: "Leber", 2: "x"}, LESIONS, None),
+        ({1: "liver"}, {"background": [0], "target": [1]}, None),
         ({1: "liver", 2: "lesion"}, {"background": [0, 1], "lesion": [2]}, None),
         ({2: "liver", 1: "lesion"}, LESIONS, "'liver' for the value 2"),
         ({3: "kidney_left", 2: "kidney_right"}, {"background": [0], "right_kidney": [2], "left_kidney": [3]}, None),

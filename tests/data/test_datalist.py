@@ -139,6 +139,8 @@ BROKEN = {
         ["training[2] and training[3]", "same label"],
     ),
     "list as patient": ({"training": [pair("a", patient=["a"])]}, ["training[0], patient"]),
+    "truth as patient": ({"training": [pair("a", patient=True)]}, ["training[0], patient", "found true"]),
+    "empty patient": ({"training": [pair("a", patient="")]}, ["training[0], patient", 'found ""']),
     "one patient": ({"training": [pair("a", patient=1), pair("b", patient="1")]}, ["1 patient in training"]),
     "one name in several folders": (
         {"training": [{"image": f"{n}/ct.nii", "label": f"{n}/seg.nii"} for n in "abc"]},
@@ -291,7 +293,7 @@ def test_names_of_labels_in_both_orders(tmp_path, labels):
     assert read_datalist(write(tmp_path, labels=labels, test=[])).labels == {0: "background", 1: "liver"}
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]"])
+@pytest.mark.parametrize("content", [None, "{", "[]", "3", "null", "[" * 100_000], ids=lambda text: str(text)[:4])
 def test_what_is_no_datalist_is_refused(tmp_path, content):
     path = tmp_path / "dataset.json"
     if content is not None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from dataset_trees import write_series
 
 from liverseg.data import cache_num, find_scans, inverse_frequency_weights
 from liverseg.errors import InputError
+from liverseg.io.masks import MaskFolder
 from liverseg.io.volumes import read_volume
 
 
@@ -79,6 +81,51 @@ def test_what_is_no_scan_is_named_once(tmp_path, write_nifti, caplog):
     assert "neither NIfTI nor DICOM (notes.txt, picture.png, scan.json and 1 more)" in line
     assert "mask (scan_label.nii.gz)" in line
     assert "\n" not in line
+
+
+def test_masks_of_an_earlier_run_are_not_scans(tmp_path, write_nifti, caplog):
+    volume = np.zeros((2, 2, 2), np.uint8)
+    scans = [write_nifti(name, volume) for name in ("s1_ct.nii.gz", "s2_ct.nii.gz")]
+    for _ in range(2):
+        found = find_scans(tmp_path)
+        assert [item["image"] for item in found] == scans
+        masks = MaskFolder(tmp_path, "liver", scans=found)
+        for item in found:
+            masks.save(item["image"], volume, np.eye(4))
+    assert "mask of an earlier run (s1_ct_liver.nii.gz, s2_ct_liver.nii.gz)" in caplog.messages[-1]
+    # Where scans lie one folder down, masks in the folder itself do not stand for them.
+    for scan in scans:
+        (tmp_path / Path(scan).name[:2]).mkdir()
+        Path(scan).rename(tmp_path / Path(scan).name[:2] / "ct.nii.gz")
+    assert images(tmp_path) == ["s1/ct.nii.gz", "s2/ct.nii.gz"]
+    # A folder of masks alone has no scan, nor has one with a series beside.
+    shutil.rmtree(tmp_path / "s1")
+    shutil.rmtree(tmp_path / "s2")
+    with pytest.raises(InputError, match=r"no scan in it \(only .*mask of an earlier run"):
+        find_scans(tmp_path)
+    write_dicom(tmp_path / "series")
+    write_nifti("liver_mask.nii.gz", volume)
+    assert images(tmp_path) == ["series"]
+
+
+@pytest.mark.parametrize("summary", ["[]", "no json", '{"scans": ["a.nii.gz", {"image": "a.nii.gz"}]}', '{"mean": {}}'])
+def test_a_summary_of_another_program_says_nothing_of_masks(tmp_path, write_nifti, summary):
+    scan = write_nifti("a.nii.gz", np.zeros((2, 2, 2), np.int16))
+    (tmp_path / "summary.json").write_text(summary)
+    assert find_scans(tmp_path) == [{"image": scan}]
+
+
+def test_nifti_further_down_is_named(tmp_path, write_nifti, caplog):
+    volume = np.zeros((2, 2, 2), np.int16)
+    for name in ("a.nii.gz", "sub/b.nii.gz", "sub/deep/c.nii"):
+        write_nifti(name, volume)
+    (tmp_path / "sub" / "up").symlink_to(tmp_path)
+    assert images(tmp_path) == ["a.nii.gz"]
+    assert "NIfTI file further down (b.nii.gz, c.nii)" in caplog.messages[0]
+    (tmp_path / "sub" / "b.nii.gz").unlink()
+    (tmp_path / "a.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"no scan in it \(only NIfTI file further down \(c\.nii\)\)"):
+        find_scans(tmp_path)
 
 
 def test_a_link_keeps_its_name_and_is_read(tmp_path, write_nifti):

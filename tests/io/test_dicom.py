@@ -118,6 +118,71 @@ def test_a_gap_near_an_end_is_refused(tmp_path, end):
     assert "5.00 mm between" in refusal(tmp_path)
 
 
+def thinned(folder: Path, every: int = 2, **tags) -> Path:
+    """Write every second slice alone, or every third, numbered as they were; a tag of None is left out."""
+
+    def numbered(dataset, k):
+        dataset.InstanceNumber = k + 1
+
+    write(folder, change=numbered, **tags)
+    for k in range(6):
+        if k % every:
+            (folder / f"{k}.dcm").unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("every", "tags", "words"),
+    [
+        (2, {"SpacingBetweenSlices": 2.5, "SliceThickness": 2.5}, "5.00 mm apart, but SpacingBetweenSlices is 2.50 mm"),
+        (2, {"SpacingBetweenSlices": -2.5}, "5.00 mm apart, but SpacingBetweenSlices is 2.50 mm"),
+        (3, {"SpacingBetweenSlices": 2.5, "SliceThickness": 4}, "7.50 mm apart, but SpacingBetweenSlices is 2.50 mm"),
+        (2, {"SliceThickness": 2.5}, "but SliceThickness is 2.50 mm and InstanceNumbers are left out"),
+    ],
+)
+def test_every_other_slice_missing_is_said(tmp_path, every, tags, words):
+    (warning,) = assert_is(
+        thinned(tmp_path, every, **tags), ARRAY[:, :, ::every], AXIAL @ np.diag([1.0, 1.0, every, 1.0])
+    )
+    assert words in warning
+
+
+@pytest.mark.parametrize(
+    ("every", "tags"),
+    [
+        # Overlapping, gapped, the gap instead of the spacing, nothing that says so, and no number.
+        (1, {"SpacingBetweenSlices": 2.5, "SliceThickness": 5}),
+        (1, {"SliceThickness": 1.25}),
+        (1, {"SpacingBetweenSlices": 0.5, "SliceThickness": 2}),
+        (2, {"SliceThickness": 5}),
+        (2, {"SliceThickness": None}),
+        (1, {"SpacingBetweenSlices": 0, "SliceThickness": 2.5}),
+    ],
+)
+def test_slices_that_overlap_or_leave_gaps_are_not_missing(tmp_path, every, tags):
+    assert (
+        assert_is(thinned(tmp_path, every, **tags), ARRAY[:, :, ::every], AXIAL @ np.diag([1.0, 1.0, every, 1.0])) == ()
+    )
+
+
+def test_an_enhanced_file_that_lacks_every_other_frame(tmp_path):
+    write_enhanced(tmp_path / "IM0", [0, 2, 4])
+    dataset = pydicom.dcmread(tmp_path / "IM0")
+    dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = 2.5
+    dataset.save_as(tmp_path / "IM0")
+    (warning,) = read_volume(str(tmp_path)).warnings
+    assert "5.00 mm apart, but SpacingBetweenSlices is 2.50 mm" in warning
+
+
+def test_a_tiny_drift_is_said_in_mm(tmp_path):
+    def drifting(dataset, k):
+        dataset.ImagePositionPatient = [-31.25 + 0.04 * k, 12.5, 40 + 50 * k]
+
+    write(tmp_path, change=drifting)
+    (warning,) = read_volume(str(tmp_path)).warnings
+    assert "the last slice lies 0.2 mm beside the first" in warning
+
+
 def test_spacing_may_be_rounded_but_not_drift(tmp_path):
     affine = affine_of((1, 0, 0), (0, 1, 0), (1, 1, 0.625))
 
@@ -215,7 +280,7 @@ def test_a_tilted_gantry(tmp_path, aside):
     write(tmp_path, np.rint(20 * places @ slopes).astype(np.int64), affine, RescaleIntercept=-32768)
 
     volume = read_volume(str(tmp_path))
-    assert f"tilted by {np.degrees(np.arctan(np.hypot(*aside))):.1f}°" in volume.warnings[0]
+    assert f"the last slice lies {9 * 2.5 * np.hypot(*aside):.1f} mm beside the first" in volume.warnings[0]
     axes = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
     assert np.allclose(axes.T @ axes, np.eye(3), atol=1e-9)
     points = np.moveaxis(np.indices(volume.array.shape), 0, -1) @ volume.affine[:3, :3].T + volume.affine[:3, 3]
@@ -269,6 +334,36 @@ def test_a_series_whose_files_lie_in_several_folders(tmp_path):
     assert "2 series in it" in refusal(tmp_path / "spread")
 
 
+def split(folder: Path, parts: list[int]) -> Path:
+    """Write a series whose slice k lies in the folder `parts[k]`."""
+    write(folder / "all")
+    for k, part in enumerate(parts):
+        (folder / f"D{part}").mkdir(exist_ok=True)
+        shutil.move(folder / "all" / f"{k}.dcm", folder / f"D{part}" / f"IM{k}")
+    (folder / "all").rmdir()
+    return folder
+
+
+@pytest.mark.parametrize("parts", [[0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0], [0, 1, 0, 1, 0, 1]])
+@pytest.mark.parametrize("other", [None, "A{}", "Z{}"])
+def test_a_file_of_a_series_in_several_folders_says_that_it_is_not_all(tmp_path, parts, other):
+    split(tmp_path, parts)
+    if other:
+        write(tmp_path / "D1", name=other, SeriesInstanceUID="1.2.4")
+    (warning,) = read_volume(str(tmp_path / "D0" / f"IM{parts.index(0)}")).warnings
+    assert "more of its series lies in other folders (D1) and was not read" in warning
+
+
+def test_a_file_of_another_export_or_phase_is_not_a_part(tmp_path):
+    write(tmp_path / "a", AcquisitionNumber=1)
+    write(tmp_path / "b")
+    write(tmp_path / "c", ARRAY // 2, AcquisitionNumber=2)
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "0.dcm").write_bytes(b"damaged")
+    assert assert_is(tmp_path / "a" / "3.dcm") == ()
+
+
 def test_two_patients_with_the_same_identifiers(tmp_path):
     write(tmp_path / "a")
     write(tmp_path / "b", ARRAY // 2)
@@ -282,6 +377,19 @@ def test_files_that_are_each_a_series_of_their_own(tmp_path):
     assert "each of 6 files has a SeriesInstanceUID of its own" in warning
     (tmp_path / "2.dcm").unlink()
     assert "5.00 mm between 1.dcm" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(("tag", "values"), [("PatientID", "ab"), ("Modality", ["CT", "MR"])])
+def test_files_of_two_patients_or_modalities_are_not_joined(tmp_path, tag, values):
+    write_series(
+        tmp_path, ARRAY, AXIAL, [f"{k}.dcm" for k in range(6)], lambda dataset, k: setattr(dataset, tag, values[k // 3])
+    )
+    assert "2 series in it" in refusal(tmp_path)
+    (warning,) = assert_is(tmp_path / "1.dcm", ARRAY[:, :, :3])
+    assert "each of 3 files has a SeriesInstanceUID of its own" in warning
+    # What is left of one is no series.
+    (tmp_path / "5.dcm").unlink()
+    assert "single slice (3.dcm, 4.dcm)" in read_volume(str(tmp_path)).warnings[-1]
 
 
 @pytest.mark.parametrize("tag", ["EchoTime", "TemporalPositionIdentifier", "AcquisitionNumber"])
@@ -483,6 +591,54 @@ def test_padding_is_as_dark_as_the_darkest_voxel(tmp_path, padding):
     assert_is(tmp_path, expected)
 
 
+def write_raw(file: Path, keyword: str, kind: str, value: bytes) -> None:
+    """Write an element as these bytes, whether they can be its value or not."""
+    dataset = pydicom.dcmread(file)
+    tag = pydicom.tag.Tag(keyword)
+    dataset[tag] = pydicom.dataelem.RawDataElement(tag, kind, len(value), value, 0, False, True)
+    dataset.save_as(file)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "kind", "value"),
+    [
+        ("BitsStored", "OB", b"\x0c\0"),
+        ("PixelPaddingValue", "SS", b"\x30"),
+        ("PixelPaddingRangeLimit", "SS", b"\x30"),
+        ("SamplesPerPixel", "US", b"\1"),
+        ("ModalityLUTSequence", "SQ", b"abc"),
+    ],
+)
+def test_a_damaged_tag_is_not_an_absent_one(tmp_path, keyword, kind, value):
+    write(tmp_path, PixelPaddingValue=0)
+    write_raw(tmp_path / "3.dcm", keyword, kind, value)
+    with pytest.raises(InputError, match=rf"3\.dcm.*its {keyword} is damaged"):
+        read_volume(str(tmp_path))
+
+
+def test_more_bits_stored_than_allocated_are_refused(tmp_path):
+    edit(write(tmp_path) / "3.dcm", BitsStored=24)
+    with pytest.raises(InputError, match=r"3\.dcm: .*its BitsStored is 24, its BitsAllocated 16"):
+        read_volume(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("keyword", "kind", "value"),
+    [
+        ("PixelPaddingValue", "US", b""),
+        ("PixelPaddingValue", "SS", b"\x30\xf8\xff\xff"),
+        ("PixelPaddingValue", "UN", b"\x30\xf8"),
+        ("BitsStored", "US", b""),
+        ("BitsStored", "IS", b"16"),
+        ("EchoTime", "DS", b"abc "),
+        ("SeriesNumber", "IS", b"1.5 "),
+    ],
+)
+def test_tags_that_are_odd_but_readable_are_read(tmp_path, keyword, kind, value):
+    write_raw(write(tmp_path) / "3.dcm", keyword, kind, value)
+    assert_is(tmp_path)
+
+
 @pytest.mark.parametrize("modality", ["CT", "MR"])
 def test_inverted_pictures(tmp_path, modality):
     write(tmp_path, PhotometricInterpretation="MONOCHROME1", Modality=modality, BitsStored=12, HighBit=11)
@@ -584,8 +740,10 @@ def test_an_enhanced_file_without_a_frame_is_refused(tmp_path):
 
 def test_an_enhanced_file_with_two_volumes_is_refused(tmp_path):
     write_enhanced(tmp_path / "IM0", [*range(6), *range(6)], modality="MR", echoes=[5.0] * 6 + [10.0] * 6)
-    assert "2 series in it" in refusal(tmp_path)
-    assert "found 2 volumes in it" in refusal(tmp_path / "IM0")
+    for path in (tmp_path, tmp_path / "IM0"):
+        message = refusal(path)
+        assert "2 series in it" in message
+        assert message.endswith("expected one: export each volume in IM0 as a series of its own.")
 
 
 def test_frames_without_positions_are_left_out(tmp_path):

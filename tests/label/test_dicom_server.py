@@ -146,14 +146,16 @@ def test_a_server_that_says_nothing_is_not_waited_for(store, archive, monkeypatc
         ended.set()
 
 
+@pytest.mark.parametrize(("status", "wrong"), [(500, "found the answer 500"), (200, "that is no DICOM")])
 @pytest.mark.parametrize("what", ["metadata", "instances"])
-def test_what_it_cannot_send_of_one_label_hides_no_other(store, archive, what):
+def test_what_it_cannot_send_of_one_label_hides_no_other(store, archive, what, status, wrong):
     bad = make_segmentation({"liver": LIVER}, scan=OTHER)
     archive.instances.append(bad)
-    archive.fault = lambda path: 500 if bad.SeriesInstanceUID in path and what in path else None
+    # With 200 comes a page for people.
+    archive.fault = lambda path: status if bad.SeriesInstanceUID in path and what in path else None
     assert store.get_labeled_images() == [SERIES]
     ((name, said),) = store.status()["unreadable_labels"].items()
-    assert name == (bad.SeriesInstanceUID if what == "metadata" else OTHER) and "found the answer 500" in said
+    assert name == (bad.SeriesInstanceUID if what == "metadata" else OTHER) and wrong in said
 
 
 def test_a_label_of_which_the_server_is_overloaded_is_asked_for_again(store, archive):
@@ -231,13 +233,27 @@ def test_a_server_that_lists_few_series_at_once(store, archive):
     assert set(store.get_labeled_images()) == {SERIES, OTHER}
 
 
-def test_of_a_server_that_filters_nothing_only_labels_are_read_as_labels(store, archive, monkeypatch):
-    monkeypatch.setattr("dicom_studies._matches", lambda one, asked: True)
+def test_of_a_server_that_filters_nothing_only_labels_are_read_as_labels(store, archive):
+    archive.filters = False
     asked: list[str] = []
     archive.fault = asked.append
     assert store.get_labeled_images() == [SERIES]
     label = archive.instances[-1].SeriesInstanceUID
     assert [path for path in asked if path.endswith("metadata")] == [f"studies/{STUDY}/series/{label}/metadata"]
+
+
+def test_a_server_that_knows_no_filters(store, archive):
+    archive.filters = False
+    assert store.get_image_uri("1.2.3.99") == ""
+    assert np.array_equal(voxels(store.get_image_uri(OTHER)), SCAN)
+    assert store.get_image_info(OTHER)["SeriesInstanceUID"] == OTHER
+
+
+def test_a_page_for_people_is_no_list(store, archive):
+    archive.fault = lambda path: 200
+    for ask in (store.list_images, lambda: connect(archive.url)):
+        with pytest.raises(DicomServerError, match=rf"a server at {archive.url} that does not answer in DICOMweb"):
+            ask()
 
 
 def test_what_was_deleted_on_the_server_is_gone(store, archive):

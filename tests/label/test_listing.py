@@ -80,6 +80,8 @@ def test_what_can_be_read_is_listed_and_the_rest_named_once(folder, caplog):
         assert name not in line
     assert store.status()["left_out"] in line
     assert store.status()["total"] == len(SCANS)
+    with pytest.raises(InputError, match=r"noise\.nii: found a file that is no scan"):
+        store.add_image("noise", str(folder / "case.001.nii"), {})
 
 
 def test_every_scan_is_given_out_as_nifti_with_its_voxels_in_place(folder):

@@ -13,7 +13,9 @@ import requests
 from liverseg.errors import InputError
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
-from lib.origins import own_hosts
+from starlette.testclient import TestClient
+
+from lib.origins import OwnPages, own_hosts
 from lib.server import _listens_on, _say_who_is_answered
 
 EVIL = "http://evil.example"
@@ -27,6 +29,8 @@ PAGES = {
     "localhost for 127.0.0.1": {"Origin": "http://localhost:{port}", "Sec-Fetch-Site": "cross-site"},
     "a longer name": {"Origin": "http://127.0.0.1:{port}.evil.example"},
     "a form of an old browser": {"Referer": f"{EVIL}/form.html"},
+    "a picture": {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+    "a picture on another port": {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors"},
     "rebinding": {
         "Host": "evil.example:{port}",
         "Origin": "http://evil.example:{port}",
@@ -72,6 +76,7 @@ def test_no_other_page_reads_or_changes_anything(ask, page):
         assert answer.status_code == 403, request
         assert answer.json()["detail"].startswith(("Host: found", "Origin: found the page"))
         assert not [name for name in answer.headers if name.startswith("access-control")]
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
     assert ask("GET datastore/?output=all", {}).json() == there
 
 
@@ -105,6 +110,17 @@ def test_programs_and_the_servers_own_pages_are_answered(ask, program):
     answer = ask("GET datastore/", headers)
     assert answer.headers["content-security-policy"] == "frame-ancestors 'self'"
     assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_request_has_one_host():
+    async def app(*_):
+        raise AssertionError("was answered")
+
+    browser = TestClient(OwnPages(app, ["localhost"], []))
+    for hosts in (["localhost", "evil.example"], ["evil.example", "localhost"]):
+        answer = browser.get("/info/", headers=[("Host", host) for host in hosts])
+        assert (answer.status_code, answer.json()["detail"][:11]) == (403, "Host: found")
 
 
 def test_other_pages_may_link_to_the_servers_pages(ask):

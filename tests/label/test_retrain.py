@@ -87,6 +87,10 @@ def test_who_validates_is_drawn_once(tmp_path):
         split(file, {name: name for name in validation}, 0.3)
     file.unlink()
     assert split(file, dict(reversed(names.items())), 0.3) == (training, validation, [])
+    for content in ("{", "[]", "{}", '{"images": null}'):
+        file.write_text(content)
+        with pytest.raises(InputError, match=r"validation\.json: found .*: mend or remove it"):
+            split(file, names, 0.3)
 
 
 def test_nobody_trains_who_validates(tmp_path):

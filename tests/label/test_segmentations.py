@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 import SimpleITK
-from dicom_studies import AFFINE, COLUMN, NORMAL, ORIGIN, ROW, SHAPE, SPACING, make_segmentation
+from dicom_studies import AFFINE, COLUMN, NORMAL, ORIGIN, ROW, SERIES, SHAPE, SPACING, make_segmentation
+from pydicom.dataset import Dataset
 
 from lib.segmentation_voxels import write_label
 from lib.segmentations import current, describe
@@ -138,12 +139,22 @@ def test_several_are_one_label_by_the_names_of_their_segments(tmp_path):
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_a_lesion_in_the_liver_is_a_lesion(tmp_path, together):
+@pytest.mark.parametrize("order", [["lesion", "liver"], ["liver", "lesion"]])
+def test_a_lesion_in_the_liver_is_a_lesion(tmp_path, order, together):
     masks = blobs()
     whole = {"lesion": masks["lesion"], "liver": masks["Liver"] | masks["lesion"]}
-    some = [whole] if together else [{name: mask} for name, mask in whole.items()]
-    label, _ = put([make_segmentation(one) for one in some], tmp_path)
-    assert np.array_equal(label, masks["lesion"] + 2 * masks["Liver"])
+    some = [{name: whole[name] for name in order}] if together else [{name: whole[name]} for name in order]
+    label, info = put([make_segmentation(one) for one in some], tmp_path)
+    value = {one["name"]: one["idx"] for one in info}
+    assert np.array_equal(label, value["lesion"] * masks["lesion"] + value["liver"] * masks["Liver"])
+
+
+def test_a_label_map_says_which_value_is_its_background(tmp_path):
+    segmentation = make_segmentation(blobs(), "LABELMAP")
+    segmentation.PixelPaddingValue = segmentation.SegmentSequence[0].SegmentNumber = 9
+    segmentation.PixelData = segmentation.PixelData.replace(b"\0", b"\x09")
+    label, info = put([segmentation], tmp_path)
+    assert [one["name"] for one in info] == list(blobs()) and np.array_equal(label, values_of(blobs()))
 
 
 # --- what is refused
@@ -235,6 +246,20 @@ def header(names, moment="20260102 120000", **attributes):
     return describe(segmentation.to_json_dict(), "1.2.3", str(segmentation.SeriesInstanceUID))
 
 
+def test_what_a_dicom_seg_belongs_to():
+    liver = {"liver": np.ones(SHAPE, bool)}
+    by_instance, elsewhere = make_segmentation(liver), make_segmentation(liver, scan="")
+    series, slice_, study = by_instance.ReferencedSeriesSequence[0], Dataset(), Dataset()
+    slice_.ReferencedSOPInstanceUID = f"{SERIES}.1"
+    series.ReferencedInstanceSequence = [slice_]
+    del series.SeriesInstanceUID
+    # Of another study, whose scan may lie on the same grid.
+    study.ReferencedSeriesSequence = make_segmentation(liver).ReferencedSeriesSequence
+    elsewhere.StudiesContainingOtherReferencedInstancesSequence = [study]
+    found = [describe(one.to_json_dict(), "1.2.3", "1.2.3.5") for one in (by_instance, elsewhere)]
+    assert [(one.scans, one.source) for one in found] == [((), f"{SERIES}.1"), ((SERIES,), "")]
+
+
 APP = {"ClinicalTrialCoordinatingCenterName": "MONAI"}
 
 
@@ -303,6 +328,10 @@ def test_two_of_which_none_is_newer_are_refused(there):
         (
             {"moment": "20260102 130000", "TimezoneOffsetFromUTC": "+0100"},
             {"moment": "20260102 123000", "TimezoneOffsetFromUTC": "+0000"},
+        ),
+        (
+            {"moment": "20260101 234500", "TimezoneOffsetFromUTC": "+0000"},
+            {"moment": "20260101 233000", "TimezoneOffsetFromUTC": "-0030"},
         ),
         (
             {"moment": "20260101 233000", "TimezoneOffsetFromUTC": "-0030"},

@@ -56,9 +56,12 @@ def bad_file(tmp_path: Path, write_nifti, case: str) -> str:
         return write_nifti("bad.nii.gz", whole[0])
     if case == "4-D":
         return write_nifti("bad.nii.gz", np.stack([whole, whole], -1))
-    if case in ("nan", "inf"):
+    if case in ("nan", "inf", "1e31"):
         broken = whole.astype(np.float32)
         broken[1, 2, 3] = float(case)
+        if case == "1e31":
+            # The sum of so many leaves float32, though each is finite.
+            broken[1:] = -1e35
         return write_nifti("bad.nii.gz", broken)
     return str(tmp_path / "bad.nii.gz")
 
@@ -76,6 +79,7 @@ def bad_file(tmp_path: Path, write_nifti, case: str) -> str:
         ("4-D", ["4-D", "20×20×20×2", "expected one 3-D volume"]),
         ("nan", ["1 voxels are NaN or infinite"]),
         ("inf", ["1 voxels are NaN or infinite"]),
+        ("1e31", ["7600 voxels are NaN or infinite, or beyond ±1e+12"]),
     ],
 )
 def test_bad_files_are_named_in_one_sentence(tmp_path, write_nifti, case, words):

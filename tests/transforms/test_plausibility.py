@@ -42,6 +42,17 @@ WRONG = {
     },
     "mr": {"negated": lambda image: -image, "negated, from 0": lambda image: image.max() - image},
 }
+
+ENDS = (np.s_[:3], np.s_[-3:])
+
+
+def bright_at(image: np.ndarray, *places) -> np.ndarray:
+    image = image.copy()
+    for place in places:
+        image[place] = image.max()
+    return image
+
+
 RIGHT = {
     "ct": {
         "as it is": lambda hu: hu,
@@ -53,6 +64,8 @@ RIGHT = {
         "0 to 1": rescaled,
         "0 to 255": lambda x: 255 * rescaled(x),
         "×10": lambda x: 10 * x,
+        "a bright corner": lambda x: bright_at(x, np.s_[: len(x) // 8, : len(x[0]) // 8]),
+        "a mark in each corner": lambda x: bright_at(x, *((i, j) for i in ENDS for j in ENDS)),
     },
 }
 

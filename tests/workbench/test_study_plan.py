@@ -257,11 +257,29 @@ def test_literal_is_what_python_reads():
         ({"tables": {"mine": {"rows": {"r": 3}, "columns": {"c": {}}}}}, r"mine: rows: found \{'r': 3\}"),
         ({"folds": 5}, r"folds: found 5, expected whole numbers"),
         ({"folds": [7]}, r"there is no fold 7"),
+        ({"seeds": [True]}, r"seeds: found \[True\], expected whole numbers"),
+        ({"seeds": []}, r"seeds: found \[\], expected whole numbers"),
+        (
+            {"data": {"ct": {"phantoms": {}, "labels": {"liver": [1]}, "settings": {"max_epoch": 3}}}},
+            r"data: ct: settings: .*: max_epoch: found no",
+        ),
+        (
+            {"networks": {"A": {"bundle": "fcn_liver", "settings": {"max_epochs": 0}}}},
+            r"networks: A: settings: fcn_liver: max_epochs: found 0",
+        ),
+        (
+            {"tables": {"mine": {"rows": {"r": {}}, "columns": {"c": {}}, "reference": "dise"}}},
+            r"mine: reference: found dise, expected the label of a row or column",
+        ),
         ({"keep_models": "no"}, r"keep_models: found 'no', expected true or false"),
         ({"tables": {"A12": None}}, r"there is no such table in the papers: choose one of A7, A8"),
         ({"tables": {"A9": {"colums": {}}}}, r"tables: A9: found the key colums"),
         ({"tables": ["A9"]}, r"tables: A9: .*network: found DeepLabV3, expected one of A, B"),
         ({"data": {"ct": {"labels": {"liver": [1]}}}}, r"expected one of dataset_dir, datalist and phantoms"),
+        (
+            {"data": {"ct": {"phantoms": {}, "dataset_dir": "scans", "labels": {"liver": [1]}}}},
+            r"expected one of dataset_dir, datalist and phantoms",
+        ),
         ({"data": {"ct": {"phantoms": {}, "labels": 1}}}, r"labels: found 1, expected the label values"),
         ({"data": {"ct": {"phantoms": {"size": 3}, "labels": {"liver": [1]}}}}, r"phantoms: found the key size"),
         (
@@ -309,6 +327,9 @@ def test_a_wrong_place_of_a_table_is_named(folder, where, sentence):
 def test_a_file_that_is_no_study(folder):
     (folder / "broken.yaml").write_text("data: [")
     with pytest.raises(InputError, match="not readable as YAML"):
+        read_study(folder / "broken.yaml", BUNDLES)
+    (folder / "broken.yaml").write_text("- data")
+    with pytest.raises(InputError, match="found list, expected keys like data"):
         read_study(folder / "broken.yaml", BUNDLES)
     with pytest.raises(InputError, match=r"or one of paper_a.yaml, .*, quick.yaml"):
         find_study(Path("fast.yaml"))
