@@ -35,6 +35,7 @@ from lib.scoring.scores import DiceScores, Disagreement, Scores, Uncertainty
 from lib.trainers.retrain import Retraining
 from liverseg.chain import die_with_parent
 from liverseg.errors import InputError
+from liverseg.files import NotSavedError
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +202,7 @@ class LiverSegApp(MONAILabelApp):
                 if name not in busy and self.scores[name].pending(self.datastore())
             }
         # Who saved a label or asked for a scan has got it.
-        except DicomServerError as error:
+        except (DicomServerError, NotSavedError) as error:
             logger.warning("No scores: %s", error)
             return {}
         return started.get(method) if method else started

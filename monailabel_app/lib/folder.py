@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from watchdog.observers.polling import PollingObserver
 
 from lib.datastore import LockedDatastore
 from liverseg.errors import InputError
-from liverseg.files import check_writable
+from liverseg.files import NotSavedError, check_writable
 from liverseg.io.dicom import describe, find_series
 from liverseg.io.nifti import open_nifti
 from liverseg.io.paths import LeftOut, is_hidden, nifti_suffix, stem_of
@@ -46,7 +45,8 @@ class FolderDatastore(LockedDatastore):
     Scans are the NIfTI files directly in the folder, and the DICOM series in it and below; NIfTI files below are none,
     for among them are labels and masks. A scan is called by its path in the folder without the suffix, with `_` between
     folders: the series in `s0001/CT` is `s0001_CT`. It is given out as NIfTI, which every client opens; that is made
-    of the series once, and again when files have come or gone, in the hidden folder `.series`.
+    of the series once, and again when files have come or gone, in the hidden folder `.series`. Whose it is, its headers
+    say; that is kept in the scan's info, as of a series of a DICOM server.
 
     Each scan is read once before it is given out. What then is no volume is named in the status and offered to nobody.
 
@@ -65,8 +65,9 @@ class FolderDatastore(LockedDatastore):
         self.left_out = ""
         self.read_only = read_only
         self.converting = FileLock(Path(folder) / ".lock_of_series")
-        # The name of each series by its path in the folder, and what is no scan.
+        # The name of each series and whose it is, by its path in the folder, and what is no scan.
         self._series: dict[str, str] = {}
+        self._whose: dict[str, dict[str, str]] = {}
         self._no_series = LeftOut(list)
         # What was found in a state of a file: of its header by name, of all of it by the scan's name.
         self._headers: dict[str, tuple[State, bool]] = {}
@@ -84,6 +85,7 @@ class FolderDatastore(LockedDatastore):
 
         Raises:
             InputError: for a file or a series that is no volume.
+            NotSavedError: where there is no room for the NIfTI file of a series.
         """
         scan = super().get_image_uri(image_id)
         if not scan:
@@ -112,14 +114,21 @@ class FolderDatastore(LockedDatastore):
         return [image for image in super().get_unlabeled_images(label_tag, labels) if image not in unreadable]
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
-        """The scans that can be read and have a final label."""
+        """The scans that can be read and have a final label.
+
+        Raises:
+            NotSavedError: as `get_image_uri`.
+        """
         found = []
         for name in sorted(self.get_labeled_images()):
+            try:
+                image = self.get_image_uri(name)
+            except NotSavedError:
+                raise
             # The status names it.
-            with suppress(InputError):
-                found.append(
-                    {"image": self.get_image_uri(name), "label": self.get_label_uri(name, DefaultLabelTag.FINAL)}
-                )
+            except InputError:
+                continue
+            found.append({"image": image, "label": self.get_label_uri(name, DefaultLabelTag.FINAL)})
         return found
 
     def status(self) -> dict[str, Any]:
@@ -170,6 +179,9 @@ class FolderDatastore(LockedDatastore):
                 if not copy.is_file() or copy.stat().st_mtime_ns < _state(scan)[0]:
                     check_writable(copy.parent)
                     save_as_nifti(scan, copy)
+        # It says nothing of the scan.
+        except NotSavedError:
+            raise
         except InputError as error:
             return str(error)
         return ""
@@ -220,6 +232,16 @@ class FolderDatastore(LockedDatastore):
             self._headers[name] = state, good
         return good
 
+    def _add_non_existing_images(self) -> int:
+        changed = super()._add_non_existing_images()
+        # A process that trains reads no headers.
+        for path, whose in self._whose.items():
+            scan = self._datastore.objects.get(self._series.get(path, ""))
+            if scan and scan.image.ext == f"/{path}" and not whose.items() <= scan.image.info.items():
+                scan.image.info.update(whose)
+                changed += 1
+        return changed
+
     def _remove_non_existing(self) -> int:
         removed = super()._remove_non_existing()
         if self.read_only:
@@ -240,6 +262,7 @@ class FolderDatastore(LockedDatastore):
             logger.warning("%s: not searched for DICOM series (%s).", folder, error)
             return
         found: dict[str, str] = {}
+        whose: dict[str, dict[str, str]] = {}
         for one in series:
             path = Path(os.path.relpath(one.path, folder))
             parts = path.parts or (folder.name,)
@@ -250,11 +273,12 @@ class FolderDatastore(LockedDatastore):
                 no_series["called as another scan"].append(path)
             else:
                 found[str(path)] = name
+                whose[str(path)] = dict(zip(("PatientID", "StudyInstanceUID"), one.slices[0].series, strict=False))
         no_series["NIfTI below the folder"] = [file for file in _files_below(folder) if nifti_suffix(file)]
         own = [folder / name for name in OWN]
         for reason, files in list(no_series.items()):
             no_series[reason] = [file for file in files if file not in own]
-        self._series = found
+        self._series, self._whose = found, whose
         self._no_series = LeftOut(list, {reason: files for reason, files in no_series.items() if files})
 
     def _watch(self, folder: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from bundle_runs import AFFINE, make_scan, save
 from dataset_trees import write_series
+from full_disk import full_disk
 
 from liverseg.errors import InputError
 
@@ -21,6 +22,7 @@ pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from lib import folder as listing
 from lib.activelearning.next_scan import First
 from lib.folder import FolderDatastore
+from lib.trainers.scans import patient
 
 SCAN, LABEL = make_scan(0)
 NAMES = [f"IM{number}.dcm" for number in range(SCAN.shape[2])]
@@ -116,6 +118,25 @@ def test_a_label_is_drawn_on_what_was_given_out(folder, tmp_path):
     assert store.get_labeled_images() == ["p1_st_CT"]
 
 
+def test_whose_a_series_is_its_headers_say(folder):
+    for name, whose in {
+        "s1/CT": {"PatientID": "p1", "StudyInstanceUID": "1.2.1"},
+        "s1/CT2": {"PatientID": "p1", "StudyInstanceUID": "1.2.2"},
+        "s2/CT": {"StudyInstanceUID": "1.2.3"},
+        "s2/CT2": {"StudyInstanceUID": "1.2.3"},
+        "plain": {"PatientID": "p1"},
+    }.items():
+        uid = f"1.2.4.{len(list(folder.rglob('*.dcm')))}"
+        write_series(folder / name, SCAN, AXIAL, NAMES, SeriesInstanceUID=uid, FrameOfReferenceUID=uid, **whose)
+    whose = {"s1_CT": "p1", "s1_CT2": "p1", "s2_CT": "1.2.3", "s2_CT2": "1.2.3", "[CT] x": "[CT] x", "plain": "plain"}
+    # The server, and a process that trains and reads no headers.
+    for store in (open_store(folder), open_store(folder, read_only=True)):
+        assert {name: patient(store, name) for name in whose} == whose
+    # A word of ours counts more, also when the folder is looked through anew.
+    store.update_image_info("s1_CT2", {"patient": "p2"})
+    assert {name: patient(open_store(folder), name) for name in whose} == {**whose, "s1_CT2": "p2"}
+
+
 def test_a_series_is_made_anew_when_slices_have_come(folder):
     store = open_store(folder)
     before = nib.load(store.get_image_uri("[CT] x")).shape
@@ -167,6 +188,18 @@ def test_next_sample_passes_over_what_cannot_be_read_until_it_can(tmp_path, capl
         shutil.copy(studies / "a.nii.gz", studies / "labels" / "final" / f"{name}.nii.gz")
     store.refresh()
     assert ask({"client_id": "me"}, store) is None
+
+
+def test_a_scan_for_which_the_disk_had_no_room_is_no_bad_scan(folder):
+    store = open_store(folder)
+    shutil.copy(folder / "plain.nii.gz", folder / "labels" / "final" / "p1_st_CT.nii.gz")
+    store.refresh()
+    with full_disk(100):
+        for ask in (lambda: store.get_image_uri("p1_st_CT"), store.datalist):
+            with pytest.raises(InputError, match=r"p1_st_CT\.nii\.gz: could not be saved"):
+                ask()
+    assert store.status()["unreadable_scans"] == {}
+    assert [item["image"] for item in store.datalist()] == [store.get_image_uri("p1_st_CT")]
 
 
 def test_what_an_older_server_listed_is_forgotten_unless_it_has_a_label(folder, tmp_path):
