@@ -99,12 +99,13 @@ class FolderDatastore(LockedDatastore):
         return str(copy)
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
-        """What is known of a scan; `name` and `path` are those of the NIfTI file."""
+        """What is known of a scan; `name` and `path` are those of the NIfTI file, `warnings` of the series it is of."""
         info = super().get_image_info(image_id)
         if not info:
             return {}
         copy = self._copy_of(image_id, info["path"])
-        return {**info, "name": copy.name, "path": str(copy)}
+        said = {} if str(copy) == info["path"] else {"warnings": _basis(copy).get("warnings", [])}
+        return {**info, **said, "name": copy.name, "path": str(copy)}
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """The scans without a final label, but for those that could not be read."""
@@ -170,8 +171,7 @@ class FolderDatastore(LockedDatastore):
                 if not copy.is_file() or _basis(copy).get("state") != state:
                     check_writable(copy.parent)
                     # The state is the one before, so that what comes while it is read is found out.
-                    save_as_nifti(scan, copy)
-                    basis = json.dumps({"state": state})
+                    basis = json.dumps({"state": state, "warnings": save_as_nifti(scan, copy)})
                     write_atomically(_basis_file(copy), lambda file: file.write(basis.encode()))
         except InputError as error:
             return str(error)
@@ -307,7 +307,7 @@ def _basis_file(copy: Path) -> Path:
 
 
 def _basis(copy: Path) -> dict[str, Any]:
-    """What a series was made NIfTI of: its `state`; nothing for one of an older server."""
+    """What a series was made NIfTI of: its `state`, and the reader's `warnings`; nothing for one of an older server."""
     try:
         return dict(json.loads(_basis_file(copy).read_text()))
     except (OSError, ValueError):

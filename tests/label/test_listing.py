@@ -175,6 +175,23 @@ def test_a_series_that_is_torn_is_named_until_it_is_whole(folder):
     assert store.get_image_uri("[CT] x")
 
 
+def test_what_is_odd_about_a_series_is_known_as_long_as_it_is(folder, caplog):
+    place, tilted = folder / "[CT] x", AXIAL + np.eye(4, k=1) * [[0], [1.5], [0], [0]]
+    write_series(place, SCAN, tilted, NAMES, SeriesInstanceUID="1.2.3.0")
+    (place / "notes.txt").write_text("none")
+    store = open_store(folder)
+    store.get_image_uri("[CT] x")
+    for one in (store, open_store(folder)):
+        one.get_image_uri("[CT] x")
+        tilt, left_out = one.get_image_info("[CT] x")["warnings"]
+        assert "tilted by" in tilt and "notes.txt" in left_out
+    assert caplog.text.count(tilt) == 1
+    (place / "notes.txt").unlink()
+    write_series(place, SCAN, AXIAL, NAMES, SeriesInstanceUID="1.2.3.0")
+    store.get_image_uri("[CT] x")
+    assert store.get_image_info("[CT] x")["warnings"] == []
+
+
 def spoil(file):
     """The file with its header and its length, but another content."""
     content = bytearray(file.read_bytes())
