@@ -154,7 +154,10 @@ class LiverSegApp(MONAILabelApp):
         # A file that was sent along, or that of a session.
         if os.path.isabs(image):
             return super().infer(request, store)
-        result = super().infer({**request, "image": store.get_image_uri(image)}, store)
+        file = store.get_image_uri(image)
+        # Of a DICOM series; the file that is made of it does not say them.
+        warnings = store.get_image_info(image).get("warnings", [])
+        result = super().infer({**request, "image": file, "warnings": warnings}, store)
         if not request.get("save_label"):
             return result
         tag = request.get("label_tag", DefaultLabelTag.ORIGINAL)

@@ -57,7 +57,7 @@ def series_at(path: Path) -> Series:
         notes = (f"left out, as no part of the scan: {describe(left_out)}.",) if left_out else ()
     else:
         left_out = defaultdict(list)
-        found = _find([(path.parent, _files(path.parent))], left_out)
+        found = _find([(path.parent, files_at(path))], left_out)
         reasons = [reason for reason, files in left_out.items() if path.name in {file.name for file in files}]
         found = [each for each in found if path.name in {file.name for file in each.files}]
         if not found:
@@ -76,6 +76,17 @@ def series_at(path: Path) -> Series:
     if series.problem:
         raise InputError(f"{path}: {series.problem}")
     return replace(series, path=str(path), warnings=(*series.warnings, *notes))
+
+
+def files_at(path: Path) -> list[Path]:
+    """The files that `series_at` looks at: those in a folder and below, or those beside a file.
+
+    Raises:
+        OSError: for a file in a folder that may not be opened.
+    """
+    if path.is_dir():
+        return [file for _, files in _walk(path, defaultdict(list)) for file in files]
+    return _files(path.parent)
 
 
 def read_voxels(series: Series) -> np.ndarray:

@@ -266,11 +266,11 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         series = self.server.download(image_id, folder)
         if series is None:
             return False
-        info = {key: str(value) for key in SHOWN if (value := first(series, key)) is not None}
+        info: dict[str, Any] = {key: str(value) for key in SHOWN if (value := first(series, key)) is not None}
         with tempfile.TemporaryDirectory() as converted:
             scan = Path(converted, file.name)
             try:
-                save_as_nifti(str(folder), scan)
+                info["warnings"] = list(save_as_nifti(str(folder), scan))
             except InputError as error:
                 raise type(error)(str(error).replace(str(folder), f"image {image_id}")) from error
             LockedDatastore.add_image(self, image_id, str(scan), info)

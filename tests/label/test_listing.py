@@ -147,6 +147,74 @@ def test_a_series_is_made_anew_when_slices_have_come(folder):
     assert nib.load(store.get_image_uri("[CT] x")).shape == (*before[:2], before[2] + 1)
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_series_is_made_anew_when_it_is_replaced(folder, tmp_path, restart):
+    place, store = folder / "[CT] x", open_store(folder)
+
+    def check_given_out(scan):
+        file = (open_store(folder) if restart else store).get_image_uri("[CT] x")
+        assert np.array_equal(np.asanyarray(nib.load(file).dataobj), scan)
+
+    check_given_out(SCAN)
+    # As archives export it again, and as `cp -p` does.
+    for scan, keep_times in ((SCAN[::-1], False), (SCAN[:, ::-1], True)):
+        times = [os.stat(place / name).st_mtime_ns for name in NAMES]
+        write_series(place, scan, AXIAL, NAMES, SeriesInstanceUID="1.2.3.0")
+        for name, time_ns in zip(NAMES, times if keep_times else (), strict=keep_times):
+            os.utime(place / name, ns=(time_ns, time_ns))
+        check_given_out(scan)
+    # As `cp -a` and `mv` do.
+    other = tmp_path / "other"
+    write_series(other, SCAN[::-1, ::-1], AXIAL, NAMES, SeriesInstanceUID="1.2.3.0")
+    for path in (*other.iterdir(), other):
+        os.utime(path, (1e9, 1e9))
+    shutil.rmtree(place)
+    other.rename(place)
+    check_given_out(SCAN[::-1, ::-1])
+
+
+def test_a_series_is_made_once_as_long_as_its_files_are_those(folder, monkeypatch):
+    # A series of the folder itself lies beside what the server writes.
+    shutil.rmtree(folder / "p1")
+    for name in NAMES:
+        (folder / "[CT] x" / name).rename(folder / name)
+    store = open_store(folder)
+    file = store.get_image_uri("studies")
+    store.update_image_info("studies", {"note": 1})
+    monkeypatch.setattr(listing, "save_as_nifti", None)
+    assert store.get_image_uri("studies") == open_store(folder).get_image_uri("studies") == file
+
+
+def test_a_series_that_is_torn_is_named_until_it_is_whole(folder):
+    store, slice_file = open_store(folder), folder / "[CT] x" / NAMES[3]
+    whole = slice_file.read_bytes()
+    assert store.get_image_uri("[CT] x")
+    slice_file.write_bytes(b"none")
+    with pytest.raises(InputError, match=r"IM3\.dcm"):
+        store.get_image_uri("[CT] x")
+    assert list(store.status()["unreadable_scans"]) == ["[CT] x"]
+    slice_file.write_bytes(whole)
+    assert store.status()["unreadable_scans"] == {}
+    assert store.get_image_uri("[CT] x")
+
+
+def test_what_is_odd_about_a_series_is_known_as_long_as_it_is(folder, caplog):
+    place, tilted = folder / "[CT] x", AXIAL + np.eye(4, k=1) * [[0], [1.5], [0], [0]]
+    write_series(place, SCAN, tilted, NAMES, SeriesInstanceUID="1.2.3.0")
+    (place / "notes.txt").write_text("none")
+    store = open_store(folder)
+    store.get_image_uri("[CT] x")
+    for one in (store, open_store(folder)):
+        one.get_image_uri("[CT] x")
+        tilt, left_out = one.get_image_info("[CT] x")["warnings"]
+        assert "tilted by" in tilt and "notes.txt" in left_out
+    assert caplog.text.count(tilt) == 1
+    (place / "notes.txt").unlink()
+    write_series(place, SCAN, AXIAL, NAMES, SeriesInstanceUID="1.2.3.0")
+    store.get_image_uri("[CT] x")
+    assert store.get_image_info("[CT] x")["warnings"] == []
+
+
 def spoil(file):
     """The file with its header and its length, but another content."""
     content = bytearray(file.read_bytes())
