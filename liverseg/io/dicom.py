@@ -85,7 +85,7 @@ def files_at(path: Path) -> list[Path]:
         OSError: for a file in a folder that may not be opened.
     """
     if path.is_dir():
-        return [file for _, files in _walk(path, defaultdict(list)) for file in files]
+        return [file for _, files in walk(path, defaultdict(list)) for file in files]
     return _files(path.parent)
 
 
