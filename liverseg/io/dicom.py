@@ -40,8 +40,12 @@ def find_series(folder: Path) -> tuple[list[Series], LeftOut]:
         InputError: where there are DICOM files and pydicom is not installed.
     """
     left_out: LeftOut = defaultdict(list)
-    folders = ((place, [file for file in files if not nifti_suffix(file)]) for place, files in walk(folder, left_out))
-    return _named(_find(folders, left_out)), left_out
+    return _named(_find(_candidates(folder, left_out), left_out)), left_out
+
+
+def _candidates(folder: Path, left_out: LeftOut) -> Iterator[tuple[Path, list[Path]]]:
+    """Each folder with its files that may be DICOM."""
+    return ((place, [file for file in files if not nifti_suffix(file)]) for place, files in walk(folder, left_out))
 
 
 def series_at(path: Path) -> Series:
@@ -85,7 +89,7 @@ def files_at(path: Path) -> list[Path]:
         OSError: for a file in a folder that may not be opened.
     """
     if path.is_dir():
-        return [file for _, files in walk(path, defaultdict(list)) for file in files]
+        return [file for _, files in _candidates(path, defaultdict(list)) for file in files]
     return _files(path.parent)
 
 

@@ -115,7 +115,7 @@ def test_a_tilted_scan_lies_where_it_was_taken_for_itk_too(store):
         expected[2] += SPACING[2] * number
         assert np.allclose(image.TransformContinuousIndexToPhysicalPoint(index), expected, atol=1e-3)
     (warning,) = store.get_image_info(TILTED)["warnings"]
-    assert "tilted by" in warning
+    assert "was tilted" in warning
 
 
 def test_what_is_left_of_a_download_that_was_cut_short_is_not_taken_for_the_scan(store):

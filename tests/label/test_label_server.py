@@ -149,7 +149,7 @@ def test_the_answer_says_what_is_odd_about_a_dicom_series(client, root):
         wait_until(lambda: "tilt" in client.datastore()["objects"])
         for _ in range(2):
             _, result = client.infer("two_d", "tilt", {})
-            assert ["tilted by" in warning for warning in result["warnings"]] == [True]
+            assert ["was tilted" in warning for warning in result["warnings"]] == [True]
     finally:
         shutil.rmtree(folder)
     wait_until(lambda: "tilt" not in client.datastore()["objects"])
