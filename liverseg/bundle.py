@@ -21,7 +21,7 @@ def require(version: str) -> ModuleType:
     """Return the package liverseg if it is of the version that a config was made for, and the command makes sense.
 
     From a `python -m monai.bundle` command line, errors in the user's input are from here on printed as one sentence;
-    set LIVERSEG_TRACEBACK=1 to see where they came from.
+    set LIVERSEG_TRACEBACK=1 to see where they came from. Its log takes any character, also where the terminal does not.
 
     Args:
         version: `MAJOR.MINOR`, as in the config; in an archive with the patch, for the code is in the archive.
@@ -31,6 +31,8 @@ def require(version: str) -> ModuleType:
     """
     if is_command_line():
         sys.excepthook = print_sentence
+        # The log goes there, in whose encoding a scan's name or a × may not be; MONAI lets no logging.conf say so.
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if not is_version(version):
         raise InputError(
             f"{Path(liverseg.__file__).parent}: found liverseg {liverseg.__version__}, expected {version} for this "

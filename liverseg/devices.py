@@ -25,8 +25,8 @@ def select_device(name: str | int | torch.device | None = None) -> torch.device:
         raise InputError(f"device: found {name!r}, expected cpu, cuda or cuda:NUMBER: use one of these.") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
-            f"device: {device} was asked for, found {torch.cuda.device_count()} CUDA devices: use --device cpu, or "
-            "install the GPU's driver and a CUDA build of torch."
+            f"device: {device} was asked for, found {torch.cuda.device_count()} CUDA devices: use cpu, or install "
+            "the GPU's driver and a CUDA build of torch."
         )
     return device
 

@@ -124,7 +124,7 @@ class ScanEvaluator(SupervisedEvaluator):
         try:
             yield
         except Exception as error:
-            if self.single or _is_of_machine(error):
+            if self.single or is_of_machine(error):
                 raise
             reason = _log_reason(error)
             if not self.done and self.failures and self.failures[-1]["error"] == reason:
@@ -168,7 +168,7 @@ def _log_reason(error: Exception) -> str:
     return reason_of(error)
 
 
-def _is_of_machine(error: BaseException | None) -> bool:
+def is_of_machine(error: BaseException | None) -> bool:
     """Whether the next scan would fail as well."""
     while error is not None:
         if isinstance(error, torch.AcceleratorError) or getattr(error, "errno", None) in DISK_ERRORS:

@@ -12,11 +12,15 @@ from typing import Any, BinaryIO
 from liverseg.errors import InputError
 
 
+class NotSavedError(InputError):
+    """The disk is full, say, or nobody may write there: nothing is wrong with what was to be written."""
+
+
 def check_writable(folder: str | os.PathLike[str]) -> Path:
     """Make `folder` and return it.
 
     Raises:
-        InputError: when it cannot be made or written.
+        NotSavedError: when it cannot be made or written.
     """
     folder = Path(folder)
     try:
@@ -24,7 +28,7 @@ def check_writable(folder: str | os.PathLike[str]) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
-        raise InputError(
+        raise NotSavedError(
             f"{folder}: the folder cannot be written ({error.strerror}), expected a writable one: choose another."
         ) from error
 
@@ -35,7 +39,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], A
     Who may read it, the umask says, as of any new file.
 
     Raises:
-        InputError: when it cannot be written, for lack of space or permission; the old file is as it was.
+        NotSavedError: when it cannot be written, for lack of a folder, space or permission; the old file is as it was.
     """
     path = Path(path)
     # One of `tempfile` would be its owner's alone, whatever the umask.
@@ -52,7 +56,11 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], A
     # torch.save turns a failed write into a RuntimeError.
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise InputError(
+        if not path.parent.is_dir():
+            raise NotSavedError(
+                f"{path}: could not be saved ({reason}), expected a folder {path.parent}: make it or choose another."
+            ) from error
+        raise NotSavedError(
             f"{path}: could not be saved ({reason}), what was there before is kept: free some space or choose "
             "another folder."
         ) from error

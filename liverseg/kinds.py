@@ -9,6 +9,7 @@ from typing import Any
 
 from liverseg.devices import select_device
 from liverseg.errors import InputError
+from liverseg.io.volume import SPACING_MM
 
 # Of a setting its name, the value that it is given and the one that the bundle ships; returns the value as the config
 # needs it, or raises InputError.
@@ -29,9 +30,13 @@ def _is_number(value: Any, least: float, most: float, whole: bool) -> bool:
     return number and least <= value <= most and (not whole or value == int(value))
 
 
+def _span(least: float, most: float) -> str:
+    return f"of {least:g} or more" if most == math.inf else f"from {least:g} to {most:g}"
+
+
 def _number(least: float, most: float = math.inf, *, above: bool = False, whole: bool = False) -> Kind:
     """A number from `least`, or only above it, to `most`."""
-    span = f"above {least}" if above else f"of {least} or more" if most == math.inf else f"from {least} to {most}"
+    span = f"above {least}" if above else _span(least, most)
 
     def read(name: str, value: Any, shipped: Any) -> Any:
         if not _is_number(value, least, most, whole) or (above and value == least):
@@ -42,11 +47,11 @@ def _number(least: float, most: float = math.inf, *, above: bool = False, whole:
     return read
 
 
-def _axes(what: str, *, whole: bool, keep: bool) -> Kind:
-    """A number above 0 for each axis, or −1 to `keep` it; a single one is that of all axes that ship with one."""
+def _axes(what: str, least: float, most: float = math.inf, *, whole: bool = False, keep: bool = False) -> Kind:
+    """A number for each axis, or −1 to `keep` it; a single one is that of all axes that ship with one."""
 
     def valid(number: Any) -> bool:
-        return (keep and number == -1) or (_is_number(number, 0, math.inf, whole) and number > 0)
+        return (keep and number == -1) or _is_number(number, least, most, whole)
 
     def read(name: str, value: Any, shipped: Any) -> Any:
         axes = shipped if isinstance(shipped, list) else [1, 1, 1]
@@ -54,7 +59,8 @@ def _axes(what: str, *, whole: bool, keep: bool) -> Kind:
         if not isinstance(numbers, Sequence) or len(numbers) != len(axes) or not all(map(valid, numbers)):
             stays = ", −1 for an axis that stays as it is" if keep else ""
             example = f'"{axes}"'.replace(" ", "")
-            raise _wrong(name, value, f"{len(axes)} {what} above 0{stays}, or a single one for all", example)
+            expected = f"{len(axes)} {what} {_span(least, most)}{stays}, or a single one for all"
+            raise _wrong(name, value, expected, example)
         return [int(number) if whole else number for number in numbers]
 
     return read
@@ -117,6 +123,8 @@ def _text(name: str, value: Any, shipped: Any) -> Any:
 
 COUNT, WHOLE = _number(1, whole=True), _number(0, whole=True)
 SHARE, AMOUNT = _number(0, 1), _number(0)
+# Finer voxels fill every memory, and in coarser ones as in smaller patches nothing has a shape.
+SPACING, SIZE = _axes("numbers of mm", *SPACING_MM, keep=True), _axes("numbers of voxels", 8, whole=True)
 KINDS: dict[str, Kind] = {
     "bundle_root": _path,
     "dataset_dir": _path,
@@ -166,10 +174,10 @@ KINDS: dict[str, Kind] = {
     "learning_rate": _number(0, above=True),
     "click_sigma": _number(0, above=True),
     "iou_xy_alpha": _number(0, 2),
-    "spacing": _axes("numbers of mm", whole=False, keep=True),
-    "localise_spacing": _axes("numbers of mm", whole=False, keep=True),
-    "spatial_size": _axes("numbers of voxels", whole=True, keep=False),
-    "localise_size": _axes("numbers of voxels", whole=True, keep=False),
+    "spacing": SPACING,
+    "localise_spacing": SPACING,
+    "spatial_size": SIZE,
+    "localise_size": SIZE,
     "hu_window": _window,
     "flips": _flips,
     "fit": _one_of("resize", "crop"),

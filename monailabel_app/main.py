@@ -35,6 +35,7 @@ from lib.scoring.scores import DiceScores, Disagreement, Scores, Uncertainty
 from lib.trainers.retrain import Retraining
 from liverseg.chain import die_with_parent
 from liverseg.errors import InputError
+from liverseg.files import NotSavedError
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +154,10 @@ class LiverSegApp(MONAILabelApp):
         # A file that was sent along, or that of a session.
         if os.path.isabs(image):
             return super().infer(request, store)
-        result = super().infer({**request, "image": store.get_image_uri(image)}, store)
+        file = store.get_image_uri(image)
+        # Of a DICOM series; the file that is made of it does not say them.
+        warnings = store.get_image_info(image).get("warnings", [])
+        result = super().infer({**request, "image": file, "warnings": warnings}, store)
         if not request.get("save_label"):
             return result
         tag = request.get("label_tag", DefaultLabelTag.ORIGINAL)
@@ -201,7 +205,7 @@ class LiverSegApp(MONAILabelApp):
                 if name not in busy and self.scores[name].pending(self.datastore())
             }
         # Who saved a label or asked for a scan has got it.
-        except DicomServerError as error:
+        except (DicomServerError, NotSavedError) as error:
             logger.warning("No scores: %s", error)
             return {}
         return started.get(method) if method else started

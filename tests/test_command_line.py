@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from bundle_runs import monai_bundle_here
+from bundle_runs import BUNDLE, monai_bundle, monai_bundle_here
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 from monai.bundle import run as run_bundle
 
@@ -151,7 +152,7 @@ def test_short_and_other_forms_mean_what_they_say(typed, words, key, meaning):
         ("--loss @losses#dise", "loss: found @losses#dise, expected one of dice, iou: choose one, perhaps dice."),
         ("--loss None", "loss: found None, expected one of dice, iou: choose one."),
         ("--spacing @spacng", "spacing: found @spacng, expected a name of the config after the @: correct it"),
-        ("--spacing 0", "spacing: found 0, expected 3 numbers of mm above 0, −1 for an axis that stays as it is, or"),
+        ("--spacing 0", "spacing: found 0, expected 3 numbers of mm from 0.1 to 20, −1 for an axis that stays"),
         ("--spacing [3,3]", r"spacing: found \[3, 3\], expected 3 numbers"),
         (
             "--spacing none",
@@ -207,6 +208,16 @@ def test_several_config_files(typed, folder):
     (folder / "more.json").write_text(json.dumps({"spacing": 2, "own": 1, "train#seen#3": "@own"}))
     seen = typed("training", "--config_file", "['train.json','more.json']", "--own", "5")
     assert (seen["spacing"], seen["load_pretrain"]) == ([2, 2, -1.0], 5)
+
+
+def test_what_the_terminal_cannot_show_is_logged_all_the_same(folder, monkeypatch):
+    shutil.copy(BUNDLE / "configs" / "logging.conf", folder)
+    say = r"$__import__('logging').getLogger('liverseg').info('\xd7 \udce9')"
+    (folder / "say.json").write_text(json.dumps({**CONFIG, "say": [say]}))
+    for name, value in {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}.items():
+        monkeypatch.setenv(name, value)
+    run = monai_bundle("run", "say", "--config_file", "say.json", cwd=folder)
+    assert run.returncode == 0 and r"INFO - \xd7 \udce9" in run.stdout and "Logging error" not in run.stderr
 
 
 def test_from_python_the_same_is_checked_and_meant(folder):

@@ -28,14 +28,23 @@ def split_by_patient(items: Sequence[Mapping[str, Any]], num_folds: int, seed: i
         InputError: when there are fewer patients than folds.
     """
     patients = sorted({patient_of(item) for item in items})
-    if num_folds < 2 or len(patients) < num_folds:
-        raise InputError(
-            f"num_folds is {num_folds} for {len(patients)} patients: it must be at least 2 and at most the number "
-            "of patients; ask for fewer folds or add scans."
-        )
+    check_folds(num_folds, len(patients))
     random.Random(seed).shuffle(patients)
     fold = {patient: index % num_folds for index, patient in enumerate(patients)}
     return [{**item, "patient": patient_of(item), "fold": fold[patient_of(item)]} for item in items]
+
+
+def check_folds(num_folds: int, num_patients: int) -> None:
+    """Refuse a number of folds that cannot be split; also before there are any scans.
+
+    Raises:
+        InputError: for less than 2, and more than there are patients.
+    """
+    if num_folds < 2 or num_patients < num_folds:
+        raise InputError(
+            f"num_folds is {num_folds} for {num_patients} patients: it must be at least 2 and at most the number "
+            "of patients; ask for fewer folds or add scans."
+        )
 
 
 def write_datalist(

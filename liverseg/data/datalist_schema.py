@@ -16,6 +16,7 @@ from liverseg.io.paths import absolute, nifti_suffix, stem_of
 Item = dict[str, Any]
 SECTIONS = ("training", "validation", "test")
 MISNAMED = {"train": "training", "val": "validation", "valid": "validation"}
+KEYS = ("image", "label", "patient", "fold")
 OF_NNUNET = ("channel_names", "file_ending")
 
 
@@ -58,6 +59,7 @@ def read_datalist(datalist: str | os.PathLike[str]) -> Datalist:
     content = _read_content(path)
     for name in MISNAMED.keys() & content:
         raise InputError(f"{path}: found the section {name!r}, expected {MISNAMED[name]!r}: rename it.")
+    _check_spelling(str(path), content, SECTIONS)
     # Steps up from here are meant as the disk has them, also where the folder is reached by a link.
     folder = path.parent.resolve()
     sections = {name: _section(path, folder, name, content[name]) for name in SECTIONS if name in content}
@@ -125,9 +127,10 @@ def _read_content(path: Path) -> dict[str, Any]:
     if not any(name in content for name in (*SECTIONS, *MISNAMED)):
         if any(key in content for key in OF_NNUNET):
             raise InputError(
-                f"{path}: found nnU-Net's dataset.json, which lists no scans, expected a Decathlon datalist: write one "
-                f'with `liverseg data split {path.parent} --images "imagesTr/{{}}_0000.nii.gz" --labels '
-                '"labelsTr/{}.nii.gz" --out FILE` and set datalist.'
+                f"{path}: found nnU-Net's dataset.json, which lists no scans, expected a Decathlon datalist: to "
+                f"segment, name the folder of the scans, as {path.parent / 'imagesTs'}; to train or evaluate, write a "
+                f'datalist with `liverseg data split {path.parent} --images "imagesTr/{{}}_0000.nii.gz" --labels '
+                '"labelsTr/{}.nii.gz" --out FILE` and set datalist to that file.'
             )
         raise InputError(f'{path}: neither "training" nor "test" is in it: expected a Decathlon datalist.')
     return content
@@ -166,6 +169,8 @@ def _section(path: Path, folder: Path, section: str, entries: Any) -> list[Item]
 def _item(path: Path, folder: Path, place: str, entry: Any) -> Item:
     if isinstance(entry, str):
         entry = {"image": entry}
+    if isinstance(entry, dict):
+        _check_spelling(f"{path}: {place}", entry, KEYS)
     if not isinstance(entry, dict) or "image" not in entry:
         raise InputError(
             f'{path}: {place}: found {_short(entry)}, expected {{"image": file, "label": file}}: correct it.'
@@ -190,6 +195,27 @@ def _item(path: Path, folder: Path, place: str, entry: Any) -> Item:
             )
         item["patient"] = str(patient)
     return item
+
+
+def _check_spelling(what: str, entry: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuse what is meant for a key that is not there; datalists may have keys of their own, as `pseudo_label`."""
+    for meant in known:
+        for key in entry:
+            if meant not in entry and _is_slip(key.lower(), meant):
+                raise InputError(f"{what}: found the key {key!r}, expected {meant!r}: rename it.")
+
+
+def _is_slip(word: str, meant: str) -> bool:
+    """Whether a letter too many, too few, another, or two that changed places are all that is between two words."""
+    return any(
+        word[:at] == meant[:at]
+        and (
+            meant[at + 1 :] in (word[at:], word[at + 1 :])
+            or word[at + 1 :] == meant[at:]
+            or (word[at : at + 2] == meant[at : at + 2][::-1] and word[at + 2 :] == meant[at + 2 :])
+        )
+        for at in range(len(meant) + 1)
+    )
 
 
 def _file(path: Path, folder: Path, what: str, value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -25,7 +24,7 @@ from monai.utils import convert_to_tensor
 import liverseg
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
-from liverseg.io.masks import MaskFolder
+from liverseg.io.masks import MaskFolder, open_summary, recorded_scans
 from liverseg.metrics import (
     bf_scores,
     case_metrics,
@@ -57,7 +56,8 @@ class SegmentationReport:
     - ``seconds``: the same four figures over the cases of ``inference_per_slice`` (the inferer: resampling, network,
       label map; divided by the number of axial slices) and ``postprocessing_per_case`` (the evaluator's
       `postprocessing`). A batch of several scans counts in equal parts;
-    - ``lesions``, with `lesion_class`: `pooled_lesion_metrics` over the lesions of all cases.
+    - ``lesions``, with `lesion_class`: `pooled_lesion_metrics` over the lesions of all cases;
+    - ``scans``, the record of the masks that lie in `output_dir`, see `MaskFolder`, which stays as it was.
 
     With `lesion_class` the rows of that class in ``cases.csv`` also have the values of `lesion_metrics`, and with
     `organ_class` those of `lesion_burden`; for the other classes these cells are empty. The rows of `organ_class` are
@@ -80,9 +80,9 @@ class SegmentationReport:
 
     Raises:
         InputError: if `lesion_class` or `organ_class` is no foreground class; when the run starts, if `output_dir`
-            cannot be written to; during the run, if a label map is not one channel of indices of `class_names`, the two
-            differ in shape, the image names no file or the label has no affine; at its end, if no reference holds a
-            voxel of any class.
+            cannot be written to or its ``summary.json`` not be read; during the run, if a label map is not one channel
+            of indices of `class_names`, the two differ in shape, the image names no file or the label has no affine; at
+            its end, if no reference holds a voxel of any class.
     """
 
     def __init__(
@@ -127,6 +127,8 @@ class SegmentationReport:
     def _start(self, engine: Engine) -> None:
         self._cases = {}
         check_writable(self.output_dir)
+        # One that cannot be read is refused now, and not when all is computed.
+        recorded_scans(self.output_dir)
         if self.masks:
             self.masks.check()
 
@@ -237,9 +239,11 @@ class SegmentationReport:
         frame = pd.DataFrame(rows)
         # A column that is empty for some classes would turn whole numbers into 3.0.
         table = frame.astype({name: "Int64" for name in COUNTS if name in frame}).to_csv(index=False)
-        text = json.dumps(_null_for_nan(summary), indent=2, allow_nan=False)
         write_atomically(self.output_dir / "cases.csv", lambda file: file.write(table.encode()))
-        write_atomically(self.output_dir / "summary.json", lambda file: file.write(f"{text}\n".encode()))
+        with open_summary(self.output_dir) as content:
+            scans = content["scans"]
+            content.clear()
+            content.update(_null_for_nan(summary), scans=scans)
         dice = ", ".join(f"{name} Dice {values['dice']['mean']:.4f}" for name, values in summary["cases"].items())
         logger.info(
             f"{len(cases)} cases: {dice}, mean IoU {summary['pooled']['mean_iou']:.4f}, "

@@ -40,8 +40,12 @@ def find_series(folder: Path) -> tuple[list[Series], LeftOut]:
         InputError: where there are DICOM files and pydicom is not installed.
     """
     left_out: LeftOut = defaultdict(list)
-    folders = ((place, [file for file in files if not nifti_suffix(file)]) for place, files in walk(folder, left_out))
-    return _named(_find(folders, left_out)), left_out
+    return _named(_find(_candidates(folder, left_out), left_out)), left_out
+
+
+def _candidates(folder: Path, left_out: LeftOut) -> Iterator[tuple[Path, list[Path]]]:
+    """Each folder with its files that may be DICOM."""
+    return ((place, [file for file in files if not nifti_suffix(file)]) for place, files in walk(folder, left_out))
 
 
 def series_at(path: Path) -> Series:
@@ -57,7 +61,7 @@ def series_at(path: Path) -> Series:
         notes = (f"left out, as no part of the scan: {describe(left_out)}.",) if left_out else ()
     else:
         left_out = defaultdict(list)
-        found = _find([(path.parent, _files(path.parent))], left_out)
+        found = _find([(path.parent, files_at(path))], left_out)
         reasons = [reason for reason, files in left_out.items() if path.name in {file.name for file in files}]
         found = [each for each in found if path.name in {file.name for file in each.files}]
         if not found:
@@ -76,6 +80,17 @@ def series_at(path: Path) -> Series:
     if series.problem:
         raise InputError(f"{path}: {series.problem}")
     return replace(series, path=str(path), warnings=(*series.warnings, *notes))
+
+
+def files_at(path: Path) -> list[Path]:
+    """The files that `series_at` looks at: those in a folder and below, or those beside a file.
+
+    Raises:
+        OSError: for a file in a folder that may not be opened.
+    """
+    if path.is_dir():
+        return [file for _, files in _candidates(path, defaultdict(list)) for file in files]
+    return _files(path.parent)
 
 
 def read_voxels(series: Series) -> np.ndarray:

@@ -105,7 +105,8 @@ class MaskFolder:
         """
         image = str(absolute(scan))
         found = {"volume_ml": self._volumes_ml(mask, affine), "warnings": list(warnings)}
-        with self._recorded() as scans:
+        with open_summary(self.folder) as summary:
+            scans = summary["scans"]
             name = self._name(image, scans)
             write_nifti(self.folder / name, np.asarray(mask, np.uint8), affine)
             self._replace(scans, {"image": image, "mask": name, **found, **self.made_by})
@@ -118,8 +119,9 @@ class MaskFolder:
             InputError: when it cannot be written.
         """
         image = str(absolute(scan))
-        with self._recorded() as scans:
-            before = next((entry for entry in scans if self._is_of(entry, image)), {})
+        with open_summary(self.folder) as summary:
+            scans = summary["scans"]
+            before: dict[str, Any] = next((entry for entry in scans if self._is_of(entry, image)), {})
             self._replace(scans, {**before, "image": image, "error": error})
 
     def _name(self, image: str, scans: Sequence[Mapping[str, Any]]) -> str:
@@ -136,23 +138,15 @@ class MaskFolder:
 
     def _is_of(self, entry: Mapping[str, Any], image: str) -> bool:
         """Whether an entry is of this scan and, where it has a mask, the mask of this name's kind."""
+        # First, as a folder may have thousands of entries.
+        if entry["image"] != image:
+            return False
         names = [f"{stem}{self.tail}" for stem in _stems(image)]
-        return entry["image"] == image and entry.get("mask", names[0]) in names
+        return entry.get("mask", names[0]) in names
 
     def _replace(self, scans: list[dict[str, Any]], entry: dict[str, Any]) -> None:
         scans[:] = [other for other in scans if not self._is_of(other, entry["image"])]
         scans.append(entry)
-
-    @contextmanager
-    def _recorded(self) -> Iterator[list[dict[str, Any]]]:
-        """The list of scans, for no other process at the same time; what the block makes of it is written."""
-        check_writable(self.folder)
-        with FileLock(self.folder / f".{SUMMARY}.lock"):
-            content = _read(self.folder)
-            yield content["scans"]
-            content["scans"].sort(key=lambda entry: (entry["image"], entry.get("mask", "")))
-            text = json.dumps(content, indent=1)
-            write_atomically(self.folder / SUMMARY, lambda file: file.write(f"{text}\n".encode()))
 
     def _volumes_ml(self, mask: np.ndarray, affine: np.ndarray) -> dict[str, float]:
         # Slice by slice, as a count makes 8 bytes of each voxel.
@@ -163,6 +157,24 @@ class MaskFolder:
             self.class_names.get(value, str(value)): round(float(np.take(counts, value)) * voxel_ml, 3)
             for value in sorted(values)
         }
+
+
+@contextmanager
+def open_summary(folder: Path) -> Iterator[dict[str, Any]]:
+    """What a folder's `summary.json` holds, for one process at a time; what the block makes of it is written.
+
+    Its `scans` are those of `MaskFolder`; the rest is that of `SegmentationReport`.
+
+    Raises:
+        InputError: for one that cannot be read, or written.
+    """
+    check_writable(folder)
+    with FileLock(folder / f".{SUMMARY}.lock"):
+        content = _read(folder)
+        yield content
+        content["scans"].sort(key=lambda entry: (entry["image"], entry.get("mask", "")))
+        text = json.dumps(content, indent=1, allow_nan=False)
+        write_atomically(folder / SUMMARY, lambda file: file.write(f"{text}\n".encode()))
 
 
 def recorded_scans(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:

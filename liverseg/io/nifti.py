@@ -72,6 +72,14 @@ def open_nifti(path: str | os.PathLike[str]) -> Any:
         raise InputError(f"{path}: its voxels are {kind}, expected one real number each: convert it.")
     if not isinstance(image, nib.Nifti1Image):
         raise InputError(f"{path}: found a {type(image).__name__}, expected a NIfTI volume: convert it.")
+    # nibabel refuses the others below, and takes 0 at its word: the header would be voxels, and the rest be shifted.
+    voxels: Any = image.dataobj
+    least = image.header.single_vox_offset
+    if voxels.offset < least:
+        raise InputError(
+            f"{path}: its header says that voxels begin at byte {voxels.offset} (vox_offset), in the header itself, "
+            f"expected {least} or more: correct vox_offset, or replace it or remove it."
+        )
     return image
 
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# What voxels of a scan of the body may measure, the finest and the thickest slices included.
+SPACING_MM = (0.1, 20.0)
+
 
 @dataclass(frozen=True)
 class Volume:

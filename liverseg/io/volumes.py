@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from liverseg.io.dicom import grid_of, read_voxels, series_at
 from liverseg.io.nifti import read_nifti, read_nifti_grid, write_nifti
 from liverseg.io.paths import nifti_suffix
 from liverseg.io.volume import Volume
+
+logger = logging.getLogger(__name__)
 
 
 def read_volume(path: str) -> Volume:
@@ -39,14 +42,20 @@ def read_volume_grid(path: str) -> Volume:
     return Volume(np.broadcast_to(np.float32(0), shape), affine, series.warnings)
 
 
-def save_as_nifti(scan: str, target: str | os.PathLike[str]) -> None:
+def save_as_nifti(scan: str, target: str | os.PathLike[str]) -> tuple[str, ...]:
     """Write a scan as NIfTI on the grid of `read_volume`: int16 where that holds every voxel, as scanners store them.
+
+    Returns:
+        What is odd about the scan, which the file does not say; each is logged.
 
     Raises:
         InputError: as `read_volume`, and as `write_nifti`.
     """
     volume = read_volume(scan)
     write_nifti(target, as_int16(volume.array), volume.affine)
+    for warning in volume.warnings:
+        logger.warning("%s: %s", scan, warning)
+    return volume.warnings
 
 
 def as_int16(array: np.ndarray) -> np.ndarray:

@@ -13,10 +13,9 @@ from monai.transforms import MapTransform
 
 from liverseg.bundle import choose
 from liverseg.errors import InputError
+from liverseg.io.volume import SPACING_MM
 from liverseg.transforms.load import add_warning
 
-# What voxels of a scan of the body may measure, the finest and the thickest slices included.
-SPACING_MM = (0.1, 20.0)
 # Resampled to any network's spacing, voxels beyond fill every memory.
 REFUSED_MM = 100.0
 # About 100 000 voxels say what a scan holds.

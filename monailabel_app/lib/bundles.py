@@ -18,6 +18,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 from monailabel.utils.others.generic import device_map, name_to_device
 
+from liverseg.devices import select_device
 from liverseg.errors import InputError, sentence
 from liverseg.io.masks import class_names
 from liverseg.versions import list_versions, model_files, version_in_use, weights_in_use
@@ -130,6 +131,11 @@ class Bundle:
             raise InputError(
                 f"model {self.name}, option device: found {name!r}, expected one of {', '.join(known)}: choose one."
             )
+        if name not in known:
+            try:
+                select_device(name)
+            except InputError as error:
+                raise InputError(f"model {self.name}, option {error}") from error
         return {"device": name_to_device(name)}
 
     @contextmanager

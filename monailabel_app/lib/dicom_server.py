@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from requests.adapters import HTTPAdapter
 
 from liverseg.errors import InputError
+from liverseg.files import check_writable, write_atomically
 
 CONNECT_SECONDS = 3
 # Any transfer syntax: without it a server must unpack compressed scans, and not all can.
@@ -89,9 +90,9 @@ class DicomServer:
                 f"series {series}: found {len(instances)} instances in the DICOM server's answer, expected the "
                 f"{expected} that it lists: ask again."
             )
-        folder.mkdir(exist_ok=True)
+        check_writable(folder)
         for number, instance in enumerate(instances):
-            instance.save_as(folder / f"{number:05}.dcm")
+            write_atomically(folder / f"{number:05}.dcm", instance.save_as)
         return found[0]
 
     def store(self, dataset: Dataset) -> None:

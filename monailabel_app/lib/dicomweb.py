@@ -30,6 +30,7 @@ from lib.segmentation_voxels import write_label
 from lib.segmentations import Segmentation, current, describe
 from lib.volumes import read_label, values_in
 from liverseg.errors import InputError
+from liverseg.files import NotSavedError
 from liverseg.io.nifti import write_nifti
 from liverseg.io.paths import stem_of
 from liverseg.io.volumes import save_as_nifti
@@ -37,6 +38,8 @@ from liverseg.io.volumes import save_as_nifti
 logger = logging.getLogger(__name__)
 
 FINAL = DefaultLabelTag.FINAL
+# These say nothing of a scan or a label: the same may work later.
+NOT_ITS_OWN = (DicomServerError, NotSavedError)
 # Of a series, to clients: OHIF opens it by them.
 SHOWN = (
     *("SeriesInstanceUID", "StudyInstanceUID", "StudyDate", "StudyTime"),
@@ -92,7 +95,12 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         return [str(first(series, "SeriesInstanceUID")) for series in self.server.search(**self._search_filter)]
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """Those of them with a label that can be read; each is copied if its copy is not the newest."""
+        """Those of them with a label that can be read; each is copied if its copy is not the newest.
+
+        Raises:
+            DicomServerError: where the server does not answer.
+            NotSavedError: where there is no room for a copy.
+        """
         segmentations, found = self._segmentations(), []
         for image in self.list_images():
             if image not in segmentations or self._bad_labels.get(image, ([],))[0] == segmentations[image]:
@@ -100,7 +108,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
             try:
                 self._copy_label(image, segmentations[image])
                 found.append(image)
-            except DicomServerError:
+            except NOT_ITS_OWN:
                 raise
             except InputError as error:
                 logger.warning("%s", error)
@@ -140,6 +148,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         Raises:
             DicomServerError: where it has to be downloaded and the server does not send it.
             InputError: for a series that is no volume.
+            NotSavedError: where there is no room for it.
         """
         if not re.fullmatch(r"\d[\d.]*", image_id):
             return ""
@@ -150,7 +159,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
                     if not file.is_file() and not self._copy_scan(image_id, file):
                         return ""
             except InputError as error:
-                if not isinstance(error, DicomServerError):
+                if not isinstance(error, NOT_ITS_OWN):
                     self._bad_scans[image_id] = str(error)
                 raise
         self._bad_scans.pop(image_id, None)
@@ -257,13 +266,13 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         series = self.server.download(image_id, folder)
         if series is None:
             return False
-        info = {key: str(value) for key in SHOWN if (value := first(series, key)) is not None}
+        info: dict[str, Any] = {key: str(value) for key in SHOWN if (value := first(series, key)) is not None}
         with tempfile.TemporaryDirectory() as converted:
             scan = Path(converted, file.name)
             try:
-                save_as_nifti(str(folder), scan)
+                info["warnings"] = list(save_as_nifti(str(folder), scan))
             except InputError as error:
-                raise InputError(str(error).replace(str(folder), f"image {image_id}")) from error
+                raise type(error)(str(error).replace(str(folder), f"image {image_id}")) from error
             LockedDatastore.add_image(self, image_id, str(scan), info)
         return True
 
@@ -288,7 +297,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
                         segments = write_label(datasets, Path(scan), file)
                         info = {"segmentations": instances, "label_info": segments}
                         LockedDatastore.save_label(self, image, str(file), FINAL, info)
-        except DicomServerError:
+        except NOT_ITS_OWN:
             raise
         except InputError as error:
             said = f"label of {image}: {error}"
@@ -301,6 +310,9 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         found: dict[str, list[Segmentation]] = {}
         headers, bad = {}, {}
         for entry in self.server.search(Modality="SEG"):
+            # Some servers pass over what they are asked to filter by.
+            if first(entry, "Modality") not in ("SEG", None):
+                continue
             study, series = str(first(entry, "StudyInstanceUID")), str(first(entry, "SeriesInstanceUID"))
             key = series, first(entry, "NumberOfSeriesRelatedInstances")
             try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import threading
 import time
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from watchdog.observers.polling import PollingObserver
 
 from lib.datastore import LockedDatastore
 from liverseg.errors import InputError
-from liverseg.files import check_writable
-from liverseg.io.dicom import describe, find_series
+from liverseg.files import NotSavedError, check_writable, write_atomically
+from liverseg.io.dicom import describe, files_at, find_series
 from liverseg.io.nifti import open_nifti
 from liverseg.io.paths import LeftOut, is_hidden, nifti_suffix, stem_of
 from liverseg.io.volumes import save_as_nifti
@@ -37,8 +38,6 @@ CHANGES = ("closed", "created", "deleted", "modified", "moved")
 OWN = ("datastore_v2.json", "validation.json")
 LABELS = ["*.nii.gz", "*.nii", "*.nrrd"]
 
-State = tuple[int, int]
-
 
 class FolderDatastore(LockedDatastore):
     """MONAI Label's, with all scans that can be read, and a word on what else lies in the folder.
@@ -46,7 +45,8 @@ class FolderDatastore(LockedDatastore):
     Scans are the NIfTI files directly in the folder, and the DICOM series in it and below; NIfTI files below are none,
     for among them are labels and masks. A scan is called by its path in the folder without the suffix, with `_` between
     folders: the series in `s0001/CT` is `s0001_CT`. It is given out as NIfTI, which every client opens; that is made
-    of the series once, and again when files have come or gone, in the hidden folder `.series`.
+    of the series once, and again when its files are not those any more, in the hidden folder `.series`. Whose it is,
+    its headers say; that is kept in the scan's info, as of a series of a DICOM server.
 
     Each scan is read once before it is given out. What then is no volume is named in the status and offered to nobody.
 
@@ -65,12 +65,13 @@ class FolderDatastore(LockedDatastore):
         self.left_out = ""
         self.read_only = read_only
         self.converting = FileLock(Path(folder) / ".lock_of_series")
-        # The name of each series by its path in the folder, and what is no scan.
+        # The name of each series and whose it is, by its path in the folder, and what is no scan.
         self._series: dict[str, str] = {}
+        self._whose: dict[str, dict[str, str]] = {}
         self._no_series = LeftOut(list)
         # What was found in a state of a file: of its header by name, of all of it by the scan's name.
-        self._headers: dict[str, tuple[State, bool]] = {}
-        self._problems: dict[str, tuple[State, str]] = {}
+        self._headers: dict[str, tuple[str, bool]] = {}
+        self._problems: dict[str, tuple[str, str]] = {}
         self._changed = threading.Event()
         check_writable(folder)
         if not read_only:
@@ -84,6 +85,7 @@ class FolderDatastore(LockedDatastore):
 
         Raises:
             InputError: for a file or a series that is no volume.
+            NotSavedError: where there is no room for the NIfTI file of a series.
         """
         scan = super().get_image_uri(image_id)
         if not scan:
@@ -92,19 +94,20 @@ class FolderDatastore(LockedDatastore):
         state = _state(scan)
         seen, problem = self._problems.get(image_id, (None, ""))
         if seen != state or not (problem or copy.exists()):
-            problem = self._read(scan, copy)
+            problem = self._read(scan, copy, state)
             self._problems[image_id] = state, problem
         if problem:
             raise InputError(problem)
         return str(copy)
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
-        """What is known of a scan; `name` and `path` are those of the NIfTI file."""
+        """What is known of a scan; `name` and `path` are those of the NIfTI file, `warnings` of the series it is of."""
         info = super().get_image_info(image_id)
         if not info:
             return {}
         copy = self._copy_of(image_id, info["path"])
-        return {**info, "name": copy.name, "path": str(copy)}
+        said = {} if str(copy) == info["path"] else {"warnings": _basis(copy).get("warnings", [])}
+        return {**info, **said, "name": copy.name, "path": str(copy)}
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """The scans without a final label, but for those that could not be read."""
@@ -112,14 +115,21 @@ class FolderDatastore(LockedDatastore):
         return [image for image in super().get_unlabeled_images(label_tag, labels) if image not in unreadable]
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
-        """The scans that can be read and have a final label."""
+        """The scans that can be read and have a final label.
+
+        Raises:
+            NotSavedError: as `get_image_uri`.
+        """
         found = []
         for name in sorted(self.get_labeled_images()):
+            try:
+                image = self.get_image_uri(name)
+            except NotSavedError:
+                raise
             # The status names it.
-            with suppress(InputError):
-                found.append(
-                    {"image": self.get_image_uri(name), "label": self.get_label_uri(name, DefaultLabelTag.FINAL)}
-                )
+            except InputError:
+                continue
+            found.append({"image": image, "label": self.get_label_uri(name, DefaultLabelTag.FINAL)})
         return found
 
     def status(self) -> dict[str, Any]:
@@ -160,16 +170,21 @@ class FolderDatastore(LockedDatastore):
             return Path(scan)
         return Path(self._datastore_path, ".series", f"{image_id}.nii.gz")
 
-    def _read(self, scan: str, copy: Path) -> str:
-        """Read a scan, and write it as NIfTI if it is none; returns what is wrong with it, or ""."""
+    def _read(self, scan: str, copy: Path, state: str) -> str:
+        """Read a scan in a state, and write it as NIfTI if it is none; returns what is wrong with it, or ""."""
         try:
             if str(copy) == scan:
                 LoadVolumed("image")({"image": scan})
                 return ""
             with self.converting:
-                if not copy.is_file() or copy.stat().st_mtime_ns < _state(scan)[0]:
+                if not copy.is_file() or _basis(copy).get("state") != state:
                     check_writable(copy.parent)
-                    save_as_nifti(scan, copy)
+                    # The state is the one before, so that what comes while it is read is found out.
+                    basis = json.dumps({"state": state, "warnings": save_as_nifti(scan, copy)})
+                    write_atomically(_basis_file(copy), lambda file: file.write(basis.encode()))
+        # It says nothing of the scan.
+        except NotSavedError:
+            raise
         except InputError as error:
             return str(error)
         return ""
@@ -220,6 +235,16 @@ class FolderDatastore(LockedDatastore):
             self._headers[name] = state, good
         return good
 
+    def _add_non_existing_images(self) -> int:
+        changed = super()._add_non_existing_images()
+        # A process that trains reads no headers.
+        for path, whose in self._whose.items():
+            scan = self._datastore.objects.get(self._series.get(path, ""))
+            if scan and scan.image.ext == f"/{path}" and not whose.items() <= scan.image.info.items():
+                scan.image.info.update(whose)
+                changed += 1
+        return changed
+
     def _remove_non_existing(self) -> int:
         removed = super()._remove_non_existing()
         if self.read_only:
@@ -240,6 +265,7 @@ class FolderDatastore(LockedDatastore):
             logger.warning("%s: not searched for DICOM series (%s).", folder, error)
             return
         found: dict[str, str] = {}
+        whose: dict[str, dict[str, str]] = {}
         for one in series:
             path = Path(os.path.relpath(one.path, folder))
             parts = path.parts or (folder.name,)
@@ -250,11 +276,12 @@ class FolderDatastore(LockedDatastore):
                 no_series["called as another scan"].append(path)
             else:
                 found[str(path)] = name
+                whose[str(path)] = dict(zip(("PatientID", "StudyInstanceUID"), one.slices[0].series, strict=False))
         no_series["NIfTI below the folder"] = [file for file in _files_below(folder) if nifti_suffix(file)]
         own = [folder / name for name in OWN]
         for reason, files in list(no_series.items()):
             no_series[reason] = [file for file in files if file not in own]
-        self._series = found
+        self._series, self._whose = found, whose
         self._no_series = LeftOut(list, {reason: files for reason, files in no_series.items() if files})
 
     def _watch(self, folder: str) -> None:
@@ -299,14 +326,28 @@ def _files_below(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _state(scan: str) -> State:
-    """What changes when a scan does: the time and the size of a file, or the time of the newest folder of a series."""
+def _basis_file(copy: Path) -> Path:
+    return copy.with_name(f"{copy.name.removesuffix('.nii.gz')}.json")
+
+
+def _basis(copy: Path) -> dict[str, Any]:
+    """What a series was made NIfTI of: its `state`, and the reader's `warnings`; nothing for one of an older server."""
     try:
-        if nifti_suffix(scan) and not os.path.isdir(scan):
-            state = os.stat(scan)
-            return state.st_mtime_ns, state.st_size
-        folder = scan if os.path.isdir(scan) else os.path.dirname(scan)
-        return max(os.stat(place).st_mtime_ns for place, _, _ in os.walk(folder)), 0
-    # It is gone, or a link to nothing.
+        return dict(json.loads(_basis_file(copy).read_text()))
     except (OSError, ValueError):
-        return 0, 0
+        return {}
+
+
+def _state(scan: str) -> str:
+    """Text that changes when any file of a scan does; "" for one that is gone."""
+    if not scan:
+        return ""
+    try:
+        files = [Path(scan)] if nifti_suffix(scan) and not os.path.isdir(scan) else files_at(Path(scan))
+        states = [(str(file), os.stat(file)) for file in files if file.name not in OWN and file.exists()]
+    except OSError:
+        return ""
+    # Copies and archives bring the time of the last write along, which may be older or the same; the time of the last
+    # change is the file system's own.
+    told = [(name, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for name, state in states]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tarfile
 from collections.abc import Callable
@@ -55,11 +56,13 @@ def _check_new_image(image: str | None, params: str, file: UploadFile, **_: Any)
     name = image or sent.removesuffix(nifti_suffix(sent))
     check_name("image", name)
     check_volume("file", file, max_mb())
-    if name in app_instance().datastore().list_images():
+    # Masks and labels of names that differ in case alone would be one file on some disks.
+    there = [one for one in app_instance().datastore().list_images() if one.lower() == name.lower()]
+    if there:
         raise HTTPException(
             409,
-            f"image: found {name!r}, which is there already and may have labels, expected a new one: choose another "
-            "name, or delete that one first.",
+            f"image: found {name!r}, expected a new one, as {there[0]!r} is there already and may have labels: choose "
+            "another name, or delete that one first.",
         )
     return {"image": name}
 
@@ -76,14 +79,19 @@ def _check_image_info(image: str, info: str, **_: Any) -> None:
     check_image_info("info", json_object("info", info), app_instance()._scoring_methods)
 
 
-def _check_new_label(image: str, params: str, tag: str, label: UploadFile, **_: Any) -> None:
-    info = json_object("params", params)
+def _check_new_label(image: str, params: str, tag: str, label: UploadFile, **_: Any) -> dict[str, str]:
+    info, tag, store = json_object("params", params), tag or DefaultLabelTag.FINAL, app_instance().datastore()
     check_label_info("params", info)
     check_image(image)
-    check_name("tag", tag or "final")
+    check_name("tag", tag)
     check_name("label", PurePath(label.filename or "").name)
-    values = check_label(label, app_instance().datastore().get_image_uri(image), max_mb())
-    _check_segments(tag or DefaultLabelTag.FINAL, values, info)
+    values = check_label(label, store.get_image_uri(image), max_mb())
+    if not (info.get("label_info") or info.get("params", {}).get("label_names")):
+        # Who sends no names has drawn on with those of the label before.
+        known = store.get_label_info(image, tag)
+        info |= {key: known[key] for key in ("label_info", "params") if known.get(key)}
+    _check_segments(tag, values, info)
+    return {"params": json.dumps(info)}
 
 
 def _check_label_info(label: str, tag: str, info: str, **_: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from liverseg.errors import InputError
 
 # What the server itself writes of a scan, beside the scores, and says of the next one.
-OF_THE_SERVER = ("id", "name", "path", "score", "served", "strategy", "ts")
+OF_THE_SERVER = ("id", "name", "path", "score", "served", "strategy", "ts", "warnings")
 LONGEST_NAME = 200
 
 

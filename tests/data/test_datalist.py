@@ -96,8 +96,15 @@ BROKEN = {
     "patient in a fold and in test": ({"training": FOLDS, "test": [pair("d", patient="b")]}, ["patient b", "test"]),
     "missing image": ({"training": [*FOLDS, pair("gone", fold=1)]}, ["gone.nii", "is not there", "training[3]"]),
     "not a datalist": ({"images": []}, ['neither "training" nor "test"']),
-    "nnU-Net's": ({"channel_names": {"0": "CT"}, "labels": {"liver": 1}}, ["nnU-Net", "liverseg data split"]),
+    "nnU-Net's": (
+        {"channel_names": {"0": "CT"}, "labels": {"liver": 1}},
+        ["nnU-Net", "liverseg data split", "imagesTs"],
+    ),
     "section of another name": ({"training": FOLDS, "val": [pair("d")]}, ["'val'", "expected 'validation'"]),
+    "section of a misspelt name": (
+        {"training": FOLDS, "validaton": [pair("d")]},
+        ["found the key 'validaton', expected 'validation'"],
+    ),
     "section that is no list": ({"training": {"image": ["a.nii"]}}, ["training: found", "expected a list"]),
     "no image": ({"training": [{"img": "a.nii", "seg": "b.nii"}]}, ["training[0]", "img", '"image"']),
     "number": ({"training": [*FOLDS, 3]}, ["training[3]: found 3"]),
@@ -163,6 +170,31 @@ def test_a_broken_datalist_is_refused_in_one_sentence(tmp_path, case):
         load_datalist(write(tmp_path, **content), "training")
     assert all(word in str(error.value) for word in ["dataset.json", *words]), str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("meant", "found"),
+    [
+        *(("label", found) for found in ("Label", "lable", "labl", "labels", "lebel")),
+        *(("image", found) for found in ("IMAGE", "iamge", "images")),
+        *(("fold", found) for found in ("Fold", "flod", "fol")),
+        *(("patient", found) for found in ("Patient", "pateint", "patients")),
+    ],
+)
+def test_a_misspelt_key_is_named_with_the_one_that_is_meant(tmp_path, meant, found):
+    item = pair("a", fold=0, patient="a")
+    item[found] = item.pop(meant)
+    with pytest.raises(InputError, match=rf"training\[0\]: found the key '{found}', expected '{meant}': rename it"):
+        load_datalist(write(tmp_path, training=[item, *FOLDS[1:]]), "training")
+
+
+def test_keys_that_others_use_are_no_slips(tmp_path):
+    more = ("pseudo_label", "class", "name", "age", "label_class", "image_meta_dict", "patient_id", "box", "path")
+    # Beside the key that they are like, these are others.
+    more += ("image2", "labels")
+    items = [{**pair(patient), **dict.fromkeys(more, "x")} for patient in "abc"]
+    path = write(tmp_path, training=items, numTest=0, labels={})
+    assert len(load_datalist(path, "training")) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from full_disk import full_disk
 from ignite.engine import Events
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
@@ -294,17 +293,6 @@ def test_a_checkpoint_that_is_not_finite_is_not_resumed(tmp_path, part):
     torch.save(checkpoint, tmp_path / "checkpoint.pt")
     with pytest.raises(InputError, match=r"checkpoint\.pt: found NaN or infinity for 1 of 2 numbers of 1\.bias"):
         Run(tmp_path, [0.5, 0.6], ema_momentum=0.5, resume=True).run()
-
-
-@contextmanager
-def full_disk(free_bytes):
-    """No file can grow past `free_bytes`: what a write meets on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (free_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_full_disk_loses_nothing(tmp_path):

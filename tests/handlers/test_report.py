@@ -24,7 +24,7 @@ import liverseg
 from liverseg.engines import ScanDataset, ScanEvaluator
 from liverseg.errors import InputError
 from liverseg.handlers.report import SegmentationReport
-from liverseg.io.masks import find_mask
+from liverseg.io.masks import MaskFolder, find_mask
 from liverseg.metrics import bf_scores, case_metrics, lesion_metrics
 
 NAMES = ["background", "liver", "lesion"]
@@ -102,7 +102,7 @@ def test_report_of_an_evaluation(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         evaluate(cases, SegmentationReport(output_dir, NAMES))
     table, summary = read(output_dir)
-    assert sorted(path.name for path in output_dir.iterdir()) == ["cases.csv", "summary.json"]
+    assert sorted(path.name for path in output_dir.glob("[!.]*")) == ["cases.csv", "summary.json"]
 
     assert list(table.columns) == ["case", "class", *METRICS]
     volumes = {case["image"]: [nib.load(case[key]).get_fdata().astype(int) for key in case] for case in cases}
@@ -231,6 +231,26 @@ def test_masks_lie_on_the_grid_of_the_label(tmp_path):
         assert np.array_equal(mask.dataobj, nib.load(case["image"]).dataobj)
         assert mask.get_data_dtype() == np.uint8
         assert np.allclose(mask.affine, np.diag([*SPACING_MM, 1]))
+
+
+def test_masks_in_the_folder_of_the_report_keep_their_record(tmp_path):
+    cases = make_cases(tmp_path)
+    # As an inference leaves them.
+    MaskFolder(tmp_path / "eval", "liver").save("/d/a.nii", np.zeros((3, 4, 2), np.uint8), np.eye(4))
+    for _ in range(2):
+        evaluate(cases, SegmentationReport(tmp_path / "eval", NAMES, masks_dir=tmp_path / "eval"))
+        masks = sorted(path.name for path in (tmp_path / "eval").glob("*.nii.gz"))
+        assert masks == ["a_image_pred.nii.gz", "a_liver.nii.gz", "b_image_pred.nii.gz", "c_image_pred.nii.gz"]
+        summary = read(tmp_path / "eval")[1]
+        assert sorted(scan["mask"] for scan in summary["scans"]) == masks
+        assert summary["number_of_cases"] == 3
+
+
+def test_a_summary_that_cannot_be_read_stops_before_the_first_case(tmp_path):
+    (tmp_path / "summary.json").write_text("{")
+    missing = [{"image": "missing.nii.gz", "label": "missing.nii.gz"}]
+    with pytest.raises(InputError, match=r"summary\.json: not readable"):
+        evaluate(missing, SegmentationReport(tmp_path, NAMES))
 
 
 def test_a_second_run_starts_afresh_and_replaces_the_files(tmp_path):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import resource
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,8 +9,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from bundle_runs import BUNDLE
+from full_disk import full_disk
 
 from liverseg.errors import InputError
+from liverseg.io import masks as masks_module
 from liverseg.io.masks import MaskFolder, find_mask, recorded_scans
 
 AFFINE = np.array([[0, -2.0, 0, 5], [1.5, 0, 0, -7], [0, 0, 3, 11], [0, 0, 0, 1]])
@@ -89,6 +90,18 @@ def test_one_scan_at_a_time_overwrites_no_other(tmp_path):
     assert [value(tmp_path / names[scan]) for scan in scans] == [2, 3, 4, 5, 6]
     # In one run too, they keep the names that they have.
     assert save_all(tmp_path, scans) == names
+
+
+def test_many_masks_in_a_folder_make_the_next_no_slower(tmp_path, monkeypatch):
+    calls = []
+    stems = masks_module._stems
+    monkeypatch.setattr(masks_module, "_stems", lambda image: calls.append(image) or stems(image))
+    needed = []
+    for number in range(6):
+        calls.clear()
+        MaskFolder(tmp_path, "liver").save(f"/d/{number}.nii", mask(number), AFFINE)
+        needed.append(len(calls))
+    assert len(set(needed)) == 1
 
 
 def test_a_mask_of_which_nobody_knows_whose_it_is_stays(tmp_path):
@@ -174,13 +187,8 @@ def test_find_mask_knows_scans_by_their_path(tmp_path, monkeypatch):
 def test_a_disk_that_is_full_leaves_the_mask_that_was_there(tmp_path):
     masks = MaskFolder(tmp_path, "liver", ".nii")
     masks.save("/d/a.nii", mask(1), AFFINE)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(InputError, match=r"a_liver\.nii: could not be saved \(File too large\)"):
-            masks.save("/d/a.nii", mask(2, (20, 20, 20)), AFFINE)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with full_disk(1000), pytest.raises(InputError, match=r"a_liver\.nii: could not be saved \(File too large\)"):
+        masks.save("/d/a.nii", mask(2, (20, 20, 20)), AFFINE)
     assert value(tmp_path / "a_liver.nii") == 1
     assert names_in(tmp_path) == ["a_liver.nii", "summary.json"]
 

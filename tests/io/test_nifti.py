@@ -173,6 +173,41 @@ def test_nifti_2_of_either_byte_order_and_scaled_voxels_are_read(tmp_path):
         assert np.allclose(volume.array, expected, atol=1e-3) and np.allclose(volume.affine, PLACE), name
 
 
+def set_vox_offset(path: Path, begin: int, more: bytes = b"") -> Path:
+    """Say that the voxels of a NIfTI-1 begin there, and put bytes before them."""
+    content = bytearray(path.read_bytes())
+    content[108:112] = np.float32(begin).tobytes()
+    path.write_bytes(content[:352] + more + content[352:])
+    return path
+
+
+def test_voxels_begin_where_the_header_says(tmp_path):
+    sitk = pytest.importorskip("SimpleITK", reason='needs pip install ".[label]"')
+    path = set_vox_offset(write(tmp_path / "a.nii", PLACE), 368, bytes(16))
+    assert np.array_equal(read_nifti(path).array, ARRAY)
+    # In the header itself they would be others for everybody.
+    path = set_vox_offset(write(tmp_path / "b.nii", PLACE), 0)
+    of_itk, of_nibabel = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T, np.asanyarray(nib.load(path).dataobj)
+    assert not np.array_equal(of_itk, of_nibabel) and not np.array_equal(of_nibabel, ARRAY)
+    for begin in (0, 16, 348):
+        for read in (read_nifti, read_nifti_grid):
+            with pytest.raises(InputError, match=rf"b\.nii: .*vox.offset.*{begin}|b\.nii: .*{begin} \(vox_offset\)"):
+                read(set_vox_offset(path, begin))
+
+
+def test_voxels_that_begin_in_the_header_are_refused_with_the_least(tmp_path):
+    nib.save(nib.Nifti2Image(ARRAY, PLACE), tmp_path / "two.nii")
+    content = bytearray((tmp_path / "two.nii").read_bytes())
+    content[168:176] = bytes(8)
+    (tmp_path / "two.nii").write_bytes(content)
+    (tmp_path / "packed.nii.gz").write_bytes(
+        gzip.compress(set_vox_offset(write(tmp_path / "one.nii", PLACE), 0).read_bytes())
+    )
+    for name, least in (("one.nii", 352), ("packed.nii.gz", 352), ("two.nii", 544)):
+        with pytest.raises(InputError, match=rf"{name}: .* at byte 0 \(vox_offset\), .*, expected {least} or more"):
+            read_nifti(tmp_path / name)
+
+
 def bad_file(folder: Path, write_nifti, kind: str) -> Path:
     path = Path(write_nifti("whole.nii", ARRAY))
     if kind == "packed":

@@ -21,6 +21,7 @@ from dicom_studies import AFFINE, SCAN, SERIES, SHAPE, STUDY, Archive, make_scan
 from fastapi import FastAPI
 from monailabel.config import settings
 
+from lib.activelearning.next_scan import First
 from lib.dicom_server import DicomServerError
 from lib.dicomweb import connect
 from lib.server import answer_with_sentences
@@ -200,11 +201,45 @@ def test_a_slow_download_holds_up_nothing_else(store, archive):
         assert np.array_equal(voxels(slow[0].result(60)), SCAN) and slow[1].result(60) == slow[0].result()
 
 
+def test_a_scan_that_is_downloaded_keeps_no_other_annotator_waiting(store, archive):
+    asked, ended = threading.Event(), threading.Event()
+
+    def wait(path: str) -> None:
+        if path.endswith(f"series/{OTHER}"):
+            asked.set()
+            ended.wait(60)
+
+    archive.fault = wait
+    first = First("by name", 60)
+    with ThreadPoolExecutor() as pool:
+        slow = pool.submit(first, {"client_id": "one"}, store)
+        assert asked.wait(60)
+        try:
+            # Nor does anybody get it.
+            assert pool.submit(first, {"client_id": "two"}, store).result(30) == {"id": THIRD}
+            assert pool.submit(first, {"client_id": "three"}, store).result(30) is None
+            assert not slow.done()
+        finally:
+            ended.set()
+        assert slow.result(60) == {"id": OTHER}
+    assert store.get_image_info(OTHER)["served"].keys() == {"one"}
+    assert first({"client_id": "three"}, store) is None
+
+
 def test_a_server_that_lists_few_series_at_once(store, archive):
     archive.page = 1
     archive.instances.append(make_segmentation({"liver": LIVER}, scan=OTHER))
     assert set(store.list_images()) == {SERIES, OTHER, THIRD}
     assert set(store.get_labeled_images()) == {SERIES, OTHER}
+
+
+def test_of_a_server_that_filters_nothing_only_labels_are_read_as_labels(store, archive):
+    archive.filters = False
+    asked: list[str] = []
+    archive.fault = asked.append
+    assert store.get_labeled_images() == [SERIES]
+    label = archive.instances[-1].SeriesInstanceUID
+    assert [path for path in asked if path.endswith("metadata")] == [f"studies/{STUDY}/series/{label}/metadata"]
 
 
 def test_a_server_that_knows_no_filters(store, archive):

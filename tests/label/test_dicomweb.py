@@ -27,6 +27,7 @@ from dicom_studies import (
     make_slice,
 )
 from dicomweb_client import DICOMfileClient
+from full_disk import full_disk
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
@@ -113,6 +114,8 @@ def test_a_tilted_scan_lies_where_it_was_taken_for_itk_too(store):
         expected = ORIGIN + ROW * 4 * SPACING[0] + COLUMN * ((6 - number) * SPACING[1] + 3 * number)
         expected[2] += SPACING[2] * number
         assert np.allclose(image.TransformContinuousIndexToPhysicalPoint(index), expected, atol=1e-3)
+    (warning,) = store.get_image_info(TILTED)["warnings"]
+    assert "was tilted" in warning
 
 
 def test_what_is_left_of_a_download_that_was_cut_short_is_not_taken_for_the_scan(store):
@@ -334,6 +337,26 @@ def test_a_series_that_is_no_volume_keeps_nobody_from_the_next_scan(store, clien
     given = [following({"client_id": "a"}, store)["id"] for _ in range(4)]
     assert {SERIES, OTHER} < {*given, MIXED} and MIXED not in given
     assert list(store.status()["unreadable_scans"]) == [MIXED] and MIXED not in store.get_unlabeled_images()
+
+
+@pytest.mark.parametrize("free_bytes", [300, 10_000], ids=["for a slice", "for the volume"])
+def test_a_scan_for_which_the_disk_had_no_room_is_no_bad_scan(store, client, free_bytes):
+    voxels = np.random.default_rng(0).integers(-900, 900, (60, 50, 5)).astype(np.int16)
+    client.store_instances([make_slice(OTHER, number, voxels[:, :, number]) for number in range(5)])
+    with full_disk(free_bytes), pytest.raises(InputError, match="could not be saved"):
+        store.get_image_uri(OTHER)
+    assert store.status()["unreadable_scans"] == {} and OTHER in store.get_unlabeled_images()
+    assert np.array_equal(load(store.get_image_uri(OTHER)).dataobj, voxels)
+
+
+def test_a_label_for_which_the_disk_had_no_room_is_no_bad_label(store, client):
+    client.store_instances([make_segmentation(blocks("liver"))])
+    store.get_image_uri(SERIES)
+    for ask in (store.get_labeled_images, lambda: store.get_label_uri(SERIES, "final")):
+        with full_disk(50), pytest.raises(InputError, match="could not be saved"):
+            ask()
+    assert store.status()["unreadable_labels"] == {}
+    assert store.get_labeled_images() == [SERIES] and names_of(store) == {"liver"}
 
 
 def test_what_would_come_back_is_not_removed(store, client, tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import requests
 from bundle_runs import AFFINE, make_scan, save
+from dataset_trees import write_series
 from label_bundles import SMALL_2D, SMALL_3D, run_bundle, tiny_bundle, write_weights
 from waiting import wait_until
 
@@ -138,6 +139,20 @@ def test_the_answer_says_what_is_odd_about_the_scan(client, server, tmp_path):
     save(tmp_path / "metres.nii.gz", body, AFFINE / [[1000], [1000], [1000], [1]])
     _, result = client.infer("two_d", "", {}, file=str(tmp_path / "metres.nii.gz"))
     assert ["seems to be in metres" in warning for warning in result["warnings"]] == [True]
+
+
+def test_the_answer_says_what_is_odd_about_a_dicom_series(client, root):
+    folder, scan = root / "studies" / "tilt", make_scan(0)[0]
+    tilted = np.diag([2.0, 2, 5, 1]) + np.eye(4, k=1) * [[0], [1.5], [0], [0]]
+    write_series(folder, scan, tilted, [f"{k}.dcm" for k in range(scan.shape[2])], SeriesInstanceUID="1.2.3.7")
+    try:
+        wait_until(lambda: "tilt" in client.datastore()["objects"])
+        for _ in range(2):
+            _, result = client.infer("two_d", "tilt", {})
+            assert ["was tilted" in warning for warning in result["warnings"]] == [True]
+    finally:
+        shutil.rmtree(folder)
+    wait_until(lambda: "tilt" not in client.datastore()["objects"])
 
 
 def test_options_reach_the_bundle(client, expected):

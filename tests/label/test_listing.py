@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from bundle_runs import AFFINE, make_scan, save
 from dataset_trees import write_series
+from full_disk import full_disk
 
 from liverseg.errors import InputError
 
@@ -21,6 +22,7 @@ pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from lib import folder as listing
 from lib.activelearning.next_scan import First
 from lib.folder import FolderDatastore
+from lib.trainers.scans import patient
 
 SCAN, LABEL = make_scan(0)
 NAMES = [f"IM{number}.dcm" for number in range(SCAN.shape[2])]
@@ -116,6 +118,25 @@ def test_a_label_is_drawn_on_what_was_given_out(folder, tmp_path):
     assert store.get_labeled_images() == ["p1_st_CT"]
 
 
+def test_whose_a_series_is_its_headers_say(folder):
+    for name, whose in {
+        "s1/CT": {"PatientID": "p1", "StudyInstanceUID": "1.2.1"},
+        "s1/CT2": {"PatientID": "p1", "StudyInstanceUID": "1.2.2"},
+        "s2/CT": {"StudyInstanceUID": "1.2.3"},
+        "s2/CT2": {"StudyInstanceUID": "1.2.3"},
+        "plain": {"PatientID": "p1"},
+    }.items():
+        uid = f"1.2.4.{len(list(folder.rglob('*.dcm')))}"
+        write_series(folder / name, SCAN, AXIAL, NAMES, SeriesInstanceUID=uid, FrameOfReferenceUID=uid, **whose)
+    whose = {"s1_CT": "p1", "s1_CT2": "p1", "s2_CT": "1.2.3", "s2_CT2": "1.2.3", "[CT] x": "[CT] x", "plain": "plain"}
+    # The server, and a process that trains and reads no headers.
+    for store in (open_store(folder), open_store(folder, read_only=True)):
+        assert {name: patient(store, name) for name in whose} == whose
+    # A word of ours counts more, also when the folder is looked through anew.
+    store.update_image_info("s1_CT2", {"patient": "p2"})
+    assert {name: patient(open_store(folder), name) for name in whose} == {**whose, "s1_CT2": "p2"}
+
+
 def test_a_series_is_made_anew_when_slices_have_come(folder):
     store = open_store(folder)
     before = nib.load(store.get_image_uri("[CT] x")).shape
@@ -124,6 +145,74 @@ def test_a_series_is_made_anew_when_slices_have_come(folder):
     shutil.rmtree(folder / "[CT] x")
     write_series(folder / "[CT] x", more, AXIAL, [*NAMES, "last.dcm"], SeriesInstanceUID="1.2.3.0")
     assert nib.load(store.get_image_uri("[CT] x")).shape == (*before[:2], before[2] + 1)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_series_is_made_anew_when_it_is_replaced(folder, tmp_path, restart):
+    place, store = folder / "[CT] x", open_store(folder)
+
+    def check_given_out(scan):
+        file = (open_store(folder) if restart else store).get_image_uri("[CT] x")
+        assert np.array_equal(np.asanyarray(nib.load(file).dataobj), scan)
+
+    check_given_out(SCAN)
+    # As archives export it again, and as `cp -p` does.
+    for scan, keep_times in ((SCAN[::-1], False), (SCAN[:, ::-1], True)):
+        times = [os.stat(place / name).st_mtime_ns for name in NAMES]
+        write_series(place, scan, AXIAL, NAMES, SeriesInstanceUID="1.2.3.0")
+        for name, time_ns in zip(NAMES, times if keep_times else (), strict=keep_times):
+            os.utime(place / name, ns=(time_ns, time_ns))
+        check_given_out(scan)
+    # As `cp -a` and `mv` do.
+    other = tmp_path / "other"
+    write_series(other, SCAN[::-1, ::-1], AXIAL, NAMES, SeriesInstanceUID="1.2.3.0")
+    for path in (*other.iterdir(), other):
+        os.utime(path, (1e9, 1e9))
+    shutil.rmtree(place)
+    other.rename(place)
+    check_given_out(SCAN[::-1, ::-1])
+
+
+def test_a_series_is_made_once_as_long_as_its_files_are_those(folder, monkeypatch):
+    # A series of the folder itself lies beside what the server writes.
+    shutil.rmtree(folder / "p1")
+    for name in NAMES:
+        (folder / "[CT] x" / name).rename(folder / name)
+    store = open_store(folder)
+    file = store.get_image_uri("studies")
+    store.update_image_info("studies", {"note": 1})
+    monkeypatch.setattr(listing, "save_as_nifti", None)
+    assert store.get_image_uri("studies") == open_store(folder).get_image_uri("studies") == file
+
+
+def test_a_series_that_is_torn_is_named_until_it_is_whole(folder):
+    store, slice_file = open_store(folder), folder / "[CT] x" / NAMES[3]
+    whole = slice_file.read_bytes()
+    assert store.get_image_uri("[CT] x")
+    slice_file.write_bytes(b"none")
+    with pytest.raises(InputError, match=r"IM3\.dcm"):
+        store.get_image_uri("[CT] x")
+    assert list(store.status()["unreadable_scans"]) == ["[CT] x"]
+    slice_file.write_bytes(whole)
+    assert store.status()["unreadable_scans"] == {}
+    assert store.get_image_uri("[CT] x")
+
+
+def test_what_is_odd_about_a_series_is_known_as_long_as_it_is(folder, caplog):
+    place, tilted = folder / "[CT] x", AXIAL + np.eye(4, k=1) * [[0], [1.5], [0], [0]]
+    write_series(place, SCAN, tilted, NAMES, SeriesInstanceUID="1.2.3.0")
+    (place / "notes.txt").write_text("none")
+    store = open_store(folder)
+    store.get_image_uri("[CT] x")
+    for one in (store, open_store(folder)):
+        one.get_image_uri("[CT] x")
+        tilt, left_out = one.get_image_info("[CT] x")["warnings"]
+        assert "was tilted" in tilt and "notes.txt" in left_out
+    assert caplog.text.count(tilt) == 1
+    (place / "notes.txt").unlink()
+    write_series(place, SCAN, AXIAL, NAMES, SeriesInstanceUID="1.2.3.0")
+    store.get_image_uri("[CT] x")
+    assert store.get_image_info("[CT] x")["warnings"] == []
 
 
 def spoil(file):
@@ -167,6 +256,18 @@ def test_next_sample_passes_over_what_cannot_be_read_until_it_can(tmp_path, capl
         shutil.copy(studies / "a.nii.gz", studies / "labels" / "final" / f"{name}.nii.gz")
     store.refresh()
     assert ask({"client_id": "me"}, store) is None
+
+
+def test_a_scan_for_which_the_disk_had_no_room_is_no_bad_scan(folder):
+    store = open_store(folder)
+    shutil.copy(folder / "plain.nii.gz", folder / "labels" / "final" / "p1_st_CT.nii.gz")
+    store.refresh()
+    with full_disk(100):
+        for ask in (lambda: store.get_image_uri("p1_st_CT"), store.datalist):
+            with pytest.raises(InputError, match=r"p1_st_CT\.nii\.gz: could not be saved"):
+                ask()
+    assert store.status()["unreadable_scans"] == {}
+    assert [item["image"] for item in store.datalist()] == [store.get_image_uri("p1_st_CT")]
 
 
 def test_what_an_older_server_listed_is_forgotten_unless_it_has_a_label(folder, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -331,11 +332,13 @@ def test_a_bundle_that_is_trained_by_half_neither_segments_nor_scores(tmp_path):
 
 
 def test_what_says_nothing_of_a_scan_is_no_score(store, tmp_path):
-    """A pipe to a server that is gone, say, or want of memory; a scan that cannot be read stays without a score."""
+    """A pipe that is broken, say, or want of memory or disk; a scan that cannot be read stays without a score."""
     folder = tiny_bundle(tmp_path / "simple", "fcn_liver", **SIMPLE)
     write_weights(folder, 0)
     save(tmp_path / "studies #1" / "b.nii.gz", np.zeros((4, 4, 4, 2), np.int16))
-    broken = [BrokenPipeError(32, "Broken pipe"), RuntimeError("can't allocate memory"), None, None]
+    full = InputError("the mask could not be saved.")
+    full.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    broken = [BrokenPipeError(32, "Broken pipe"), RuntimeError("can't allocate memory"), full, None]
 
     class Failing(Uncertainty):
         def score(self, image, datastore):
@@ -346,12 +349,12 @@ def test_what_says_nothing_of_a_scan_is_no_score(store, tmp_path):
 
     scores = Failing("uncertainty", "", {"simple": read_bundle(folder)})
     done = scores({}, store)
-    assert done["scored"] == 1
-    assert sorted(done["failed"]) == ["a", "b", "c"]
+    assert done["scored"] == 0
+    assert sorted(done["failed"]) == ["a", "b", "c", "d"]
     assert "Broken pipe" in done["failed"]["a"]
-    assert sorted(scores.pending(store)) == ["a", "c"]
-    broken[:2] = None, None
-    assert scores({}, store) == {"scored": 2, "failed": {}}
+    assert sorted(scores.pending(store)) == ["a", "c", "d"]
+    broken[:3] = None, None, None
+    assert scores({}, store) == {"scored": 3, "failed": {}}
 
 
 def test_models_that_disagree_are_all_asked(store, tmp_path):

@@ -93,7 +93,7 @@ def objects(ask) -> dict:
 
 def test_a_scan_is_never_replaced(ask):
     before = ask("GET", "datastore/image?image=plain").content
-    for sent in (("?image=plain", "a.nii.gz"), ("", "plain.nii.gz")):
+    for sent in (("?image=plain", "a.nii.gz"), ("", "plain.nii.gz"), ("?image=PLAIN", "a.nii.gz")):
         answer = ask("PUT", f"datastore/image{sent[0]}", files={"file": (sent[1], SCAN)})
         check_refused(answer, 409, "'plain'", "there already", "delete")
     assert ask("GET", "datastore/image?image=plain").content == before
@@ -306,6 +306,9 @@ def test_no_tag_stands_for_others(ask, labelled):
         ("infer/two_d?image=plain", {"device": [5]}, 400, ["device", "5"]),
         ("infer/two_d?image=plain", {"device": {"a": 1}}, 400, ["device"]),
         ("infer/two_d?image=plain", {"device": "cuda:x"}, 400, ["device", "cuda:x"]),
+        ("infer/two_d?image=plain", {"device": "cuda:99"}, 400, ["two_d", "cuda:99 was asked for", "CUDA devices"]),
+        ("batch/infer/two_d", {"device": "cuda:99"}, 400, ["cuda:99 was asked for", "CUDA devices"]),
+        ("train/two_d", {"device": "cuda:99"}, 400, ["cuda:99 was asked for", "CUDA devices"]),
         ("infer/two_d?image=plain", {"label_tag": 5}, 400, ["label_tag", "5"]),
         ("infer/two_d?image=plain", {"label_tag": ["a"]}, 400, ["label_tag"]),
         ("infer/two_d?image=plain", {"label_tag": LONG}, 400, ["label_tag", "200"]),
@@ -393,6 +396,22 @@ def test_a_final_label_says_what_its_segments_are(ask):
     check_refused(ask("PUT", "datastore/label/info?label=plain&tag=final", data=info), 400, "Segment_1")
     for tag in ("draft", "final"):
         assert ask("DELETE", f"datastore/label?id=plain&tag={tag}").status_code == 200
+
+
+@pytest.mark.parametrize("tag", ["draft", "final"])
+def test_a_label_without_names_has_those_of_the_one_before(ask, tag):
+    """MONAI Label's client sends none of its own, nor does `curl`."""
+    address = f"datastore/label?image=plain&tag={tag}"
+    assert save_label(ask, LABEL, address, tumour=1, liver=2).status_code == 200
+    named = objects(ask)["plain"]["labels"][tag]["info"]["label_info"]
+    for params in ("{}", '{"client_id": "me", "label_info": []}'):
+        files = {"label": ("a.nii.gz", packed(np.minimum(make_scan(9)[1], 1)))}
+        assert ask("PUT", address, files=files, data={"params": params}).status_code == 200
+        info = objects(ask)["plain"]["labels"][tag]["info"]
+        assert info["label_info"] == named and info.get("client_id") == json.loads(params).get("client_id")
+    assert save_label(ask, LABEL, address, liver=1, tumour=2).status_code == 200
+    assert objects(ask)["plain"]["labels"][tag]["info"]["label_info"][0] == {"name": "liver", "idx": 1}
+    assert ask("DELETE", f"datastore/label?id=plain&tag={tag}").status_code == 200
 
 
 def test_the_log_is_that_of_this_server(ask, root):

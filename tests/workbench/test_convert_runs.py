@@ -143,6 +143,14 @@ def test_broken_cases_are_named_and_left_out(tmp_path, broken_lits):
         convert(LITS, root, out, 4, 0)
 
 
+@pytest.mark.parametrize("num_folds", [1, 4])
+def test_folds_that_the_patients_cannot_fill_are_refused_before_anything_is_converted(tmp_path, num_folds):
+    trees.chaos_ct(tmp_path / "root")
+    with pytest.raises(InputError, match=f"num_folds is {num_folds} for 3 patients"):
+        convert(CHAOS_CT, tmp_path / "root", tmp_path / "out", num_folds, 0)
+    assert not (tmp_path / "out").exists()
+
+
 def test_broken_chaos_cases_are_named(tmp_path):
     trees.chaos_ct(tmp_path, patients=(1, 2, 3, 4, 5, 6))
     folder = tmp_path / "Train_Sets" / "CT"

@@ -28,6 +28,13 @@ def test_phantoms_can_be_trained_on(tmp_path):
     assert set(np.unique(nib.load(item["label"]).dataobj)) <= {0, 1, 2}
 
 
+@pytest.mark.parametrize("wrong", [("--cases", "0"), ("--folds", "1"), ("--cases", "3")])
+def test_phantoms_that_cannot_be_split_are_not_written(tmp_path, wrong):
+    result = CliRunner().invoke(app, ["data", "phantoms", str(tmp_path / "p"), *wrong])
+    assert isinstance(result.exception, InputError) and "num_folds is" in str(result.exception)
+    assert not (tmp_path / "p").exists()
+
+
 def make_folder(folder, names):
     for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
@@ -61,6 +68,11 @@ def test_split_other_layouts(tmp_path):
     assert read_datalist(tmp_path / "dataset.json").labels == names
     with pytest.raises(InputError, match="names: found '1=liver,lesion'"):
         split_folder(tmp_path, *patterns, 0.0, 2, 0, "1=liver,lesion")
+    for zero in ("0", "00"):
+        with pytest.raises(InputError, match="names: found 0=liver, expected 0 to be the background"):
+            split_folder(tmp_path, *patterns, 0.0, 2, 0, f"{zero}=liver")
+    split_folder(tmp_path, *patterns, 0.0, 2, 0, "0=Background,01=liver")
+    assert read_datalist(tmp_path / "dataset.json").labels == {0: "Background", 1: "liver"}
 
 
 @pytest.mark.parametrize(
@@ -93,6 +105,8 @@ def test_split_takes_the_names_of_the_data_sets_own_list_and_leaves_it_alone(tmp
         (("scan-{}.nii", "segmentation-{}.nii"), 0.2, "no file matches 'scan-{}.nii'"),
         (("volume-{}.nii", "label-{}.nii"), 0.2, "there is no label for volume-0.nii"),
         (("volume-{}.nii", "segmentation-{}.nii"), 1.0, "test_share is 1.0"),
+        (("/etc/{}.nii", "segmentation-{}.nii"), 0.2, "pattern '/etc/{}.nii': found an absolute path"),
+        (("volume-{}.nii", "/etc/{}.nii"), 0.2, "pattern '/etc/{}.nii': found an absolute path"),
     ],
 )
 def test_split_says_what_is_wrong(tmp_path, patterns, share, words):

@@ -129,6 +129,15 @@ def test_another_checkout_at_another_time_gives_the_same_bytes(bundle, tmp_path)
     assert (tmp_path / "second" / first.name).read_bytes() == first.read_bytes()
 
 
+def test_a_linked_bundle_is_called_as_the_link_is(bundle, tmp_path):
+    write_models(bundle, "")
+    archive = build_archive(bundle, tmp_path / "dist")
+    bundle.rename(tmp_path / "3f2a")
+    bundle.symlink_to(tmp_path / "3f2a")
+    linked = build_archive(bundle, tmp_path / "linked")
+    assert (linked.name, linked.read_bytes()) == (archive.name, archive.read_bytes())
+
+
 NOT_MERGED = "no models/model.pt, which MONAI's model zoo and ckpt_export ask for"
 
 

@@ -50,9 +50,11 @@ def phantoms(
     liverseg data phantoms data/mr --modality mr --organs
     """
     from liverseg.data import write_datalist, write_phantoms
+    from liverseg.data.datalist import check_folds
     from liverseg.data.phantom_io import ABDOMEN_LABELS, CHAOS_LABELS, LITS_LABELS
 
     names = ABDOMEN_LABELS if abdomen else CHAOS_LABELS if organs else LITS_LABELS
+    check_folds(folds, cases)
     items = write_phantoms(
         out, cases, seed=seed, shape=shape, spacing=spacing, modality=modality, labels=names, num_test=test
     )

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from liverseg import __version__
 from liverseg.data import write_datalist
-from liverseg.data.datalist import relative
+from liverseg.data.datalist import check_folds, relative
 from liverseg.data.datalist_schema import read_datalist
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
@@ -45,12 +45,14 @@ def convert(layout: Layout, root: Path, out: Path, num_folds: int, seed: int) ->
         The datalist. Broken cases are not in it, suspicious ones are.
 
     Raises:
-        InputError: when `root` is not such a data set, `out` cannot be written or holds another one, and, once
-            everything is written, when a case is broken or too few patients are left for the folds.
+        InputError: when `root` is not such a data set or has too few patients for the folds, `out` cannot be written or
+            holds another one, and, once everything is written, when a case is broken or too few patients are left.
     """
     path = out / "dataset.json"
     check_own(path, layout.name)
-    reports = _check_cases(layout.find(root), check_writable(out), layout)
+    cases = layout.find(root)
+    check_folds(num_folds, len({case.patient for case in cases}))
+    reports = _check_cases(cases, check_writable(out), layout)
     good = [report for report in reports if report["verdict"] != BROKEN]
     patients = len({report["patient"] for report in good})
     if patients >= num_folds or len(good) == len(reports):

@@ -11,6 +11,7 @@ from liverseg.data import write_datalist
 from liverseg.data.datalist import relative
 from liverseg.data.datalist_schema import read_json, read_label_names
 from liverseg.data.phantom_io import LITS_LABELS
+from liverseg.data.segment_names import our_name
 from liverseg.errors import InputError
 from liverseg.io.paths import absolute, is_hidden
 from liverseg.workbench.datasets.layout import check_own
@@ -42,12 +43,15 @@ def split_folder(
         out: the file to write; `dataset.json` in `folder` without it.
 
     Raises:
-        InputError: for a pattern without `{}`, no image at all, an image without a label, names that nobody says, and
-            a datalist from elsewhere in the place of `out`.
+        InputError: for a pattern without `{}` or with an absolute path, no image at all, an image without a label,
+            names that nobody says, 0 as a name of anything but the background, and a datalist from elsewhere in the
+            place of `out`.
     """
     for pattern in (images, labels):
         if pattern.count("{}") != 1:
             raise InputError(f"pattern {pattern!r}: expected {{}} once, for the patient, as in 'volume-{{}}.nii'.")
+        if Path(pattern).is_absolute():
+            raise InputError(f"pattern {pattern!r}: found an absolute path, expected one below {folder}: shorten it.")
     if not 0 <= test_share < 1:
         raise InputError(f"test_share is {test_share}, expected a share from 0 to below 1: change it.")
     out, name = out or folder / "dataset.json", absolute(folder).name
@@ -77,9 +81,13 @@ def _names(folder: Path, patterns: tuple[str, str], names: str) -> dict[str, str
     """Name of each value in the labels."""
     if names:
         pairs = [re.fullmatch(r"\s*(\d+)\s*=\s*(.*\S)\s*", part) for part in names.split(",")]
-        said = {pair[1]: pair[2] for pair in pairs if pair}
+        said = {str(int(pair[1])): pair[2] for pair in pairs if pair}
         if len(said) < len(pairs):
             raise InputError(f"names: found {names!r}, expected each value with its name once, as 1=liver,2=lesion.")
+        if our_name(said.get("0", "background")) != "background":
+            raise InputError(
+                f"names: found 0={said['0']}, expected 0 to be the background: leave it out or correct it."
+            )
         return {"0": "background", **said}
     beside = folder / "dataset.json"
     if beside.is_file() and (known := read_label_names(beside, read_json(beside).get("labels"))):

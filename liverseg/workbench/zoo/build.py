@@ -14,7 +14,7 @@ import liverseg
 from liverseg.bundle import is_version
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
-from liverseg.io.paths import is_hidden
+from liverseg.io.paths import absolute, is_hidden
 from liverseg.networks.weights import read_state_dict
 from liverseg.versions import model_files
 
@@ -46,7 +46,7 @@ def build_archive(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -
         InputError: when the bundle is not whole, a config names what liverseg does not have or is made for another
             version of it, weights are damaged or not finite, or `out` cannot be written.
     """
-    bundle = Path(bundle).resolve()
+    bundle = absolute(bundle)
     version = _read_metadata(bundle)["version"]
     files = _files(bundle)
     for name, path in sorted(files.items()):

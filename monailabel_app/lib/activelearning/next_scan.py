@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from liverseg.errors import InputError
 logger = logging.getLogger(__name__)
 
 _choosing = threading.Lock()
+# What is about to be given, as `served` of each scan: it is kept in its info when it is there.
+_coming: dict[str, dict[str, float]] = defaultdict(dict)
 
 
 class NextScan(Strategy):
@@ -63,20 +66,29 @@ class NextScan(Strategy):
                     found = self._choose(annotator, datastore.get_unlabeled_images(*asked), request, datastore)
                     if found is None:
                         return None
+                    _coming[found["id"]][annotator] = time.time()
+                # It may have to be downloaded, which keeps nobody else waiting.
+                datastore.get_image_uri(found["id"])
+                with _choosing:
                     served = datastore.get_image_info(found["id"]).get("served", {})
                     datastore.update_image_info(found["id"], {"served": {**served, annotator: time.time()}})
-                datastore.get_image_uri(found["id"])
                 return found
             except InputError as error:
                 # The datastore no longer offers a scan that it has found to be none.
                 if found is None or found["id"] in datastore.get_unlabeled_images(*asked):
                     raise
                 logger.warning("Not given to %s, who gets the next: %s", annotator, error)
+            finally:
+                if found is not None:
+                    _coming[found["id"]].pop(annotator, None)
 
     def _choose(
         self, annotator: str, images: Sequence[str], request: Mapping[str, Any], datastore: Datastore
     ) -> dict[str, Any] | None:
-        every = {image: datastore.get_image_info(image).get("served", {}) for image in datastore.list_images()}
+        every = {
+            image: {**datastore.get_image_info(image).get("served", {}), **_coming.get(image, {})}
+            for image in datastore.list_images()
+        }
         last: dict[str, tuple[float, str]] = {}
         for image, served in every.items():
             for client, when in served.items():

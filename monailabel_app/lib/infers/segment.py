@@ -67,7 +67,8 @@ class Segmentation(InferTask):
         """Segment `request["image"]`, the path of a NIfTI file or of a folder with a DICOM series.
 
         Args:
-            request: also options by their names in `config`, `result_extension` and `result_compress`.
+            request: also options by their names in `config`, `result_extension` and `result_compress`, and `warnings`
+                of the DICOM series that the file was made of.
 
         Returns:
             The path of the mask, uint8 on the scan's own grid, which is the caller's to remove; and as `label_names`
@@ -86,7 +87,8 @@ class Segmentation(InferTask):
             )
         with tempfile.TemporaryDirectory() as folder:
             self._run_over(request, {"output_dir": folder})
-            warnings = [warning for scan in recorded_scans(folder) for warning in scan["warnings"]]
+            recorded = [warning for scan in recorded_scans(folder) for warning in scan["warnings"]]
+            warnings = [*request.get("warnings", ()), *recorded]
             (mask,) = (path for path in Path(folder).rglob("*") if path.name.endswith(NIFTI_SUFFIXES))
             compress = request.get("result_compress", True)
             result, present = convert_mask(mask, suffix, self.bundle.labels, compress)

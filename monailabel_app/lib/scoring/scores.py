@@ -26,6 +26,7 @@ from lib.infers.segment import Segmentation
 from lib.scoring.entropy import EntropyMeter
 from lib.trainers.scans import items
 from lib.volumes import grid_of, read_label
+from liverseg.engines import is_of_machine
 from liverseg.errors import InputError, sentence
 from liverseg.metrics import confusion_matrix, pooled_metrics
 from liverseg.transforms.load import check_same_grid
@@ -39,7 +40,7 @@ class Scores(ScoringMethod):
     """A score for each scan, kept until what gave it changes: the weights in use, or the label.
 
     It is kept in the scan's info under `name`, as `{"value": …, "basis": …, "ts": …}` or, for a scan that cannot be
-    scored, `{"error": sentence, …}`. What fails for another reason, such as want of memory, is tried again.
+    scored, `{"error": sentence, …}`. What fails for another reason, such as want of memory or disk, is tried again.
 
     Args:
         name: of the method.
@@ -112,7 +113,7 @@ class Scores(ScoringMethod):
                 logger.warning("%s of %s: %s", self.name, image, said, exc_info=sentence(error) is None)
                 failed[image] = said
                 # It says nothing of the scan.
-                if sentence(error) is None or isinstance(error, DicomServerError):
+                if sentence(error) is None or isinstance(error, DicomServerError) or is_of_machine(error):
                     continue
                 result = {"error": said}
             try:

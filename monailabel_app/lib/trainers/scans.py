@@ -36,9 +36,9 @@ def read_validation(file: Path) -> list[str]:
 
 
 def patient(datastore: Datastore, name: str) -> str:
-    """Whose scan it is: who is said to be its `patient` in its info, or whom a DICOM server names.
+    """Whose scan it is: who is said to be its `patient` in its info, or whom DICOM names, else the study it is of.
 
-    Where neither does, the scan is a patient's only one, called as the scan.
+    Where nothing does, the scan is a patient's only one, called as the scan.
     """
     info = datastore.get_image_info(name)
     if "path" not in info and isinstance(datastore, DICOMWebDatastore):
@@ -68,7 +68,7 @@ def split(file: Path, labelled: Mapping[str, str], val_split: float) -> tuple[li
         if len(patients) < 2:
             raise InputError(
                 f"studies: found {len(labelled)} scans of {len(patients)} patients with a final label, expected 2 "
-                "patients or more, one of whom validates: label more scans."
+                "patients or more, one of whom validates: label scans of others, or say in their info whose they are."
             )
         number = min(max(1, round(val_split * len(patients))), len(patients) - 1)
         validating = random.Random(SEED).sample(patients, number)
