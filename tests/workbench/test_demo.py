@@ -69,11 +69,14 @@ def test_each_bundle_has_its_weights_its_mask_and_its_name(tmp_path):
 
     bundle = tiny_bundle(tmp_path, "unet_liver")
     arguments = ["demo", "--scan", str(tmp_path / "scans"), "--out", str(out), "--bundle", str(bundle)]
+    arguments += ["--starting-model", str(tmp_path / "none")]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
+    assert f"Without the trained weights or the CT: {tmp_path / 'none'}: found no bundle there" in done.output
     page = (out / "report.html").read_text()
     assert "<h1>Liver in CT or MRI with U-Net</h1>" in page
     assert scan.name in page
+    assert "Your scan, segmented by unet_liver as it was trained here on phantoms." in page
     # Everything is liver: 48 x 40 x 8 voxels of 6 x 6 x 10 mm, less what the bundle's cleaning takes away.
     (mask,) = (path for path in older.parent.rglob("*.nii*") if path != older)
     millilitres = np.count_nonzero(nib.load(mask).dataobj) * 6 * 6 * 10 / 1000

@@ -25,6 +25,7 @@ from liverseg.transforms import LoadVolumed
 from liverseg.workbench.report import html
 from liverseg.workbench.report.curves import curves_png
 from liverseg.workbench.report.overlays import axial_pngs, load_scan, plane_png
+from liverseg.workbench.report.surface import surface_png
 
 HISTORY = "epoch,iteration,loss,learning_rate,val_mean_dice,seconds\n1,5,1.2,1e-3,,3.1\n2,10,0.5,1e-3,0.75,6.0\n"
 FACTS = {
@@ -130,12 +131,16 @@ def run(tmp_path, write_nifti):
     )
 
 
+def shown(name, image, mask, reference):
+    return html.ShownScan(name, image, mask, reference, f"Who made {name}.")
+
+
 def write(run, **changes):
     arguments = {
         "title": "Liver & <friends>",
         "history": run.history,
         "evaluations": run.evaluations,
-        "scans": [("a <scan>", run.image, run.mask, run.reference)],
+        "scans": [shown("a <scan>", run.image, run.mask, run.reference)],
         "facts": FACTS,
     }
     html.write_report(run.path, **(arguments | changes))
@@ -143,8 +148,10 @@ def write(run, **changes):
 
 
 def test_page_is_one_file_with_pictures(run):
-    page = write(run, scans=[("a <scan>", run.image, run.mask, run.reference), ("b", run.image, run.mask, None)])
-    assert len(page.images) == 2 * (3 + 6) + 1
+    page = write(
+        run, scans=[shown("a <scan>", run.image, run.mask, run.reference), shown("b", run.image, run.mask, None)]
+    )
+    assert len(page.images) == 2 * (3 + 1 + 6) + 1
     for image in page.images:
         header, data = image["src"].split(",")
         assert header == "data:image/png;base64"
@@ -153,13 +160,13 @@ def test_page_is_one_file_with_pictures(run):
     assert all(link.startswith("data:") for link in page.links)
     text = " ".join("".join(page.text).split())
     assert "Liver & <friends>" in text
-    assert "a <scan>" in text
+    assert "a <scan> Who made a <scan>. " in text
     assert "Phantoms are synthetic drawings" in text
     assert "Nothing on this page says anything about clinical accuracy" in text
 
 
 def test_numbers_of_scans_are_those_of_the_files(run):
-    scans = [("a", run.image, run.mask, run.reference), ("b", run.image, run.mask, None)]
+    scans = [shown("a", run.image, run.mask, run.reference), shown("b", run.image, run.mask, None)]
     text = " ".join("".join(write(run, scans=scans).text).split())
     voxels = 16 * 14 * 7
     assert f"{voxels * 2 * 3 * 5 / 1000:.0f} ml liver volume" in text
@@ -317,7 +324,7 @@ def test_window_is_of_ct_or_from_the_intensities(write_nifti):
 def test_empty_mask_and_thin_scans_give_pictures(run, write_nifti, shape):
     image = write_nifti("thin.nii.gz", np.zeros(shape, np.int16), np.diag([1, 2, 6, 1]))
     mask = write_nifti("empty.nii.gz", np.zeros(shape, np.uint8), np.diag([1, 2, 6, 1]))
-    page = write(run, scans=[("thin", image, mask, mask)])
+    page = write(run, scans=[shown("thin", image, mask, mask)])
     text = " ".join("".join(page.text).split())
     assert "0 ml liver volume 0 ml in the reference – Dice" in text
     assert "The mask is empty" in text
@@ -359,9 +366,22 @@ def test_wrong_file_is_named_and_the_old_report_kept(run, damage, sentence):
     assert run.path.read_text() == "the old one"
 
 
+def test_the_surface_is_seen_from_the_front_with_the_head_up(write_nifti):
+    # High on the patient's right, low on the left.
+    mask = block((40, 32, 30), (22, 34), (8, 20), (18, 28)) + block((40, 32, 30), (4, 10), (8, 20), (2, 6))
+    affine = np.diag([3.0, 3.0, 3.0, 1.0])
+    scan = load_scan(write_nifti("i.nii", np.zeros(mask.shape, np.int16), affine), write_nifti("m.nii", mask, affine))
+    lit = decode(surface_png(scan))[..., 0] > 40
+    rows, columns = np.nonzero(lit)
+    assert 0.05 < lit.mean() < 0.6
+    left, right = rows[columns < lit.shape[1] / 2], rows[columns > lit.shape[1] / 2]
+    assert len(left) > len(right)
+    assert left.mean() < right.mean()
+
+
 def test_mask_of_another_grid_is_refused(run, write_nifti):
     with pytest.raises(InputError, match=r"other\.nii: its grid is not that of .*scan\.nii\.gz"):
-        write(run, scans=[("a", run.image, write_nifti("other.nii", block((40, 32, 11))), None)])
+        write(run, scans=[shown("a", run.image, write_nifti("other.nii", block((40, 32, 11))), None)])
 
 
 def test_voxels_of_an_oblique_scan_are_measured_by_the_determinant(write_nifti):
@@ -384,7 +404,7 @@ def test_dicom_series_and_nifti_of_one_scan_in_one_report(run, samples, tmp_path
     stored = nib.load(samples / "ts_ct_dicom_organs.nii.gz")
     liver = np.asarray(stored.dataobj) == 5
     nib.save(nib.Nifti1Image(liver.astype(np.uint8), stored.affine), tmp_path / "liver.nii.gz")
-    page = write(run, scans=[("series", samples / "ts_ct_dicom", tmp_path / "liver.nii.gz", None)])
+    page = write(run, scans=[shown("series", samples / "ts_ct_dicom", tmp_path / "liver.nii.gz", None)])
     millilitres = liver.sum() * abs(np.linalg.det(stored.affine[:3, :3])) / 1000
     assert f"{millilitres:.0f} ml liver volume" in " ".join("".join(page.text).split())
     # The liver is on the patient's right, so on the picture's left.

