@@ -565,12 +565,16 @@ def test_each_slice_has_its_own_rescaling(tmp_path):
     assert_is(tmp_path, (stored * 0.5 * (np.arange(6) + 1) + np.arange(6)).astype(np.float32))
 
 
-def test_bits_above_those_stored_say_nothing(tmp_path):
+@pytest.mark.parametrize("above", [0, 1])
+@pytest.mark.parametrize("packed", [False, True])
+def test_bits_above_those_stored_say_nothing(tmp_path, above, packed):
     signed = np.clip(ARRAY, -1000, 2000)
 
     def noisy(dataset, k):
-        pixels = signed[:, :, k].T.astype(np.int16).view(np.uint16) & 0xFFF | (k << 12)
+        pixels = signed[:, :, k].T.astype(np.int16).view(np.uint16) & 0xFFF | (above * k << 12)
         dataset.PixelData = np.ascontiguousarray(pixels).tobytes()
+        if packed:
+            dataset.compress(pydicom.uid.RLELossless)
 
     write(tmp_path, change=noisy, PixelRepresentation=1, BitsStored=12, HighBit=11, RescaleIntercept=0)
     assert_is(tmp_path, signed)
