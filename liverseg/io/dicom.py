@@ -22,6 +22,9 @@ from liverseg.io.paths import LeftOut, is_hidden, nifti_suffix, walk
 # LPS, the axes of DICOM, to RAS, those of NIfTI.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
+# Above this, padding is no air: it is stored as tissue is.
+TISSUE_HU = -500
+
 SLAB = 16  # slices that are put in place at a time: one by one, each voxel would be a write of its own
 
 
@@ -78,8 +81,8 @@ def series_at(path: Path) -> Series:
     return replace(series, path=str(path), warnings=(*series.warnings, *notes))
 
 
-def read_voxels(series: Series) -> np.ndarray:
-    """The voxels (columns, rows, slices) on the grid of `grid_of`, float32: HU, or intensities.
+def read_voxels(series: Series) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The voxels (columns, rows, slices) on the grid of `grid_of`, float32: HU, or intensities; and what is odd.
 
     Voxels for which nothing was measured (PixelPaddingValue, and what lies beside a slice where the gantry was tilted)
     are as dark as the darkest of the others, or 0 where that is how padding is stored.
@@ -93,14 +96,21 @@ def read_voxels(series: Series) -> np.ndarray:
                 f"{series.path}: {name_of(kept)} and {name_of(copy)} have the same SOPInstanceUID and position, but "
                 "other pixels, expected one slice there: remove the wrong one."
             )
-    padding: list[float] = []
+    padding: Counter[float] = Counter()
     volume = stack(series, _planes(series, padding), np.float32(np.nan), order=1)
     unknown = np.isnan(volume)
     if unknown.any():
         darkest = 0 if unknown.all() else np.nanmin(volume)
         # The background of MRI stays 0.
         volume[unknown] = min(darkest, *padding) if padding and min(padding) >= 0 else darkest
-    return volume
+    tissue = [value for value in padding if value > TISSUE_HU]
+    if not tissue or series.slices[0].modality != "CT":
+        return volume, ()
+    count = sum(padding[value] for value in tissue)
+    return volume, (
+        f"{count} voxels of {min(tissue):g} HU are marked as padding (PixelPaddingValue) and were read as "
+        f"{volume[unknown][0]:g} HU: where they show tissue, export the series without PixelPaddingValue.",
+    )
 
 
 def grid_of(series: Series) -> tuple[tuple[int, int, int], np.ndarray]:
@@ -155,8 +165,8 @@ def describe(left_out: LeftOut) -> str:
     return ", ".join(f"{reason} ({some_of([file.name for file in files])})" for reason, files in left_out.items())
 
 
-def _planes(series: Series, padding: list[float]) -> Iterator[np.ndarray]:
-    """The slices, NaN where they say that nothing was measured; what they hold there is added to `padding`."""
+def _planes(series: Series, padding: Counter[float]) -> Iterator[np.ndarray]:
+    """The slices, NaN where they say that nothing was measured; what they hold there is counted in `padding`."""
     file, stored, empty = None, np.empty(0), None
     for each in series.slices:
         # The frames of a file follow each other, mostly.
@@ -168,7 +178,8 @@ def _planes(series: Series, padding: list[float]) -> Iterator[np.ndarray]:
                 )
         plane = stored[each.frame] * np.float32(each.slope) + np.float32(each.intercept)
         if empty is not None and empty[each.frame].any():
-            padding.append(float(plane[empty[each.frame]].min()))
+            values, counts = np.unique(plane[empty[each.frame]], return_counts=True)
+            padding.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
             plane[empty[each.frame]] = np.nan
         yield plane
 

@@ -595,6 +595,23 @@ def test_padding_is_as_dark_as_the_darkest_voxel(tmp_path, padding):
     assert_is(tmp_path, expected)
 
 
+@pytest.mark.parametrize(("modality", "intercept", "said"), [("CT", 0, True), ("CT", -1024, False), ("MR", 0, False)])
+def test_padding_of_a_ct_that_is_stored_as_tissue_is_said(tmp_path, modality, intercept, said):
+    hu = np.clip(ARRAY, -1000, 1000)
+    hu[2:4, :, 1:3] = 0
+
+    def padded(dataset, k):
+        dataset.PixelPaddingValue = 0
+        dataset.PixelData = np.ascontiguousarray(hu[:, :, k].T).tobytes()
+
+    write(tmp_path, change=padded, PixelRepresentation=1, RescaleIntercept=intercept, Modality=modality)
+    warnings = read_volume(str(tmp_path)).warnings
+    if said:
+        assert f"{(hu == 0).sum()} voxels of 0 HU are marked as padding (PixelPaddingValue)" in warnings[0]
+        assert f"were read as {hu.min()} HU" in warnings[0]
+    assert len(warnings) == said
+
+
 def write_raw(file: Path, keyword: str, kind: str, value: bytes) -> None:
     """Write an element as these bytes, whether they can be its value or not."""
     dataset = pydicom.dcmread(file)
