@@ -401,6 +401,48 @@ def test_volumes_at_one_place_are_told_apart(tmp_path, tag):
     assert_is(tmp_path / "b3.dcm", ARRAY // 2)
 
 
+def two_phases(folder: Path, up_mm: float, tag: str, values, **tags) -> None:
+    """Two scans in one series, the second so far above the first."""
+    names = "a{}.dcm", "b{}.dcm"
+    for name, value, factor in zip(names, values, (1, 2), strict=True):
+        affine = AXIAL @ nib.affines.from_matvec(np.eye(3), [0, 0, up_mm / 2.5 * (factor - 1)])
+        write(folder, ARRAY // factor, affine, name, **{tag: value}, **tags)
+
+
+PHASES = [
+    ("CT", "AcquisitionNumber", (1, 2)),
+    ("CT", "AcquisitionTime", ("100000", "100030")),
+    ("MR", "ImageType", (["ORIGINAL", "PRIMARY", "W"], ["ORIGINAL", "PRIMARY", "F"])),
+]
+
+
+@pytest.mark.parametrize(("modality", "tag", "values"), PHASES)
+@pytest.mark.parametrize("up_mm", [1.25, 6.25])
+def test_phases_that_lie_between_each_other_are_told_apart(tmp_path, modality, tag, values, up_mm):
+    two_phases(tmp_path, up_mm, tag, values, Modality=modality)
+    assert "2 series in it" in refusal(tmp_path)
+    assert_is(tmp_path / "a0.dcm")
+    assert read_volume(str(tmp_path / "b3.dcm")).array.shape == SHAPE
+
+
+@pytest.mark.parametrize(("modality", "tag", "values"), PHASES)
+def test_parts_of_a_scan_that_follow_each_other_are_one_volume(tmp_path, modality, tag, values):
+    two_phases(tmp_path, 15, tag, values, Modality=modality)
+    assert assert_is(tmp_path, np.concatenate([ARRAY, ARRAY // 2], axis=-1)) == ()
+
+
+@pytest.mark.parametrize(
+    ("tag", "values", "said"), [("AcquisitionNumber", (1, 2), True), ("AcquisitionTime", ("100000", "100030"), False)]
+)
+def test_slices_of_mri_may_be_taken_in_turns(tmp_path, tag, values, said):
+    two_phases(tmp_path, 1.25, tag, values, Modality="MR")
+    volume = read_volume(str(tmp_path))
+    assert volume.array.shape == (8, 9, 12)
+    assert ["take turns between 2 values of AcquisitionNumber" in warning for warning in volume.warnings] == [
+        True
+    ] * said
+
+
 def test_echoes_and_parts_of_a_dixon_series(tmp_path):
     for echo in (1, 2):
         for part in "FW":
