@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from liverseg.errors import InputError
 from liverseg.io.dicom_pixels import read_pixels
-from liverseg.io.dicom_series import Series, name_of, normal_of, repeats, shifts_of, some_of, volumes_of
+from liverseg.io.dicom_series import Series, interlaced, name_of, normal_of, repeats, shifts_of, some_of, volumes_of
 from liverseg.io.dicom_slices import SERIES, DamagedError, Slice, slices_of
 from liverseg.io.paths import LeftOut, is_hidden, nifti_suffix, walk
 
@@ -74,7 +74,10 @@ def series_at(path: Path) -> Series:
         notes = ()
         if elsewhere := _elsewhere(found[0], path.parent):
             names = some_of(elsewhere)
-            notes = (f"more of its series lies in other folders ({names}) and was not read: put all in one folder.",)
+            notes = (
+                f"more of its series lies in other folders ({names}) and was not read: where it is one scan, put all "
+                "in one folder.",
+            )
     (series,) = found
     if series.problem:
         raise InputError(f"{path}: {series.problem}")
@@ -217,7 +220,7 @@ def _find(folders: Iterable[tuple[Path, Sequence[Path]]], left_out: LeftOut) -> 
     for parts in by_series.values():
         together = volumes_of([each for part in parts.values() for each in part])
         # Two exports with the same identifiers are two series; parts of one continue each other.
-        if len(parts) > 1 and any(repeats(each.slices) for each in together):
+        if len(parts) > 1 and not all(map(_is_one, together)):
             together = [volume for part in parts.values() for volume in volumes_of(part)]
         found += together
     for volume in found:
@@ -225,6 +228,20 @@ def _find(folders: Iterable[tuple[Path, Sequence[Path]]], left_out: LeftOut) -> 
             left_out["single slice"] += sorted(volume.files)
     found = [volume for volume in found if len(volume.slices) > 1]
     return _with_damaged(found, damaged)
+
+
+def _is_one(volume: Series) -> bool:
+    """Whether slices from several folders are one scan, and not some with the same identifiers."""
+    by_folder: dict[Path, list[Slice]] = defaultdict(list)
+    for each in volume.slices:
+        by_folder[each.file.parent].append(each)
+    if len({file.parent for file in volume.files}) == 1:
+        return True
+    return bool(_series_uid(volume.slices[0])) and not (volume.problem or interlaced(list(by_folder.values())))
+
+
+def _series_uid(each: Slice) -> str:
+    return each.series[SERIES.index("SeriesInstanceUID")]
 
 
 def _elsewhere(series: Series, folder: Path) -> list[str]:
@@ -244,7 +261,7 @@ def _elsewhere(series: Series, folder: Path) -> list[str]:
 
 def _goes_on(series: Series, file: Path) -> bool:
     more = slices_of(file)
-    if isinstance(more, str) or more[0].series != series.slices[0].series:
+    if isinstance(more, str) or more[0].series != series.slices[0].series or not _series_uid(more[0]):
         return False
     # What lies at the same places is another export or phase.
     whole = [each.slices for each in volumes_of([*series.slices, *more])]

@@ -322,8 +322,8 @@ def test_series_below_a_folder(tmp_path):
 def test_a_series_whose_files_lie_in_several_folders(tmp_path):
     for k in range(6):
         write(tmp_path / "all")
-        (tmp_path / "spread" / f"D{k % 2}").mkdir(parents=True, exist_ok=True)
-        shutil.move(tmp_path / "all" / f"{k}.dcm", tmp_path / "spread" / f"D{k % 2}" / f"IM{k}")
+        (tmp_path / "spread" / f"D{k % 3 % 2}").mkdir(parents=True, exist_ok=True)
+        shutil.move(tmp_path / "all" / f"{k}.dcm", tmp_path / "spread" / f"D{k % 3 % 2}" / f"IM{k}")
     shutil.rmtree(tmp_path / "all")
     assert_is(tmp_path / "spread")
     (series,) = find_series(tmp_path)[0]
@@ -364,11 +364,24 @@ def test_a_file_of_another_export_or_phase_is_not_a_part(tmp_path):
     assert assert_is(tmp_path / "a" / "3.dcm") == ()
 
 
-def test_two_patients_with_the_same_identifiers(tmp_path):
-    write(tmp_path / "a")
-    write(tmp_path / "b", ARRAY // 2)
+@pytest.mark.parametrize("uid", ["1.2.3", ""])
+@pytest.mark.parametrize("up_mm", [0, 1.25, 15.8, 2000])
+def test_two_patients_with_the_same_identifiers(tmp_path, up_mm, uid):
+    write(tmp_path / "a", SeriesInstanceUID=uid)
+    other = AXIAL @ nib.affines.from_matvec(np.eye(3), [0, 0, up_mm / 2.5])
+    write(tmp_path / "b", ARRAY // 2, other, SeriesInstanceUID=uid)
     assert sorted(each.path for each in find_series(tmp_path)[0]) == [str(tmp_path / "a"), str(tmp_path / "b")]
-    assert_is(tmp_path / "b", ARRAY // 2)
+    assert_is(tmp_path / "b", ARRAY // 2, other)
+
+
+def test_folders_are_joined_where_they_continue_each_other_and_have_an_identifier(tmp_path):
+    split(tmp_path / "one", [0, 0, 0, 1, 1, 1])
+    assert assert_is(tmp_path / "one") == ()
+    for file in (tmp_path / "one").rglob("IM*"):
+        edit(file, SeriesInstanceUID="")
+    assert "2 series in it" in refusal(tmp_path / "one")
+    # Nor does a file go on in another folder then.
+    assert assert_is(tmp_path / "one" / "D0" / "IM1", ARRAY[:, :, :3]) == ()
 
 
 def test_files_that_are_each_a_series_of_their_own(tmp_path):
