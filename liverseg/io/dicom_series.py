@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -75,7 +75,21 @@ def volumes_of(slices: Sequence[Slice]) -> list[Series]:
             alike.append([each])
         else:
             group.append(each)
-    return [volume for group in alike for volume in _phases(group)]
+    return [_beside_turned(volume, alike) for group in alike for volume in _phases(group)]
+
+
+def _beside_turned(volume: Series, groups: Sequence[Sequence[Slice]]) -> Series:
+    """A volume with a warning where others of its series lie between its slices, turned by 180° within their plane."""
+    first = volume.slices[0]
+    for group in groups:
+        turned = replace(group[0], orientation=-group[0].orientation)
+        if _same_plane(first, turned) and interlaced([volume.slices, _in_order(group)]):
+            odd = (
+                f"{len(group)} slices of its series ({name_of(group[0])} and others) lie between its own, turned by "
+                "180°, and were not read: export the series again."
+            )
+            return replace(volume, warnings=(*volume.warnings, odd))
+    return volume
 
 
 def _same_plane(first: Slice, other: Slice) -> bool:

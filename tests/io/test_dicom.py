@@ -481,6 +481,19 @@ def test_volumes_that_nothing_tells_apart_are_refused(tmp_path):
     assert "export each volume as a series of its own" in message
 
 
+def test_slices_that_are_turned_by_turns_are_said(tmp_path):
+    scan = write(tmp_path / "scan")
+    for k in (1, 3, 5):
+        edit(scan / f"{k}.dcm", ImageOrientationPatient=[-1, 0, 0, 0, -1, 0])
+    (warning,) = read_volume(str(scan / "0.dcm")).warnings
+    assert "3 slices of its series (1.dcm and others) lie between its own, turned by 180°" in warning
+    for k in range(3, 6):
+        edit(scan / f"{k}.dcm", ImageOrientationPatient=[-1, 0, 0, 0, -1, 0])
+    for k in range(3):
+        edit(scan / f"{k}.dcm", ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+    assert read_volume(str(scan / "0.dcm")).warnings == ()
+
+
 def test_three_orientations_in_one_series(tmp_path):
     names = ["axial", "coronal", "sagittal"]
     for name in names:
