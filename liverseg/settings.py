@@ -161,7 +161,10 @@ def _arguments(component: Mapping[str, Any], config: ConfigParser) -> list[str] 
     function = locate(target) if isinstance(target, str) and not target.startswith(ELSEWHERE) else None
     if function is None:
         return None
-    parameters = inspect.signature(function).parameters.values()  # type: ignore[arg-type]
+    try:
+        parameters = inspect.signature(function).parameters.values()  # type: ignore[arg-type]
+    except ValueError:  # of dict and other builtins nobody can tell
+        return None
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
     return [*(parameter.name for parameter in parameters), *ConfigComponent.non_arg_keys]

@@ -120,8 +120,9 @@ def test_what_is_referred_to_is_used(name, used):
 
 
 def test_what_takes_any_name_is_not_asked():
-    config = ConfigParser({"logs": {"_target_": "logging.basicConfig"}, "net": {"_target_": "FCN", "more": {"a": 1}}})
-    for name in ("logs#level", "net#more#b"):
+    content = {"logs": {"_target_": "logging.basicConfig"}, "net": {"_target_": "FCN", "more": {"a": 1}}}
+    config = ConfigParser({**content, "table": {"_target_": "builtins.dict"}})
+    for name in ("logs#level", "net#more#b", "table#x"):
         check_name(name, config, config)
     with pytest.raises(InputError, match="found no colour in the config"):
         check_name("colour", config, config)

@@ -15,12 +15,15 @@ from scipy import ndimage
 
 from liverseg.errors import InputError
 from liverseg.io.dicom_pixels import read_pixels
-from liverseg.io.dicom_series import Series, name_of, normal_of, repeats, shifts_of, some_of, volumes_of
+from liverseg.io.dicom_series import Series, interlaced, name_of, normal_of, repeats, shifts_of, some_of, volumes_of
 from liverseg.io.dicom_slices import SERIES, DamagedError, Slice, slices_of
 from liverseg.io.paths import LeftOut, is_hidden, nifti_suffix, walk
 
 # LPS, the axes of DICOM, to RAS, those of NIfTI.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+# Above this, padding is no air: it is stored as tissue is.
+TISSUE_HU = -500
 
 SLAB = 16  # slices that are put in place at a time: one by one, each voxel would be a write of its own
 
@@ -75,7 +78,10 @@ def series_at(path: Path) -> Series:
         notes = ()
         if elsewhere := _elsewhere(found[0], path.parent):
             names = some_of(elsewhere)
-            notes = (f"more of its series lies in other folders ({names}) and was not read: put all in one folder.",)
+            notes = (
+                f"more of its series lies in other folders ({names}) and was not read: where it is one scan, put all "
+                "in one folder.",
+            )
     (series,) = found
     if series.problem:
         raise InputError(f"{path}: {series.problem}")
@@ -93,8 +99,8 @@ def files_at(path: Path) -> list[Path]:
     return _files(path.parent)
 
 
-def read_voxels(series: Series) -> np.ndarray:
-    """The voxels (columns, rows, slices) on the grid of `grid_of`, float32: HU, or intensities.
+def read_voxels(series: Series) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The voxels (columns, rows, slices) on the grid of `grid_of`, float32: HU, or intensities; and what is odd.
 
     Voxels for which nothing was measured (PixelPaddingValue, and what lies beside a slice where the gantry was tilted)
     are as dark as the darkest of the others, or 0 where that is how padding is stored.
@@ -108,14 +114,21 @@ def read_voxels(series: Series) -> np.ndarray:
                 f"{series.path}: {name_of(kept)} and {name_of(copy)} have the same SOPInstanceUID and position, but "
                 "other pixels, expected one slice there: remove the wrong one."
             )
-    padding: list[float] = []
+    padding: Counter[float] = Counter()
     volume = stack(series, _planes(series, padding), np.float32(np.nan), order=1)
     unknown = np.isnan(volume)
     if unknown.any():
         darkest = 0 if unknown.all() else np.nanmin(volume)
         # The background of MRI stays 0.
         volume[unknown] = min(darkest, *padding) if padding and min(padding) >= 0 else darkest
-    return volume
+    tissue = [value for value in padding if value > TISSUE_HU]
+    if not tissue or series.slices[0].modality != "CT":
+        return volume, ()
+    count = sum(padding[value] for value in tissue)
+    return volume, (
+        f"{count} voxels of {min(tissue):g} HU are marked as padding (PixelPaddingValue) and were read as "
+        f"{volume[unknown][0]:g} HU: where they show tissue, export the series without PixelPaddingValue.",
+    )
 
 
 def grid_of(series: Series) -> tuple[tuple[int, int, int], np.ndarray]:
@@ -170,8 +183,8 @@ def describe(left_out: LeftOut) -> str:
     return ", ".join(f"{reason} ({some_of([file.name for file in files])})" for reason, files in left_out.items())
 
 
-def _planes(series: Series, padding: list[float]) -> Iterator[np.ndarray]:
-    """The slices, NaN where they say that nothing was measured; what they hold there is added to `padding`."""
+def _planes(series: Series, padding: Counter[float]) -> Iterator[np.ndarray]:
+    """The slices, NaN where they say that nothing was measured; what they hold there is counted in `padding`."""
     file, stored, empty = None, np.empty(0), None
     for each in series.slices:
         # The frames of a file follow each other, mostly.
@@ -183,7 +196,8 @@ def _planes(series: Series, padding: list[float]) -> Iterator[np.ndarray]:
                 )
         plane = stored[each.frame] * np.float32(each.slope) + np.float32(each.intercept)
         if empty is not None and empty[each.frame].any():
-            padding.append(float(plane[empty[each.frame]].min()))
+            values, counts = np.unique(plane[empty[each.frame]], return_counts=True)
+            padding.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
             plane[empty[each.frame]] = np.nan
         yield plane
 
@@ -221,7 +235,7 @@ def _find(folders: Iterable[tuple[Path, Sequence[Path]]], left_out: LeftOut) -> 
     for parts in by_series.values():
         together = volumes_of([each for part in parts.values() for each in part])
         # Two exports with the same identifiers are two series; parts of one continue each other.
-        if len(parts) > 1 and any(repeats(each.slices) for each in together):
+        if len(parts) > 1 and not all(map(_is_one, together)):
             together = [volume for part in parts.values() for volume in volumes_of(part)]
         found += together
     for volume in found:
@@ -229,6 +243,20 @@ def _find(folders: Iterable[tuple[Path, Sequence[Path]]], left_out: LeftOut) -> 
             left_out["single slice"] += sorted(volume.files)
     found = [volume for volume in found if len(volume.slices) > 1]
     return _with_damaged(found, damaged)
+
+
+def _is_one(volume: Series) -> bool:
+    """Whether slices from several folders are one scan, and not some with the same identifiers."""
+    by_folder: dict[Path, list[Slice]] = defaultdict(list)
+    for each in volume.slices:
+        by_folder[each.file.parent].append(each)
+    if len({file.parent for file in volume.files}) == 1:
+        return True
+    return bool(_series_uid(volume.slices[0])) and not (volume.problem or interlaced(list(by_folder.values())))
+
+
+def _series_uid(each: Slice) -> str:
+    return each.series[SERIES.index("SeriesInstanceUID")]
 
 
 def _elsewhere(series: Series, folder: Path) -> list[str]:
@@ -248,7 +276,7 @@ def _elsewhere(series: Series, folder: Path) -> list[str]:
 
 def _goes_on(series: Series, file: Path) -> bool:
     more = slices_of(file)
-    if isinstance(more, str) or more[0].series != series.slices[0].series:
+    if isinstance(more, str) or more[0].series != series.slices[0].series or not _series_uid(more[0]):
         return False
     # What lies at the same places is another export or phase.
     whole = [each.slices for each in volumes_of([*series.slices, *more])]

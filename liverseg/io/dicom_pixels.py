@@ -10,6 +10,7 @@ import numpy as np
 from liverseg.errors import InputError
 from liverseg.io.dicom_slices import read_dataset, uid_name, unreadable, value_of
 
+RLE_LOSSLESS = "1.2.840.10008.1.2.5"
 PIXELS = [
     "SamplesPerPixel",
     "PhotometricInterpretation",
@@ -61,7 +62,8 @@ def read_pixels(file: Path, inverted: bool = False) -> tuple[np.ndarray, np.ndar
     unused = bits - (_number(file, dataset, "BitsStored") or bits)
     if unused < 0:
         raise unreadable(file, f"its BitsStored is {bits - unused}, its BitsAllocated {bits}")
-    if unused and not syntax.is_compressed:
+    # JPEG knows of no others; RLE packs all bytes as they are.
+    if unused and (not syntax.is_compressed or syntax == RLE_LOSSLESS):
         # Bits above those stored may hold anything, as overlays, and need not repeat the sign.
         stored = (stored.view(f"u{bits // 8}") << unused).view(stored.dtype) >> unused
     if inverted:

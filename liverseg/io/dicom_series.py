@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,7 +24,11 @@ SAME_DIRECTION = 1e-3
 SHIFT_VOXELS = 0.25
 # Slices this many times as far apart as they are said to be are not all there.
 THINNED = 1.5
+# Fewer slices than these are evenly spaced by themselves.
+FEW = 3
 NAMED = 3
+# Slices of MRI are often taken in turns, every other one first: when they were tells no volumes apart then.
+TIMES, NUMBERS = ("AcquisitionTime", "TriggerTime"), ("AcquisitionNumber", "FrameAcquisitionNumber")
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +75,21 @@ def volumes_of(slices: Sequence[Slice]) -> list[Series]:
             alike.append([each])
         else:
             group.append(each)
-    return [volume for group in alike for volume in _phases(group)]
+    return [_beside_turned(volume, alike) for group in alike for volume in _phases(group)]
+
+
+def _beside_turned(volume: Series, groups: Sequence[Sequence[Slice]]) -> Series:
+    """A volume with a warning where others of its series lie between its slices, turned by 180° within their plane."""
+    first = volume.slices[0]
+    for group in groups:
+        turned = replace(group[0], orientation=-group[0].orientation)
+        if _same_plane(first, turned) and interlaced([volume.slices, _in_order(group)]):
+            odd = (
+                f"{len(group)} slices of its series ({name_of(group[0])} and others) lie between its own, turned by "
+                "180°, and were not read: export the series again."
+            )
+            return replace(volume, warnings=(*volume.warnings, odd))
+    return volume
 
 
 def _same_plane(first: Slice, other: Slice) -> bool:
@@ -85,22 +103,36 @@ def _same_plane(first: Slice, other: Slice) -> bool:
 def _phases(slices: Sequence[Slice]) -> list[Series]:
     """The volumes in slices that differ in where they lie and how they were taken alone."""
     kept, copies = _without_copies(_in_order(slices))
-    if not repeats(kept):
-        return [_judged(kept, copies)]
     places = _same_place(kept)
-    if len(places) == 1:
+    if len(places) == 1 < len(kept):
         # One place again and again, as when a scanner waits for the contrast agent.
         return [Series("", (each,)) for each in kept]
-    # What has more values than volumes can be counts slices.
+    # What has more values than volumes can be at one place counts slices.
     most = max(map(len, places))
-    telling = [n for n, _ in enumerate(ACQUISITION) if 1 < len({each.acquisition[n] for each in kept}) <= most]
-    for said in [*([keyword] for keyword in telling), telling]:
-        parts: dict[tuple[str, ...], list[Slice]] = defaultdict(list)
-        for each in kept:
-            parts[tuple(each.acquisition[keyword] for keyword in said)].append(each)
-        if len(parts) > 1 and _all_at_the_same_places(list(parts.values())):
-            return [_judged(part, [pair for pair in copies if pair[0] in part]) for part in parts.values()]
+    telling = [keyword for keyword in ACQUISITION if len(_parts(kept, [keyword])) <= most]
+    in_turns = {*TIMES, *NUMBERS} if kept[0].modality == "MR" else set()
+    for said in [*([keyword] for keyword in ACQUISITION), telling]:
+        parts = _parts(kept, said)
+        if len(parts) > 1 and (_all_at_the_same_places(parts) or (in_turns.isdisjoint(said) and interlaced(parts))):
+            return [_judged(part, [pair for pair in copies if pair[0] in part]) for part in parts]
     return [_judged(kept, copies)]
+
+
+def _parts(slices: Sequence[Slice], said: Sequence[str]) -> list[list[Slice]]:
+    """The slices in groups for which these of `ACQUISITION` are the same."""
+    places = [list(ACQUISITION).index(keyword) for keyword in said]
+    parts: dict[tuple[str, ...], list[Slice]] = defaultdict(list)
+    for each in slices:
+        parts[tuple(each.acquisition[place] for place in places)].append(each)
+    return list(parts.values())
+
+
+def interlaced(parts: Sequence[Sequence[Slice]]) -> bool:
+    """Whether slices, in their order, are volumes by themselves that lie between each other's slices."""
+    if any(len(part) < FEW or _uneven(part) for part in parts):
+        return False
+    ranges = sorted((part[0].position @ normal_of(part[0]), part[-1].position @ normal_of(part[0])) for part in parts)
+    return any(after[0] < before[1] for before, after in pairwise(ranges))
 
 
 def _without_copies(slices: Sequence[Slice]) -> tuple[list[Slice], list[tuple[Slice, Slice]]]:
@@ -126,7 +158,7 @@ def _judged(slices: Sequence[Slice], copies: Sequence[tuple[Slice, Slice]]) -> S
         warnings.append("it is stored with dark and bright exchanged (MONOCHROME1) and was turned round.")
     problem = _uneven(slices)
     if not problem and len(slices) > 1:
-        warnings += filter(None, [_tilted(slices), _thinned(slices)])
+        warnings += filter(None, [_tilted(slices), _thinned(slices), _in_turns(slices)])
     return Series("", tuple(slices), tuple(copies), problem, tuple(warnings))
 
 
@@ -194,6 +226,17 @@ def _thinned(slices: Sequence[Slice]) -> str:
         f"its slices lie {step_mm:.2f} mm apart, but {tag} is {said_mm:.2f} mm{besides}: where slices are missing "
         "between them, export the series again."
     )
+
+
+def _in_turns(slices: Sequence[Slice]) -> str:
+    for keyword in NUMBERS:
+        parts = _parts(slices, [keyword])
+        if len(parts) > 1 and interlaced(parts):
+            return (
+                f"its slices take turns between {len(parts)} values of {keyword}, as where every other one was taken "
+                "first: where they are several scans, export each as a series of its own."
+            )
+    return ""
 
 
 def shifts_of(slices: Sequence[Slice]) -> np.ndarray:

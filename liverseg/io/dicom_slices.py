@@ -137,6 +137,11 @@ class Slice:
     problem: str = ""
     kind: str = ""
 
+    @property
+    def modality(self) -> str:
+        """CT, MR, PT, or "" where the file does not say."""
+        return self.series[SERIES.index("Modality")] if self.series else ""
+
 
 def require_pydicom(path: Path) -> None:
     """Raise InputError where pydicom, which the DICOM files at `path` need, is not installed."""

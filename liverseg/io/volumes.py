@@ -26,7 +26,8 @@ def read_volume(path: str) -> Volume:
     if _is_nifti(path):
         return read_nifti(path)
     series = series_at(Path(path))
-    return Volume(read_voxels(series), grid_of(series)[1], series.warnings)
+    voxels, odd = read_voxels(series)
+    return Volume(voxels, grid_of(series)[1], (*series.warnings, *odd))
 
 
 def read_volume_grid(path: str) -> Volume:

@@ -322,8 +322,8 @@ def test_series_below_a_folder(tmp_path):
 def test_a_series_whose_files_lie_in_several_folders(tmp_path):
     for k in range(6):
         write(tmp_path / "all")
-        (tmp_path / "spread" / f"D{k % 2}").mkdir(parents=True, exist_ok=True)
-        shutil.move(tmp_path / "all" / f"{k}.dcm", tmp_path / "spread" / f"D{k % 2}" / f"IM{k}")
+        (tmp_path / "spread" / f"D{k % 3 % 2}").mkdir(parents=True, exist_ok=True)
+        shutil.move(tmp_path / "all" / f"{k}.dcm", tmp_path / "spread" / f"D{k % 3 % 2}" / f"IM{k}")
     shutil.rmtree(tmp_path / "all")
     assert_is(tmp_path / "spread")
     (series,) = find_series(tmp_path)[0]
@@ -364,11 +364,24 @@ def test_a_file_of_another_export_or_phase_is_not_a_part(tmp_path):
     assert assert_is(tmp_path / "a" / "3.dcm") == ()
 
 
-def test_two_patients_with_the_same_identifiers(tmp_path):
-    write(tmp_path / "a")
-    write(tmp_path / "b", ARRAY // 2)
+@pytest.mark.parametrize("uid", ["1.2.3", ""])
+@pytest.mark.parametrize("up_mm", [0, 1.25, 15.8, 2000])
+def test_two_patients_with_the_same_identifiers(tmp_path, up_mm, uid):
+    write(tmp_path / "a", SeriesInstanceUID=uid)
+    other = AXIAL @ nib.affines.from_matvec(np.eye(3), [0, 0, up_mm / 2.5])
+    write(tmp_path / "b", ARRAY // 2, other, SeriesInstanceUID=uid)
     assert sorted(each.path for each in find_series(tmp_path)[0]) == [str(tmp_path / "a"), str(tmp_path / "b")]
-    assert_is(tmp_path / "b", ARRAY // 2)
+    assert_is(tmp_path / "b", ARRAY // 2, other)
+
+
+def test_folders_are_joined_where_they_continue_each_other_and_have_an_identifier(tmp_path):
+    split(tmp_path / "one", [0, 0, 0, 1, 1, 1])
+    assert assert_is(tmp_path / "one") == ()
+    for file in (tmp_path / "one").rglob("IM*"):
+        edit(file, SeriesInstanceUID="")
+    assert "2 series in it" in refusal(tmp_path / "one")
+    # Nor does a file go on in another folder then.
+    assert assert_is(tmp_path / "one" / "D0" / "IM1", ARRAY[:, :, :3]) == ()
 
 
 def test_files_that_are_each_a_series_of_their_own(tmp_path):
@@ -401,6 +414,48 @@ def test_volumes_at_one_place_are_told_apart(tmp_path, tag):
     assert_is(tmp_path / "b3.dcm", ARRAY // 2)
 
 
+def two_phases(folder: Path, up_mm: float, tag: str, values, **tags) -> None:
+    """Two scans in one series, the second so far above the first."""
+    names = "a{}.dcm", "b{}.dcm"
+    for name, value, factor in zip(names, values, (1, 2), strict=True):
+        affine = AXIAL @ nib.affines.from_matvec(np.eye(3), [0, 0, up_mm / 2.5 * (factor - 1)])
+        write(folder, ARRAY // factor, affine, name, **{tag: value}, **tags)
+
+
+PHASES = [
+    ("CT", "AcquisitionNumber", (1, 2)),
+    ("CT", "AcquisitionTime", ("100000", "100030")),
+    ("MR", "ImageType", (["ORIGINAL", "PRIMARY", "W"], ["ORIGINAL", "PRIMARY", "F"])),
+]
+
+
+@pytest.mark.parametrize(("modality", "tag", "values"), PHASES)
+@pytest.mark.parametrize("up_mm", [1.25, 6.25])
+def test_phases_that_lie_between_each_other_are_told_apart(tmp_path, modality, tag, values, up_mm):
+    two_phases(tmp_path, up_mm, tag, values, Modality=modality)
+    assert "2 series in it" in refusal(tmp_path)
+    assert_is(tmp_path / "a0.dcm")
+    assert read_volume(str(tmp_path / "b3.dcm")).array.shape == SHAPE
+
+
+@pytest.mark.parametrize(("modality", "tag", "values"), PHASES)
+def test_parts_of_a_scan_that_follow_each_other_are_one_volume(tmp_path, modality, tag, values):
+    two_phases(tmp_path, 15, tag, values, Modality=modality)
+    assert assert_is(tmp_path, np.concatenate([ARRAY, ARRAY // 2], axis=-1)) == ()
+
+
+@pytest.mark.parametrize(
+    ("tag", "values", "said"), [("AcquisitionNumber", (1, 2), True), ("AcquisitionTime", ("100000", "100030"), False)]
+)
+def test_slices_of_mri_may_be_taken_in_turns(tmp_path, tag, values, said):
+    two_phases(tmp_path, 1.25, tag, values, Modality="MR")
+    volume = read_volume(str(tmp_path))
+    assert volume.array.shape == (8, 9, 12)
+    assert ["take turns between 2 values of AcquisitionNumber" in warning for warning in volume.warnings] == [
+        True
+    ] * said
+
+
 def test_echoes_and_parts_of_a_dixon_series(tmp_path):
     for echo in (1, 2):
         for part in "FW":
@@ -424,6 +479,19 @@ def test_volumes_that_nothing_tells_apart_are_refused(tmp_path):
     message = refusal(tmp_path)
     assert "0.dcm and b0.dcm lie at the same position" in message
     assert "export each volume as a series of its own" in message
+
+
+def test_slices_that_are_turned_by_turns_are_said(tmp_path):
+    scan = write(tmp_path / "scan")
+    for k in (1, 3, 5):
+        edit(scan / f"{k}.dcm", ImageOrientationPatient=[-1, 0, 0, 0, -1, 0])
+    (warning,) = read_volume(str(scan / "0.dcm")).warnings
+    assert "3 slices of its series (1.dcm and others) lie between its own, turned by 180°" in warning
+    for k in range(3, 6):
+        edit(scan / f"{k}.dcm", ImageOrientationPatient=[-1, 0, 0, 0, -1, 0])
+    for k in range(3):
+        edit(scan / f"{k}.dcm", ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+    assert read_volume(str(scan / "0.dcm")).warnings == ()
 
 
 def test_three_orientations_in_one_series(tmp_path):
@@ -565,12 +633,16 @@ def test_each_slice_has_its_own_rescaling(tmp_path):
     assert_is(tmp_path, (stored * 0.5 * (np.arange(6) + 1) + np.arange(6)).astype(np.float32))
 
 
-def test_bits_above_those_stored_say_nothing(tmp_path):
+@pytest.mark.parametrize("above", [0, 1])
+@pytest.mark.parametrize("packed", [False, True])
+def test_bits_above_those_stored_say_nothing(tmp_path, above, packed):
     signed = np.clip(ARRAY, -1000, 2000)
 
     def noisy(dataset, k):
-        pixels = signed[:, :, k].T.astype(np.int16).view(np.uint16) & 0xFFF | (k << 12)
+        pixels = signed[:, :, k].T.astype(np.int16).view(np.uint16) & 0xFFF | (above * k << 12)
         dataset.PixelData = np.ascontiguousarray(pixels).tobytes()
+        if packed:
+            dataset.compress(pydicom.uid.RLELossless)
 
     write(tmp_path, change=noisy, PixelRepresentation=1, BitsStored=12, HighBit=11, RescaleIntercept=0)
     assert_is(tmp_path, signed)
@@ -589,6 +661,23 @@ def test_padding_is_as_dark_as_the_darkest_voxel(tmp_path, padding):
     expected = stored.astype(np.int64) - 24
     expected[:3] = expected[3:].min()
     assert_is(tmp_path, expected)
+
+
+@pytest.mark.parametrize(("modality", "intercept", "said"), [("CT", 0, True), ("CT", -1024, False), ("MR", 0, False)])
+def test_padding_of_a_ct_that_is_stored_as_tissue_is_said(tmp_path, modality, intercept, said):
+    hu = np.clip(ARRAY, -1000, 1000)
+    hu[2:4, :, 1:3] = 0
+
+    def padded(dataset, k):
+        dataset.PixelPaddingValue = 0
+        dataset.PixelData = np.ascontiguousarray(hu[:, :, k].T).tobytes()
+
+    write(tmp_path, change=padded, PixelRepresentation=1, RescaleIntercept=intercept, Modality=modality)
+    warnings = read_volume(str(tmp_path)).warnings
+    if said:
+        assert f"{(hu == 0).sum()} voxels of 0 HU are marked as padding (PixelPaddingValue)" in warnings[0]
+        assert f"were read as {hu.min()} HU" in warnings[0]
+    assert len(warnings) == said
 
 
 def write_raw(file: Path, keyword: str, kind: str, value: bytes) -> None:

@@ -76,7 +76,7 @@ def _read(image: Path, label: Path, greys: dict[int, range] | None) -> Volume:
         )
     mask_of = dict(zip(scans, masks, strict=True))
     planes = [_read_mask(mask_of[each.file], each.size, greys) for each in series.slices]
-    return Volume(read_voxels(series), stack(series, planes, np.uint8(0), order=0), grid_of(series)[1])
+    return Volume(read_voxels(series)[0], stack(series, planes, np.uint8(0), order=0), grid_of(series)[1])
 
 
 def _read_mask(path: Path, shape: tuple[int, int], greys: dict[int, range] | None) -> np.ndarray:

@@ -66,7 +66,7 @@ def read(image: Path, label: Path) -> Volume:
         for name in ["liver", *(name for name in sorted(structures) if name.startswith(LESION))]:
             for plane, mask in zip(planes, _masks(series, structures[name]), strict=True):
                 plane[mask] = 1 if name == "liver" else 2
-        return Volume(read_voxels(series), stack(series, planes, np.uint8(0), order=0), grid_of(series)[1])
+        return Volume(read_voxels(series)[0], stack(series, planes, np.uint8(0), order=0), grid_of(series)[1])
 
 
 def _is_wanted(structure: str) -> bool:
