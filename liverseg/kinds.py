@@ -82,12 +82,16 @@ def _one_of(*known: str) -> Kind:
     return read
 
 
-def _some_of(name: str, value: Any, shipped: Any) -> Any:
-    """Some of the names that ship; one may go without a list."""
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, Sequence) or not names or any(one not in shipped for one in names):
-        raise _wrong(name, value, f"some of {', '.join(shipped)}", f"\"['{shipped[0]}']\"")
-    return list(names)
+def _some_of(*known: str) -> Kind:
+    """Some of the names; one may go without a list."""
+
+    def read(name: str, value: Any, shipped: Any) -> Any:
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, Sequence) or not names or any(one not in known for one in names):
+            raise _wrong(name, value, f"some of {', '.join(known)}", f"\"['{known[0]}']\"")
+        return list(names)
+
+    return read
 
 
 def _switch(name: str, value: Any, shipped: Any) -> Any:
@@ -158,23 +162,29 @@ KINDS: dict[str, Kind] = {
     "min_patch_area": SHARE,
     "click_probability": SHARE,
     "clicks_anywhere": SHARE,
+    "lesion_threshold": SHARE,
     "cache_gb": AMOUNT,
     "lr_power": AMOUNT,
     "margin_mm": AMOUNT,
     "box_margin_mm": AMOUNT,
     "crop_margin_mm": AMOUNT,
+    "shown_mm": AMOUNT,
+    "least_mm": AMOUNT,
+    "focus_mm": AMOUNT,
     "learning_rate": _number(0, above=True),
     "click_sigma": _number(0, above=True),
     "iou_xy_alpha": _number(0, 2),
     "spacing": _axes("numbers of mm", whole=False, keep=True),
     "localise_spacing": _axes("numbers of mm", whole=False, keep=True),
     "spatial_size": _axes("numbers of voxels", whole=True, keep=False),
+    "lesion_spacing": _axes("numbers of mm", whole=False, keep=True),
+    "lesion_spatial_size": _axes("numbers of voxels", whole=True, keep=False),
     "localise_size": _axes("numbers of voxels", whole=True, keep=False),
     "hu_window": _window,
     "flips": _flips,
     "fit": _one_of("resize", "crop"),
-    "planes": _some_of,
-    "segmented_targets": _some_of,
+    "planes": _some_of("axial", "coronal", "sagittal"),
+    "segmented_targets": _some_of("liver", "lesion"),
     "amp": _switch,
     "resume": _switch,
     "equalize": _switch,
