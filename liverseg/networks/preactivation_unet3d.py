@@ -70,7 +70,7 @@ class PreactivationUNet3D(nn.Module):
             padded: put zeros around `x` in place of its context: the logits have the size of `x`. Else they have that
                 of `x` less `context`, and `x` that of a `window`.
         """
-        size = x.shape[2:]
+        size = list(x.shape[2:])
         if padded:
             pads: list[int] = []
             window = self.window(size)
