@@ -158,7 +158,9 @@ def _read_settings(
 ) -> dict[str, Any]:
     """Check settings of the user, put what they mean into `config`, and return it."""
     if is_command_line():
-        settings |= _typed({*settings, *options})
+        typed = _typed({*settings, *options})
+        # A path for each of several networks is no text.
+        settings |= {name: value for name, value in typed.items() if not isinstance(settings.get(name), Mapping)}
     shipped = ConfigParser(ConfigParser.load_config_files(files), globals=False)
     for name in settings:
         check_name(name, shipped, config, options)

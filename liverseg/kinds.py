@@ -88,12 +88,16 @@ def _one_of(*known: str) -> Kind:
     return read
 
 
-def _some_of(name: str, value: Any, shipped: Any) -> Any:
-    """Some of the names that ship; one may go without a list."""
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, Sequence) or not names or any(one not in shipped for one in names):
-        raise _wrong(name, value, f"some of {', '.join(shipped)}", f"\"['{shipped[0]}']\"")
-    return list(names)
+def _some_of(*known: str) -> Kind:
+    """Some of the names; one may go without a list."""
+
+    def read(name: str, value: Any, shipped: Any) -> Any:
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, Sequence) or not names or any(one not in known for one in names):
+            raise _wrong(name, value, f"some of {', '.join(known)}", f"\"['{known[0]}']\"")
+        return list(names)
+
+    return read
 
 
 def _switch(name: str, value: Any, shipped: Any) -> Any:
@@ -166,23 +170,29 @@ KINDS: dict[str, Kind] = {
     "min_patch_area": SHARE,
     "click_probability": SHARE,
     "clicks_anywhere": SHARE,
+    "lesion_threshold": SHARE,
     "cache_gb": AMOUNT,
     "lr_power": AMOUNT,
     "margin_mm": AMOUNT,
     "box_margin_mm": AMOUNT,
     "crop_margin_mm": AMOUNT,
+    "shown_mm": AMOUNT,
+    "least_mm": AMOUNT,
+    "focus_mm": AMOUNT,
     "learning_rate": _number(0, above=True),
     "click_sigma": _number(0, above=True),
     "iou_xy_alpha": _number(0, 2),
     "spacing": SPACING,
     "localise_spacing": SPACING,
+    "lesion_spacing": SPACING,
     "spatial_size": SIZE,
     "localise_size": SIZE,
+    "lesion_spatial_size": SIZE,
     "hu_window": _window,
     "flips": _flips,
     "fit": _one_of("resize", "crop"),
-    "planes": _some_of,
-    "segmented_targets": _some_of,
+    "planes": _some_of("axial", "coronal", "sagittal"),
+    "segmented_targets": _some_of("liver", "lesion"),
     "amp": _switch,
     "resume": _switch,
     "equalize": _switch,

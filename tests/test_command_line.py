@@ -94,6 +94,11 @@ def test_a_path_that_is_there_is_no_part_of_the_config(typed, folder, name):
     assert typed(*TRAIN, "--output_dir", name)["output_dir"] == f"./{name}"
 
 
+def test_there_may_be_a_path_for_each_of_several_networks(typed):
+    paths = {"liver": "tuned/liver.pt", "lesion": "1e5"}
+    assert typed(*TRAIN, "--load_pretrain", str(paths))["load_pretrain"] == paths
+
+
 def test_a_path_may_be_said_by_the_config(typed):
     assert typed(*TRAIN, "--output_dir", "$@dataset_dir + '/x'", "--dataset_dir", "7")["output_dir"] == "7/x"
     assert typed(*TRAIN, "--output_dir", "@dataset_dir")["output_dir"] == "data"

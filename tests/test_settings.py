@@ -48,6 +48,7 @@ def read(name, value):
         ("localise_spacing", 2, [2, 2, -1.0]),
         ("hu_window", (-100, 200.5), [-100, 200.5]),
         ("planes", "axial", ["axial"]),
+        ("segmented_targets", ["liver", "lesion"], ["liver", "lesion"]),
         ("flips", [[0], [0, 1]], [[0], [0, 1]]),
         ("device", torch.device("cpu"), "cpu"),
         ("network_def", "quality", "@networks::quality"),

@@ -18,7 +18,6 @@ from liverseg.inferers.autocast import bf16_autocast
 from liverseg.inferers.volume_slices import affine_of, as_bytes, plain
 from liverseg.inferers.volume_windows import planes_between, resize_planes
 from liverseg.transforms.crop import body_box, largest_box
-from liverseg.transforms.morphology import Box
 from liverseg.transforms.spacing import resize_volume, spaced_size
 
 
@@ -148,9 +147,7 @@ class BodyWindowInferer(ContextTileInferer):
     def _probabilities(self, volume: Tensor, network: Any) -> Tensor:
         """As of `ContextTileInferer`; 0 beyond the window."""
         found = torch.zeros(volume.shape)
-        body: Box | None = tuple(slice(0, length) for length in volume.shape)
-        if self.body_threshold is not None:
-            body = body_box(volume, self.body_threshold)
+        body = body_box(volume, self.body_threshold)
         if body is None:
             return found
         crop, depth = volume[body], volume.shape[2]

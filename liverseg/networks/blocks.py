@@ -32,6 +32,14 @@ def two_class_logits(logits: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
 
 
+def centre(x: Tensor, like: Tensor) -> Tensor:
+    """The centre of `x` (B, C, …) that has the size of `like` along all axes but the first two."""
+    for axis in range(2, x.ndim):
+        more = x.shape[axis] - like.shape[axis]
+        x = x.narrow(axis, more // 2, like.shape[axis])
+    return x
+
+
 class MixedPool2d(nn.Module):
     """Max or average pooling, drawn at random in training; their mean at test.
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from liverseg.networks.blocks import two_class_logits
+from liverseg.networks.blocks import centre, two_class_logits
 
 LEVELS = 3
-SLOPE = 0.01
-CHANNELS = 8
 
 
 class PreactivationUNet3D(nn.Module):
@@ -31,12 +27,21 @@ class PreactivationUNet3D(nn.Module):
         in_channels: channels of the volume.
         width: of the first convolution; all others grow with it.
         valid: the lesions' network.
+
+    Attributes:
+        context: voxels of a window along (H, W, D) that have no logits, both borders together.
     """
 
     def __init__(self, in_channels: int = 1, *, width: int = 20, valid: bool = False) -> None:
         super().__init__()
         self.scale = 2 if valid else 3
         self.valid = valid
+        # Attributes, for TorchScript knows no constants of a module and no whole power.
+        self.step = self.scale**LEVELS
+        self.context = [88, 88, 44] if valid else [26, 26, 26]
+        # What convolutions without padding take away before the last pooling is no multiple of its step.
+        taken = sum(self.scale**level for level in range(LEVELS)) if valid else 0
+        self.taken = [4 * taken, 4 * taken, 2 * taken]
         down = [in_channels, *(width * 2**level for level in range(1, LEVELS + 1))]
         middle = [width * 2**level for level in range(LEVELS)]
         flat, cube = (3, 3, 1), (3, 3, 3)
@@ -49,21 +54,13 @@ class PreactivationUNet3D(nn.Module):
         )
         self.classifier = nn.Conv3d(middle[0], 1, 1)
 
-    @property
-    def context(self) -> tuple[int, int, int]:
-        """Voxels of a window along (H, W, D) that have no logits, both borders together."""
-        return (88, 88, 44) if self.valid else (26, 26, 26)
-
-    def window(self, size: Sequence[int]) -> tuple[int, ...]:
+    def window(self, size: list[int]) -> list[int]:
         """The least window (H, W, D) whose logits cover `size` and that all poolings divide without remainder."""
-        return tuple(self._length(length, axis) for axis, length in enumerate(size))
-
-    def _length(self, size: int, axis: int) -> int:
-        step = self.scale**LEVELS
-        # What convolutions without padding take away before the last pooling is no multiple of its step.
-        lost = (4, 4, 2)[axis] * sum(self.scale**level for level in range(LEVELS)) if self.valid else 0
-        needed = size + self.context[axis] - lost
-        return lost + max(-(-needed // step), 1) * step
+        found: list[int] = []
+        for axis in range(3):
+            needed = size[axis] + self.context[axis] - self.taken[axis]
+            found.append(self.taken[axis] + max(-(-needed // self.step), 1) * self.step)
+        return found
 
     def forward(self, x: Tensor, padded: bool = True) -> Tensor:
         """Map volumes (B, in_channels, H, W, D) to logits (B, 2, …) of background and foreground.
@@ -71,13 +68,15 @@ class PreactivationUNet3D(nn.Module):
         Args:
             x: intensities from −0.5 to 0.5.
             padded: put zeros around `x` in place of its context: the logits have the size of `x`. Else they have that
-                of `x` less `context`, whose sizes are then those of `fitting`.
+                of `x` less `context`, and `x` that of a `window`.
         """
-        size = x.shape[2:]
+        size = list(x.shape[2:])
         if padded:
             pads: list[int] = []
-            for window, length, context in zip(self.window(size), size, self.context, strict=True):
-                pads = [context // 2, window - length - context // 2, *pads]
+            window = self.window(size)
+            for axis in (2, 1, 0):
+                before = self.context[axis] // 2
+                pads += [before, window[axis] - size[axis] - before]
             x = F.pad(x, pads)
         skips: list[Tensor] = []
         for stage in self.encoder:
@@ -87,18 +86,23 @@ class PreactivationUNet3D(nn.Module):
         x = self.bottom(x)
         for stage in self.decoder:
             x = self._upsample(x)
-            x = stage(torch.cat([_centre(skips.pop(), x), x], dim=1))
+            x = stage(torch.cat([centre(skips.pop(), x), x], dim=1))
         logits = self.classifier(_activate(x))
         if padded:
             logits = logits[..., : size[0], : size[1], : size[2]]
         return two_class_logits(logits)
 
     def _upsample(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return self._enlarge(x)
         # Autocast would make these float32, and with them all that they are put beside.
         with torch.autocast(x.device.type, enabled=False):
-            if self.valid:
-                return F.interpolate(x, scale_factor=float(self.scale), mode="nearest")
-            return F.interpolate(x, scale_factor=float(self.scale), mode="trilinear")[..., 1:-1, 1:-1, 1:-1]
+            return self._enlarge(x)
+
+    def _enlarge(self, x: Tensor) -> Tensor:
+        if self.valid:
+            return F.interpolate(x, scale_factor=float(self.scale), mode="nearest")
+        return F.interpolate(x, scale_factor=float(self.scale), mode="trilinear")[..., 1:-1, 1:-1, 1:-1]
 
 
 class _Stage(nn.Module):
@@ -130,22 +134,14 @@ class _Stage(nn.Module):
         """Map (B, in_channels, H, W, D) to (B, out_channels, …)."""
         y = self.convolutions[0](x if self.first else _activate(x))
         y = self.convolutions[1](_activate(y))
-        return y if self.shortcut is None else y + self.shortcut(_centre(x, y))
+        return y if self.shortcut is None else y + self.shortcut(centre(x, y))
 
 
-def _activate(x: Tensor) -> Tensor:
+def _activate(x: Tensor, slope: float = 0.01, channels: int = 8) -> Tensor:
     """Norm and leaky ReLU; by a few channels, as float32 beside bfloat16 would be the most that memory holds."""
-    return torch.cat([F.leaky_relu_(_norm(part), SLOPE) for part in x.split(CHANNELS, dim=1)], dim=1)
+    return torch.cat([F.leaky_relu_(_norm(part), slope) for part in x.split(channels, dim=1)], dim=1)
 
 
 def _norm(x: Tensor) -> Tensor:
     deviation, mean = torch.std_mean(x.float(), (2, 3, 4), correction=0, keepdim=True)
     return ((x - mean) / (deviation + 1e-7)).to(x.dtype)
-
-
-def _centre(x: Tensor, like: Tensor) -> Tensor:
-    """The centre of `x` that has the size of `like`."""
-    for axis in (2, 3, 4):
-        more = x.shape[axis] - like.shape[axis]
-        x = x.narrow(axis, more // 2, like.shape[axis])
-    return x

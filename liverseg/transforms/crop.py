@@ -39,13 +39,18 @@ def largest_box(mask: torch.Tensor) -> Box | None:
     return bounding_box(largest(mask.cpu().numpy().view(np.uint8)), (0, 0, 0))
 
 
-def body_box(volume: torch.Tensor, threshold: float) -> Box | None:
+def body_box(volume: torch.Tensor, threshold: float | None) -> Box | None:
     """The box around the body, the largest component above `threshold`, in the plane of the slices; all of these.
 
     Args:
         volume: intensities (H, W, D).
-        threshold: in their units; None is returned where nothing is above it.
+        threshold: in their units; with None all is body.
+
+    Returns:
+        a slice for each axis; None where nothing is above the threshold.
     """
+    if threshold is None:
+        return tuple(slice(0, length) for length in volume.shape)
     box = largest_box(volume > threshold)
     return None if box is None else (*box[:2], slice(0, volume.shape[2]))
 
@@ -58,7 +63,7 @@ class CropToBodyd(MapTransform):
         threshold: see `body_box`; of CT scaled to −0.5…0.5 from ±200 HU, −0.375 is −150 HU.
     """
 
-    def __init__(self, keys: KeysCollection, threshold: float = -0.375) -> None:
+    def __init__(self, keys: KeysCollection, threshold: float | None = -0.375) -> None:
         super().__init__(keys)
         self.threshold = threshold
 
@@ -78,7 +83,7 @@ class CropToLabeld(MapTransform):
         keys: MetaTensors of shape (1, H, W, D) to crop; `label_key` is one of them.
         label_key: the label; all above 0 is foreground.
         margin_mm: by which the box is widened in the plane of the slices, to either side.
-        outside_value: the value that every other key gets outside the foreground; None leaves the image as it is.
+        outside_value: the value that images, the keys of floating point, get outside the foreground; None leaves them.
         shown_mm: how far beyond the foreground the image is left as it is all the same.
     """
 
@@ -111,7 +116,7 @@ class CropToLabeld(MapTransform):
         if self.outside_value is not None:
             outside = ~widened(cropped[self.label_key].as_tensor()[0], label.affine, self.shown_mm)
             for key in self.keys:
-                if key != self.label_key:
+                if cropped[key].is_floating_point():
                     cropped[key].masked_fill_(outside, self.outside_value)
         return {**data, **cropped}
 

@@ -37,6 +37,7 @@ NARROW = {
     "mixed_unet_lits": {"stage_network#first_filters": 8},
     "unet3d_abdomen": {"networks#paper#width": 4},
     "deepedit_liver": {"network_def#init_filters": 8},
+    "unet3d_liver": {"stage_networks#liver#width": 4, "stage_networks#lesion#width": 4},
 }
 SETTINGS = {
     "unet_liver": {**SLICES, "modality": "mr"},
@@ -44,6 +45,7 @@ SETTINGS = {
     "mixed_unet_lits": {"spatial_size": [32, 32]},
     "unet3d_abdomen": WINDOWS,
     "deepedit_liver": WINDOWS,
+    "unet3d_liver": {"spatial_size": [28, 28, 28], "lesion_spatial_size": [20, 20, 20], "lesion_spacing": [6, 6, 10]},
 }
 SHORT = {"max_epochs": 1, "val_interval": 1}
 TRAINING = {
@@ -52,6 +54,7 @@ TRAINING = {
     "mixed_unet_lits": {"stage": "liver"},
     "unet3d_abdomen": {"iterations_per_epoch": 1},
     "deepedit_liver": {},
+    "unet3d_liver": {"stage": "liver"},
 }
 # What `torchrun --nproc_per_node 1` sets.
 ONE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}

@@ -65,6 +65,17 @@ def test_a_setting_that_a_bundle_lacks_is_refused(tmp_path, monkeypatch, bundle,
     assert sentence(error.value).startswith(f"{setting}: found no {setting} in the config")
 
 
+def test_lesions_in_mri_are_refused(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = BUNDLE.parent / "unet3d_liver" / "configs" / "inference.json"
+    settings = {"dataset_dir": dataset, "modality": "mr", "segmented_targets": "lesion"}
+    with pytest.raises(RuntimeError) as error:
+        monai_bundle_here(monkeypatch, "run", "inference", "--config_file", config, **settings)
+    assert sentence(error.value) == (
+        "segmented_targets, with modality mr: found 'lesion', expected one of liver: set it to one of these."
+    )
+
+
 @pytest.mark.parametrize("run_id", ["train", "validate"])
 def test_a_section_is_not_run(tmp_path, monkeypatch, run_id):
     monkeypatch.chdir(tmp_path)

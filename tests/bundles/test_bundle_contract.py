@@ -31,6 +31,7 @@ OWN_OF_STAGES = {"network"}
 NARROW = {
     "cascade_lits": {"localise_network#first_filters": 4, "tune_network#first_filters": 4},
     "unet3d_abdomen": {"networks#paper#width": 4, "networks#quality#init_filters": 8},
+    "unet3d_liver": {"stage_networks#liver#width": 4, "stage_networks#lesion#width": 4},
 }
 
 
@@ -57,8 +58,10 @@ def without_requires(value):
 
 def without_initial_weights(parser):
     """The network, and where a bundle has a choice of them all, as training and inference must both have it."""
-    single = [parser.get().get("stage_network"), *(parser.get().get("networks") or {}).values()]
-    networks = [parser["network_def"], *filter(None, single)]
+    content = parser.get()
+    # One that is chosen from several is text.
+    single = [content["stage_network"]] if isinstance(content.get("stage_network"), dict) else []
+    networks = [parser["network_def"], *single, *content.get("networks", {}).values()]
     return [
         {key: value for key, value in network.items() if not key.startswith("encoder_weights")}
         if isinstance(network, dict)

@@ -15,10 +15,20 @@ import torch
 from bundle_runs import BUNDLE, SHORT, known, monai_bundle, torchrun, tracked_epochs
 from monai.bundle import create_workflow
 
-from liverseg.networks import UNet, load_weights
+from liverseg.networks import PreactivationUNet3D, UNet, load_weights
 
-# The full U-Net has 31 million parameters.
-NARROW = {"stage_network#first_filters": 8}
+# A small training of bundles with two stages, and the network of each.
+STAGED = {
+    "mixed_unet_lits": {"spatial_size": [32, 32], "slices_per_volume": 1, "stage_network#first_filters": 8},
+    "unet3d_liver": {
+        **{"spatial_size": [28, 28, 28], "lesion_spatial_size": [20, 20, 20], "lesion_spacing": [6.0, 6.0, 10.0]},
+        **{"stage_networks#liver#width": 4, "stage_networks#lesion#width": 4, "patches_per_volume": 1},
+    },
+}
+LESION_NETWORKS = {
+    "mixed_unet_lits": lambda: UNet(pooling="mixed", first_filters=8),
+    "unet3d_liver": lambda: PreactivationUNet3D(width=4, valid=True),
+}
 # The dataset's liver and lesion in the place of two of the seven organs.
 ABDOMEN = ("background", "artery", "portal_vein", "liver", "spleen", "stomach", "gallbladder", "pancreas")
 VOLUMES = {
@@ -65,10 +75,11 @@ def test_trains_evaluates_and_infers(name, dataset, tmp_path):
 
 
 @pytest.mark.slow
-def test_liver_and_lesion_networks_are_trained_one_after_the_other(dataset, tmp_path):
-    config = BUNDLE.parent / "mixed_unet_lits" / "configs" / "train.json"
-    settings = {"bundle_root": tmp_path, "dataset_dir": dataset, "spatial_size": [32, 32], **NARROW}
-    settings |= {"batch_size": 2, "slices_per_volume": 1, "resume": True, "tracking": "mlflow"}
+@pytest.mark.parametrize("name", STAGED)
+def test_liver_and_lesion_networks_are_trained_one_after_the_other(name, dataset, tmp_path):
+    config = BUNDLE.parent / name / "configs" / "train.json"
+    settings = {"bundle_root": tmp_path, "dataset_dir": dataset, "batch_size": 2, **STAGED[name]}
+    settings |= {"resume": True, "tracking": "mlflow"}
 
     def train(run_id, **more):
         found = monai_bundle("run", run_id, "--config_file", config, cwd=tmp_path, **settings, **more)
@@ -99,18 +110,17 @@ def test_liver_and_lesion_networks_are_trained_one_after_the_other(dataset, tmp_
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_of_the_stages(dataset, tmp_path):
-    files = [
-        str(BUNDLE.parent / "mixed_unet_lits" / "configs" / name) for name in ("train.json", "multi_gpu_train.json")
-    ]
-    settings = {"bundle_root": tmp_path, "dataset_dir": dataset, "spatial_size": [32, 32], **NARROW}
-    settings |= {"max_epochs": 1, "batch_size": 1, "slices_per_volume": 1, "tracking": "mlflow"}
+@pytest.mark.parametrize("name", STAGED)
+def test_two_processes_train_one_of_the_stages(name, dataset, tmp_path):
+    files = [str(BUNDLE.parent / name / "configs" / file) for file in ("train.json", "multi_gpu_train.json")]
+    settings = {"bundle_root": tmp_path, "dataset_dir": dataset, **STAGED[name]}
+    settings |= {"max_epochs": 1, "batch_size": 1, "tracking": "mlflow"}
     found = torchrun("run", "run", "--config_file", str(files), "--stage", "lesion", cwd=tmp_path, **settings)
     assert found.returncode == 0, found.stderr[-3000:]
     # Two cases train: one each, so an epoch is one step.
     assert (tmp_path / "eval" / "lesion" / "history.csv").read_text().splitlines()[-1].startswith("1,1,")
     assert tracked_epochs(tmp_path / "eval" / "mlflow.db") == [("lesion", [1])]
-    load_weights(UNet(pooling="mixed", first_filters=8), tmp_path / "models" / "lesion" / "model.pt")
+    load_weights(LESION_NETWORKS[name](), tmp_path / "models" / "lesion" / "model.pt")
 
 
 @pytest.mark.slow

@@ -41,6 +41,11 @@ CASCADE = {
     "liver_cleaning": "@liver_cleanings#none",
     "amp": False,
 }
+TILES = {
+    **{"stage_networks#liver#width": 4, "stage_networks#lesion#width": 4},
+    **{"spatial_size": [28, 28, 28], "lesion_spatial_size": [20, 20, 20], "lesion_spacing": [6, 6, 10]},
+    **{"segmented_targets": ["liver", "lesion"], "amp": False},
+}
 
 
 def write_cascade(folder, seed) -> None:
@@ -221,19 +226,25 @@ def test_a_scan_of_nothing_has_no_body(tmp_path):
         mean_entropy(read_bundle(folder), str(tmp_path / "scan.nii.gz"))
 
 
-@pytest.mark.parametrize("source", ["mixed_unet_lits", "cascade_lits"])
-def test_measuring_changes_no_mask(tmp_path, source):
-    """Nor does it get in the way of Grad-CAM, which watches a network too."""
-    tiny = TWO_D if source == "mixed_unet_lits" else CASCADE
+@pytest.mark.parametrize(
+    ("source", "tiny", "write", "networks"),
+    [
+        ("mixed_unet_lits", TWO_D, write_weights, 2),
+        ("cascade_lits", CASCADE, write_cascade, 8),
+        ("unet3d_liver", TILES, write_weights, 2),
+    ],
+)
+def test_measuring_changes_no_mask(tmp_path, source, tiny, write, networks):
+    """Nor does it get in the way of Grad-CAM, which watches a network too, and of what sees more than it labels."""
     folder = tiny_bundle(tmp_path / source, source, **tiny)
-    (write_weights if source == "mixed_unet_lits" else write_cascade)(folder, 0)
+    write(folder, 0)
     save(tmp_path / "scan.nii.gz", make_scan(0)[0])
     masks, meters = [], []
     for name, watch in {"no": None, "yes": lambda evaluator: meters.append(EntropyMeter(evaluator, "image"))}.items():
         settings = {"output_dir": str(tmp_path / name), "dataset#data": [{"image": str(tmp_path / "scan.nii.gz")}]}
         Segmentation(read_bundle(folder)).run(settings, watch)
         masks.append(nib.load(next((tmp_path / name).glob("*.nii.gz"))).get_fdata())
-    assert len(meters[0].voxels) == (2 if source == "mixed_unet_lits" else 8)
+    assert len(meters[0].voxels) == networks
     assert np.array_equal(masks[0], masks[1])
     assert masks[0].any()
 

@@ -211,7 +211,7 @@ def task(project, bundle) -> Retraining:
     return Retraining(read_bundle(bundle), project / "studies" / "validation.json")
 
 
-@pytest.mark.parametrize("name", ["cascade_lits", "mixed_unet_lits"])
+@pytest.mark.parametrize("name", ["cascade_lits", "mixed_unet_lits", "unet3d_liver"])
 def test_each_network_of_a_chain_starts_from_its_own_weights(name, store, tmp_path):
     config = json.loads((ROOT / "bundles" / name / "configs" / "train.json").read_text())
     handlers = config["train"]["handlers"]

@@ -113,13 +113,13 @@ def test_the_converted_network_gives_what_the_file_says(keras):
     valid, path, numbers = keras
     network = PreactivationUNet3D(valid=valid).eval()
     network.load_state_dict(read_keras_weights(path, valid))
-    size = network.window((4, 4, 4) if valid else (28, 28, 28))
+    size = network.window([4, 4, 4] if valid else [28, 28, 28])
     x = np.random.default_rng(0).uniform(-0.5, 0.5, size)
     expected = forward(x, numbers, valid)
     with torch.no_grad():
         found = network(torch.from_numpy(x)[None, None].float(), padded=False)
     assert found.shape == (1, 2, *expected.shape)
-    assert tuple(np.subtract(size, expected.shape)) == network.context
+    assert np.subtract(size, expected.shape).tolist() == network.context
     assert found[:, 0].abs().max() == 0
     assert expected.std() > 0.01
     np.testing.assert_allclose(found[0, 1].numpy(), expected, atol=2e-4)
@@ -132,8 +132,8 @@ def test_the_converted_network_gives_what_the_file_says(keras):
 def test_windows_and_parameters_are_the_published_ones(valid, window, logits, parameters):
     network = PreactivationUNet3D(valid=valid)
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
-    assert network.window(logits) == window
-    assert tuple(np.subtract(window, logits)) == network.context
+    assert tuple(network.window(list(logits))) == window
+    assert np.subtract(window, logits).tolist() == network.context
 
 
 @pytest.mark.parametrize("valid", [False, True])
@@ -141,7 +141,7 @@ def test_padded_logits_are_those_of_a_window_with_zeros_around(valid):
     torch.manual_seed(0)
     network = PreactivationUNet3D(width=2, valid=valid).eval()
     x = torch.rand(1, 1, 30, 9, 5) - 0.5
-    window, context = network.window(x.shape[2:]), network.context
+    window, context = network.window(list(x.shape[2:])), network.context
     seen = torch.zeros(1, 1, *window)
     inside = tuple(slice(c // 2, c // 2 + n) for c, n in zip(context, x.shape[2:], strict=True))
     seen[(..., *inside)] = x

@@ -62,12 +62,15 @@ def test_equals_monais_with_the_margin_in_voxels_and_keeps_the_place_in_space():
 
 
 def test_outside_the_foreground_there_is_nothing_to_see():
+    """Labels, of whole numbers, stay as they are."""
     item = make_item()
+    item["lesion"] = item["label"].clone()
     before = item["image"].clone()
-    cropped = CropToLabeld(["image", "label"], "label", 4, outside_value=-3.0)(item)
+    cropped = CropToLabeld(["image", "label", "lesion"], "label", 4, outside_value=-0.5)(item)
     plain = CropToLabeld(["image", "label"], "label", 4)(item)
-    expected = np.where(plain["label"].numpy() > 0, plain["image"].numpy(), -3)
-    assert (expected == -3).any()
+    expected = np.where(plain["label"].numpy() > 0, plain["image"].numpy(), -0.5)
+    assert (expected == -0.5).any()
+    assert torch.equal(cropped["lesion"].as_tensor(), plain["label"].as_tensor())
     assert np.array_equal(cropped["image"].numpy(), expected)
     assert torch.equal(cropped["label"].as_tensor(), plain["label"].as_tensor())
     assert torch.equal(item["image"].as_tensor(), before.as_tensor())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from liverseg.errors import InputError
 from liverseg.inferers.volume_slices import plain
 from liverseg.networks import LiverLesionNetworks
-from liverseg.networks.blocks import two_class_logits
+from liverseg.networks.blocks import centre, two_class_logits
 
 DROPOUT = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
 DROPOUT_PASSES = 4
@@ -74,7 +74,7 @@ class EntropyMeter:
             for module in twin.modules():
                 if isinstance(module, DROPOUT):
                     module.train()
-            part.register_forward_hook(self._hook(part, twin))
+            part.register_forward_hook(self._hook(part, twin), with_kwargs=True)
 
     def _find_body(self, evaluator: SupervisedEvaluator) -> None:
         # A voxel of eight tells as much.
@@ -85,17 +85,18 @@ class EntropyMeter:
     def _hook(self, part: nn.Module, twin: nn.Module) -> Any:
         random = any(isinstance(module, DROPOUT) and module.p > 0 for module in twin.modules())
 
-        def measure(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def measure(module: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any], output: Tensor) -> None:
             x = inputs[0]
             with torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
                 if random:
                     torch.manual_seed(0)
-                    passes = [_softmax(twin(x)) for _ in range(DROPOUT_PASSES)]
+                    passes = [_softmax(twin(x, **options)) for _ in range(DROPOUT_PASSES)]
                 else:
-                    passes = [_softmax(output), *(_softmax(twin(x.flip(axes))).flip(axes) for axes in FLIPS)]
+                    passes = [_softmax(output), *(_softmax(twin(x.flip(axes), **options)).flip(axes) for axes in FLIPS)]
                 mean = torch.stack(passes).mean(0)
                 entropy = torch.special.entr(mean).sum(1) / math.log(mean.shape[1])
-                body = x[:, 0] > self.body_level
+                # A network may say nothing of the border of what it sees.
+                body = centre(x, output)[:, 0] > self.body_level
                 self.entropies[part] = self.entropies.get(part, 0) + entropy[body].sum(dtype=torch.float64)
                 self.voxels[part] = self.voxels.get(part, 0) + body.sum()
 
