@@ -83,7 +83,7 @@ def test_what_a_value_means(name, value, meaning):
         ("spatial_size", 96.5, r'found 96.5, .*: write it as --spatial_size "\[64,64,64\]"\.$'),
         ("spacing", float("nan"), "found nan"),
         ("spacing", float("inf"), "found inf"),
-        ("spacing", [2, 0, 2], "expected 3 numbers of mm above 0"),
+        ("spacing", [2, 0, 2], "expected 3 numbers of mm from 0.1 to 20"),
         ("learning_rate", 0, "expected a number above 0"),
         ("hu_window", [240, -160], "expected two numbers, the lower one first"),
         ("planes", "axail", "expected some of axial, coronal, sagittal"),

@@ -33,6 +33,7 @@ def huge(side: int) -> bytes:
     """A file that announces more voxels than it has."""
     header = nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), AFFINE).header
     header.set_data_shape((side, side, side))
+    header["vox_offset"] = 352
     return gzip.compress(header.binaryblock + bytes(100))
 
 

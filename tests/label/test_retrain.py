@@ -89,7 +89,7 @@ def test_who_validates_is_drawn_once(tmp_path):
     assert split(file, dict(reversed(names.items())), 0.3) == (training, validation, [])
     for content in ("{", "[]", "{}", '{"images": null}'):
         file.write_text(content)
-        with pytest.raises(InputError, match=r"validation\.json: found .*: mend or remove it"):
+        with pytest.raises(InputError, match=r"validation\.json: found .*: fix or remove it"):
             split(file, names, 0.3)
 
 
