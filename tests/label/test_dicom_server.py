@@ -175,16 +175,22 @@ def test_a_download_that_is_cut_short_is_not_taken_for_the_scan(store, archive, 
     assert np.array_equal(voxels(store.get_image_uri(OTHER)), SCAN)
 
 
-def test_a_slow_download_holds_up_nothing_else(store, archive):
-    store.get_label_uri(SERIES, "final")
+def hold_up(archive, series) -> tuple[threading.Event, threading.Event]:
+    """Make the server wait with a series; set when it is asked for, and to be set to let it go."""
     asked, ended = threading.Event(), threading.Event()
 
     def wait(path: str) -> None:
-        if path.endswith(f"series/{OTHER}"):
+        if path.endswith(f"series/{series}"):
             asked.set()
             ended.wait(60)
 
     archive.fault = wait
+    return asked, ended
+
+
+def test_a_slow_download_holds_up_nothing_else(store, archive):
+    store.get_label_uri(SERIES, "final")
+    asked, ended = hold_up(archive, OTHER)
     with ThreadPoolExecutor() as pool:
         slow = [pool.submit(store.get_image_uri, OTHER) for _ in range(2)]
         assert asked.wait(60)
@@ -202,14 +208,7 @@ def test_a_slow_download_holds_up_nothing_else(store, archive):
 
 
 def test_a_scan_that_is_downloaded_keeps_no_other_annotator_waiting(store, archive):
-    asked, ended = threading.Event(), threading.Event()
-
-    def wait(path: str) -> None:
-        if path.endswith(f"series/{OTHER}"):
-            asked.set()
-            ended.wait(60)
-
-    archive.fault = wait
+    asked, ended = hold_up(archive, OTHER)
     first = First("by name", 60)
     with ThreadPoolExecutor() as pool:
         slow = pool.submit(first, {"client_id": "one"}, store)

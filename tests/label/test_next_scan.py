@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -366,6 +367,19 @@ def test_what_says_nothing_of_a_scan_is_no_score(store, tmp_path):
     assert sorted(scores.pending(store)) == ["a", "c", "d"]
     broken[:3] = None, None, None
     assert scores({}, store) == {"scored": 3, "failed": {}}
+
+
+def test_without_its_server_nothing_is_scored_any_more(store, tmp_path, monkeypatch):
+    """A child whose parent has ended belongs to another process."""
+    folder = tiny_bundle(tmp_path / "simple", "fcn_liver", **SIMPLE)
+    write_weights(folder, 0)
+    scores = Uncertainty("uncertainty", "", {"simple": read_bundle(folder)})
+    pending = scores.pending(store)
+    parents = iter([7, 7, 1])
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    with pytest.raises(RuntimeError, match="The server that asked for scores is gone"):
+        scores({}, store)
+    assert scores.pending(store) == pending[1:]
 
 
 def test_models_that_disagree_are_all_asked(store, tmp_path):

@@ -130,3 +130,11 @@ def test_a_dicom_server_that_is_down_is_said(dicom, monkeypatch):
     assert refusal.value.status_code == 502
     assert "no answer of the DICOM server" in refusal.value.detail
     assert "127.0.0.1" not in refusal.value.detail
+
+
+def test_the_server_is_asked_with_the_password_of_the_app(dicom, monkeypatch):
+    for user, password, expected in (("ohif", "secret", "Basic b2hpZjpzZWNyZXQ="), ("", "", None)):
+        monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_USERNAME", user)
+        monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_PASSWORD", password)
+        dicom.ask("GET", "qido", "studies", authorization="Bearer of-the-user")
+        assert dicom.seen[0].headers.get("Authorization") == expected
