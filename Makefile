@@ -14,10 +14,10 @@ STUDIES ?=
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "make %-9s %s\n", $$1, $$2}'
 
-demo: $(VENV)/.demo ## phantoms, training, evaluation, a segmented scan and demo/report.html; SCAN=ct.nii.gz for your own
+demo: $(VENV)/.demo ## the liver of a real CT, phantoms, training, evaluation, a segmented scan and demo/report.html; SCAN=ct.nii.gz for your own
 	@$(BIN)/liverseg demo $(if $(SCAN),--scan "$(SCAN)")
 
-label: $(VENV)/.label ## a server to annotate with, with trained weights, on phantoms; STUDIES=folder for your own scans
+label: $(VENV)/.label ## a server to annotate with, with trained weights and a real CT; STUDIES=folder for your own scans
 	@$(BIN)/liverseg serve $(if $(STUDIES),--studies "$(STUDIES)")
 
 test: $(VENV)/.test ## the tests with coverage, without the slow ones

@@ -24,19 +24,19 @@ STARTING_MODEL = "unet3d_liver"
 def serve(
     context: typer.Context,
     studies: Annotated[
-        str | None, typer.Option(help="Folder of NIfTI scans, or address of a DICOMweb server; phantoms without it.")
+        str | None, typer.Option(help="Folder of NIfTI scans, or address of a DICOMweb server; a real CT without it.")
     ] = None,
     models: Annotated[str | None, typer.Option(help="Bundles to take, separated by commas; all without it.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
-    out: Annotated[Path, typer.Option(help="Folder for the phantoms, as of liverseg demo.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the CT or the phantoms, as of liverseg demo.")] = Path("demo"),
     app: Annotated[Path, typer.Option(help="Folder of the MONAI Label app.")] = Path("monailabel_app"),
 ) -> None:
     """Annotate scans in 3D Slicer or OHIF with any bundle.
 
-    It fetches the trained weights of unet3d_liver with pip, once; without them it says so and goes on. Without
-    --studies it makes phantoms, trains on them and offers those that the training has not seen. What is no option here
-    goes to `monailabel start_server`.
+    It fetches the trained weights of unet3d_liver with pip, once, and without --studies a real CT; where they cannot be
+    had it says so, and offers phantoms and a network trained on others. What is no option here goes to `monailabel
+    start_server`.
 
     Nobody is asked for a password: with --host 0.0.0.0, whoever reaches this machine reads and deletes scans.
 
@@ -65,11 +65,12 @@ def serve(
             f"{host}:{port}: cannot be listened on ({error.strerror}), expected an address of this machine and a free "
             "port: choose another with --host or --port."
         ) from error
-    console = Console()
+    console, fetched = Console(), False
     if not names or STARTING_MODEL in names:
-        _fetch_starting_model(console, app.resolve().parent / "bundles" / STARTING_MODEL)
+        fetched = _fetch_starting_model(console, app.resolve().parent / "bundles" / STARTING_MODEL)
     if studies is None:
-        studies = str(_prepare_phantoms(console, out.resolve(), app.resolve()))
+        real = _fetch_studies(console, out.resolve()) if fetched else None
+        studies = str(real or _prepare_phantoms(console, out.resolve(), app.resolve()))
     # Of all addresses there is none to go to.
     reached = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     address = f"http://{reached}:{port}"
@@ -82,7 +83,7 @@ def serve(
     os.execve(command[0], command, {"TQDM_DISABLE": "1", **os.environ})
 
 
-def _fetch_starting_model(console: Console, bundle: Path) -> None:
+def _fetch_starting_model(console: Console, bundle: Path) -> bool:
     """Give the bundle its weights; without them the server has its other models."""
     try:
         from liverseg.workbench.zoo.fetch import fetch_starting_model
@@ -90,6 +91,23 @@ def _fetch_starting_model(console: Console, bundle: Path) -> None:
         fetch_starting_model(bundle)
     except InputError as error:
         console.print(f"Without the weights of {bundle.name}: {error}", style="bold", markup=False, soft_wrap=True)
+        return False
+    return True
+
+
+def _fetch_studies(console: Console, out: Path) -> Path | None:
+    """A folder with the real CT that comes with the weights; None where it cannot be had."""
+    from liverseg.workbench.zoo.fetch import fetch_ct
+
+    try:
+        scan, _ = fetch_ct(out / "ct")
+    except InputError as error:
+        console.print(f"Without a real CT: {error}", style="bold", markup=False, soft_wrap=True)
+        return None
+    studies = check_writable(out / "ct_studies")
+    if not (studies / scan.name).is_file():
+        shutil.copy(scan, studies)
+    return studies
 
 
 def _prepare_phantoms(console: Console, out: Path, app: Path) -> Path:

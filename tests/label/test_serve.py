@@ -85,6 +85,7 @@ def started(tmp_path, monkeypatch):
     def serve(*arguments):
         commands.clear()
         command = ["serve", "--app", str(tmp_path / "app"), "--port", str(free_port()), *arguments]
+        command += ["--out", str(tmp_path / "out")]
         shown = CliRunner().invoke(app, command, catch_exceptions=False)
         return " ".join(*commands), shown.output
 
@@ -94,11 +95,17 @@ def started(tmp_path, monkeypatch):
 def test_the_starting_model_gets_its_weights_before_the_server_starts(started, tmp_path, monkeypatch):
     bundle, fetched = tmp_path / "bundles" / "unet3d_liver", []
     monkeypatch.setattr(fetch, "fetch_weights", fetched.append)
+    scan = tmp_path / "lidc.nii.gz"
+    scan.write_bytes(b"a scan")
+    monkeypatch.setattr(fetch, "fetch_ct", lambda folder: (scan, None))
     for studies in ([], ["--studies", str(tmp_path)]):
         command, said = started(*studies)
         assert (fetched.pop(), fetched) == (bundle, [])
         assert "start_server" in command
         assert "Without" not in said
+        assert f"--studies {tmp_path if studies else tmp_path / 'out' / 'ct_studies'} " in command
+    # The organ map beside it is no scan to annotate.
+    assert [file.name for file in (tmp_path / "out" / "ct_studies").iterdir()] == ["lidc.nii.gz"]
     # Not where nobody asks for it, nor in the place of what is there.
     started("--models", "unet_liver, fcn_liver")
     assert fetched == []
@@ -114,9 +121,14 @@ def test_the_server_starts_without_the_starting_model(started, tmp_path, monkeyp
     def cannot(bundle):
         raise fetch.NotFetchedError("pyliverlesionseg 0.3: pip could not download it, expected its wheel.")
 
+    monkeypatch.setattr(fetch, "fetch_ct", cannot)
+    monkeypatch.setattr(fetch, "fetch_weights", lambda bundle: None)
+    command, said = started()
+    assert f"--studies {tmp_path / 'phantoms'} " in command
+    assert "Without a real CT: pyliverlesionseg 0.3: pip could not download it" in said
     monkeypatch.setattr(fetch, "fetch_weights", cannot)
     command, said = started()
-    assert "start_server" in command
+    assert f"--studies {tmp_path / 'phantoms'} " in command
     assert "Without the weights of unet3d_liver: pyliverlesionseg 0.3: pip could not download it" in said
     shutil.rmtree(tmp_path / "bundles")
     command, said = started()

@@ -68,13 +68,13 @@ def distill(
     from rich.console import Console
 
     from liverseg.workbench.zoo.distill import make_data, train
-    from liverseg.workbench.zoo.fetch import fetch_weights
+    from liverseg.workbench.zoo.fetch import fetch_starting_model
 
     console, student, source, extra = Console(), _folder(bundle), _folder(teacher), context.args
     if len(extra) % 2 or not all(name.startswith("--") for name in extra[::2]):
         raise InputError(f"{' '.join(extra)}: expected settings of the training, as --max_epochs 200: correct them.")
-    if source.name == "unet3d_liver" and not (source / "models" / "model.pt").is_file():
-        fetch_weights(source)
+    if source.name == "unet3d_liver":
+        fetch_starting_model(source)
     datalist = make_data(console, student, source, scans, out.absolute(), leave_out or [], phantoms)
     if not labels_only:
         options = {name[2:]: value for name, value in zip(extra[::2], extra[1::2], strict=True)}
