@@ -83,7 +83,8 @@ def demo(
     mask = _segment(console, bundle, image, {**paths, **options})
     reference = None if own_scan else Path(test[0]["label"])
     kind = "Your scan" if own_scan else "A phantom, which is a drawing"
-    title = json.loads((bundle / "configs" / "metadata.json").read_text())["name"]
+    title = f"{bundle.name}, trained on phantoms"
+    title = f"A liver in a real CT, and {title}" if shown else title
     note = f"{kind}, segmented by {bundle.name} as it was trained here on phantoms."
     shown.append(ShownScan(image.name, image, mask, reference, note))
 
