@@ -288,3 +288,25 @@ def test_an_odd_spacing_or_a_scan_of_one_slice_ends_nothing(tmp_path):
     image = np.where(mask, LIVER_HU, 0).astype(np.int16)
     for affine in (np.diag([1e-3, 1e-3, 5e-3, 1]), np.diag([90.0, 90, 90, 1])):
         assert "cut_off" in flags(str(tmp_path / "scan.nii"), image, mask, affine)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("scan", "organs", "modality", "ends"),
+    [
+        ("ts_ct.nii.gz", "ts_ct_organs.nii.gz", "ct", "uppermost slice"),
+        ("ts_ct_dicom", "ts_ct_dicom_organs.nii.gz", "ct", "lowest and uppermost slice"),
+        ("ts_mr.nii.gz", "ts_mr_organs.nii.gz", "mr", "lowest and uppermost slice"),
+    ],
+)
+def test_real_livers_are_flagged_where_the_scan_cuts_them_off(samples, scan, organs, modality, ends):
+    """By another program's masks."""
+    keys = ["image", "label"]
+    loaded = LoadVolumed(keys)({"image": str(samples / scan), "label": str(samples / organs)})
+    loaded = Orientationd(keys, "RAS", labels=None)(CheckPlausibilityd("image", modality)(loaded))
+    image = SampleVoxelsd("image")(loaded)["image"]
+    for turn, expected in ((False, ["cut_off"]), (True, ["cut_off", "mirrored"])):
+        label = loaded["label"].as_tensor().flip(1) if turn else loaded["label"].as_tensor()
+        meta = {**image.meta, "sample": image.meta["sample"][::-1].copy() if turn else image.meta["sample"]}
+        found = flags_of(FlagMaskd("pred", {5: "liver"}, modality)({"pred": MetaTensor(label, meta=meta)})["pred"])
+        assert sorted(found) == expected and ends in found["cut_off"]
