@@ -23,7 +23,7 @@ from liverseg.transforms.quality import MIRRORED, VOLUME_ML
 from liverseg.transforms.spacing import resize_volume, spaced_size
 
 # A third of the smallest liver; and in the real scans at hand, the centre of what is found lies 50 mm and more to the
-# right of the body's, in their mirror images up to 30 mm, where a fifth less is found as well.
+# right of the body's, in their mirror images up to 30 mm, where less is found as well.
 NEXT_TO_NOTHING_ML, RIGHT_MM = VOLUME_ML[0] / 3, 40.0
 
 

@@ -246,9 +246,9 @@ def test_lesions_are_liver_and_other_organs_are_none(judge):
     assert judge(mask, names={1: "spleen", 2: "pancreas"}) == {}
 
 
-def mr(mask: np.ndarray) -> np.ndarray:
+def mr(mask: np.ndarray, side: int = 0) -> np.ndarray:
     """Dark air, bright fat, and tissues that differ more than in CT."""
-    image = np.select([mask > 0, body() == AIR, body() == FAT], [600, 4, 1500], 300).astype(np.int16)
+    image = np.select([mask > 0, body(side) == AIR, body(side) == FAT], [600, 4, 1500], 300).astype(np.int16)
     image[30:36, 8:14] = 900
     return image
 
@@ -258,6 +258,8 @@ def test_mr_has_flags_but_that_of_hu(judge):
     assert judge(mask, mr(mask), modality="mr") == {}
     left = np.ascontiguousarray(mask[::-1])
     assert list(judge(left, mr(left), modality="mr")) == ["mirrored"]
+    beside = drawn(np.s_[20:40, 16:40, 20:45])
+    assert judge(beside, mr(beside, side=14), modality="mr") == {}
     assert list(judge(drawn(np.s_[44:64, 16:40, :5]), mr(mask), modality="mr")) == ["cut_off"]
 
 
