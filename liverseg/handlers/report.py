@@ -36,6 +36,7 @@ from liverseg.metrics import (
     pooled_metrics,
 )
 from liverseg.metrics.lesions import COUNTS
+from liverseg.transforms.load import flags_of
 
 logger = logging.getLogger(__name__)
 
@@ -284,6 +285,7 @@ class SegmentationReport:
 def _warnings(image: Any, label: Any) -> list[str]:
     return [
         *image.meta.get("warnings", "").splitlines(),
+        *flags_of(image).values(),
         *(f"label: {warning}" for warning in label.meta.get("warnings", "").splitlines()),
     ]
 

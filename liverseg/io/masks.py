@@ -39,6 +39,7 @@ class MaskFolder:
 
     - `image`, its path, and `mask`, the name of its mask in this folder;
     - `volume_ml` of each class of the mask; `warnings`, sentences on what is odd about the scan;
+    - `flags`, by a short name the sentences on why the mask may be wrong, where masks are looked at;
     - `bundle` and `version` of the bundle, and `liverseg`, the version of this package;
     - `error`, where the scan failed in the last run; a `mask` beside it is of a run before.
 
@@ -87,7 +88,12 @@ class MaskFolder:
         _read(self.folder)
 
     def save(
-        self, scan: str | os.PathLike[str], mask: np.ndarray, affine: np.ndarray, warnings: Sequence[str] = ()
+        self,
+        scan: str | os.PathLike[str],
+        mask: np.ndarray,
+        affine: np.ndarray,
+        warnings: Sequence[str] = (),
+        flags: Mapping[str, str] | None = None,
     ) -> Path:
         """Write the mask of a scan, whole or not at all, and record it.
 
@@ -96,6 +102,7 @@ class MaskFolder:
             mask: (H, W, D), uint8, class indices.
             affine: (4, 4), voxel index to RAS mm.
             warnings: what is odd about the scan, one sentence each.
+            flags: why the mask may be wrong, one sentence each by a short name; None where nobody has looked.
 
         Returns:
             The mask's file.
@@ -104,7 +111,8 @@ class MaskFolder:
             InputError: when it cannot be written.
         """
         image = str(absolute(scan))
-        found = {"volume_ml": self._volumes_ml(mask, affine), "warnings": list(warnings)}
+        found: dict[str, Any] = {"volume_ml": self._volumes_ml(mask, affine), "warnings": list(warnings)}
+        found |= {} if flags is None else {"flags": dict(flags)}
         with open_summary(self.folder) as summary:
             scans = summary["scans"]
             name = self._name(image, scans)

@@ -18,6 +18,7 @@ from liverseg.transforms.postprocessing import (
     SmoothEdges,
     SmoothEdgesd,
 )
+from liverseg.transforms.quality import FlagMaskd, SampleVoxelsd
 from liverseg.transforms.save import SaveMaskd
 from liverseg.transforms.slices import RandSlicesd, stack_slices
 from liverseg.transforms.spacing import ResampleVolumed, resize_volume, spaced_size
@@ -34,6 +35,7 @@ __all__ = [
     "EqualizeHistogramd",
     "ErodeKeepLargestDilate",
     "ErodeKeepLargestDilated",
+    "FlagMaskd",
     "LoadVolumed",
     "LocalisePriord",
     "MapLabelsd",
@@ -44,6 +46,7 @@ __all__ = [
     "RandSlicesd",
     "RandSyntheticLesionsd",
     "ResampleVolumed",
+    "SampleVoxelsd",
     "SaveMaskd",
     "ScaleFromMinimumd",
     "ScaleWindowd",

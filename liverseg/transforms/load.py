@@ -31,8 +31,9 @@ LARGEST = 1e12
 class LoadVolumed(MapTransform):
     """Load volumes as float32 `MetaTensor` of shape (1, H, W, D), checked.
 
-    Their `meta` has `filename_or_obj`, `original_affine`, `spatial_shape`, `space` and `warnings`: text with a line for
-    each thing that the person who gave the file should know, "" without any.
+    Their `meta` has `filename_or_obj`, `original_affine`, `spatial_shape`, `space`, and `warnings` and `flags`: text
+    with a line for each thing that the person who gave the file should know, "" without any; see `add_warning` and
+    `add_flag`.
 
     Args:
         keys: the items to load, paths that `read_volume` reads; every one must lie on the grid of the first that is
@@ -73,6 +74,7 @@ def _load(path: str) -> MetaTensor:
         "space": SpaceKeys.RAS,
         "original_channel_dim": "no_channel",
         "warnings": "",
+        "flags": "",
         "other_affines": volume.other_affines,
     }
     loaded = MetaTensor(array, affine=affine, meta=meta)
@@ -90,6 +92,38 @@ def add_warning(volume: MetaTensor, warning: str) -> None:
     """
     _log_once(volume.meta["filename_or_obj"], warning)
     volume.meta["warnings"] = "\n".join(filter(None, [volume.meta["warnings"], warning]))
+
+
+def add_flag(volume: MetaTensor, flag: str, sentence: str, index: int | None = None) -> None:
+    """Say, in the log and in `meta["flags"]`, why a mask of a volume may be wrong; the first sentence of a flag stays.
+
+    Args:
+        volume: as `LoadVolumed` gives it, or its mask.
+        flag: a name that programs know it by, one word.
+        sentence: on one line.
+        index: of one volume of a batch (B, C, H, W, D).
+    """
+    # As text, for scans of a batch have different ones, which MONAI could not collate as a dictionary.
+    path, said = (
+        volume.meta[key] if index is None else volume.meta[key][index] for key in ("filename_or_obj", "flags")
+    )
+    if flag in _parse_flags(said):
+        return
+    _log_once(path, sentence)
+    said = "\n".join(filter(None, [said, f"{flag}: {sentence}"]))
+    if index is None:
+        volume.meta["flags"] = said
+    else:
+        volume.meta["flags"][index] = said
+
+
+def flags_of(volume: MetaTensor) -> dict[str, str]:
+    """The sentence of each flag of a volume, by its name."""
+    return _parse_flags(volume.meta.get("flags", ""))
+
+
+def _parse_flags(text: str) -> dict[str, str]:
+    return dict(line.split(": ", 1) for line in text.splitlines())  # type: ignore[misc]
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from monai.transforms import MapTransform
 from liverseg.bundle import choose
 from liverseg.errors import InputError
 from liverseg.io.volume import SPACING_MM
-from liverseg.transforms.load import add_warning
+from liverseg.transforms.load import add_flag, add_warning
 
 # Resampled to any network's spacing, voxels beyond fill every memory.
 REFUSED_MM = 100.0
@@ -29,14 +29,21 @@ SOFT_HU = (-150.0, 300.0)
 SOFT_SHARE, SOFT_SHARE_OF_BODY = 0.05, 0.75
 # Of MR, how far the corners are on the way from the dark to the bright voxels where air is bright.
 NEGATED_SHARE = 0.9
+# What tells MR from a CT in another unit, on the way from the darkest to the brightest voxels: air is dark, tissues
+# differ much (in the real scans at hand, the quartiles lie at least 0.76 of the median apart in MR and at most 0.54 in
+# CT), and none is cut off as by a window.
+AIR, BODY, SPREAD_OF_MR = 0.02, 0.1, 0.57
+AIR_SHARE, CUT_OFF_SHARE = 0.05, 0.004
+
+UNTIL_THEN = "; until then, a mask of this scan means nothing."
 
 
 class CheckPlausibilityd(MapTransform):
-    """Warn of scans whose spacing or intensities cannot be those of their modality.
+    """Warn of scans whose spacing, and flag those whose intensities cannot be those of their modality.
 
-    The scans themselves stay as they are. Each warning is logged and added to the scan's `meta["warnings"]`. Use it
-    right after `LoadVolumed`, while the intensities are those of the file. What is looked for: `check_spacing` and
-    `check_intensities`.
+    The scans themselves stay as they are. What is found is logged and added to the scan's `meta`: a spacing to
+    `meta["warnings"]`, intensities to `meta["flags"]`. Use it right after `LoadVolumed`, while the intensities are
+    those of the file. What is looked for: `check_spacing` and `check_intensities`.
 
     Args:
         keys: images as `LoadVolumed` gives them.
@@ -52,16 +59,18 @@ class CheckPlausibilityd(MapTransform):
         self.modality = modality
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """`data` with warnings."""
+        """`data` with warnings and flags."""
         d = dict(data)
         for key in self.key_iterator(d):
             image: MetaTensor = d[key]
             spacing_mm = [float(mm) for mm in affine_to_spacing(image.affine)]
             if max(spacing_mm) > REFUSED_MM:
                 raise InputError(f"{image.meta['filename_or_obj']}: {check_spacing(spacing_mm)}.")
-            for found in (check_spacing(spacing_mm), check_intensities(image.as_tensor()[0].numpy(), self.modality)):
-                if found is not None:
-                    add_warning(image, f"{found}; until then, a mask of this scan means nothing.")
+            if (odd := check_spacing(spacing_mm)) is not None:
+                add_warning(image, odd + UNTIL_THEN)
+            if (found := check_intensities(image.as_tensor()[0].numpy(), self.modality)) is not None:
+                flag, odd = found
+                add_flag(image, flag, odd + UNTIL_THEN)
         return d
 
 
@@ -77,7 +86,7 @@ def check_spacing(spacing_mm: Sequence[float]) -> str | None:
     return f"the spacing is {sizes} mm, expected {least:g} to {most:g} mm: the header {wrong}, so correct it"
 
 
-def check_intensities(image: np.ndarray, modality: str) -> str | None:
+def check_intensities(image: np.ndarray, modality: str) -> tuple[str, str] | None:
     """What shows that a scan is not a CT in HU, or no MR image, and what to do; None where nothing does.
 
     A CT in HU has voxels of fat or air, and most of what is no air is soft tissue. That finds HU with 1024 or another
@@ -88,36 +97,55 @@ def check_intensities(image: np.ndarray, modality: str) -> str | None:
     Args:
         image: (H, W, D), intensities as they are stored.
         modality: "ct" or "mr".
+
+    Returns:
+        the flag, "modality" for what seems to be of the other one and "intensities" for all else, and the sentence.
     """
     step = tuple(slice(None, None, -(-length // SAMPLES_PER_AXIS)) for length in image.shape)
     sample = image[step]
     found = _CHECKS[modality](sample)
+    if found is None:
+        return None
     low, high = np.percentile(sample, (0.1, 99.9))
-    return None if found is None else f"the intensities, {low:.4g} to {high:.4g}, are not those of {found}"
+    flag, reason = found
+    return flag, f"the intensities, {low:.4g} to {high:.4g}, are not those of {reason}"
 
 
-def _check_ct(sample: np.ndarray) -> str | None:
+def _check_ct(sample: np.ndarray) -> tuple[str, str] | None:
     reason = _not_hu(sample)
     if reason is None:
         return None
+    if _seems_mr(sample):
+        return "modality", f"a CT in HU but seem to be those of MR ({reason}): take a model for MR, or convert it to HU"
     if _not_hu(sample - 1024) is None:
         reason += ", and they are 1024 too high, as where the rescale intercept is lost"
-    return f"a CT in HU ({reason}): convert it, or take a model for its modality"
+    return "intensities", f"a CT in HU ({reason}): convert it, or take a model for its modality"
 
 
-def _check_mr(sample: np.ndarray) -> str | None:
+def _check_mr(sample: np.ndarray) -> tuple[str, str] | None:
     # Air surrounds a body, which no image fills to all its corners.
     columns, rows = ((slice(None, -(-n // 8)), slice(n - -(-n // 8), None)) for n in sample.shape[:2])
     corners = min(np.median(sample[x, y]) for x in columns for y in rows)
     dark, bright = np.percentile(sample, (10, 90))
     if corners > dark + NEGATED_SHARE * (bright - dark):
-        return (
-            "MR (all corners, where air is, are as bright as the brightest tissue): they are negated, so correct them"
-        )
-    return "MR but those of a CT in HU: take a model for CT" if _not_hu(sample) is None else None
+        reason = "all corners, where air is, are as bright as the brightest tissue"
+        return "intensities", f"MR ({reason}): they are negated, so correct them"
+    return ("modality", "MR but those of a CT in HU: take a model for CT") if _not_hu(sample) is None else None
 
 
-_CHECKS: dict[str, Callable[[np.ndarray], str | None]] = {"ct": _check_ct, "mr": _check_mr}
+_CHECKS: dict[str, Callable[[np.ndarray], tuple[str, str] | None]] = {"ct": _check_ct, "mr": _check_mr}
+
+
+def _seems_mr(sample: np.ndarray) -> bool:
+    """Whether intensities that are not HU are rather those of MR than of a CT in another unit."""
+    low, high = np.percentile(sample, (0.1, 99.9))
+    if low == high:
+        return False
+    shares = (sample - low) / (high - low)
+    first, median, third = np.percentile(shares[shares > BODY], (25, 50, 75))
+    cut_off = float((sample == sample.max()).mean())
+    dark = float((shares <= AIR).mean())
+    return bool(dark > AIR_SHARE and cut_off < CUT_OFF_SHARE and third - first > SPREAD_OF_MR * median)
 
 
 def _not_hu(sample: np.ndarray) -> str | None:

@@ -11,6 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from liverseg.io.masks import MaskFolder
+from liverseg.transforms.load import flags_of
 
 
 class SaveMaskd(MapTransform):
@@ -18,7 +19,7 @@ class SaveMaskd(MapTransform):
 
     Args:
         keys: masks of shape (1, H, W, D), class indices of any dtype, as MetaTensors with their scan's affine and its
-            `filename_or_obj` and `warnings`: what `Invertd` makes of a prediction.
+            `filename_or_obj`, `warnings` and `flags`: what `Invertd` makes of a prediction.
         masks: the folder.
 
     Raises:
@@ -36,5 +37,6 @@ class SaveMaskd(MapTransform):
             mask: MetaTensor = d[key]
             voxels = mask.as_tensor()[0].to(torch.uint8).cpu().numpy()
             warnings = mask.meta.get("warnings", "").splitlines()
-            self.masks.save(mask.meta["filename_or_obj"], voxels, mask.affine.cpu().numpy(), warnings)
+            affine = mask.affine.cpu().numpy()
+            self.masks.save(mask.meta["filename_or_obj"], voxels, affine, warnings, flags_of(mask))
         return d

@@ -17,6 +17,7 @@ import torch
 from monai.bundle import ConfigParser, create_workflow, verify_metadata, verify_net_in_out
 
 from liverseg.errors import sentence
+from liverseg.io.masks import class_names
 from liverseg.settings import read_setting
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,6 +161,8 @@ def test_training_and_inference_see_the_same(bundle):
     own = OWN | (OWN_OF_STAGES if "stage" in train.get() else set())
     both = set(train.get()) & set(infer.get()) - {"num_classes", "network_def", "networks"} - own
     assert {"spacing", "hu_window", "postprocessings"} <= both
+    # A validation flags no scan, so it need not look twice where a network that has learnt little finds nothing.
+    infer.get().get("liver_inferer", {}).pop("find_mirrored", None)
     different = {key for key in both if without_requires(train[key]) != without_requires(infer[key])}
     assert different == set()
 
@@ -232,6 +235,23 @@ def test_every_scan_is_looked_at_where_it_is_loaded(bundle):
                 assert transforms[place]["modality"] == modality
                 loads[name] += 1
     assert loads["train.json"] and loads["inference.json"] == 1
+
+
+def test_every_mask_of_the_liver_is_looked_at_before_it_is_saved(bundle):
+    content = json.loads((bundle / "configs" / "inference.json").read_text())
+    assert "liver" in class_names(json.loads((bundle / "configs" / "metadata.json").read_text())).values()
+    loads = [item["_target_"] for item in content["preprocessing"]["transforms"] if isinstance(item, dict)]
+    # While the intensities and the order of the axes are those of the file.
+    assert loads[:3] == [f"liverseg.transforms.{n}" for n in ("LoadVolumed", "CheckPlausibilityd", "SampleVoxelsd")]
+    *_, inverted, flagged, saved = content["postprocessing"]["transforms"]
+    assert (inverted["_target_"], saved["_target_"]) == ("Invertd", "liverseg.transforms.SaveMaskd")
+    assert flagged == {
+        "_target_": "liverseg.transforms.FlagMaskd",
+        "_requires_": "@liverseg",
+        "keys": "pred",
+        "class_names": "$@masks.class_names",
+        "modality": "@modality" if "modality" in content else "ct",
+    }
 
 
 def test_a_training_shorter_than_val_interval_is_validated_at_its_end(bundle):

@@ -290,7 +290,8 @@ def test_where_all_scans_fail_there_is_no_figure(tmp_path):
 
 def test_warnings_of_scan_and_label_are_in_the_summary(tmp_path):
     def warn(item):
-        item["image"].meta["warnings"], item["label"].meta["warnings"] = "one.\ntwo.", "three."
+        item["image"].meta["warnings"], item["label"].meta["warnings"] = "one.", "three."
+        item["image"].meta["flags"] = "modality: two."
         return AsDiscreted("pred", argmax=True)(item)
 
     cases = make_cases(tmp_path)[:1]

@@ -117,3 +117,76 @@ def test_nothing_but_air_is_no_liver():
     x, network = MetaTensor(torch.full((1, 1, 8, 8, 8), -0.5), affine=torch.eye(4)), Above()
     assert BodyWindowInferer(amp=False)(x, network).sum() == 0
     assert not network.seen
+
+
+class OnTheRight(Above):
+    """Sees the liver only in the half of its window that is the right one of the body; elsewhere a share of it."""
+
+    def __init__(self, elsewhere: float = 0.0) -> None:
+        super().__init__()
+        self.elsewhere = elsewhere
+
+    def forward(self, x, padded=True):
+        logits = super().forward(x, padded)
+        left = torch.arange(logits.shape[2]) < logits.shape[2] // 2
+        unseen = left & (torch.arange(logits.shape[2]) >= self.elsewhere * logits.shape[2])
+        logits[:, 1, unseen] = -100
+        return logits
+
+
+def patient(liver=np.s_[22:34, 8:24, 20:45], shape=(44, 32, 60)) -> MetaTensor:
+    """Voxels of 5 mm; a body in the middle, and on its right a liver of 600 ml, as a batch that was loaded."""
+    x = torch.full(shape, -0.5)
+    x[4:40, 4:28] = 0.0
+    x[liver] = 0.4
+    meta = {"filename_or_obj": ["scan.nii"], "flags": [""]}
+    return MetaTensor(x[None, None], affine=torch.eye(4) * torch.tensor([5.0, 5.0, 5.0, 1.0]), meta=meta)
+
+
+def look(x: MetaTensor, network: Above, find_mirrored: bool = True) -> tuple[torch.Tensor, dict[str, str], int]:
+    """The labels, the flags and how often the network was asked."""
+    inferer = BodyWindowInferer(
+        (40, 30, 60), (5, 5, 5), least_mm=0, focus_mm=None, amp=False, find_mirrored=find_mirrored
+    )
+    found = inferer(x, network).as_tensor()
+    return found, dict(line.split(": ", 1) for line in x.meta["flags"][0].splitlines()), len(network.seen)
+
+
+def test_a_scan_in_whose_mirror_image_the_liver_is_has_a_flag():
+    x = patient(np.s_[24:36, 8:24, 20:45])
+    volume_ml = float((x.as_tensor() > 0.2).sum()) / 8
+    found, flags, asked = look(x, OnTheRight())
+    assert torch.equal(found, (x.as_tensor() > 0.2).to(torch.uint8)) and flags == {} and asked == 1
+    mirrored = patient(np.s_[8:20, 8:24, 20:45])
+    found, flags, asked = look(mirrored, OnTheRight())
+    assert found.sum() == 0 and asked == 2
+    assert list(flags) == ["mirrored"]
+    assert f"0 ml of liver are found in it and {volume_ml:.0f} ml in its mirror image" in flags["mirrored"]
+    _, flags, asked = look(patient(np.s_[8:20, 8:24, 20:45]), OnTheRight(), find_mirrored=False)
+    assert flags == {} and asked == 1
+
+
+def test_what_is_found_on_the_wrong_side_is_compared_with_the_mirror_image():
+    """Of a liver of 600 ml, 200 and more are found on the left; in the mirror image all of it, on the right."""
+    x = patient(np.s_[8:20, 8:24, 20:45])
+    found, flags, asked = look(x, OnTheRight(elsewhere=0.3))
+    assert found.sum() / 8 > 200 and asked == 2 and list(flags) == ["mirrored"]
+
+
+@pytest.mark.parametrize(
+    ("liver", "asked"),
+    [
+        (np.s_[28:36, 8:24, 20:36], 1),  # 256 ml: a part of a liver
+        (np.s_[28:36, 8:24, 20:30], 2),  # 160 ml on the right
+        (np.s_[16:28, 8:24, 20:45], 2),  # in the middle
+        (np.s_[8:16, 8:24, 20:36], 2),  # 256 ml on the left, in the mirror image on the right
+    ],
+)
+def test_no_other_scan_has_that_flag(liver, asked):
+    _, flags, count = look(patient(liver), Above())
+    assert flags == {} and count == asked
+
+
+def test_a_slab_that_holds_no_liver_is_not_looked_at_twice():
+    _, flags, asked = look(patient(shape=(44, 32, 5), liver=np.s_[:0]), Above())
+    assert flags == {} and asked == 1

@@ -160,6 +160,9 @@ def test_the_summary_says_what_was_made_of_each_scan(tmp_path):
     assert done.pop("volume_ml") == {"liver": 2.0, "right kidney": 0.8, "left kidney": 0, "spleen": 0, "7": 0.01}
     assert (done["image"], done["mask"], done["warnings"]) == ("/d/b.nii", "b_organs.nii.gz", ["it is odd."])
     assert done["bundle"] == "deeplabv3_abdomen_mr"
+    assert "flags" not in done
+    masks.save("/d/b.nii", labels, AFFINE, flags={"volume": "it is small."})
+    assert recorded_scans(tmp_path)[1]["flags"] == {"volume": "it is small."}
 
 
 def test_a_scan_that_fails_keeps_the_mask_that_it_had(tmp_path):

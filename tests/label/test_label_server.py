@@ -128,17 +128,34 @@ def test_is_the_bundles_own_inference_voxel_for_voxel(client, root, expected, mo
 def test_the_answer_says_what_is_odd_about_the_scan(client, server, tmp_path):
     """Those of the studies are noise; this one is air around tissue and fat."""
     _, result = client.infer("two_d", "plain", {})
-    (warning,) = result["warnings"]
-    assert "not those of a CT in HU" in warning
-    assert f"plain.nii.gz: {warning}" in server.log.read_text()
+    flag = result["flags"]["intensities"]
+    assert "not those of a CT in HU" in flag
+    assert f"plain.nii.gz: {flag}" in server.log.read_text()
+    # 3D Slicer and OHIF show these alone.
+    assert result["warnings"] == list(result["flags"].values())
     body = np.full((20, 20, 6), -1000, np.int16)
     body[3:-3, 3:-3], body[3:-3, 3:5] = 40, -100
     save(tmp_path / "body.nii.gz", body)
     _, result = client.infer("two_d", "", {}, file=str(tmp_path / "body.nii.gz"))
-    assert result["warnings"] == []
+    assert "intensities" not in result["flags"] and result["warnings"] == list(result["flags"].values())
     save(tmp_path / "metres.nii.gz", body, AFFINE / [[1000], [1000], [1000], [1]])
     _, result = client.infer("two_d", "", {}, file=str(tmp_path / "metres.nii.gz"))
-    assert ["seems to be in metres" in warning for warning in result["warnings"]] == [True]
+    assert ["seems to be in metres" in warning for warning in result["warnings"][:2]] == [True, False]
+
+
+def test_the_answer_says_why_the_mask_may_be_wrong(client, tmp_path):
+    """The bundle with clicks finds what is bright: here on the right, from the lowest slice on."""
+    body = np.full((20, 20, 6), -1000, np.int16)
+    body[3:-3, 3:-3], body[3:-3, 3:5] = 40, -100
+    body[12:16, 7:14, :3] = 290
+    save(tmp_path / "body.nii.gz", body)
+    file, result = client.infer("clicks_seg", "", {}, file=str(tmp_path / "body.nii.gz"))
+    mask = np.asanyarray(nib.load(file).dataobj) == 1
+    assert mask[..., 0].any() and not mask[..., -1].any()
+    assert sorted(result["flags"]) == ["cut_off", "hu"]
+    assert "lowest slice" in result["flags"]["cut_off"]
+    assert f"is {body[mask].mean():.0f} HU, expected 20 to 180 HU" in result["flags"]["hu"]
+    assert result["warnings"] == list(result["flags"].values())
 
 
 def test_the_answer_says_what_is_odd_about_a_dicom_series(client, root):
@@ -149,7 +166,8 @@ def test_the_answer_says_what_is_odd_about_a_dicom_series(client, root):
         wait_until(lambda: "tilt" in client.datastore()["objects"])
         for _ in range(2):
             _, result = client.infer("two_d", "tilt", {})
-            assert ["was tilted" in warning for warning in result["warnings"]] == [True]
+            flagged = list(result["flags"].values())
+            assert "was tilted" in result["warnings"][0] and result["warnings"][1:] == flagged
     finally:
         shutil.rmtree(folder)
     wait_until(lambda: "tilt" not in client.datastore()["objects"])

@@ -8,6 +8,7 @@ import pytest
 
 from liverseg.errors import InputError
 from liverseg.transforms import CheckPlausibilityd, LoadVolumed
+from liverseg.transforms.load import flags_of
 from liverseg.transforms.plausibility import check_intensities, check_spacing
 
 SCANS = {
@@ -74,9 +75,12 @@ def assert_told_apart(image: np.ndarray, modality: str) -> None:
     other = {"ct": "mr", "mr": "ct"}[modality]
     right = {name: check_intensities(change(image), modality) for name, change in RIGHT[modality].items()}
     assert right == dict.fromkeys(right)
-    wrong = {name: check_intensities(change(image), modality) is None for name, change in WRONG[modality].items()}
-    assert wrong == dict.fromkeys(wrong, False)
-    assert check_intensities(image, other) is not None
+    wrong = {name: check_intensities(change(image), modality) for name, change in WRONG[modality].items()}
+    flags = {name: found[0] for name, found in wrong.items()}
+    # Where all below water is dark, what is left may look like MR.
+    assert flags.pop("negative values lost", "modality") in ("intensities", "modality")
+    assert flags == dict.fromkeys(flags, "intensities")
+    assert check_intensities(image, other)[0] == "modality"
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -94,11 +98,11 @@ def test_real_scans(samples, modality, name):
 def test_the_sentence_says_what_was_found_and_what_may_have_happened():
     hu = trees.phantom(0).image.astype(np.float32)
     found = check_intensities(hu + 1024, "ct")
-    assert found is not None and "not those of a CT in HU" in found and "the rescale intercept is lost" in found
+    assert found is not None and "not those of a CT in HU" in found[1] and "the rescale intercept is lost" in found[1]
     found = check_intensities(255 * rescaled(hu), "ct")
-    assert found is not None and "0 to 2" in found and "intercept" not in found
+    assert found is not None and "0 to 2" in found[1] and "intercept" not in found[1]
     found = check_intensities(hu, "mr")
-    assert found is not None and "those of a CT in HU: take a model for CT" in found
+    assert found is not None and "those of a CT in HU: take a model for CT" in found[1]
 
 
 @pytest.mark.parametrize(
@@ -120,19 +124,22 @@ def test_a_spacing_that_is_none_of_these(spacing_mm):
     assert check_spacing(spacing_mm) is None
 
 
-def test_warnings_are_logged_once_and_kept_with_the_scan(write_nifti, caplog):
+def test_warnings_and_flags_are_logged_once_and_kept_with_the_scan(write_nifti, caplog):
     scan = trees.phantom(0)
     path = write_nifti("a.nii", (scan.image + 1024).astype(np.int16), scan.affine / 1000 + np.diag([0, 0, 0, 0.999]))
     check = CheckPlausibilityd("image", "ct")
     for _ in range(2):
         loaded = check(LoadVolumed("image")({"image": path}))["image"]
-        spacing, intensities = loaded.meta["warnings"].splitlines()
+        (spacing,) = loaded.meta["warnings"].splitlines()
+        ((flag, intensities),) = flags_of(loaded).items()
+        assert flag == "intensities"
         assert "the spacing is 0.007" in spacing
         assert "not those of a CT in HU" in intensities
     logged = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert logged == [f"{path}: {spacing}", f"{path}: {intensities}"]
     right = write_nifti("b.nii", scan.image, scan.affine)
-    assert check(LoadVolumed("image")({"image": right}))["image"].meta["warnings"] == ""
+    loaded = check(LoadVolumed("image")({"image": right}))["image"]
+    assert loaded.meta["warnings"] == loaded.meta["flags"] == ""
 
 
 def test_voxels_that_would_fill_any_memory_are_refused(write_nifti):

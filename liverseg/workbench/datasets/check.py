@@ -102,7 +102,7 @@ def judge(image_path: Path, label_path: Path, labels: Mapping[str, str], modalit
     found.suspicious += warnings
     _check_geometry(found, spacing)
     if odd := check_intensities(image, found.facts["modality"]):
-        found.suspicious.append(odd)
+        found.suspicious.append(odd[1])
     if unknown := [str(value) for value in sorted(counts) if str(value) not in names]:
         more = f" and {len(unknown) - 5} others" if len(unknown) > 5 else ""
         found.broken.append(

@@ -72,7 +72,8 @@ class Segmentation(InferTask):
 
         Returns:
             The path of the mask, uint8 on the scan's own grid, which is the caller's to remove; and as `label_names`
-            the values by name that occur in it; as `warnings` what is odd about the scan, a sentence each.
+            the values by name that occur in it; as `flags` why it may be wrong, by a short name a sentence each; as
+            `warnings` what is odd about the scan and the sentences of the flags, for clients show `warnings` alone.
 
         Raises:
             InputError: for an option that is no choice, and a scan that cannot be read.
@@ -87,15 +88,17 @@ class Segmentation(InferTask):
             )
         with tempfile.TemporaryDirectory() as folder:
             self._run_over(request, {"output_dir": folder})
-            recorded = [warning for scan in recorded_scans(folder) for warning in scan["warnings"]]
-            warnings = [*request.get("warnings", ()), *recorded]
+            scans = recorded_scans(folder)
+            flags = {flag: said for scan in scans for flag, said in scan.get("flags", {}).items()}
+            recorded = [warning for scan in scans for warning in scan["warnings"]]
+            warnings = [*request.get("warnings", ()), *recorded, *flags.values()]
             (mask,) = (path for path in Path(folder).rglob("*") if path.name.endswith(NIFTI_SUFFIXES))
             compress = request.get("result_compress", True)
             result, present = convert_mask(mask, suffix, self.bundle.labels, compress)
         seconds = round(time.monotonic() - start, 2)
         logger.info("%s segmented %s in %.2f s.", self.bundle.name, request["image"], seconds)
         known = {"label_names": present, "latencies": {"total": seconds}, "centroids": {}}
-        return result, {**known, "warnings": warnings}
+        return result, {**known, "warnings": warnings, "flags": flags}
 
     def settings(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Settings of the config for a request.
