@@ -147,6 +147,14 @@ def write(run, **changes):
     return Page(run.path.read_text(encoding="utf-8"))
 
 
+def test_what_a_run_says_against_a_mask_is_shown_with_it(run, tmp_path):
+    flags = {"volume": "the liver has 12 ml, expected 600 to 4000 ml: look."}
+    scans = [{"image": run.image, "mask": "mask.nii.gz", "flags": flags}, {"image": "b", "mask": "b.nii.gz"}]
+    (tmp_path / "summary.json").write_text(json.dumps({"scans": scans}))
+    write(run)
+    assert "The liver has 12 ml, expected 600 to 4000 ml: look." in run.path.read_text()
+
+
 def test_page_is_one_file_with_pictures(run):
     page = write(
         run, scans=[shown("a <scan>", run.image, run.mask, run.reference), shown("b", run.image, run.mask, None)]
