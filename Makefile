@@ -17,7 +17,7 @@ help: ## list the targets
 demo: $(VENV)/.demo ## phantoms, training, evaluation, a segmented scan and demo/report.html; SCAN=ct.nii.gz for your own
 	@$(BIN)/liverseg demo $(if $(SCAN),--scan "$(SCAN)")
 
-label: $(VENV)/.label ## a server to annotate with, on phantoms with a network trained on them; STUDIES=folder for your own scans
+label: $(VENV)/.label ## a server to annotate with, with trained weights, on phantoms; STUDIES=folder for your own scans
 	@$(BIN)/liverseg serve $(if $(STUDIES),--studies "$(STUDIES)")
 
 test: $(VENV)/.test ## the tests with coverage, without the slow ones

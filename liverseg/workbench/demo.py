@@ -108,13 +108,9 @@ def _segment_real_scan(console: Console, out: Path, bundle: Path, scan: Path | N
         NotFetchedError: when weights or CT cannot be had.
     """
     from liverseg.workbench.report.html import ShownScan
-    from liverseg.workbench.zoo.fetch import NotFetchedError, fetch_ct, fetch_weights
+    from liverseg.workbench.zoo.fetch import fetch_ct, fetch_starting_model
 
-    if not (bundle / "configs" / "inference.json").is_file():
-        raise NotFetchedError(f"{bundle}: found no bundle there, expected unet3d_liver: name its folder.")
-    # Whoever has trained it further looks at what came of it.
-    if not (bundle / "models" / "model.pt").is_file():
-        fetch_weights(bundle)
+    fetch_starting_model(bundle)
     reference, note = None, f"Your scan, segmented by {bundle.name} with weights of the package pyliverlesionseg."
     if scan is None:
         scan, reference = fetch_ct(out / "ct")

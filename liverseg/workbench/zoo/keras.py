@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import h5py
 import torch
 from torch import Tensor, nn
 
 from liverseg.errors import InputError
 from liverseg.networks import PreactivationUNet3D
+
+try:
+    import h5py
+except ModuleNotFoundError as error:
+    raise InputError('found no package h5py, expected it: pip install ".[weights]" in the repository.') from error
 
 
 def read_keras_weights(path: Path, valid: bool) -> dict[str, Tensor]:
