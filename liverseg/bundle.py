@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-import ignite.distributed as idist
 
 import liverseg
 from liverseg.command_line import check_command, is_command_line, print_sentence
 from liverseg.devices import local_device, select_device, sync_batch_norm
 from liverseg.errors import InputError
 
-__all__ = [
-    "choose",
-    "is_true",
-    "iterations_per_epoch",
-    "local_device",
-    "require",
-    "select_device",
-    "sync_batch_norm",
-]
+__all__ = ["choose", "is_true", "local_device", "require", "select_device", "sync_batch_norm"]
 
 
 def require(version: str) -> ModuleType:
@@ -80,14 +70,3 @@ def choose(key: str, value: str, choices: Mapping[str, Any]) -> Any:
     if value not in choices:
         raise InputError(f"{key}: found {value!r}, expected one of {', '.join(choices)}: set it to one of these.")
     return choices[value]
-
-
-def iterations_per_epoch(items: Sized, batch_size: int) -> int:
-    """Steps in which each process of a training goes once through its share of `items`, the last batch a smaller one.
-
-    Args:
-        items: of the training set.
-        batch_size: items of each process and step.
-    """
-    share = -(-len(items) // idist.get_world_size())
-    return -(-share // batch_size)

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from torch.utils.data import DataLoader, DistributedSampler
 
 import liverseg
-from liverseg.bundle import is_true, iterations_per_epoch, require
+from liverseg.bundle import is_true, require
 from liverseg.errors import InputError
 
 
@@ -35,14 +34,3 @@ def test_switches_mean_what_a_command_line_says(value, meaning):
 def test_a_switch_that_is_neither():
     with pytest.raises(InputError, match="found 'no'"):
         is_true("no")
-
-
-@pytest.mark.parametrize(
-    ("items", "batch_size", "processes", "steps"),
-    [(2, 2, 1, 1), (7, 2, 1, 4), (8, 2, 1, 4), (1, 4, 1, 1), (7, 2, 2, 2), (50, 2, 4, 7)],
-)
-def test_steps_of_an_epoch_are_those_of_a_dataloader(items, batch_size, processes, steps, monkeypatch):
-    data = list(range(items))
-    sampler = DistributedSampler(data, num_replicas=processes, rank=0)
-    monkeypatch.setattr("ignite.distributed.get_world_size", lambda: processes)
-    assert iterations_per_epoch(data, batch_size) == len(DataLoader(data, batch_size, sampler=sampler)) == steps

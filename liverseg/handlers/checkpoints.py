@@ -138,7 +138,7 @@ class Checkpoints:
             )
         self.bar = max(state.best_metric, self._recorded_metric())
         if self.validate_start and state.epoch == 0:
-            self.evaluator.run(0)  # type: ignore[call-arg]
+            self.evaluator.run(0)  # type: ignore[arg-type]
             self._keep_if_best(state)
 
     def iteration_completed(self, engine: Engine) -> None:

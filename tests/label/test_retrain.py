@@ -206,7 +206,7 @@ def bundle(project) -> Path:
     folder = tiny_bundle(project / "others" / "better", "fcn_liver", **TINY)
     write_weights(folder, 0)
     file = folder / "configs" / "fine_tune.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "max_iterations": STEPS}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "max_iterations": STEPS, "iterations_per_epoch": 1}))
     return folder
 
 
@@ -246,7 +246,7 @@ def test_a_wrong_option_gets_a_sentence(task):
     assert task.options({"max_epochs": 7.0, "device": ["cpu"]})["max_epochs"] == 7
     wrong_values = {
         "loss": ["hinge", [], 5],
-        "max_epochs": ["many", -1, 2.9, True, "1e999", 10**400, None],
+        "max_epochs": ["many", 0, 2.9, True, "1e999", 10**400, None],
         "learning_rate": [float("nan"), "nan", float("inf"), -1, 0],
         "val_split": [1],
         "device": ["abacus", [], [5], 5, ""],
@@ -259,16 +259,18 @@ def test_a_wrong_option_gets_a_sentence(task):
 def test_a_model_is_fine_tuned_by_defaults_of_its_own(task, tmp_path):
     """As `fcn_liver` has them: a rate of 1e-4 in train.json and of 1e-5 in fine_tune.json."""
     shown = task.config()
-    assert (shown["learning_rate"], shown["max_epochs"]) == (1e-5, 0)
+    assert (shown["learning_rate"], shown["max_epochs"]) == (1e-5, STEPS)
     # Clients send back what they were shown.
     for sent in ({}, shown):
-        assert task.options({**sent, "pretrained": True})["learning_rate"] == 1e-5
-        assert task.options({**sent, "pretrained": False})["learning_rate"] == 1e-4
+        for pretrained, expected in ((True, (1e-5, STEPS)), (False, (1e-4, 50))):
+            chosen = task.options({**sent, "pretrained": pretrained})
+            assert (chosen["learning_rate"], chosen["max_epochs"]) == expected
     for pretrained in (True, False):
         chosen = task.options({"learning_rate": 0.003, "max_epochs": 7, "pretrained": pretrained})
         assert (chosen["learning_rate"], chosen["max_epochs"]) == (0.003, 7)
     untrained = Retraining(read_bundle(tiny_bundle(tmp_path / "new", "fcn_liver")), tmp_path / "validation.json")
     assert untrained.config()["learning_rate"] == untrained.options({})["learning_rate"] == 1e-4
+    assert untrained.config()["max_epochs"] == 50
 
 
 def test_only_what_is_better_is_published(bundle, task, store):

@@ -18,7 +18,7 @@ from liverseg.versions import Version, evaluate, find_version, list_versions, pu
 
 # A difference of the mean Dice below this is nobody's gain, however sure it is.
 LEAST = 0.005
-# One scan does not tell how much such differences vary: on phantoms, their standard deviation over scans is about this.
+# One scan does not tell how much such differences vary, so it has to show a difference that is large in itself.
 LEAST_OF_ONE_SCAN = 0.02
 # Of ten models that are as good as the one in use, about one may replace it: that harms nobody.
 CONFIDENCE = 0.9

@@ -42,7 +42,7 @@ from liverseg.versions import (
 logger = logging.getLogger(__name__)
 
 LOSS = "@losses#"
-# Of a training from scratch; one that starts from a model has as many as its `fine_tune.json` makes of the labels.
+# Of a training from scratch: those of `train.json` are for large data sets.
 EPOCHS = 50
 
 
@@ -66,7 +66,13 @@ class Retraining(TrainTask):
         overlay = bundle.folder / "configs" / "fine_tune.json"
         self.fine_tune: dict[str, Any] = ConfigParser.load_config_file(overlay) if overlay.is_file() else {}
         # From scratch, and from a model.
-        self.learning_rates = [float(self._resolve("learning_rate", **some)) for some in ({}, self.fine_tune)]
+        self.defaults = [
+            {
+                "max_epochs": self._resolve("max_epochs", **overlay) if overlay else EPOCHS,
+                "learning_rate": float(self._resolve("learning_rate", **overlay)),
+            }
+            for overlay in ({}, self.fine_tune)
+        ]
 
     def info(self) -> dict[str, Any]:
         """What clients show: options, the bundle's version, and the scans that validate."""
@@ -85,9 +91,7 @@ class Retraining(TrainTask):
         return {
             "device": device_list(),
             "pretrained": True,
-            # So many as the labels make of it.
-            "max_epochs": 0,
-            "learning_rate": self.learning_rates[self._has_model()],
+            **self.defaults[self._has_model()],
             "val_split": 0.2,
             **choices,
         }
@@ -112,8 +116,8 @@ class Retraining(TrainTask):
                 value = self._number(key, value, type(default))
             chosen[key] = value
         # Clients send back what they were shown, which is for a model to start from.
-        if chosen["learning_rate"] == self.config()["learning_rate"]:
-            chosen["learning_rate"] = self.learning_rates[chosen["pretrained"] and self._has_model()]
+        shown, own = self.defaults[self._has_model()], self.defaults[chosen["pretrained"] and self._has_model()]
+        chosen |= {key: own[key] for key, value in shown.items() if chosen[key] == value}
         return {**chosen, **self.bundle.device(chosen)}
 
     def check(self, request: Mapping[str, Any], datastore: Datastore) -> tuple[dict[str, Any], dict[str, list[str]]]:
@@ -163,9 +167,6 @@ class Retraining(TrainTask):
         keep_model_in_use(folder)
         parent = version_in_use(folder)
         fine_tunes = options["pretrained"] and parent is not None and bool(self.fine_tune)
-        if not options["max_epochs"]:
-            number = {"train#dataset#data": scans["training"]}
-            options["max_epochs"] = self._resolve("max_epochs", **self.fine_tune, **number) if fine_tunes else EPOCHS
         stages = len(self.train.get("all_stages", [None]))
         version = new_version(
             folder,
@@ -286,8 +287,7 @@ class Retraining(TrainTask):
             raise self._wrong(key, value, "a whole number" if kind is int else "a number")
         if key == "val_split" and not 0 < number < 1:
             raise self._wrong(key, value, "a share between 0 and 1")
-        # None at all are as many as the labels make of it.
-        if number < 0 if kind is int else number <= 0:
+        if number < 1 if kind is int else number <= 0:
             raise self._wrong(key, value, "a larger number")
         return kind(number)
 
