@@ -194,6 +194,7 @@ KINDS: dict[str, Kind] = {
     "planes": _some_of("axial", "coronal", "sagittal"),
     "segmented_targets": _some_of("liver", "lesion"),
     "amp": _switch,
+    "freeze_norms": _switch,
     "resume": _switch,
     "equalize": _switch,
     "loss_levels": _switch,

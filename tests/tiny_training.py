@@ -15,8 +15,19 @@ from monai.handlers import ValidationHandler
 from liverseg.handlers import Checkpoints, Overlays, RunSummary
 
 
-def train(folder: Path, metrics: Sequence[float], cases: Sequence[np.ndarray], *handlers, resume: bool = False) -> None:
-    """Train as bundles do, in `folder`, with `handlers` added; epoch N predicts the label moved by N along x."""
+def train(
+    folder: Path,
+    metrics: Sequence[float],
+    cases: Sequence[np.ndarray],
+    *handlers,
+    resume: bool = False,
+    start: float | None = None,
+) -> None:
+    """Train as bundles do, in `folder`, with `handlers` added; epoch N predicts the label moved by N along x.
+
+    `start` is the metric of the weights it starts from, as epoch 0, if these are validated.
+    """
+    of_epochs = [start, *metrics]
     network = torch.nn.Conv3d(1, 1, 1)
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
@@ -28,7 +39,7 @@ def train(folder: Path, metrics: Sequence[float], cases: Sequence[np.ndarray], *
         inferer=lambda inputs, network: torch.roll(inputs, evaluator.state.epoch, 2).to(torch.uint8),
     )
     evaluator.add_event_handler(
-        Events.COMPLETED, lambda engine: engine.state.metrics.update(val_mean_dice=metrics[engine.state.epoch - 1])
+        Events.COMPLETED, lambda engine: engine.state.metrics.update(val_mean_dice=of_epochs[engine.state.epoch])
     )
     trainer = SupervisedTrainer(
         device=torch.device("cpu"),
@@ -40,7 +51,9 @@ def train(folder: Path, metrics: Sequence[float], cases: Sequence[np.ndarray], *
         decollate=False,
         train_handlers=[
             ValidationHandler(1, evaluator),
-            Checkpoints(folder, network, optimizer, scheduler, evaluator, [], resume=resume),
+            Checkpoints(
+                folder, network, optimizer, scheduler, evaluator, [], resume=resume, validate_start=start is not None
+            ),
             RunSummary(folder, evaluator),
             Overlays(folder, evaluator),
             *handlers,

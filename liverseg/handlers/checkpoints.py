@@ -54,6 +54,8 @@ class Checkpoints:
         validation_data: the items of the validation set, `{"image": …}`, known by file name and size.
         key_metric: the metric of `evaluator` to compare, larger is better.
         resume: go on from `checkpoint.pt` where there is one.
+        validate_start: validate before the first epoch too, for a training that starts from weights: they are epoch 0,
+            and stay `model.pt` where no epoch beats them.
         patience: stop at a validation when the best model is at least this many epochs old; 0 never stops.
         ema_momentum: m above, at least 0 and below 1. The average spans about 1 / m iterations, so a training needs
             several times as many; 0 averages nothing.
@@ -73,6 +75,7 @@ class Checkpoints:
         validation_data: Sequence[dict[str, Any]],
         key_metric: str = "val_mean_dice",
         resume: bool = False,
+        validate_start: bool = False,
         patience: int = 0,
         ema_momentum: float = 0,
     ) -> None:
@@ -88,6 +91,7 @@ class Checkpoints:
         self.validation_sha256 = hashlib.sha256("\n".join(known_by).encode()).hexdigest()
         self.key_metric = key_metric
         self.resume = resume
+        self.validate_start = validate_start
         self.patience = patience
         self.bar = float("-inf")
         if not 0 <= ema_momentum < 1:
@@ -111,7 +115,11 @@ class Checkpoints:
             self.evaluator.add_event_handler(Events.STARTED, self._share_buffers)
 
     def start(self, engine: Engine) -> None:
-        """Load the last checkpoint if asked to, and find the metric that a new `model.pt` has to beat."""
+        """Load the last checkpoint if asked to, and find the metric that a new `model.pt` has to beat.
+
+        Where it is to be beaten by weights that the training starts from, these are validated; a resumed training has
+        that behind it.
+        """
         state: Any = engine.state
         check_writable(self.last_path.parent)
         state.best_metric, state.best_metric_epoch = float("-inf"), 0
@@ -129,6 +137,9 @@ class Checkpoints:
                 "in the first one (0 is none), expected the same: put ckpt_dir on storage that all machines share."
             )
         self.bar = max(state.best_metric, self._recorded_metric())
+        if self.validate_start and state.epoch == 0:
+            self.evaluator.run(0)  # type: ignore[arg-type]
+            self._keep_if_best(state)
 
     def iteration_completed(self, engine: Engine) -> None:
         """Stop at a loss or a weight that is not finite, on every rank: gradients carry it to all in one iteration."""
@@ -145,8 +156,20 @@ class Checkpoints:
         model = self.kept_network.state_dict()
         if not all(value.isfinite().all() for value in model.values()):
             raise self._diverged(engine, model)
-        validated = self.evaluator.state.epoch == state.epoch and self.evaluator.state.metrics
-        metric = float(self.evaluator.state.metrics[self.key_metric]) if validated else float("-inf")
+        validated = self._keep_if_best(state)
+        if state.rank == 0:
+            checkpoint = {name: part.state_dict() for name, part in self.parts.items()}
+            checkpoint |= {name: getattr(state, name) for name in STATE}
+            write_atomically(self.last_path, lambda file: torch.save(checkpoint, file))
+        if validated and self.patience and state.epoch - state.best_metric_epoch >= self.patience:
+            logger.info("Stopping early: the best %s was at epoch %d.", self.key_metric, state.best_metric_epoch)
+            engine.terminate()
+
+    def _keep_if_best(self, state: Any) -> bool:
+        """Write `model.pt` if the epoch was validated and beats all before; returns whether it was validated."""
+        if self.evaluator.state.epoch != state.epoch or not self.evaluator.state.metrics:
+            return False
+        metric = float(self.evaluator.state.metrics[self.key_metric])
         if math.isnan(metric):
             raise InputError(
                 f"{self.key_metric}: found NaN at epoch {state.epoch}, expected a number: hold out scans in whose "
@@ -158,13 +181,7 @@ class Checkpoints:
             self.bar = metric
             if state.rank == 0:
                 self._save_best(state.epoch)
-        if state.rank == 0:
-            checkpoint = {name: part.state_dict() for name, part in self.parts.items()}
-            checkpoint |= {name: getattr(state, name) for name in STATE}
-            write_atomically(self.last_path, lambda file: torch.save(checkpoint, file))
-        if validated and self.patience and state.epoch - state.best_metric_epoch >= self.patience:
-            logger.info("Stopping early: the best %s was at epoch %d.", self.key_metric, state.best_metric_epoch)
-            engine.terminate()
+        return True
 
     def _diverged(self, engine: Engine, numbers: Mapping[str, torch.Tensor]) -> InputError:
         name = next(name for name, value in numbers.items() if not value.isfinite().all())

@@ -45,7 +45,13 @@ class Overlays:
         if engine.state.rank == 0:  # type: ignore[attr-defined]
             self.evaluator.add_event_handler(Events.STARTED, self.slices.clear)
             self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
+            engine.add_event_handler(Events.STARTED, self.start)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+
+    def start(self, engine: Engine) -> None:
+        """Draw the slices if the weights that the training starts from were validated."""
+        if self.slices:
+            self.epoch_completed(engine)
 
     def iteration_completed(self, evaluator: Engine) -> None:
         """Keep a slice of each of the first scans, so that only a new best is drawn."""

@@ -27,7 +27,8 @@ class RunSummary:
 
     Put it after `Checkpoints`, which keeps the best metric in the engine's state. `history.csv` holds epoch, iteration,
     loss (mean over the epoch), learning_rate, the validation metrics where the epoch was validated, and seconds since
-    the start. A resumed run appends to it.
+    the start. Epoch 0, without a loss, are the weights that a training starts from, where `Checkpoints` validates them.
+    A resumed run appends to it.
 
     Args:
         output_dir: the folder for both files.
@@ -68,6 +69,8 @@ class RunSummary:
             with history.open(newline="") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= engine.state.epoch]
             self.started -= float(self.rows[-1]["seconds"]) if self.rows else 0
+        elif engine.state.epoch == 0 and self.evaluator.state.metrics:
+            self._add_row(engine)
 
     def iteration_completed(self, engine: Engine) -> None:
         """Collect the loss."""
@@ -75,23 +78,26 @@ class RunSummary:
 
     def epoch_completed(self, engine: Engine) -> None:
         """Add a line to the history."""
-        validated = self.evaluator.state.epoch == engine.state.epoch
-        self.rows.append(
-            {
-                "epoch": engine.state.epoch,
-                "iteration": engine.state.iteration,
-                "loss": float(np.mean(self.losses)),
-                "learning_rate": engine.optimizer.param_groups[0]["lr"],  # type: ignore[attr-defined]
-                **{name: self.evaluator.state.metrics[name] if validated else None for name in self.metrics},
-                "seconds": round(time.monotonic() - self.started, 2),
-            }
-        )
+        self._add_row(engine)
         self.losses = []
         lines = [
             ",".join(self.rows[0]),
             *(",".join("" if v is None else str(v) for v in r.values()) for r in self.rows),
         ]
         write_atomically(self.output_dir / "history.csv", lambda file: file.write("\n".join([*lines, ""]).encode()))
+
+    def _add_row(self, engine: Engine) -> None:
+        validated = self.evaluator.state.epoch == engine.state.epoch
+        self.rows.append(
+            {
+                "epoch": engine.state.epoch,
+                "iteration": engine.state.iteration,
+                "loss": float(np.mean(self.losses)) if self.losses else None,
+                "learning_rate": engine.optimizer.param_groups[0]["lr"],  # type: ignore[attr-defined]
+                **{name: self.evaluator.state.metrics[name] if validated else None for name in self.metrics},
+                "seconds": round(time.monotonic() - self.started, 2),
+            }
+        )
 
     def completed(self, engine: Engine) -> None:
         """Write and print `metrics.json`."""

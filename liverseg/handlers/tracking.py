@@ -80,7 +80,7 @@ class Tracking:
         self.ckpt_dir = Path(ckpt_dir)
         self.key_metric = key_metric
         self.run_id = ""
-        self.last_epoch = 0
+        self.last_epoch = -1
         _import_mlflow()
 
     def attach(self, engine: Engine) -> None:

@@ -23,7 +23,15 @@ from liverseg.settings import read_setting
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"
 BUNDLES = sorted(path.parents[1] for path in ROOT.glob("bundles/*/configs/metadata.json"))
-CONFIGS = ["metadata.json", "train.json", "evaluate.json", "inference.json", "multi_gpu_train.json", "logging.conf"]
+CONFIGS = [
+    "metadata.json",
+    "train.json",
+    "fine_tune.json",
+    "evaluate.json",
+    "inference.json",
+    "multi_gpu_train.json",
+    "logging.conf",
+]
 FILES = [*(f"configs/{name}" for name in CONFIGS), "docs/README.md", "docs/data_license.txt", "LICENSE"]
 # What train.json and inference.json name alike and need not agree on; where training goes by stages, also the others.
 OWN = {"output_dir", "mask_cleaning", "initialize", "run"}
@@ -168,7 +176,13 @@ def test_training_and_inference_see_the_same(bundle):
 
 
 @pytest.mark.parametrize(
-    "names", [["train.json"], ["train.json", "evaluate.json"], ["train.json", "multi_gpu_train.json"]]
+    "names",
+    [
+        ["train.json"],
+        ["train.json", "fine_tune.json"],
+        ["train.json", "evaluate.json"],
+        ["train.json", "multi_gpu_train.json"],
+    ],
 )
 def test_what_can_be_run_refers_to_nothing_that_is_not_there(bundle, names):
     parser = ConfigParser()

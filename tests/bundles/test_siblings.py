@@ -11,10 +11,12 @@ from bundle_runs import BUNDLE
 DIFFERENT = {
     "unet_liver": {
         "train.json": {"network_def", "learning_rate", "experiment_name"},
+        "fine_tune.json": {"learning_rate"},
         "inference.json": {"network_def"},
     },
     "fcn_liver": {
         "train.json": {"network_def", "networks", "learning_rate", "experiment_name"},
+        "fine_tune.json": {"learning_rate"},
         "inference.json": {"network_def", "networks"},
     },
     "deeplabv3_abdomen_mr": {
@@ -23,7 +25,7 @@ DIFFERENT = {
         "inference.json": {"num_classes", "modality", "mask_cleaning", "output_postfix"},
     },
 }
-CONFIGS = ("train.json", "evaluate.json", "inference.json", "multi_gpu_train.json")
+CONFIGS = ("train.json", "fine_tune.json", "evaluate.json", "inference.json", "multi_gpu_train.json")
 
 
 def read(name: str, config: str) -> dict:

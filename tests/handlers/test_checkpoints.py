@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from two_ranks import run_two_ranks
 
 from liverseg.errors import InputError
 from liverseg.handlers import Checkpoints, RunSummary
+from liverseg.workbench.report.curves import curves_png
 
 
 class Run:
@@ -32,6 +34,7 @@ class Run:
         parallel=False,
         val_interval=1,
         batch_size=1,
+        start=None,
         **options,
     ):
         scans = next(parent for parent in folder.parents if parent.is_dir())
@@ -48,7 +51,7 @@ class Run:
             {"image": torch.arange(16.0).reshape(1, 4, 4) * n * scale, "label": torch.ones(width, 4, 4)} for n in (1, 2)
         ]
         self.evaluator = SupervisedEvaluator(torch.device("cpu"), DataLoader(Dataset(data)), self.network)
-        self.evaluator.add_event_handler(Events.COMPLETED, self._set_metric, metrics)
+        self.evaluator.add_event_handler(Events.COMPLETED, self._set_metric, metrics, start)
         self.states = []
         self.trainer = SupervisedTrainer(
             device=torch.device("cpu"),
@@ -68,14 +71,16 @@ class Run:
                     self.scheduler,
                     self.evaluator,
                     validation_data,
+                    validate_start=start is not None,
                     **options,
                 ),
                 RunSummary(folder / "out", self.evaluator),
             ],
         )
 
-    def _set_metric(self, evaluator, metrics):
-        evaluator.state.metrics["val_mean_dice"] = metrics[evaluator.state.epoch - 1]
+    def _set_metric(self, evaluator, metrics, start):
+        epoch = evaluator.state.epoch
+        evaluator.state.metrics["val_mean_dice"] = metrics[epoch - 1] if epoch else start
         self.states.append({key: value.clone() for key, value in evaluator.network.state_dict().items()})
 
     def run(self):
@@ -100,6 +105,46 @@ def test_model_is_the_best_epoch_and_checkpoint_the_last(tmp_path):
     record = json.loads((tmp_path / "model.json").read_text())
     assert (record["val_mean_dice"], record["epoch"]) == (0.8, 2)
     assert "a.nii" not in (tmp_path / "model.json").read_text()
+
+
+def test_weights_to_start_from_stay_where_no_epoch_beats_them(tmp_path):
+    run = Run(tmp_path, [0.2, 0.8, 0.7], start=0.8).run()
+    assert len(run.states) == 4
+    assert same(load(tmp_path / "model.pt"), run.states[0])
+    assert not same(run.states[0], run.states[1])
+    assert json.loads((tmp_path / "model.json").read_text())["epoch"] == 0
+    facts = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (facts["best_val_mean_dice"], facts["best_epoch"], facts["epochs"]) == (0.8, 0, 3)
+    with (tmp_path / "out" / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epoch"], row["iteration"], row["val_mean_dice"]) for row in rows] == [
+        ("0", "0", "0.8"),
+        ("1", "2", "0.2"),
+        ("2", "4", "0.8"),
+        ("3", "6", "0.7"),
+    ]
+    assert [bool(row["loss"]) for row in rows] == [False, True, True, True]
+    assert curves_png(tmp_path / "out" / "history.csv")
+
+    better = Run(tmp_path / "better", [0.2, 0.9], start=0.8).run()
+    assert same(load(tmp_path / "better" / "model.pt"), better.states[2])
+
+
+def test_a_resumed_run_does_not_validate_its_start_again(tmp_path):
+    first = Run(tmp_path, [0.2], start=0.8).run()
+    resumed = Run(tmp_path, [0.2, 0.7, 0.6], start=0.8, resume=True).run()
+    assert (len(first.states), len(resumed.states)) == (2, 2)
+    assert same(load(tmp_path / "model.pt"), first.states[0])
+    assert resumed.trainer.state.best_metric_epoch == 0
+    with (tmp_path / "out" / "history.csv").open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2", "3"]
+
+
+def test_the_average_of_the_start_is_the_start(tmp_path):
+    run = Run(tmp_path, [0.2, 0.1], start=0.8, ema_momentum=0.5)
+    begun = {key: value.clone() for key, value in run.network.state_dict().items()}
+    run.run()
+    assert same(load(tmp_path / "model.pt"), begun)
 
 
 def test_resuming_equals_never_having_stopped(tmp_path):

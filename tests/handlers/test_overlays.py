@@ -61,3 +61,12 @@ def test_the_best_epoch_is_drawn_and_tensorboard_has_every_new_best(tmp_path):
     assert {tag: [event.step for event in events.Images(tag)] for tag in events.Tags()["images"]} == {
         f"overlays/case_{number}": [1, 3] for number in (1, 2, 3)
     }
+
+
+def test_weights_to_start_from_are_drawn_as_epoch_0(tmp_path):
+    train(tmp_path, [0.3, 0.2], [box(slice(4, 10), slice(2, 8), slice(0, 1))], start=0.4)
+    shown = cv2.cvtColor(cv2.imread(str(tmp_path / "overlays" / "case_1.png")), cv2.COLOR_BGR2RGB)
+    assert np.allclose(where(shown, PREDICTION_RGB)[2:], (0.5, 0.8), atol=0.03)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Images("overlays/case_1")] == [0]

@@ -109,6 +109,15 @@ def test_a_resumed_training_goes_on_in_its_run(client, tmp_path):
     assert not {"model.pt", "model.json"} & set(artifacts(client, another))
 
 
+def test_the_weights_to_start_from_are_epoch_0(client, tmp_path):
+    folder = tmp_path / "my out"
+    train(folder, [0.3, 0.2], CASES, tracking(folder), start=0.4)
+    (run,) = runs(client)
+    assert history(client, run, "val_mean_dice") == [(0, 0.4), (1, 0.3), (2, 0.2)]
+    assert [step for step, _ in history(client, run, "loss")] == [1, 2]
+    assert (run.data.metrics["best_val_mean_dice"], run.data.metrics["best_epoch"]) == (0.4, 0)
+
+
 class Breaks:
     """Fails at the end of the first epoch."""
 

@@ -30,10 +30,12 @@ from monailabel.client import MONAILabelClient
 from monailabel.datastore.local import LocalDatastore
 
 from lib.bundles import read_bundle
+from lib.trainers.publishing import publish_if_better
 from lib.trainers.retrain import Retraining
 from lib.trainers.scans import items, patient, split
 
 TINY = {"network_def": "@networks#simple", "spacing": [6.0, 6.0, -1.0], "spatial_size": [48, 48], "amp": False}
+STEPS = 3
 FAST = {"max_epochs": 20, "learning_rate": 0.001, "loss": "dice"}
 
 
@@ -203,6 +205,8 @@ def bundle(project) -> Path:
     """A bundle with random weights that were put there."""
     folder = tiny_bundle(project / "others" / "better", "fcn_liver", **TINY)
     write_weights(folder, 0)
+    file = folder / "configs" / "fine_tune.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "max_iterations": STEPS, "iterations_per_epoch": 1}))
     return folder
 
 
@@ -252,6 +256,23 @@ def test_a_wrong_option_gets_a_sentence(task):
             task.options(wrong)
 
 
+def test_a_model_is_fine_tuned_by_defaults_of_its_own(task, tmp_path):
+    """As `fcn_liver` has them: a rate of 1e-4 in train.json and of 1e-5 in fine_tune.json."""
+    shown = task.config()
+    assert (shown["learning_rate"], shown["max_epochs"]) == (1e-5, STEPS)
+    # Clients send back what they were shown.
+    for sent in ({}, shown):
+        for pretrained, expected in ((True, (1e-5, STEPS)), (False, (1e-4, 50))):
+            chosen = task.options({**sent, "pretrained": pretrained})
+            assert (chosen["learning_rate"], chosen["max_epochs"]) == expected
+    for pretrained in (True, False):
+        chosen = task.options({"learning_rate": 0.003, "max_epochs": 7, "pretrained": pretrained})
+        assert (chosen["learning_rate"], chosen["max_epochs"]) == (0.003, 7)
+    untrained = Retraining(read_bundle(tiny_bundle(tmp_path / "new", "fcn_liver")), tmp_path / "validation.json")
+    assert untrained.config()["learning_rate"] == untrained.options({})["learning_rate"] == 1e-4
+    assert untrained.config()["max_epochs"] == 50
+
+
 def test_only_what_is_better_is_published(bundle, task, store):
     random = (bundle / "models" / "model.pt").read_bytes()
     first = task({**FAST, "pretrained": False}, store)
@@ -270,11 +291,17 @@ def test_only_what_is_better_is_published(bundle, task, store):
     mask = np.asanyarray(found.dataobj) > 0
     assert 2 * (mask & liver).sum() / (mask.sum() + liver.sum()) > 0.15
 
-    # Nothing learned: the weights it starts from, which are those in use, and as good.
-    same = task({"max_epochs": 1, "learning_rate": 1e-30}, store)
+    # Nothing learned: the weights it starts from, which are those in use. It goes as fine_tune.json says.
+    same = task({"learning_rate": 1e-30}, store)
     assert same["state"] == "candidate"
-    assert same["mean_dice"] == same["mean_dice_in_use"] == first["mean_dice"]
-    assert "not published" in same["reason"]
+    assert "in no epoch was the model better" in same["reason"]
+    assert same["epoch"] == same["total_epochs"] == STEPS
+    history = bundle / "models" / "versions" / same["model_version"] / "training" / "history.csv"
+    rows = list(csv.DictReader(history.read_text().splitlines()))
+    assert [int(row["epoch"]) for row in rows] == list(range(STEPS + 1))
+    assert [float(row["learning_rate"]) / 1e-30 for row in rows[1:]] == pytest.approx([0.75, 0.25, 0])
+    assert all(row["val_mean_dice"] == rows[0]["val_mean_dice"] for row in rows)
+    assert same["best_metric"] == float(rows[0]["val_mean_dice"])
     assert same["parent"] == first["model_version"]
     weights = torch.load(bundle / "models" / "versions" / same["model_version"] / "model.pt", weights_only=True)
     used = torch.load(bundle / "models" / "model.pt", weights_only=True)
@@ -286,7 +313,7 @@ def test_only_what_is_better_is_published(bundle, task, store):
     assert any(line.count(f"{first['mean_dice']:.4f}") == 2 for line in shown.output.splitlines()), shown.output
 
     # Weights that somebody copied there since, and one more scan, without a liver: it counts for no model.
-    version = versions.find_version(bundle, same["model_version"])
+    version = versions.find_version(bundle, same["model_version"]).update(parent=None)
     file = version.folder / "datalist.json"
     lists = json.loads(file.read_text())
     empty = version.folder / "empty.nii.gz"
@@ -296,16 +323,16 @@ def test_only_what_is_better_is_published(bundle, task, store):
     file.write_text(json.dumps({"training": others, "validation": validation}))
     (bundle / "models" / "model.pt").unlink()
     (bundle / "models" / "model.pt").write_bytes(trained)
-    compared = task._publish_if_better(version)
+    compared = publish_if_better(bundle, version)
     assert compared.state == "candidate"
     assert compared.record["mean_dice"] == compared.record["mean_dice_in_use"] == first["mean_dice"]
     copied = versions.find_version(bundle, versions.version_in_use(bundle))
     assert copied.record["reason"] == "found in models/"
     copied.update(training=version.record["validation"])
-    assert "has learnt 1 of these scans" in task._publish_if_better(version).record["reason"]
+    assert "has learnt 1 of these scans" in publish_if_better(bundle, version).record["reason"]
     # By hand, after its record was read.
     versions.publish(bundle, version.name)
-    by_hand = task._publish_if_better(version)
+    by_hand = publish_if_better(bundle, version)
     assert by_hand.state == "published"
     assert "by hand" in by_hand.record["reason"]
     assert versions.rollback(bundle) == copied.name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import json
 import logging
 import math
@@ -12,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,8 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.generic import device_list
 
 from lib.bundles import Bundle, as_text
+from lib.trainers.progress import progress
+from lib.trainers.publishing import publish_if_better
 from lib.trainers.scans import items, patient, read_validation, split
 from liverseg.bundle import is_true
 from liverseg.chain import die_with_parent
@@ -29,14 +29,12 @@ from liverseg.errors import InputError, sentence
 from liverseg.versions import (
     RUNNING,
     Version,
-    evaluate,
     find_version,
     keep_model_in_use,
     list_versions,
     lock,
     model_files,
     new_version,
-    publish,
     version_in_use,
     weights_in_use,
 )
@@ -44,11 +42,14 @@ from liverseg.versions import (
 logger = logging.getLogger(__name__)
 
 LOSS = "@losses#"
-METRIC = "val_mean_dice"
+# Of a training from scratch: those of `train.json` are for large data sets.
+EPOCHS = 50
 
 
 class Retraining(TrainTask):
     """The training of one bundle: its own `train.json` in processes of its own, into a new version.
+
+    One that starts from a model has the bundle's `fine_tune.json` laid over it, where there is one.
 
     Args:
         bundle: what trains.
@@ -62,7 +63,16 @@ class Retraining(TrainTask):
         self.validation_file = validation_file
         self.known = known
         self.train: dict[str, Any] = ConfigParser.load_config_file(bundle.folder / "configs" / "train.json")
-        self.learning_rate = float(self._resolve("learning_rate"))
+        overlay = bundle.folder / "configs" / "fine_tune.json"
+        self.fine_tune: dict[str, Any] = ConfigParser.load_config_file(overlay) if overlay.is_file() else {}
+        # From scratch, and from a model.
+        self.defaults = [
+            {
+                "max_epochs": self._resolve("max_epochs", **overlay) if overlay else EPOCHS,
+                "learning_rate": float(self._resolve("learning_rate", **overlay)),
+            }
+            for overlay in ({}, self.fine_tune)
+        ]
 
     def info(self) -> dict[str, Any]:
         """What clients show: options, the bundle's version, and the scans that validate."""
@@ -81,8 +91,7 @@ class Retraining(TrainTask):
         return {
             "device": device_list(),
             "pretrained": True,
-            "max_epochs": 50,
-            "learning_rate": self.learning_rate,
+            **self.defaults[self._has_model()],
             "val_split": 0.2,
             **choices,
         }
@@ -106,6 +115,9 @@ class Retraining(TrainTask):
             else:
                 value = self._number(key, value, type(default))
             chosen[key] = value
+        # Clients send back what they were shown, which is for a model to start from.
+        shown, own = self.defaults[self._has_model()], self.defaults[chosen["pretrained"] and self._has_model()]
+        chosen |= {key: own[key] for key, value in shown.items() if chosen[key] == value}
         return {**chosen, **self.bundle.device(chosen)}
 
     def check(self, request: Mapping[str, Any], datastore: Datastore) -> tuple[dict[str, Any], dict[str, list[str]]]:
@@ -117,7 +129,7 @@ class Retraining(TrainTask):
         options = self.options(request)
         labelled = {name: patient(datastore, name) for name in datastore.get_labeled_images()}
         training, validation, left_out = split(self.validation_file, labelled, options["val_split"])
-        if options["pretrained"] and model_files(self.bundle.folder / "models"):
+        if options["pretrained"] and self._has_model():
             starts = self._starts(weights_in_use(self.bundle.folder))
             missing = [file for file in starts if not file.is_file()]
             if missing:
@@ -128,40 +140,8 @@ class Retraining(TrainTask):
         return options, {"training": training, "validation": validation, "left_out": left_out}
 
     def stats(self) -> dict[str, Any]:
-        """How far the newest training is, as MONAI Label's clients read it; nothing before the first."""
-        version = next((one for one in list_versions(self.bundle.folder) if "epochs" in one.record), None)
-        if version is None:
-            return {}
-        record, state = version.record, version.state
-        histories = sorted((version.folder / "training").rglob("history.csv"), key=lambda file: file.stat().st_mtime)
-        rows = [list(csv.DictReader(file.read_text().splitlines())) for file in histories]
-        # A stage with `metrics.json` is at its end, if patience ended it before the last epoch too.
-        ended = [file.with_name("metrics.json").is_file() for file in histories]
-        epoch = sum(record["epochs"] if end else len(some) for end, some in zip(ended, rows, strict=True))
-        total = record["epochs"] * record["stages"]
-        validated = [float(row[METRIC]) for row in (rows[-1] if rows else []) if row[METRIC]]
-        running = state in RUNNING
-        # One that was stopped could not write down when.
-        stopped = max((file.stat().st_mtime for file in histories), default=record["start_ts"])
-        seconds = int(record.get("end_ts", time.time() if running else stopped) - record["start_ts"])
-        left = {"time_left": str(timedelta(seconds=int(seconds * (total - epoch) / epoch)))} if epoch else {}
-        return {
-            "epoch": epoch,
-            "total_epochs": total,
-            "start_ts": record["start_ts"],
-            **({"current_time": str(timedelta(seconds=seconds)), **left} if running else {}),
-            # 3D Slicer's bar takes this for the end.
-            **({} if running else {"total_time": str(timedelta(seconds=seconds))}),
-            "best_metric": max(validated, default=0),
-            "train": {"metrics": {"loss": float(rows[-1][-1]["loss"])} if rows and rows[-1] else {}},
-            "eval": {"metrics": {METRIC: validated[-1]} if validated else {}, "key_metric_name": METRIC},
-            "model_version": version.name,
-            "state": state,
-            **{
-                key: record.get(key)
-                for key in ("reason", "parent", "mean_dice", "mean_dice_in_use", "training", "validation", "left_out")
-            },
-        }
+        """How far the newest training is; nothing before the first."""
+        return progress(self.bundle.folder)
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Train, evaluate, and publish if better.
@@ -186,6 +166,7 @@ class Retraining(TrainTask):
         folder = self.bundle.folder
         keep_model_in_use(folder)
         parent = version_in_use(folder)
+        fine_tunes = options["pretrained"] and parent is not None and bool(self.fine_tune)
         stages = len(self.train.get("all_stages", [None]))
         version = new_version(
             folder,
@@ -198,9 +179,9 @@ class Retraining(TrainTask):
         )
         with lock(version.folder / ".lock"):
             try:
-                self._write_settings(version, options, datastore)
-                self._train(version)
-                version = self._publish_if_better(version.update(state="evaluating"))
+                self._write_settings(version, options, datastore, fine_tunes)
+                self._train(version, fine_tunes)
+                version = publish_if_better(folder, version.update(state="evaluating"))
             except Exception as error:
                 reason = sentence(error) or f"{type(error).__name__}: {error}".splitlines()[0]
                 find_version(folder, version.name).update(state="failed", reason=reason, end_ts=int(time.time()))
@@ -213,8 +194,10 @@ class Retraining(TrainTask):
         logger.info("%s %s: %s: %s", self.bundle.name, version.name, version.state, version.record["reason"])
         return self.stats()
 
-    def _write_settings(self, version: Version, options: Mapping[str, Any], datastore: Datastore) -> None:
-        """What differs from the bundle's `train.json`, as one more config."""
+    def _write_settings(
+        self, version: Version, options: Mapping[str, Any], datastore: Datastore, fine_tunes: bool
+    ) -> None:
+        """What differs from the bundle's `train.json` and `fine_tune.json`, as one more config."""
         classes = {name: index for index, name in enumerate(self._resolve("classes"))}
         lists = {
             section: items(datastore, version.record[section], classes, version.folder / "labels", self.known)
@@ -232,7 +215,7 @@ class Retraining(TrainTask):
             "ckpt_dir": str(version.folder),
             "output_dir": str(version.folder / "training"),
             "max_epochs": options["max_epochs"],
-            "val_interval": min(self.train["val_interval"], options["max_epochs"]),
+            **({} if fine_tunes else {"val_interval": min(self.train["val_interval"], options["max_epochs"])}),
             "learning_rate": options["learning_rate"],
             "device": options["device"],
             **{key: LOSS + options[key] for key in options if str(self.train.get(key)).startswith(LOSS)},
@@ -240,6 +223,9 @@ class Retraining(TrainTask):
         }
         for name, content in {"datalist": lists, "settings": settings}.items():
             (version.folder / f"{name}.json").write_text(json.dumps(content, indent=1))
+
+    def _has_model(self) -> bool:
+        return bool(model_files(self.bundle.folder / "models"))
 
     def _starts(self, weights: Path) -> list[Path]:
         """The files in `weights` that the networks start from."""
@@ -270,8 +256,11 @@ class Retraining(TrainTask):
                 settings[key] = value
         return settings
 
-    def _train(self, version: Version) -> None:
-        configs = [str(self.bundle.folder / "configs" / "train.json"), str(version.folder / "settings.json")]
+    def _train(self, version: Version, fine_tunes: bool) -> None:
+        names = ["train.json", "fine_tune.json"] if fine_tunes else ["train.json"]
+        configs = [str(self.bundle.folder / "configs" / name) for name in names] + [
+            str(version.folder / "settings.json")
+        ]
         command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(configs)]
         command += ["--bundle_root", str(self.bundle.folder)]
         file = version.folder / "training.log"
@@ -288,30 +277,6 @@ class Retraining(TrainTask):
                 f"model {self.bundle.name}: the training ended early ({said[-1] if said else f'status {status}'}), the "
                 f"model in use stays: see {file}."
             )
-
-    def _publish_if_better(self, version: Version) -> Version:
-        """Compare with the model in use on the same scans, and with the next one, if another is put into use then."""
-        folder = self.bundle.folder
-        reached = _mean(evaluate(folder, version.folder, version, version.folder / "evaluation"))
-        version, reason = version.update(mean_dice=reached), "the first model"
-        worse: set[str | None] = {None}
-        while version.state != "published":
-            if publish(folder, version.name, worse):
-                return version.update(state="published", reason=f"published: {reason}", end_ts=int(time.time()))
-            name = version_in_use(folder)
-            if name is None:
-                continue
-            in_use = find_version(folder, name)
-            before = _mean(evaluate(folder, in_use.folder, version, version.folder / "evaluation_in_use"))
-            reason = f"mean Dice {reached:.4f} on the validation scans, {before:.4f} of {name}, which was in use"
-            learnt = set(in_use.record.get("training", ())) & set(version.record.get("validation", ()))
-            if learnt:
-                reason += f" and has learnt {len(learnt)} of these scans, so that its figure is too high"
-            version = version.update(mean_dice_in_use=before)
-            if version.state != "published" and not reached > before:
-                return version.update(state="candidate", reason=f"not published: {reason}", end_ts=int(time.time()))
-            worse.add(name)
-        return version.update(reason="published by hand while it was evaluated", end_ts=int(time.time()))
 
     def _number(self, key: str, value: Any, kind: type) -> Any:
         try:
@@ -330,9 +295,3 @@ class Retraining(TrainTask):
         return InputError(
             f"model {self.bundle.name}, option {key}: found {as_text(value)!r}, expected {expected}: fix it."
         )
-
-
-def _mean(dice: Mapping[str, float]) -> float:
-    if not dice:
-        raise InputError("validation: found no class of the bundle in its labels, expected some: label them again.")
-    return sum(dice.values()) / len(dice)
