@@ -109,7 +109,7 @@ def test_it_trains_and_writes_half_precision_weights_with_what_made_them(teacher
     result = distil(teacher, write_scans(tmp_path / "scans"), out, *options(**SHORT))
     assert str(out / "models") in result.output.replace("\n", "")
     state = torch.load(out / "models" / "model.pt", weights_only=True)
-    best = torch.load(out / "training" / "models" / "model.pt", weights_only=True)
+    best = torch.load(out / "fine_tuning" / "models" / "model.pt", weights_only=True)
     assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float16}
     for key, value in best.items():
         torch.testing.assert_close(state[key], value.half() if value.is_floating_point() else value)

@@ -28,6 +28,8 @@ from liverseg.workbench.datasets.convert import check_datalist
 from liverseg.workbench.run import run_bundle
 
 CLASSES = [*LITS_LABELS.values()]
+# Settings that `fine_tune.json` has and that are meant for the training before it.
+OF_ITS_OWN = ("learning_rate", "max_epochs", "val_interval", "patience", "lr_scheduler")
 # A fold that never validates, beyond the five of the scans.
 PHANTOM_FOLD = 5
 
@@ -110,6 +112,9 @@ def make_data(
 def train(console: Console, bundle: Path, teacher: Path, datalist: Path, options: Mapping[str, Any]) -> Path:
     """Train a bundle on what `make_data` has written, or go on with it, and write its weights with what made them.
 
+    The training is followed by a fine-tuning: batch norms of a few scans as different as these and phantoms have
+    statistics that swing from batch to batch and fit none of them, until they are frozen and the weights fit them.
+
     Args:
         console: for what is going on.
         bundle: the bundle to train.
@@ -124,16 +129,18 @@ def train(console: Console, bundle: Path, teacher: Path, datalist: Path, options
     Raises:
         InputError: when the training fails.
     """
-    out, config = datalist.parent, bundle / "configs" / "train.json"
-    settings = {
-        "dataset_dir": out,
-        "output_dir": out / "training",
-        "ckpt_dir": out / "training" / "models",
-        "resume": True,
-        **({"augmentation": "heavy"} if "augmentation" in ConfigParser.load_config_file(config) else {}),
-        **options,
-    }
-    run_bundle(console, bundle, "training", ["train"], settings)
+    out, config = datalist.parent, ConfigParser.load_config_file(bundle / "configs" / "train.json")
+    heavy = {"augmentation": "heavy"} if "augmentation" in config else {}
+    settings = {"dataset_dir": out, "resume": True, **heavy, **options}
+    first, best = out / "training", out / "fine_tuning" / "models"
+    folders = {"output_dir": first, "ckpt_dir": first / "models"}
+    run_bundle(console, bundle, "training", ["train"], {**settings, **folders})
+    start = {"pretrain_dir": first / "models"} if "pretrain_dir" in config else {}
+    start = start or {"load_pretrain": first / "models" / "model.pt"}
+    # It has a rate and a length of its own.
+    kept = {name: value for name, value in settings.items() if name not in OF_ITS_OWN}
+    folders = {"output_dir": best.parent, "ckpt_dir": best}
+    run_bundle(console, bundle, "training", ["train", "fine_tune"], {**kept, **folders, **start})
     content = json.loads(datalist.read_text(encoding="utf-8"))
     phantoms = sum("phantoms" in Path(item["image"]).parts for item in content["training"])
     given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
@@ -144,7 +151,7 @@ def train(console: Console, bundle: Path, teacher: Path, datalist: Path, options
         "scans": len(content["training"]) - phantoms,
         "phantoms": phantoms,
     }
-    best, models = out / "training" / "models", out / "models"
+    models = out / "models"
     for file in model_files(best):
         if file.suffix == ".pt":
             _write_half(best / file, models / file, facts)
