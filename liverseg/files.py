@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import tempfile
@@ -64,3 +65,14 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], A
             f"{path}: could not be saved ({reason}), what was there before is kept: free some space or choose "
             "another folder."
         ) from error
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write `content` as JSON, into a folder that is made where it is missing.
+
+    Raises:
+        InputError: as `check_writable` and `write_atomically`.
+    """
+    check_writable(Path(path).parent)
+    text = json.dumps(content, indent=1)
+    write_atomically(path, lambda file: file.write(f"{text}\n".encode()))

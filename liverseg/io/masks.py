@@ -215,6 +215,24 @@ def find_mask(folder: str | os.PathLike[str], scan: str | os.PathLike[str]) -> P
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
+def recorded_flags(mask: str | os.PathLike[str]) -> dict[str, str]:
+    """The flags of a mask, by what `MaskFolder` recorded beside it; none of a mask that it has not written."""
+    path = Path(mask)
+    try:
+        scans = recorded_scans(path.parent)
+    except InputError:
+        return {}
+    flags: list[dict[str, str]] = [entry.get("flags", {}) for entry in scans if entry.get("mask") == path.name]
+    return flags[0] if flags else {}
+
+
+def scan_names(images: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """A name for each scan that no other of them has, as `MaskFolder` begins the names of their masks."""
+    paths = [str(absolute(image)) for image in images]
+    choices = _first_choices(paths)
+    return [_stems(path)[choices[path]] for path in paths]
+
+
 def class_names(metadata: Mapping[str, Any]) -> dict[int, str]:
     """The name of each value in the masks of a bundle, by its `metadata.json`; none where that does not say."""
     data_format = metadata.get("network_data_format", {})

@@ -15,6 +15,7 @@ import numpy as np
 from monai.data import MetaTensor
 from scipy import ndimage
 
+from liverseg.io.masks import recorded_flags
 from liverseg.transforms import LoadVolumed
 from liverseg.transforms.labels import whole_values
 from liverseg.transforms.plausibility import check_intensities, check_spacing
@@ -99,7 +100,7 @@ def judge(image_path: Path, label_path: Path, labels: Mapping[str, str], modalit
             "voxels": _by_name(counts, names),
         }
     )
-    found.suspicious += warnings
+    found.suspicious += [*warnings, *recorded_flags(label_path).values()]
     _check_geometry(found, spacing)
     if odd := check_intensities(image, found.facts["modality"]):
         found.suspicious.append(odd[1])

@@ -18,8 +18,9 @@ from liverseg.data.datalist import check_folds, relative
 from liverseg.data.datalist_schema import read_datalist
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
+from liverseg.io.masks import scan_names
 from liverseg.io.nifti import write_nifti
-from liverseg.io.paths import absolute, stem_of
+from liverseg.io.paths import absolute
 from liverseg.io.volumes import as_int16
 from liverseg.workbench.datasets.check import BROKEN, OK, SUSPICIOUS, Judgement, judge
 from liverseg.workbench.datasets.layout import Case, Layout, check_own
@@ -77,9 +78,15 @@ def check_datalist(path: Path) -> Path:
             "them."
         )
     pairs = [item for items in known.sections.values() for item in items if "label" in item]
+    names = scan_names([item["image"] for item in pairs])
     cases = [
-        Case(f"{index}-{stem_of(item['image'])}", item["patient"], Path(item["image"]), Path(item["label"]))
-        for index, item in enumerate(pairs)
+        Case(
+            name if names.count(name) == 1 else f"{index}-{name}",
+            item["patient"],
+            Path(item["image"]),
+            Path(item["label"]),
+        )
+        for index, (name, item) in enumerate(zip(names, pairs, strict=True))
     ]
     if not cases:
         raise InputError(f"{path}: no scan with a label in it, expected at least one: add one.")

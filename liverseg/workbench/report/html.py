@@ -18,7 +18,7 @@ import pandas as pd
 
 from liverseg.errors import InputError
 from liverseg.files import write_atomically
-from liverseg.io.masks import recorded_scans
+from liverseg.io.masks import recorded_flags
 from liverseg.workbench.report.curves import curves_png
 from liverseg.workbench.report.overlays import MASK_COLOUR, PLANES, REFERENCE_COLOUR, axial_pngs, load_scan, plane_png
 from liverseg.workbench.report.surface import surface_png
@@ -105,12 +105,7 @@ def _scan(shown: ShownScan) -> dict[str, Any]:
         "dice": _number(scan.dice, ".3f"),
         "has_reference": shown.reference is not None,
         "empty": not scan.mask.any(),
-        "flags": [
-            sentence
-            for entry in recorded_scans(Path(shown.mask).parent)
-            if entry.get("mask") == Path(shown.mask).name
-            for sentence in entry.get("flags", {}).values()
-        ],
+        "flags": list(recorded_flags(shown.mask).values()),
         "planes": {plane: _picture(plane_png(scan, plane)) for plane in PLANES},
         "surface": _picture(surface_png(scan)) if scan.mask.any() else None,
         "slices": [_picture(png) for png in axial_pngs(scan)],

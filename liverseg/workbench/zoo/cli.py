@@ -11,6 +11,7 @@ import typer
 
 import liverseg
 from liverseg.errors import InputError
+from liverseg.io.paths import absolute
 from liverseg.workbench.zoo.build import PACKAGE, build_archive
 
 app = typer.Typer(help="Get bundles' weights, and pack bundles for others to download.", no_args_is_help=True)
@@ -47,11 +48,12 @@ def distill(
     bundle: Annotated[str, typer.Argument(help="The bundle to train: one of the liver, with or without lesions.")],
     scans: Annotated[Path, typer.Option(help="Folder of scans; with a dataset.json, what it lists.")],
     teacher: Annotated[str, typer.Option("--from", help="The bundle whose masks are the labels.")] = "unet3d_liver",
-    out: Annotated[Path, typer.Option(help="Folder for labels, check.html, dataset.json and the training.")] = Path(
-        "distilled"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for labels, check.html, dataset.json and the training; distilled/BUNDLE without it."),
+    ] = None,
     leave_out: Annotated[
-        list[str] | None, typer.Option(help="A scan whose label is bad, by its name without suffix; again for others.")
+        list[str] | None, typer.Option(help="A scan whose label is bad, as check.html names it; again for others.")
     ] = None,
     phantoms: Annotated[int, typer.Option(min=0, help="Phantoms that train as well.")] = 12,
     labels_only: Annotated[bool, typer.Option("--labels-only", help="Stop before the training.")] = False,
@@ -59,27 +61,32 @@ def distill(
     """Train a bundle on scans without labels, with the masks of a trained one.
 
     First --labels-only: then look at check.html, correct masks in OUT/labels or leave scans out, and call it again,
-    which trains, or goes on with a training. Scans under "test" in a dataset.json get masks; those under "training" and
-    "validation" have labels of their own, 1 liver and 2 lesion. What is no option here goes to the training.
+    which trains, or goes on with a training of the same labels. Scans under "test" in a dataset.json get masks; those
+    under "training" and "validation" have labels of their own, 1 liver and 2 lesion, and these validate. What is no
+    option here goes to the training.
 
     Examples: liverseg zoo distill deeplabv3_liver --scans data/scans --labels-only;
     liverseg zoo distill deeplabv3_liver --scans data/scans --leave-out case7 --max_epochs 200
     """
     from rich.console import Console
 
-    from liverseg.workbench.zoo.distill import make_data, train
+    from liverseg.workbench.zoo.distill import read_options, train
     from liverseg.workbench.zoo.fetch import fetch_starting_model
+    from liverseg.workbench.zoo.pseudo_labels import make_data
 
-    console, student, source, extra = Console(), _folder(bundle), _folder(teacher), context.args
-    if len(extra) % 2 or not all(name.startswith("--") for name in extra[::2]):
-        raise InputError(f"{' '.join(extra)}: expected settings of the training, as --max_epochs 200: correct them.")
+    console, student, source, left_out = Console(), _folder(bundle), _folder(teacher), leave_out or []
+    options = read_options(student, context.args)
     if source.name == "unet3d_liver":
         fetch_starting_model(source)
-    datalist = make_data(console, student, source, scans, out.absolute(), leave_out or [], phantoms)
-    if not labels_only:
-        options = {name[2:]: value for name, value in zip(extra[::2], extra[1::2], strict=True)}
-        models = train(console, student, source, datalist, options)
-        console.print(f"Weights: [bold]{models}[/bold]; to use them, copy what is in it to {student / 'models'}.")
+    folder = absolute(out or Path("distilled") / student.name)
+    datalist = make_data(console, student, source, absolute(scans), folder, left_out, phantoms)
+    if labels_only:
+        return
+    command = ["liverseg", "zoo", "distill", student.name, "--from", source.name, "--scans", "DIR"]
+    command += [part for name in left_out for part in ("--leave-out", name)]
+    command += ["--phantoms", str(phantoms), *context.args]
+    models = train(console, student, source, datalist, options, command)
+    console.print(f"Weights: [bold]{models}[/bold]; to use them, copy what is in it to {student / 'models'}.")
 
 
 @app.command()
