@@ -26,6 +26,8 @@ MEAN_HU = (20.0, 180.0)
 LARGE_ML = 50.0
 # A large left lobe, or a scan of the liver alone, has the liver's centre near the middle.
 MIRRORED_MM = 20.0
+# A liver that is cut shows more than stray voxels.
+CUT_MM2 = 100.0
 # Of a scan, of which a liver then has some ten thousand voxels.
 SAMPLE_MM = 4.0
 # In MR what is above this share of the way from the darkest to the brightest voxels is body.
@@ -67,7 +69,8 @@ class FlagMaskd(MapTransform):
     - `volume`: outside `VOLUME_ML`; a liver that is cut off may be small;
     - `components`: several of at least `LARGE_ML`, not counting twice those that may be joined beyond the scan's end;
     - `hu`: the mean outside `MEAN_HU`, in CT;
-    - `cut_off`: the liver reaches the first or last slice, of those that follow each other from the feet to the head;
+    - `cut_off`: the liver reaches the first or last slice, of those that follow each other from the feet to the head,
+      with at least `CUT_MM2`;
     - `mirrored`: the liver's centre lies on the left of the body's by more than `MIRRORED_MM`.
 
     Lesions are part of the liver. Memory is that of a few slices, and of the scan at `SAMPLE_MM`.
@@ -106,11 +109,13 @@ class FlagMaskd(MapTransform):
         counts = _counts(voxels, self.is_liver, steps)
         voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
         axis, upwards = _slice_axis(affine)
-        ends = [bool(self.is_liver[voxels.take(index, axis)].any()) for index in (0, -1)]
+        voxel_mm2 = 1000 * voxel_ml / affine_to_spacing(mask.affine, r=3)[axis].item()
+        ends_mm2 = [int(self.is_liver[voxels.take(index, axis)].sum()) * voxel_mm2 for index in (0, -1)]
+        ends = [area_mm2 >= CUT_MM2 for area_mm2 in ends_mm2]
         liver = self.is_liver[voxels[_every(steps)]].view(np.bool_)
         found = {
-            # As in summary.json, for a spacing is not exact.
-            "volume": check_volume(round(float(counts.sum()) * voxel_ml, 3), cut_off=any(ends)),
+            # To seven figures, for a spacing is not exact.
+            "volume": check_volume(float(f"{float(counts.sum()) * voxel_ml:.7g}"), cut_off=any(ends)),
             "components": check_components(counts * voxel_ml, axis, ends),
             "cut_off": check_ends(ends, upwards=upwards),
         }
@@ -124,7 +129,9 @@ def check_volume(volume_ml: float, cut_off: bool) -> str | None:
     """What is wrong with the volume of a liver; None for a plausible one, and a small one that is cut off."""
     least, most = VOLUME_ML
     if volume_ml > most or (volume_ml < least and not cut_off):
-        found = f"the liver has {volume_ml:.0f} ml" if volume_ml else "no liver was found"
+        found = (
+            f"the liver has {volume_ml:{'.0f' if volume_ml >= 1 else '.2g'}} ml" if volume_ml else "no liver was found"
+        )
         return (
             f"{found}, expected {least:g} to {most:g} ml: look whether the mask leaves parts out or takes in other "
             "organs, and whether the scan shows the liver."

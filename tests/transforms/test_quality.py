@@ -288,8 +288,22 @@ def test_another_modality_is_refused():
 def test_an_odd_spacing_or_a_scan_of_one_slice_ends_nothing(tmp_path):
     mask = np.ones((6, 5, 1), np.uint8)
     image = np.where(mask, LIVER_HU, 0).astype(np.int16)
-    for affine in (np.diag([1e-3, 1e-3, 5e-3, 1]), np.diag([90.0, 90, 90, 1])):
-        assert "cut_off" in flags(str(tmp_path / "scan.nii"), image, mask, affine)
+    found = flags(str(tmp_path / "metres.nii"), image, mask, np.diag([1e-3, 1e-3, 5e-3, 1]))
+    assert found["volume"].startswith("the liver has 1.5e-10 ml")
+    assert "cut_off" in flags(str(tmp_path / "scan.nii"), image, mask, np.diag([90.0, 90, 90, 1]))
+
+
+def test_a_stray_voxel_at_the_end_is_no_liver_that_is_cut_off(judge):
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[40, 30, 0] = 1
+    found = judge(mask)
+    assert "volume" in found and "cut_off" not in found
+
+
+def test_a_negated_ct_is_not_said_to_be_1024_too_high(judge):
+    image = body()
+    image[30:34, 30:34] = 700  # bone
+    assert "1024" not in judge(drawn(LIVER), -image)["intensities"]
 
 
 @pytest.mark.real_data
