@@ -74,7 +74,7 @@ def test_each_bundle_has_its_weights_its_mask_and_its_name(tmp_path):
     assert done.exit_code == 0, done.output
     assert f"Without the trained weights or the CT: {tmp_path / 'none'}: found no bundle there" in done.output
     page = (out / "report.html").read_text()
-    assert "<h1>Liver in CT or MRI with U-Net</h1>" in page
+    assert "<h1>unet_liver, trained on phantoms</h1>" in page
     assert scan.name in page
     assert "Your scan, segmented by unet_liver as it was trained here on phantoms." in page
     # Everything is liver: 48 x 40 x 8 voxels of 6 x 6 x 10 mm, less what the bundle's cleaning takes away.
