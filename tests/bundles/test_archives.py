@@ -53,7 +53,7 @@ TRAINING = {
     "cascade_lits": {"stage": "localise", "target": "liver", "localise_size": [48, 48], "spatial_size": [48, 48]},
     "mixed_unet_lits": {"stage": "liver"},
     "unet3d_abdomen": {"iterations_per_epoch": 1},
-    "deepedit_liver": {},
+    "deepedit_liver": {"amp": False},
     "unet3d_liver": {"stage": "liver"},
 }
 # What `torchrun --nproc_per_node 1` sets.
