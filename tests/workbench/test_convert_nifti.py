@@ -164,7 +164,7 @@ def test_check_reads_any_datalist_and_leaves_it_alone(tmp_path):
     path.write_text(json.dumps(content))
     result = run("check", path)
     assert result.exit_code == 1
-    assert "1 of 3 cases are broken and still in dataset.json (2-image)" in str(result.exception)
+    assert "1 of 3 cases are broken and still in dataset.json (2_image)" in str(result.exception)
     report = json.loads((tmp_path / "check.json").read_text())
     assert [case["verdict"] for case in report["cases"]] == ["ok", "ok", "broken"]
     assert (tmp_path / "check.html").is_file()
