@@ -132,6 +132,8 @@ def test_labels_of_other_organs_and_folders_of_others_are_refused(teacher, tmp_p
     (scans / "dataset.json").write_text(json.dumps({**items, "labels": {"1": "spleen", "2": "kidney"}}))
     with pytest.raises(InputError, match="found 'spleen' for the value 1, expected 'liver'"):
         distil(teacher, scans, out, "--labels-only")
+    with pytest.raises(InputError, match=r"--scans: found .*nowhere, which is not there"):
+        distil(teacher, tmp_path / "nowhere", out, "--labels-only")
     with pytest.raises(InputError, match="the folder of the scans, expected another one"):
         distil(teacher, scans, scans, "--labels-only")
     out.mkdir()

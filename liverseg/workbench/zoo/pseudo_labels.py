@@ -67,6 +67,8 @@ def make_data(
     name, path = f"{bundle.name} from {teacher.name}", out / "dataset.json"
     if out.resolve() == scans.resolve():
         raise InputError(f"--out: found {out}, the folder of the scans, expected another one: name it.")
+    if not scans.exists():
+        raise InputError(f"--scans: found {scans}, which is not there, expected a folder of scans: correct it.")
     check_own(path, name)
     given, bare = _read(scans)
     every = [*given["training"], *given["validation"], *bare]
