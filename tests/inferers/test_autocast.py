@@ -74,3 +74,33 @@ def test_deep_supervision_in_monais_trainer(name):
     trainer.run()
     assert trainer.state.output["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert all(not torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("channels", [16, 32, 128])
+def test_gradients_where_small_patches_have_come_down_to_2_voxels(channels):
+    """oneDNN reads memory there that nothing has written in bfloat16."""
+    torch.manual_seed(0)
+    deep = torch.nn.Conv3d(channels, channels, 3, padding=1)
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, channels, 8, stride=8), deep)
+    for _ in range(12):
+        for size in (1000, 10000, 100000):  # What is freed is what is taken next.
+            torch.full((size,), float("nan"))
+        network.zero_grad()
+        AutocastInferer()(torch.rand(2, 1, 16, 16, 16), network).sum().backward()
+        assert deep.weight.grad.isfinite().all()
+
+
+def test_only_small_patches_of_a_training_stay_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+
+    def dtype(*size):
+        found = []
+        network = torch.nn.Linear(size[-1], 2)
+        network.register_forward_hook(lambda *call: found.append(call[-1].dtype))
+        AutocastInferer()(torch.rand(1, 1, *size), network)
+        return found[0]
+
+    assert [dtype(63, 64, 64), dtype(64, 8, 8), dtype(8, 8)] == [torch.float32, torch.bfloat16, torch.bfloat16]
+    with torch.no_grad():
+        assert dtype(8, 8, 8) == torch.bfloat16
