@@ -198,7 +198,7 @@ def train(folder: Path, items: Sequence[tuple[Path, Path]], seed: int, steps: in
 def evaluate(folder: Path, items: Sequence[tuple[Path, Path]]) -> float:
     """Mean Dice of the liver, with the bundle's inferer."""
     parser = read_config(folder)
-    network, inferer = parser.get_parsed_content("network").eval(), parser.get_parsed_content("inferer")
+    network, inferer = parser.get_parsed_content("network").eval(), parser.get_parsed_content("inferer#inferer")
     network.load_state_dict(torch.load(folder / "models" / "model.pt", weights_only=True))
     dice = []
     for item in items:

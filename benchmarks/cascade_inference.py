@@ -71,10 +71,10 @@ def segment(scan: Path, labels: np.ndarray) -> tuple[dict[str, float], dict[str,
         part.register_forward_pre_hook(lambda _, inputs, name=name: sizes[name].update([tuple(inputs[0].shape)]))
         for name, part in network.items()
     ]
-    config["inferer"]["slices"] = {
-        name: {**slices, "progress": False} for name, slices in config["inferer"]["slices"].items()
-    }
-    inferer = config.get_parsed_content("inferer")
+    # Without the second look at a mirror image, which the phantom needs no more than a patient.
+    slices = config["inferer#inferer"]["slices"]
+    config["inferer#inferer"]["slices"] = {name: {**part, "progress": False} for name, part in slices.items()}
+    inferer = config.get_parsed_content("inferer#inferer")
     seconds = {}
 
     def found(target: int, item: dict[str, Any], key: str) -> MetaTensor:

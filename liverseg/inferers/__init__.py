@@ -4,6 +4,7 @@ from liverseg.inferers.autocast import AutocastInferer, bf16_autocast
 from liverseg.inferers.cascade import CascadeInferer
 from liverseg.inferers.clicks import ClickWindowInferer, EvaluateWithClicks
 from liverseg.inferers.context_windows import BodyWindowInferer, ContextTileInferer
+from liverseg.inferers.mirror_check import MirrorCheckInferer
 from liverseg.inferers.two_stage import TwoStageInferer
 from liverseg.inferers.volume_slices import VolumeSliceInferer
 from liverseg.inferers.volume_windows import VolumeWindowInferer
@@ -15,6 +16,7 @@ __all__ = [
     "ClickWindowInferer",
     "ContextTileInferer",
     "EvaluateWithClicks",
+    "MirrorCheckInferer",
     "TwoStageInferer",
     "VolumeSliceInferer",
     "VolumeWindowInferer",

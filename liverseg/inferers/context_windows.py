@@ -18,13 +18,7 @@ from liverseg.inferers.autocast import bf16_autocast
 from liverseg.inferers.volume_slices import affine_of, as_bytes, plain
 from liverseg.inferers.volume_windows import planes_between, resize_planes
 from liverseg.transforms.crop import body_box, largest_box
-from liverseg.transforms.load import add_flag
-from liverseg.transforms.quality import MIRRORED, VOLUME_ML
 from liverseg.transforms.spacing import resize_volume, spaced_size
-
-# A third of the smallest liver; and in the real scans at hand, the centre of what is found lies 50 mm and more to the
-# right of the body's, in their mirror images up to 30 mm, where less is found as well.
-NEXT_TO_NOTHING_ML, RIGHT_MM = VOLUME_ML[0] / 3, 40.0
 
 
 class ContextTileInferer(Inferer):
@@ -84,9 +78,7 @@ class ContextTileInferer(Inferer):
             volume, label = plain(inputs)[index, 0], plain(labels)[index, 0]
             size = spaced_size(volume.shape, affine_of(inputs, index), self.spacing)
             with torch.no_grad():
-                small = resize_volume(volume, size)
-                found = self._probabilities(small, network)
-                self._inspect(inputs, index, small, found, network)
+                found = self._probabilities(resize_volume(volume, size), network)
             for position, planes in planes_between(iter([found.permute(2, 0, 1)[:, None]]), size[2], label.shape[2]):
                 here = (..., slice(position, position + len(planes)))
                 probabilities = resize_planes(planes, label.shape[:2])[:, 0].permute(1, 2, 0)
@@ -94,9 +86,6 @@ class ContextTileInferer(Inferer):
                 if self.keep_probabilities:
                     self.kept[index, 0][here] = as_bytes(probabilities).to(label)
         return labels
-
-    def _inspect(self, inputs: Tensor, index: int, volume: Tensor, found: Tensor, network: Any) -> None:
-        """Look at the probabilities of a volume of the batch, both (h, w, d) on the grid of the network."""
 
     def _probabilities(self, volume: Tensor, network: Any) -> Tensor:
         """Of the foreground, (h, w, d), on the grid of the network; with context beyond the border 0."""
@@ -140,9 +129,6 @@ class BodyWindowInferer(ContextTileInferer):
         body_threshold: what is above it is body, in units of the inputs: −0.375 is −150 HU; None takes all for body.
         least_mm: see above.
         focus_mm: see above; None leaves the second pass out.
-        find_mirrored: where next to nothing is found, or not on the right of the body, look once more, at the scan
-            mirrored from left to right; if a larger liver is there, the scan gets the flag "mirrored". Its labels stay
-            what they are. For inputs whose first axis runs from left to right.
         kwargs: of `ContextTileInferer`.
     """
 
@@ -153,38 +139,10 @@ class BodyWindowInferer(ContextTileInferer):
         body_threshold: float | None = -0.375,
         least_mm: float = 126,
         focus_mm: float | None = 240,
-        find_mirrored: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(roi_size, spacing, **kwargs)
         self.body_threshold, self.least_mm, self.focus_mm = body_threshold, least_mm, focus_mm
-        self.find_mirrored = find_mirrored
-
-    def _inspect(self, inputs: Tensor, index: int, volume: Tensor, found: Tensor, network: Any) -> None:
-        if not self.find_mirrored:
-            return
-        body = torch.ones_like(volume) if self.body_threshold is None else volume > self.body_threshold
-        voxel_ml = math.prod(self.spacing) / 1000
-        liver = found > self.threshold
-        found_ml = float(liver.sum()) * voxel_ml
-        if found_ml >= NEXT_TO_NOTHING_ML and self._right_mm(liver, body) >= RIGHT_MM:
-            return
-        # A scan of few slices holds no liver in which to see it.
-        if float(body.sum()) * voxel_ml < VOLUME_ML[0]:
-            return
-        mirrored = self._probabilities(volume.flip(0), network) > self.threshold
-        mirrored_ml = float(mirrored.sum()) * voxel_ml
-        if mirrored_ml < max(VOLUME_ML[0], found_ml) or self._right_mm(mirrored, body.flip(0)) < RIGHT_MM:
-            return
-        said = f"{found_ml:.0f} ml of liver are found in it and {mirrored_ml:.0f} ml in its mirror image"
-        add_flag(inputs, "mirrored", MIRRORED.format(said), index)  # type: ignore[arg-type]
-
-    def _right_mm(self, liver: Tensor, body: Tensor) -> float:
-        """How far to the right of the body's centre that of the liver lies; neither is empty."""
-        positions = torch.arange(liver.shape[0])
-        masses = (mask.sum((1, 2)).cpu().double() for mask in (liver, body))
-        liver_at, body_at = (float((mass * positions).sum() / mass.sum()) for mass in masses)
-        return (liver_at - body_at) * self.spacing[0]
 
     def _probabilities(self, volume: Tensor, network: Any) -> Tensor:
         """As of `ContextTileInferer`; 0 beyond the window."""

@@ -69,8 +69,8 @@ class FlagMaskd(MapTransform):
     - `volume`: outside `VOLUME_ML`; a liver that is cut off may be small;
     - `components`: several of at least `LARGE_ML`, not counting twice those that may be joined beyond the scan's end;
     - `hu`: the mean outside `MEAN_HU`, in CT;
-    - `cut_off`: the liver reaches the first or last slice, of those that follow each other from the feet to the head,
-      with at least `CUT_MM2`;
+    - `cut_off`: the liver reaches the first or last slice, of those that follow each other from the feet to the head
+      and show anything at all, with at least `CUT_MM2`;
     - `mirrored`: the liver's centre lies on the left of the body's by more than `MIRRORED_MM`.
 
     Lesions are part of the liver. Memory is that of a few slices, and of the scan at `SAMPLE_MM`.
@@ -90,8 +90,7 @@ class FlagMaskd(MapTransform):
         self.find_body = choose("modality", modality, {"ct": _body_of_ct, "mr": _body_of_mr})
         self.modality = modality
         self.is_liver = np.zeros(256, np.uint8)
-        if "liver" in class_names.values():
-            self.is_liver[[value for value, name in class_names.items() if name in ("liver", "lesion")]] = 1
+        self.is_liver[liver_values(class_names)] = 1
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """`data` with flags."""
@@ -109,20 +108,36 @@ class FlagMaskd(MapTransform):
         counts = _counts(voxels, self.is_liver, steps)
         voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
         axis, upwards = _slice_axis(affine)
+        first, last = _shown(sample, axis)
+        length, step = voxels.shape[axis], int(steps[axis])
         voxel_mm2 = 1000 * voxel_ml / affine_to_spacing(mask.affine, r=3)[axis].item()
-        ends_mm2 = [int(self.is_liver[voxels.take(index, axis)].sum()) * voxel_mm2 for index in (0, -1)]
-        ends = [area_mm2 >= CUT_MM2 for area_mm2 in ends_mm2]
+        # Where slices without anything follow, the last one with something is one of the block's.
+        places = (
+            range(max((first - 1) * step + 1, 0), first * step + 1),
+            range(last * step, min((last + 1) * step, length))
+            if last * step + step < length
+            else range(length - 1, length),
+        )
+        areas_mm2 = ([int(self.is_liver[voxels.take(n, axis)].sum()) * voxel_mm2 for n in place] for place in places)
+        ends = [max(areas) >= CUT_MM2 for areas in areas_mm2]
         liver = self.is_liver[voxels[_every(steps)]].view(np.bool_)
         found = {
             # To seven figures, for a spacing is not exact.
             "volume": check_volume(float(f"{float(counts.sum()) * voxel_ml:.7g}"), cut_off=any(ends)),
-            "components": check_components(counts * voxel_ml, axis, ends),
+            "components": check_components(counts.take(range(first, last + 1), axis) * voxel_ml, axis, ends),
             "cut_off": check_ends(ends, upwards=upwards),
         }
         if liver.any():
             found["hu"] = check_hu(float(sample[liver].mean())) if self.modality == "ct" else None
             found["mirrored"] = check_side(liver, self.find_body(sample), affine @ np.diag([*steps, 1]))
         return {flag: sentence for flag, sentence in found.items() if sentence is not None}
+
+
+def liver_values(class_names: Mapping[int, str]) -> list[int]:
+    """The values of liver and lesion, which is part of it; none without a liver."""
+    if "liver" not in class_names.values():
+        return []
+    return [value for value, name in class_names.items() if name in ("liver", "lesion")]
 
 
 def check_volume(volume_ml: float, cut_off: bool) -> str | None:
@@ -229,6 +244,13 @@ def _slice_axis(affine: np.ndarray) -> tuple[int, bool]:
     axes = io_orientation(affine)
     axis = int(np.flatnonzero(axes[:, 0] == 2)[0])
     return axis, bool(axes[axis, 1] > 0)
+
+
+def _shown(sample: np.ndarray, axis: int) -> tuple[int, int]:
+    """The first and the last slice of a sample that are not of one value, as those added to a scan are."""
+    others = _others(axis)
+    shown = np.flatnonzero(sample.max(others) > sample.min(others))
+    return (int(shown[0]), int(shown[-1])) if len(shown) else (0, sample.shape[axis] - 1)
 
 
 def _middle_mm(mask: np.ndarray, affine: np.ndarray) -> float:

@@ -31,7 +31,7 @@ def test_inference_looks_at_a_plane_as_it_was_trained(plane):
     assert [{"R": 0, "A": 1, "S": 2}[letter] for letter in grid["axcodes"]] == list(PLANE_AXES[plane])
     assert grid["spacing"] == [1.1, 1.2, -1]  # of x and y; slices along z stay where they are
     assert grid["slice_spacing"] == [-1, -1 if plane == "axial" else 1.3, -1]  # then the columns, which are z
-    inferer = config("inference.json").get_parsed_content("inferer")
+    inferer = config("inference.json").get_parsed_content("inferer#inferer")
     assert inferer.slices[plane].spacing == tuple(grid["slice_spacing"][:2])
     assert inferer.region_grid.spacing == tuple(grid["spacing"][:2])
 
@@ -44,7 +44,7 @@ def without_requires(value):
 
 def test_evaluation_segments_as_inference_does():
     inference, evaluation = config("inference.json"), config("train.json", "evaluate.json")
-    pairs = {"inferer": "validate#inferer", "cascade": "cascade", "liver_cleaning": "liver_cleaning"}
+    pairs = {"inferer#inferer": "validate#inferer", "cascade": "cascade", "liver_cleaning": "liver_cleaning"}
     for one, other in pairs.items():
         assert without_requires(inference[one]) == without_requires(evaluation[other])
 
@@ -53,7 +53,7 @@ def test_training_localises_as_inference_does():
     training, inference = config("train.json"), config("inference.json")
     for target in ("liver", "lesion"):
         trained = without_requires(training[f"targets#{target}#prior"])
-        used = without_requires(inference[f"inferer#localise#{target}"])
+        used = without_requires(inference[f"inferer#inferer#localise#{target}"])
         assert trained.pop("keys") == [used.pop("keys"), "@label_key"]
         assert used.pop("_mode_") == "callable"
         assert {trained.pop(key) is None for key in ("network", "weights")} == {False}

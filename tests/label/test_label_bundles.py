@@ -39,7 +39,7 @@ def test_every_choice_is_one_that_the_config_can_resolve(folder):
         for text in choices:
             with bundle.workflow(bundle.settings({key: text})) as parser:
                 parser.get_parsed_content("postprocessing", instantiate=False, eval_expr=False)
-                parser.get_parsed_content("inferer")
+                parser.get_parsed_content("inferer#inferer")
 
 
 @pytest.mark.parametrize("folder", BUNDLES, ids=lambda folder: folder.name)

@@ -132,6 +132,22 @@ def test_a_liver_that_is_cut_off(judge_turned, axcodes, degrees, place, ends):
     assert sorted(said) == sorted(filter(None, ends.split("|")))
 
 
+@pytest.mark.parametrize("slice_mm", [1.25, 5])
+@pytest.mark.parametrize("slices", [1, 4, 11])
+@pytest.mark.parametrize(("place", "end"), [(np.s_[:8], "lowest"), (np.s_[-8:], "uppermost"), (np.s_[6:-6], None)])
+def test_slices_without_anything_that_were_added_are_no_slices_of_the_scan(judge, slice_mm, slices, place, end):
+    """As programs fill up what they turn or bring onto another scan's grid."""
+    mask = drawn((*LIVER[:2], place))
+    image = np.where(mask > 0, LIVER_HU, body())
+    added = [(0, 0), (0, 0), (slices, slices)]
+    image = np.pad(image, added, constant_values=-1024).astype(np.int16)
+    found = judge(np.pad(mask, added), image, affine=AFFINE @ np.diag([1, 1, slice_mm / 5, 1]))
+    if end is None:
+        assert "cut_off" not in found
+    elif slice_mm == 5 or slices > 1:  # Fewer than the slices of a sample may be overlooked.
+        assert end in found["cut_off"]
+
+
 def test_other_sides_of_the_scan_are_no_ends(judge):
     assert judge(drawn(np.s_[50:, :, 20:30])) == {}
 

@@ -1,0 +1,159 @@
+"""Scans that are mirrored from left to right, with networks whose answer is known."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from liverseg.inferers import MirrorCheckInferer
+from liverseg.transforms.clicks import CLICKS
+
+LIVER_ONLY = {1: "liver"}
+RIGHT = np.s_[24:36, 8:24, 20:45]  # 600 ml
+LEFT = np.s_[8:20, 8:24, 20:45]
+
+
+class Looks:
+    """An inferer that finds what is above 0.2, and left of a share of the volume nothing; keeps what it has seen."""
+
+    keep_probabilities = False
+
+    def __init__(self, blind: tuple[float, float] = (0, 0), value: int = 1) -> None:
+        self.blind, self.value = blind, value
+        self.seen: list[torch.Tensor] = []
+
+    def __call__(self, inputs, network):
+        assert network == "the network"
+        self.seen.append(inputs.as_tensor().clone())
+        found = (inputs > 0.2).to(torch.uint8) * self.value
+        first, last = (int(share * inputs.shape[2]) for share in self.blind)
+        found[:, :, first:last] = 0
+        if self.keep_probabilities:
+            self.kept = found.as_tensor() * 255
+        return found
+
+
+def patient(liver=RIGHT, shape=(44, 32, 60)) -> MetaTensor:
+    """Voxels of 5 mm; a body in the middle, and a liver in it, as a batch that was loaded."""
+    x = torch.full(shape, -0.5)
+    x[4:40, 4:28] = 0.0
+    x[liver] = 0.4
+    meta = {"filename_or_obj": ["scan.nii"], "flags": [""]}
+    return MetaTensor(x[None, None], affine=torch.eye(4) * torch.tensor([5.0, 5.0, 5.0, 1.0]), meta=meta)
+
+
+def turned(x: MetaTensor, axcodes: str) -> MetaTensor:
+    image = nib.Nifti1Image(x[0, 0].numpy(), x.affine.numpy())
+    turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axcodes))
+    image = image.as_reoriented(turn)
+    meta = {"filename_or_obj": ["scan.nii"], "flags": [""]}
+    return MetaTensor(torch.tensor(image.get_fdata())[None, None], affine=torch.tensor(image.affine), meta=meta)
+
+
+def look(x: MetaTensor, looks: Looks, names=LIVER_ONLY) -> tuple[torch.Tensor, dict[str, str], int]:
+    """The labels, the flags and how often the inferer was asked."""
+    found = MirrorCheckInferer(looks, names)(x, "the network").as_tensor()
+    return found, dict(line.split(": ", 1) for line in x.meta["flags"][0].splitlines()), len(looks.seen)
+
+
+def test_a_scan_in_whose_mirror_image_the_liver_is_has_a_flag():
+    x = patient(RIGHT)
+    found, flags, asked = look(x, Looks(blind=(0, 0.5)))
+    assert torch.equal(found, (x.as_tensor() > 0.2).to(torch.uint8)) and flags == {} and asked == 1
+    mirrored, looks = patient(LEFT), Looks(blind=(0, 0.5))
+    found, flags, asked = look(mirrored, looks)
+    assert found.sum() == 0 and asked == 2
+    assert torch.equal(looks.seen[1], mirrored.as_tensor().flip(2))
+    assert list(flags) == ["mirrored"]
+    assert "0 ml of liver are found in it and 600 ml in its mirror image" in flags["mirrored"]
+
+
+@pytest.mark.parametrize("axcodes", ["LPS", "SAR", "PIL"])
+@pytest.mark.parametrize(("liver", "expected"), [(RIGHT, []), (LEFT, ["mirrored"])])
+def test_left_and_right_are_those_of_the_affine(axcodes, liver, expected):
+    x = turned(patient(liver), axcodes)
+    axis = next(axcodes.find(side) for side in "LR" if side in axcodes)
+
+    def only_on_the_right(inputs, network):
+        middle = inputs.shape[2 + axis] // 2
+        start = middle if axcodes[axis] == "L" else 0
+        return (inputs > 0.2).to(torch.uint8).index_fill(2 + axis, torch.arange(start, start + middle), 0)
+
+    MirrorCheckInferer(only_on_the_right, LIVER_ONLY)(x, "the network")
+    assert [line.split(":")[0] for line in x.meta["flags"][0].splitlines()] == expected
+
+
+def test_what_is_found_on_the_wrong_side_is_compared_with_the_mirror_image():
+    """Of a liver of 600 ml, 200 and more are found on the left; in the mirror image all of it, on the right."""
+    found, flags, asked = look(patient(LEFT), Looks(blind=(0.3, 0.5)))
+    assert found.sum() / 8 > 200 and asked == 2 and list(flags) == ["mirrored"]
+
+
+@pytest.mark.parametrize(
+    ("liver", "asked"),
+    [
+        (np.s_[28:36, 8:24, 20:36], 1),  # 256 ml: a part of a liver
+        (np.s_[28:36, 8:24, 20:30], 2),  # 160 ml on the right
+        (np.s_[16:28, 8:24, 20:45], 2),  # in the middle
+        (np.s_[8:16, 8:24, 20:36], 2),  # 256 ml on the left, in the mirror image on the right
+    ],
+)
+def test_no_other_scan_has_that_flag(liver, asked):
+    _, flags, count = look(patient(liver), Looks())
+    assert flags == {} and count == asked
+
+
+def test_what_is_not_looked_at_twice():
+    """A slab that holds no liver, a mask without one, and what an annotator has clicked into."""
+    clicked = patient(LEFT)
+    clicked.meta[CLICKS] = torch.zeros(1, 1, 4)
+    blind = (0, 0.5)
+    for x, looks, names in (
+        (patient(np.s_[:0], shape=(44, 32, 5)), Looks(), LIVER_ONLY),
+        (patient(LEFT), Looks(blind), {1: "spleen"}),
+        (clicked, Looks(blind), LIVER_ONLY),
+    ):
+        _, flags, asked = look(x, looks, names)
+        assert flags == {} and asked == 1
+
+
+@pytest.mark.parametrize(("columns", "flagged"), [(11, False), (9, True)])
+def test_of_slices_the_mirror_image_is_always_segmented_here_and_there(columns, flagged):
+    """What is found lies well on the right; the liver, of 12 columns, is larger by 1/11 or 1/3."""
+    x, looks = patient(np.s_[6:18, 8:24, 10:55]), Looks(blind=(0, 0.5))
+    x[0, 0, 28 : 28 + columns, 8:24, 10:55] = 0.4
+    found = MirrorCheckInferer(looks, LIVER_ONLY, slices_mm=20)(x, "the network").as_tensor()
+    assert found.shape == x.shape and len(looks.seen) == 2
+    assert torch.equal(looks.seen[1], x.as_tensor()[..., ::4].flip(2))
+    assert x.meta["flags"][0].startswith("mirrored") == flagged
+
+
+def test_pieces_apart_do_not_count():
+    """What is found in the middle is larger than the largest piece in the mirror image, not than all of them."""
+    x = patient(np.s_[4:20, 4:28, 2:58:2])
+    x[0, 0, 22:24, 8:24, 10:50] = 0.4
+    _, flags, asked = look(x, Looks(blind=(0, 0.5)))
+    assert flags == {} and asked == 2
+
+
+def test_lesions_are_liver():
+    _, flags, asked = look(patient(RIGHT), Looks(value=2), {1: "liver", 2: "lesion"})
+    assert flags == {} and asked == 1
+
+
+def test_the_flag_is_that_of_one_scan_of_a_batch():
+    x = torch.cat([patient(RIGHT).as_tensor(), patient(LEFT).as_tensor()])
+    meta = {"filename_or_obj": ["a.nii", "b.nii"], "flags": ["", ""]}
+    batch = MetaTensor(x, affine=patient().affine, meta=meta)
+    MirrorCheckInferer(Looks(blind=(0, 0.5)), LIVER_ONLY)(batch, "the network")
+    assert meta["flags"][0] == "" and batch.meta["flags"][1].startswith("mirrored")
+
+
+def test_probabilities_are_those_of_the_scan_as_it_is():
+    check = MirrorCheckInferer(Looks(blind=(0.3, 0.5)), LIVER_ONLY)
+    check.keep_probabilities = True
+    found = check(patient(LEFT), "the network")
+    assert torch.equal(check.kept, found.as_tensor() * 255)
