@@ -8,19 +8,22 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
 from torch import Tensor, nn
 
 from liverseg.errors import InputError
+from liverseg.inferers import MirrorCheckInferer
 from liverseg.inferers.volume_slices import plain
 from liverseg.networks import LiverLesionNetworks
 from liverseg.networks.blocks import centre, two_class_logits
 
 DROPOUT = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
 DROPOUT_PASSES = 4
-# Of the axes of a slice or a window, beside the pass without a flip.
-FLIPS = ([2], [3])
+# In the plane of the first two axes, beside the pass without: as far as every bundle's training turns its scans. Flips
+# would be of no use, for networks know left from right.
+DEGREES = (-10, 10)
 # The share of the way from air to the brightest at which the body begins.
 BODY_SHARE = 0.1
 
@@ -29,7 +32,7 @@ class EntropyMeter:
     """Mean entropy, inside the body, of what networks say in several passes; 0 is sure, 1 is no idea.
 
     The passes are those of Monte Carlo dropout (Gal and Ghahramani, ICML 2016) for a network with dropout, otherwise
-    one as it is and one for each flip. Their mean softmax gives the entropy, divided by that of equal odds.
+    one as it is and one for each of `DEGREES`. Their mean softmax gives the entropy, divided by that of equal odds.
 
     The bundle's own inferer does the work: each batch of slices or windows that it gives to a network is measured there
     and forgotten, so that memory holds no volume for it, and any inferer will do. Where windows overlap, voxels count
@@ -47,6 +50,9 @@ class EntropyMeter:
 
     def __init__(self, evaluator: SupervisedEvaluator, image_key: str) -> None:
         self.image_key = image_key
+        # Its second look is at another scan.
+        if isinstance(evaluator.inferer, MirrorCheckInferer):
+            evaluator.inferer = evaluator.inferer.inferer
         self.body_level = 0.0
         self.entropies: dict[nn.Module, Tensor] = {}
         self.voxels: dict[nn.Module, Tensor] = {}
@@ -92,7 +98,8 @@ class EntropyMeter:
                     torch.manual_seed(0)
                     passes = [_softmax(twin(x, **options)) for _ in range(DROPOUT_PASSES)]
                 else:
-                    passes = [_softmax(output), *(_softmax(twin(x.flip(axes), **options)).flip(axes) for axes in FLIPS)]
+                    turned = (_turn(_softmax(twin(_turn(x, angle), **options)), -angle) for angle in DEGREES)
+                    passes = [_softmax(output), *turned]
                 mean = torch.stack(passes).mean(0)
                 entropy = torch.special.entr(mean).sum(1) / math.log(mean.shape[1])
                 # A network may say nothing of the border of what it sees.
@@ -105,3 +112,14 @@ class EntropyMeter:
 
 def _softmax(logits: Tensor) -> Tensor:
     return two_class_logits(logits.detach().float()).softmax(1)
+
+
+def _turn(x: Tensor, degrees: float) -> Tensor:
+    """Slices (N, C, H, W) or windows (N, C, H, W, D), turned about their centre, linear; its border goes on."""
+    height, width = x.shape[2:4]
+    sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
+    planes = x.reshape(*x.shape[:2], height, width, -1).movedim(-1, 1).flatten(0, 1)
+    theta = x.new_tensor([[cosine, -sine * height / width, 0], [sine * width / height, cosine, 0]], dtype=torch.float32)
+    grid = F.affine_grid(theta.expand(len(planes), 2, 3), list(planes.shape), align_corners=False)
+    turned = F.grid_sample(planes.float(), grid, padding_mode="border", align_corners=False)
+    return turned.unflatten(0, (x.shape[0], -1)).movedim(1, -1).reshape(x.shape).to(x.dtype)
