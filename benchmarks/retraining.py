@@ -2,6 +2,8 @@
 
 python benchmarks/retraining.py --work build/retraining
 
+Called again, it goes on with what is not in `retraining.json` yet.
+
 The start is `deeplabv3_liver`, trained on synthetic CT of 3 mm as `make demo` does it. For each seed there are other
 patients: labelled scans of the same kind, for which the start is good, or synthetic MR scans, for which it is bad. The
 app retrains with its defaults on 2, 4 and 8 of them and three that validate, and publishes or not. Dice is that of the
@@ -57,10 +59,14 @@ def main() -> None:
     train_on_phantoms(Console(), work / "start", BUNDLE, first=1, steps=2)
     weights = work / "start" / BUNDLE.name / "models" / "model.pt"
     held_out = {start: write_scans(work / f"held_out_{start}", HELD_OUT, STARTS[start], 10**6) for start in STARTS}
-    rows: list[dict[str, Any]] = []
+    record = work / "retraining.json"
+    rows: list[dict[str, Any]] = json.loads(record.read_text()) if record.is_file() else []
+    done = {(row["start"], row["labels"], row["seed"]) for row in rows}
     for seed in range(arguments.seeds):
         for labels in arguments.labels:
             for start in arguments.starts:
+                if (start, labels, seed) in done:
+                    continue
                 scans = write_scans(
                     work / f"scans_{start}_{seed}", VALIDATION + max(arguments.labels), STARTS[start], seed + 1
                 )
@@ -68,7 +74,7 @@ def main() -> None:
                 row = retrain(folder, weights, STARTS[start], scans[: VALIDATION + labels], held_out[start], seed)
                 rows.append({"start": start, "labels": labels, "seed": seed, **row})
                 print(json.dumps(rows[-1]), flush=True)
-                (work / "retraining.json").write_text(json.dumps(rows, indent=1) + "\n")
+                record.write_text(json.dumps(rows, indent=1) + "\n")
     report(pd.DataFrame(rows))
 
 
