@@ -15,6 +15,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from monai.transforms import Compose, Orientationd
 
 from liverseg.data import load_datalist
 from liverseg.data.phantom_io import LITS_LABELS
@@ -32,7 +33,9 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     items = []
     for number, item in enumerate(load_datalist(arguments.datalist, "test")):
-        volumes = LoadVolumed(["image", "label"])({key: item[key] for key in ("image", "label")})
+        # A label may lie in its file along other axes than the scan.
+        load = Compose([LoadVolumed(["image", "label"]), Orientationd(["image", "label"], "RAS", labels=None)])
+        volumes = load({key: item[key] for key in ("image", "label")})
         affine = volumes["image"].affine.numpy()
         # Without its affine, the transform would take a MetaTensor's history along with every lesion.
         data = {"image": volumes["image"].as_tensor(), "label": (volumes["label"].as_tensor() > 0).byte()}
