@@ -22,6 +22,8 @@ from liverseg.transforms.quality import BODY_OF_MR, MIRRORED, SAMPLE_MM, VOLUME_
 # hold less. With these bounds no scan of thirteen has the flag, and ten of their mirror images have it.
 RIGHT_MM, LARGER = 40.0, 1.25
 NEXT_TO_NOTHING_ML = VOLUME_ML[0] / 3
+# Most of what is found in mirror images is smaller, most livers are larger.
+SMALL_ML = 1200.0
 
 
 class MirrorCheckInferer(Inferer):
@@ -39,7 +41,7 @@ class MirrorCheckInferer(Inferer):
         inferer: segments volumes, as `VolumeSliceInferer` does.
         class_names: of its labels' values; without "liver" among them nothing is looked at.
         slices_mm: for 2-D networks: the mirror image of slices so far apart is segmented, of every scan. None
-            segments all of it, where next to nothing is found or not well on the right.
+            segments all of it, where less than `SMALL_ML` is found or not well on the right.
 
     Attributes:
         keep_probabilities: set it for `kept`.
@@ -94,7 +96,7 @@ class MirrorCheckInferer(Inferer):
         liver = self._liver(label[sample])
         found_ml = float(liver.sum()) * voxel_ml
         well = found_ml >= NEXT_TO_NOTHING_ML and _offset(liver, body, axis) * right >= RIGHT_MM
-        if well and self.slices_mm is None:
+        if well and found_ml >= SMALL_ML and self.slices_mm is None:
             return None
         flipped = MetaTensor(
             volume.flip(axis)[None, None],

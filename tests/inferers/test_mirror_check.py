@@ -14,6 +14,7 @@ from liverseg.transforms.clicks import CLICKS
 LIVER_ONLY = {1: "liver"}
 RIGHT = np.s_[24:36, 8:24, 20:45]  # 600 ml
 LEFT = np.s_[8:20, 8:24, 20:45]
+LARGE = np.s_[24:36, 4:28, 12:54]  # 1512 ml
 
 
 class Looks:
@@ -60,7 +61,7 @@ def look(x: MetaTensor, looks: Looks, names=LIVER_ONLY) -> tuple[torch.Tensor, d
 
 
 def test_a_scan_in_whose_mirror_image_the_liver_is_has_a_flag():
-    x = patient(RIGHT)
+    x = patient(LARGE)
     found, flags, asked = look(x, Looks(blind=(0, 0.5)))
     assert torch.equal(found, (x.as_tensor() > 0.2).to(torch.uint8)) and flags == {} and asked == 1
     mirrored, looks = patient(LEFT), Looks(blind=(0, 0.5))
@@ -95,7 +96,8 @@ def test_what_is_found_on_the_wrong_side_is_compared_with_the_mirror_image():
 @pytest.mark.parametrize(
     ("liver", "asked"),
     [
-        (np.s_[28:36, 8:24, 20:36], 1),  # 256 ml: a part of a liver
+        (LARGE, 1),
+        (RIGHT, 2),
         (np.s_[28:36, 8:24, 20:30], 2),  # 160 ml on the right
         (np.s_[16:28, 8:24, 20:45], 2),  # in the middle
         (np.s_[8:16, 8:24, 20:36], 2),  # 256 ml on the left, in the mirror image on the right
@@ -140,7 +142,7 @@ def test_pieces_apart_do_not_count():
 
 
 def test_lesions_are_liver():
-    _, flags, asked = look(patient(RIGHT), Looks(value=2), {1: "liver", 2: "lesion"})
+    _, flags, asked = look(patient(LARGE), Looks(value=2), {1: "liver", 2: "lesion"})
     assert flags == {} and asked == 1
 
 
