@@ -19,11 +19,11 @@ from liverseg.transforms.morphology import largest
 from liverseg.transforms.quality import BODY_OF_MR, MIRRORED, SAMPLE_MM, VOLUME_ML, liver_values
 
 # In the real CT at hand the centre of what is found lies 50 mm and more to the right of the body's, their mirror images
-# hold less. With these bounds no scan of thirteen has the flag, and ten of their mirror images have it.
-RIGHT_MM, LARGER = 40.0, 1.25
+# hold less. With these bounds `deeplabv3_liver` flags none of thirteen, and nine of their mirror images.
+RIGHT_MM, LARGER = 40.0, 2.0
 NEXT_TO_NOTHING_ML = VOLUME_ML[0] / 3
-# Most of what is found in mirror images is smaller, most livers are larger.
-SMALL_ML = 1200.0
+# Few livers are smaller; of mirrored ones that much is often missed.
+SMALL_ML = 800.0
 
 
 class MirrorCheckInferer(Inferer):
@@ -31,14 +31,15 @@ class MirrorCheckInferer(Inferer):
 
     Networks know left from right: of a mirrored scan they find parts of the liver, and what is none. So the scan
     mirrored from left to right is segmented too. It gets the flag "mirrored" if a liver is in its mirror image, on the
-    right of the body, that is larger by `LARGER`, or larger at all where next to nothing is found in the scan or not
-    well on the right. The labels stay what they are, and pieces apart from the largest do not count.
+    right of the body, that is `LARGER` times as large, or larger at all where next to nothing is found in the scan or
+    not well on the right. The labels stay what they are, and pieces apart from the largest do not count.
 
     Scans that show less body than a liver are not looked at twice, nor those with clicks of an annotator, who has seen
     the mask. Body is what is brighter than a tenth of the range of the inputs.
 
     Args:
         inferer: segments volumes, as `VolumeSliceInferer` does.
+        look: segments the mirror image: one that finds the liver alone, say; None takes `inferer`.
         class_names: of its labels' values; without "liver" among them nothing is looked at.
         slices_mm: for 2-D networks: the mirror image of slices so far apart is segmented, of every scan. None
             segments all of it, where less than `SMALL_ML` is found or not well on the right.
@@ -51,8 +52,11 @@ class MirrorCheckInferer(Inferer):
     keep_probabilities = False
     kept: torch.Tensor
 
-    def __init__(self, inferer: Any, class_names: Mapping[int, str], slices_mm: float | None = None) -> None:
+    def __init__(
+        self, inferer: Any, class_names: Mapping[int, str], look: Any = None, slices_mm: float | None = None
+    ) -> None:
         self.inferer = inferer
+        self.look = inferer if look is None else look
         self.liver = torch.tensor(liver_values(class_names), dtype=torch.uint8)
         self.slices_mm = slices_mm
 
@@ -103,7 +107,7 @@ class MirrorCheckInferer(Inferer):
             affine=affine @ torch.diag(affine.new_tensor([1, 1, apart, 1])),
             meta={"filename_or_obj": [f"the mirror image of {name_of(inputs, index)}"]},
         )
-        mirrored = self._liver(plain(self.inferer(flipped, network, *args, **kwargs))[0, 0][sample])
+        mirrored = self._liver(plain(self.look(flipped, network, *args, **kwargs))[0, 0][sample])
         mirrored_ml = float(mirrored.sum()) * voxel_ml
         if mirrored_ml < max(VOLUME_ML[0], found_ml * (LARGER if well else 1)):
             return None
