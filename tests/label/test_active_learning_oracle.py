@@ -29,7 +29,7 @@ def learnt(benchmark, tmp_path_factory):
     held_out = [benchmark.write_phantom(work, 10**6, "portal", *GRID)]
     phases = ["portal", "portal", "portal", "native"]
     pool = [benchmark.write_phantom(work, patient, phase, *GRID) for patient, phase in enumerate(phases)]
-    return {name: benchmark.learn(work / name, name, SEED, pool, held_out, 2, 40) for name in benchmark.STRATEGIES}
+    return {name: benchmark.learn(work / name, name, SEED, pool, held_out, 2, 40, {}) for name in benchmark.STRATEGIES}
 
 
 def test_all_begin_alike_and_learn_from_different_scans(learnt):
