@@ -71,7 +71,7 @@ def segment(scan: Path, labels: np.ndarray) -> tuple[dict[str, float], dict[str,
         part.register_forward_pre_hook(lambda _, inputs, name=name: sizes[name].update([tuple(inputs[0].shape)]))
         for name, part in network.items()
     ]
-    # Without the second look at a mirror image, which the phantom needs no more than a patient.
+    # The second look, at a mirror image, is no part of the cascade.
     slices = config["inferer#inferer"]["slices"]
     config["inferer#inferer"]["slices"] = {name: {**part, "progress": False} for name, part in slices.items()}
     inferer = config.get_parsed_content("inferer#inferer")
