@@ -24,6 +24,7 @@ RIGHT_MM, LARGER = 40.0, 2.0
 NEXT_TO_NOTHING_ML = VOLUME_ML[0] / 3
 # Few livers are smaller; of mirrored ones that much is often missed.
 SMALL_ML = 800.0
+NO_CLICKS = torch.empty(1, 0, 4)
 
 
 class MirrorCheckInferer(Inferer):
@@ -67,7 +68,7 @@ class MirrorCheckInferer(Inferer):
         if self.keep_probabilities:
             self.kept = self.inferer.kept
         self.inferer.keep_probabilities = False
-        if len(self.liver) and isinstance(inputs, MetaTensor) and inputs.meta.get(CLICKS) is None:
+        if len(self.liver) and isinstance(inputs, MetaTensor) and not inputs.meta.get(CLICKS, NO_CLICKS).numel():
             for index in range(len(inputs)):
                 found = self._mirrored(inputs, labels, index, network, *args, **kwargs)
                 if found is not None:

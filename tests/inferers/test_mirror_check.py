@@ -141,6 +141,14 @@ def test_pieces_apart_do_not_count():
     assert flags == {} and asked == 2
 
 
+def test_a_scan_without_clicks_is_looked_at_by_a_bundle_that_takes_some():
+    """As `AddClicksd` writes none."""
+    x = patient(LEFT)
+    x.meta[CLICKS] = torch.zeros(1, 0, 4)
+    _, flags, asked = look(x, Looks(blind=(0, 0.5)))
+    assert list(flags) == ["mirrored"] and asked == 2
+
+
 def test_another_inferer_may_look_at_the_mirror_image():
     x, first, second = patient(LEFT), Looks(blind=(0, 0.5)), Looks(blind=(0, 0.5))
     MirrorCheckInferer(first, LIVER_ONLY, look=second)(x, "the network")
