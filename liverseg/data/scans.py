@@ -21,8 +21,10 @@ from liverseg.io.volumes import read_volume_grid
 
 logger = logging.getLogger(__name__)
 
-# What data sets call the masks that lie beside their scans, in a file or folder of their own.
+# What data sets call the masks that lie beside their scans, in a file or folder of their own, and what comes after the
+# name of a scan in that of its mask, as `MaskFolder` writes it too.
 MASKS = re.compile(r"(.*[-_ .])?(segs?|segmentations?|masks?|labels?(tr|va|ts)?|gt|ground.?truth)([-_ .]?\d+)?", re.I)
+OF_A_SCAN = re.compile(r"([-_ .]?(pred|auto|liver|lesions?|tumou?rs?|organs?|spleen|kidneys?|[lr]k))+", re.I)
 
 
 def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -51,6 +53,7 @@ def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         files = [file for folder in _visible(root) if folder.is_dir() for file in _nifti_files(folder)]
     series, left_out = find_series(root)
     masks = {file for file in files if any(MASKS.fullmatch(name) for name in (stem_of(file), file.parent.name))}
+    masks |= _drawn_on(files)
     # Where they are all there is, they are what is meant.
     masks = masks if series or len(masks) < len(files) else set()
     if masks:
@@ -71,6 +74,17 @@ def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if left_out:
         logger.warning("%s: %d scans; left out: %s.", root, len(scans), describe(left_out))
     return [{"image": scan} for scan in scans]
+
+
+def _drawn_on(files: Sequence[Path]) -> set[Path]:
+    """The files whose name is that of another one beside them and then that of organs."""
+    known = {(file.parent, stem_of(file)) for file in files}
+    ends = [(file, stem_of(file)) for file in files]
+    return {
+        file
+        for file, name in ends
+        if any((file.parent, name[:at]) in known and OF_A_SCAN.fullmatch(name[at:]) for at in range(1, len(name)))
+    }
 
 
 def _visible(folder: Path) -> list[Path]:

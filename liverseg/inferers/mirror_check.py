@@ -14,7 +14,7 @@ from nibabel.orientations import io_orientation
 
 from liverseg.inferers.volume_slices import affine_of, name_of, plain
 from liverseg.transforms.clicks import CLICKS
-from liverseg.transforms.load import add_flag
+from liverseg.transforms.load import add_flag, flags_of
 from liverseg.transforms.morphology import largest
 from liverseg.transforms.quality import BODY_OF_MR, MIRRORED, SAMPLE_MM, VOLUME_ML, liver_values
 
@@ -24,6 +24,8 @@ RIGHT_MM, LARGER = 40.0, 2.0
 NEXT_TO_NOTHING_ML = VOLUME_ML[0] / 3
 # Few livers are smaller; of mirrored ones that much is often missed.
 SMALL_ML = 800.0
+# Flags of scans of which a mask means nothing, nor one of their mirror image.
+STRANGE = {"intensities", "modality"}
 NO_CLICKS = torch.empty(1, 0, 4)
 
 
@@ -35,8 +37,8 @@ class MirrorCheckInferer(Inferer):
     right of the body, that is `LARGER` times as large, or larger at all where next to nothing is found in the scan or
     not well on the right. The labels stay what they are, and pieces apart from the largest do not count.
 
-    Scans that show less body than a liver are not looked at twice, nor those with clicks of an annotator, who has seen
-    the mask. Body is what is brighter than a tenth of the range of the inputs.
+    Scans that show less body than a liver are not looked at twice, nor those whose intensities are flagged, which no
+    network knows, nor those with clicks of an annotator, who has seen the mask. Body is what is brighter than a tenth of the range of the inputs.
 
     Args:
         inferer: segments volumes, as `VolumeSliceInferer` does.
@@ -70,6 +72,8 @@ class MirrorCheckInferer(Inferer):
         self.inferer.keep_probabilities = False
         if len(self.liver) and isinstance(inputs, MetaTensor) and not inputs.meta.get(CLICKS, NO_CLICKS).numel():
             for index in range(len(inputs)):
+                if STRANGE & flags_of(inputs, index).keys():
+                    continue
                 found = self._mirrored(inputs, labels, index, network, *args, **kwargs)
                 if found is not None:
                     add_flag(inputs, "mirrored", MIRRORED.format(found), index)

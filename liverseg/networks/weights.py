@@ -106,9 +106,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         state = content[inside[0]] if inside else content
     if not isinstance(state, Mapping):
         raise InputError(f"{path} holds a {type(state).__name__}; {WANTED}: save the state dict alone.")
-    others = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    others = [key for key, value in state.items() if not (isinstance(key, str) and _is_plain(value))]
     if others or not state:
-        found = f"no tensor under {len(others)} of {len(state)} keys (first: {others[0]!r})" if others else "no keys"
+        found = (
+            f"no plain tensor under {len(others)} of {len(state)} names (first: {others[0]!r})" if others else "no keys"
+        )
         known = ", ".join(f'"{key}"' for key in STATE_KEYS)
         raise InputError(f"{path} holds a dict with {found}; {WANTED}, alone or under a key out of {known}.")
     check_finite(state, path)
@@ -155,15 +157,20 @@ def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
         source: where they come from, for the message.
 
     Raises:
-        InputError: for NaN or infinity, with the first tensor that has some.
+        InputError: for NaN or infinity, also of what is too large for float32, with the first tensor that has some.
     """
     for key, value in state.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            count = int((~value.isfinite()).sum())
+        if value.is_floating_point() and not (finite := value.float().isfinite()).all():
+            count = int((~finite).sum())
             raise InputError(
                 f"{source}: found NaN or infinity for {count} of {value.numel()} numbers of {key}, expected finite "
                 "weights: the training that wrote them had failed, so take those of another one."
             )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor with a number in memory for each of its elements."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
 
 
 def _other_format(start: bytes) -> tuple[str, str] | None:

@@ -117,9 +117,10 @@ def add_flag(volume: MetaTensor, flag: str, sentence: str, index: int | None = N
         volume.meta["flags"][index] = said
 
 
-def flags_of(volume: MetaTensor) -> dict[str, str]:
-    """The sentence of each flag of a volume, by its name."""
-    return _parse_flags(volume.meta.get("flags", ""))
+def flags_of(volume: MetaTensor, index: int | None = None) -> dict[str, str]:
+    """The sentence of each flag of a volume, by its name; with `index`, of one of a batch (B, C, H, W, D)."""
+    said = volume.meta.get("flags", "")
+    return _parse_flags(said if index is None or not said else said[index])
 
 
 def _parse_flags(text: str) -> dict[str, str]:

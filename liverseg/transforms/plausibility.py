@@ -35,6 +35,9 @@ NEGATED_SHARE = 0.9
 AIR, BODY, SPREAD_OF_MR = 0.02, 0.1, 0.57
 AIR_SHARE, CUT_OFF_SHARE = 0.05, 0.004
 
+# A map of organs has whole numbers from 0 up, and most voxels of an organ have the same on either side.
+LARGEST_LABEL, EVEN_SHARE = 255, 0.6
+
 UNTIL_THEN = "; until then, a mask of this scan means nothing."
 
 
@@ -90,7 +93,7 @@ def check_intensities(image: np.ndarray, modality: str) -> tuple[str, str] | Non
     """What shows that a scan is not a CT in HU, or no MR image, and what to do; None where nothing does.
 
     A CT in HU has voxels of fat or air, and most of what is no air is soft tissue. That finds HU with 1024 or another
-    number added, scaled to 0…1 or 0…255 or negated, and MR. An MR image of which it is true is a CT, and one with four
+    number added, scaled to 0…1 or 0…255 or negated, and MR. A mask is neither. An MR image of which it is true is a CT, and one with four
     bright corners is negated; its scale means nothing. What is not found: a negated CT with hardly any air, and a CT
     scaled to 0…255 that is taken for MR.
 
@@ -103,12 +106,23 @@ def check_intensities(image: np.ndarray, modality: str) -> tuple[str, str] | Non
     """
     step = tuple(slice(None, None, -(-length // SAMPLES_PER_AXIS)) for length in image.shape)
     sample = image[step]
-    found = _CHECKS[modality](sample)
+    found = _check_mask(image[:, *step[1:]]) or _CHECKS[modality](sample)
     if found is None:
         return None
     low, high = np.percentile(sample, (0.1, 99.9))
     flag, reason = found
     return flag, f"the intensities, {low:.4g} to {high:.4g}, are not those of {reason}"
+
+
+def _check_mask(lines: np.ndarray) -> tuple[str, str] | None:
+    """What shows that lines of voxels along the first axis are those of a mask."""
+    values = np.unique(lines)
+    if values[0] < 0 or values[-1] > LARGEST_LABEL or (values != values.round()).any():
+        return None
+    even = (lines[1:] == lines[:-1])[lines[1:] > 0]
+    if even.size and even.mean() < EVEN_SHARE:
+        return None
+    return "intensities", f"a scan but of a mask ({len(values)} different whole numbers): take the scan it was drawn on"
 
 
 def _check_ct(sample: np.ndarray) -> tuple[str, str] | None:

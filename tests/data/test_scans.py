@@ -108,6 +108,16 @@ def test_masks_of_an_earlier_run_are_not_scans(tmp_path, write_nifti, caplog):
     assert images(tmp_path) == ["series"]
 
 
+def test_masks_are_known_by_the_names_of_their_scans(tmp_path, write_nifti, caplog):
+    volume = np.zeros((2, 2, 2), np.uint8)
+    masks = ("a_liver.nii.gz", "a_liver_lesion.nii", "b.organs.nii.gz", "b-lk.nii.gz")
+    scans = ("a.nii.gz", "b.nii.gz", "c_liver.nii.gz", "liver.nii.gz", "a_later.nii.gz")
+    for name in (*masks, *scans):
+        write_nifti(name, volume)
+    assert images(tmp_path) == sorted(scans)
+    assert "left out: mask (a_liver.nii.gz, a_liver_lesion.nii, b-lk.nii.gz and 1 more)" in caplog.messages[-1]
+
+
 @pytest.mark.parametrize("summary", ["[]", "no json", '{"scans": ["a.nii.gz", {"image": "a.nii.gz"}]}', '{"mean": {}}'])
 def test_a_summary_of_another_program_says_nothing_of_masks(tmp_path, write_nifti, summary):
     scan = write_nifti("a.nii.gz", np.zeros((2, 2, 2), np.int16))

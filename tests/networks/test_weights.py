@@ -181,6 +181,11 @@ def damage(path: Path, case: str) -> None:
         torch.save([1, 2], path)
     elif case == "no tensors":
         torch.save({"epoch": 3, "weights": small_network().state_dict()}, path)
+    elif case == "keys of numbers":
+        torch.save({**small_network().state_dict(), 3: torch.zeros(1)}, path)
+    elif case in ("sparse", "of no device"):
+        bias = torch.ones(4).to_sparse() if case == "sparse" else torch.ones(4, device="meta")
+        torch.save({**small_network().state_dict(), "0.bias": bias}, path)
     elif case == "empty dict":
         torch.save({"model": {}}, path)
 
@@ -204,7 +209,18 @@ def damage(path: Path, case: str) -> None:
         ("TorchScript", "holds Python objects or TorchScript code", "save the state dict alone"),
         ("tensor", "holds a Tensor", "save the state dict alone"),
         ("list", "holds a list", "save the state dict alone"),
-        ("no tensors", "holds a dict with no tensor under 2 of 2 keys (first: 'epoch')", 'under a key out of "model"'),
+        (
+            "no tensors",
+            "holds a dict with no plain tensor under 2 of 2 names (first: 'epoch')",
+            'under a key out of "model"',
+        ),
+        ("keys of numbers", "holds a dict with no plain tensor under 1 of 10 names (first: 3)", "under a key out of"),
+        ("sparse", "holds a dict with no plain tensor under 1 of 9 names (first: '0.bias')", "under a key out of"),
+        (
+            "of no device",
+            "holds a dict with no plain tensor under 1 of 9 names (first: '0.bias')",
+            "under a key out of",
+        ),
         ("empty dict", "holds a dict with no keys", 'under a key out of "model"'),
     ],
 )
@@ -215,6 +231,14 @@ def test_file_that_is_no_state_dict_gets_one_sentence(tmp_path: Path, case: str,
         load_weights(small_network(), path)
     assert advice in str(caught.value)
     assert one_sentence(str(caught.value).replace(str(path), "PATH"))
+
+
+def test_numbers_that_are_infinite_in_float32_are_refused(tmp_path: Path) -> None:
+    state = {key: value.double() for key, value in small_network().state_dict().items() if value.is_floating_point()}
+    state["0.bias"][3] = 1e300
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(InputError, match="found NaN or infinity for 1 of 4 numbers of 0.bias"):
+        load_weights(small_network(), tmp_path / "model.pt")
 
 
 def test_file_cannot_run_code(tmp_path: Path) -> None:

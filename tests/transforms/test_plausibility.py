@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 
 import dataset_trees as trees
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -93,6 +94,14 @@ def test_phantoms(modality, seed):
 @pytest.mark.parametrize(("modality", "name"), [(modality, name) for modality in SCANS for name in SCANS[modality]])
 def test_real_scans(samples, modality, name):
     assert_told_apart(LoadVolumed("image")({"image": str(samples / name)})["image"][0].numpy(), modality)
+
+
+@pytest.mark.parametrize("modality", ["ct", "mr"])
+def test_masks_are_no_scans(samples, modality):
+    organs = np.asarray(nib.load(samples / f"ts_{modality}_organs.nii.gz").dataobj).astype(np.float32)
+    for mask in (organs, (organs == 5).astype(np.float32), np.zeros_like(organs)):
+        flag, sentence = check_intensities(mask, modality)
+        assert flag == "intensities" and "but of a mask" in sentence
 
 
 def test_the_sentence_says_what_was_found_and_what_may_have_happened():

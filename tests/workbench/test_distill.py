@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from bundle_runs import AFFINE, BUNDLE, make_scan, options, save
+from dataset_trees import write_series
 from typer.testing import CliRunner
 
 from liverseg.errors import InputError
 from liverseg.workbench.cli import app
+from liverseg.workbench.zoo import pseudo_labels
 
 LEAST_HU = 50.0
 # As in `bundle_runs.SHORT`, with phantoms that are as coarse.
@@ -91,6 +94,43 @@ def test_scans_called_alike_are_of_different_patients(teacher, tmp_path):
     distil(teacher, scans, out, "--labels-only", "--leave-out", "s1_ct")
     assert [item["patient"] for item in training_of(out)] == ["s0_ct", "s2_ct", "phantom-0"]
     assert {"s0_ct", "s2_ct"} <= {case["name"] for case in json.loads((out / "check.json").read_text())["cases"]}
+
+
+def test_copies_and_series_of_a_patient_do_not_train_and_validate(teacher, tmp_path):
+    scans, out = write_scans(tmp_path / "scans"), tmp_path / "out"
+    shutil.copy(scans / "scan1.nii.gz", scans / "again.nii.gz")
+    distil(teacher, scans, out, "--labels-only")
+    patients = {Path(item["image"]).name: item["patient"] for item in training_of(out)}
+    assert patients["again.nii.gz"] == patients["scan1.nii.gz"] and len(set(patients.values())) == 4
+    folds = {item["patient"]: set() for item in training_of(out)}
+    for item in training_of(out):
+        folds[item["patient"]].add(item["fold"])
+    assert all(len(found) == 1 for found in folds.values())
+
+
+def test_dicom_names_the_patient(tmp_path):
+    items = [{"image": str(tmp_path / name), "name": name} for name in ("a", "b", "c")]
+    for number, (item, patient) in enumerate(zip(items, ("Ann", "Ann", ""), strict=True)):
+        uid = f"1.2.{number}"
+        slices = np.zeros((4, 5, 3), np.int16)
+        write_series(
+            Path(item["image"]),
+            slices,
+            np.diag([-2, -2, 3, 1]),
+            ["0", "1", "2"],
+            SeriesInstanceUID=uid,
+            PatientID=patient,
+        )
+    pseudo_labels._name_patients(items)
+    assert [item["patient"] for item in items] == ["Ann", "Ann", "c"]
+
+
+def test_a_torn_summary_is_what_is_named(teacher, tmp_path):
+    scans, out = write_scans(tmp_path / "scans"), tmp_path / "out"
+    distil(teacher, scans, out, "--labels-only")
+    (out / "labels" / "summary.json").write_text("{")
+    with pytest.raises(InputError, match="summary.json"):
+        distil(teacher, scans, out, "--labels-only")
 
 
 def test_a_corrected_mask_is_kept_and_labels_that_are_given_validate(teacher, tmp_path):
@@ -205,7 +245,7 @@ def test_bundles_that_do_not_go_together_are_refused_before_anything_is_made(bun
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--leave-out", "scan7"], "--leave-out: found scan7, expected names out of scan0, scan1, scan2"),
+        (["--leave-out", "scan7"], "--leave-out: found 'scan7', expected names out of 'scan0', 'scan1', 'scan2'"),
         (["--max_epochs"], "expected settings of the training"),
         (["--max_epoch", "3"], "found no such setting of deeplabv3_liver.*perhaps --max_epochs"),
     ],

