@@ -38,7 +38,8 @@ class MirrorCheckInferer(Inferer):
     not well on the right. The labels stay what they are, and pieces apart from the largest do not count.
 
     Scans that show less body than a liver are not looked at twice, nor those whose intensities are flagged, which no
-    network knows, nor those with clicks of an annotator, who has seen the mask. Body is what is brighter than a tenth of the range of the inputs.
+    network knows, nor those with clicks of an annotator, who has seen the mask. Body is what is brighter than a tenth
+    of the range of the inputs.
 
     Args:
         inferer: segments volumes, as `VolumeSliceInferer` does.

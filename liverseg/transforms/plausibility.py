@@ -93,9 +93,9 @@ def check_intensities(image: np.ndarray, modality: str) -> tuple[str, str] | Non
     """What shows that a scan is not a CT in HU, or no MR image, and what to do; None where nothing does.
 
     A CT in HU has voxels of fat or air, and most of what is no air is soft tissue. That finds HU with 1024 or another
-    number added, scaled to 0…1 or 0…255 or negated, and MR. A mask is neither. An MR image of which it is true is a CT, and one with four
-    bright corners is negated; its scale means nothing. What is not found: a negated CT with hardly any air, and a CT
-    scaled to 0…255 that is taken for MR.
+    number added, scaled to 0…1 or 0…255 or negated, and MR. An MR image of which it is true is a CT, and one with four
+    bright corners is negated; its scale means nothing. A mask, of whatever scan, is even and of whole numbers. What is
+    not found: a negated CT with hardly any air, and a CT scaled to 0…255 that is taken for MR.
 
     Args:
         image: (H, W, D), intensities as they are stored.

@@ -57,6 +57,12 @@ def serve(
         )
     # Both as the server takes them.
     names = [name.strip() for name in (models or "").split(",") if name.strip()]
+    folders = (app.resolve().parent / "bundles", app.resolve() / "model")
+    known = {path.name for folder in folders if folder.is_dir() for path in folder.glob("[!._]*/")}
+    if unknown := sorted(set(names) - known):
+        raise InputError(
+            f"--models: found {', '.join(unknown)}, expected names among {', '.join(sorted(known))}: correct it."
+        )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()

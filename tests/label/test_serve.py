@@ -50,6 +50,12 @@ def test_a_taken_port_a_missing_app_and_missing_studies_are_said(tmp_path):
     assert "--studies: found ''" in str(error)
 
 
+def test_a_bundle_that_is_not_there_is_said_before_the_server_starts(tmp_path):
+    here = ["serve", "--studies", str(tmp_path), "--app", str(ROOT / "monailabel_app"), "--models"]
+    error = CliRunner().invoke(app, [*here, "deeplabv3_liver,nosuch"]).exception
+    assert isinstance(error, InputError) and "--models: found nosuch, expected names among" in str(error)
+
+
 @pytest.mark.parametrize("port", ["0", "99999"])
 def test_a_port_that_is_none_is_said(port):
     shown = CliRunner().invoke(app, ["serve", "--port", port])
@@ -76,7 +82,8 @@ def started(tmp_path, monkeypatch):
     """What `liverseg serve` starts, and what it says before, of an app with the bundle unet3d_liver beside it."""
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "main.py").touch()
-    (tmp_path / "bundles/unet3d_liver/configs").mkdir(parents=True)
+    for name in ("unet3d_liver", "unet_liver", "fcn_liver"):
+        (tmp_path / "bundles" / name / "configs").mkdir(parents=True)
     (tmp_path / "bundles/unet3d_liver/configs/inference.json").touch()
     commands = []
     monkeypatch.setattr("os.execve", lambda path, command, environment: commands.append(command))

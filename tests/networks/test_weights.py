@@ -237,7 +237,7 @@ def test_numbers_that_are_infinite_in_float32_are_refused(tmp_path: Path) -> Non
     state = {key: value.double() for key, value in small_network().state_dict().items() if value.is_floating_point()}
     state["0.bias"][3] = 1e300
     torch.save(state, tmp_path / "model.pt")
-    with pytest.raises(InputError, match="found NaN or infinity for 1 of 4 numbers of 0.bias"):
+    with pytest.raises(InputError, match="found NaN or infinity for 1 of 4 numbers"):
         load_weights(small_network(), tmp_path / "model.pt")
 
 

@@ -136,7 +136,7 @@ def test_one_of_its_networks_that_was_trained_here_is_kept(bundle, networks, ind
     mine.parent.mkdir(parents=True)
     torch.save({"bias": torch.zeros(1)}, mine)
     before = mine.read_bytes()
-    with pytest.raises(InputError, match="lesion/model.pt: found other weights than those that are fetched"):
+    with pytest.raises(InputError, match=r"lesion.model\.pt: found other weights than those that are fetched"):
         fetch.fetch_weights(bundle)
     assert mine.read_bytes() == before and not (bundle / "models" / "model.pt").exists()
 
