@@ -158,8 +158,8 @@ def trained(tmp_path_factory) -> Path:
     settings = {
         **SMALL,
         "classes#lesion": [],
-        "max_epochs": 20,
-        "val_interval": 20,
+        "max_epochs": 40,
+        "val_interval": 40,
         "max_clicks": 2,
         "learning_rate": 0.002,
     }
@@ -179,7 +179,7 @@ def test_simulated_clicks_make_scans_better_that_were_not_trained_on(trained):
     with (trained / "eval" / "history.csv").open(newline="") as file:
         last = {name: float(value) for name, value in list(csv.DictReader(file))[-1].items() if value}
     # Who always takes the doubtful ball for liver, or never, has 1 and 2/3 in turn.
-    assert last["val_dice_automatic"] < 0.88
+    assert last["val_dice_automatic"] < 0.92
     assert last["val_dice_clicks"] > 0.94
     assert last["val_mean_dice"] == pytest.approx((last["val_dice_clicks"] + last["val_dice_automatic"]) / 2, abs=1e-6)
     model = json.loads((trained / "models" / "model.json").read_text())
