@@ -19,7 +19,7 @@ from liverseg.transforms.morphology import largest
 from liverseg.transforms.quality import BODY_OF_MR, MIRRORED, SAMPLE_MM, VOLUME_ML, liver_values
 
 # In the real CT at hand the centre of what is found lies 50 mm and more to the right of the body's, their mirror images
-# hold less. With these bounds `deeplabv3_liver` flags none of thirteen, and nine of their mirror images.
+# hold less. With these bounds `deeplabv3_liver` flags none of thirteen, and ten of their mirror images.
 RIGHT_MM, LARGER = 40.0, 2.0
 NEXT_TO_NOTHING_ML = VOLUME_ML[0] / 3
 # Few livers are smaller; of mirrored ones that much is often missed.

@@ -125,6 +125,16 @@ def test_dicom_names_the_patient(tmp_path):
     assert [item["patient"] for item in items] == ["Ann", "Ann", "c"]
 
 
+@pytest.mark.parametrize("name", ["gone.nii.gz", "dangling.nii.gz"])
+def test_a_scan_that_cannot_be_read_is_named(name, teacher, tmp_path):
+    scans = write_scans(tmp_path / "scans")
+    (scans / "dangling.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
+    if name == "gone.nii.gz":
+        (scans / "dataset.json").write_text(json.dumps({"test": ["scan0.nii.gz", name]}))
+    with pytest.raises(InputError, match=f"{name}: cannot be read .No such file or directory."):
+        distil(teacher, scans, tmp_path / "out", "--labels-only")
+
+
 def test_a_torn_summary_is_what_is_named(teacher, tmp_path):
     scans, out = write_scans(tmp_path / "scans"), tmp_path / "out"
     distil(teacher, scans, out, "--labels-only")

@@ -168,8 +168,13 @@ def _name_patients(items: Sequence[Item]) -> None:
     for item in items:
         path = Path(item["image"])
         if nifti_suffix(path):
-            with path.open("rb") as file:
-                known_by, patient = hashlib.file_digest(file, "sha256").hexdigest(), ""
+            try:
+                with path.open("rb") as file:
+                    known_by, patient = hashlib.file_digest(file, "sha256").hexdigest(), ""
+            except OSError as error:
+                raise InputError(
+                    f"{path}: cannot be read ({error.strerror}), expected a scan: correct its path or leave it out."
+                ) from error
         else:
             first = series_at(path).slices[0].series
             known_by, patient = " ".join(first), first[SERIES.index("PatientID")]
@@ -188,7 +193,7 @@ def _check_number(scans: Path, given: Mapping[str, Sequence[Item]], bare: Sequen
     if not validating or (patients < 2 and not others):
         raise InputError(
             f"{scans}: found {patients} patient with a scan to use, expected 2 or more, one of whom validates: add "
-            "scans."
+            "scans, or say in a dataset.json whose each is (`patient`) where DICOM calls all the same."
         )
 
 
