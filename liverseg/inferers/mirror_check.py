@@ -16,7 +16,7 @@ from liverseg.inferers.volume_slices import affine_of, name_of, plain
 from liverseg.transforms.clicks import CLICKS
 from liverseg.transforms.load import add_flag, flags_of
 from liverseg.transforms.morphology import largest
-from liverseg.transforms.quality import BODY_OF_MR, MIRRORED, SAMPLE_MM, VOLUME_ML, liver_values
+from liverseg.transforms.quality import BODY_OF_MR, MIRRORED, SAMPLE_MM, STRANGE, VOLUME_ML, liver_values
 
 # In the real CT at hand the centre of what is found lies 50 mm and more to the right of the body's, their mirror images
 # hold less. With these bounds `deeplabv3_liver` flags none of thirteen, and ten of their mirror images.
@@ -24,8 +24,6 @@ RIGHT_MM, LARGER = 40.0, 2.0
 NEXT_TO_NOTHING_ML = VOLUME_ML[0] / 3
 # Few livers are smaller; of mirrored ones that much is often missed.
 SMALL_ML = 800.0
-# Flags of scans of which a mask means nothing, nor one of their mirror image.
-STRANGE = {"intensities", "modality"}
 NO_CLICKS = torch.empty(1, 0, 4)
 
 

@@ -15,7 +15,7 @@ from monai.transforms import MapTransform
 from nibabel.orientations import io_orientation
 
 from liverseg.bundle import choose
-from liverseg.transforms.load import add_flag
+from liverseg.transforms.load import add_flag, flags_of
 from liverseg.transforms.morphology import largest
 
 # Adults' livers, from those shrunk by cirrhosis to those full of metastases or cysts.
@@ -26,6 +26,8 @@ MEAN_HU = (20.0, 180.0)
 LARGE_ML = 50.0
 # A large left lobe, or a scan of the liver alone, has the liver's centre near the middle.
 MIRRORED_MM = 20.0
+# Flags of scans that no network knows: where in them something is found says nothing.
+STRANGE = frozenset({"intensities", "modality"})
 # A liver that is cut shows more than stray voxels.
 CUT_MM2 = 100.0
 # Of a scan, of which a liver then has some ten thousand voxels.
@@ -71,7 +73,8 @@ class FlagMaskd(MapTransform):
     - `hu`: the mean outside `MEAN_HU`, in CT;
     - `cut_off`: the liver reaches the first or last slice, of those that follow each other from the feet to the head
       and show anything at all, with at least `CUT_MM2`;
-    - `mirrored`: the liver's centre lies on the left of the body's by more than `MIRRORED_MM`.
+    - `mirrored`: the liver's centre lies on the left of the body's by more than `MIRRORED_MM`, in a scan whose
+      intensities have no flag.
 
     Lesions are part of the liver. Memory is that of a few slices, and of the scan at `SAMPLE_MM`.
 
@@ -129,7 +132,8 @@ class FlagMaskd(MapTransform):
         }
         if liver.any():
             found["hu"] = check_hu(float(sample[liver].mean())) if self.modality == "ct" else None
-            found["mirrored"] = check_side(liver, self.find_body(sample), affine @ np.diag([*steps, 1]))
+            if not STRANGE & flags_of(mask).keys():
+                found["mirrored"] = check_side(liver, self.find_body(sample), affine @ np.diag([*steps, 1]))
         return {flag: sentence for flag, sentence in found.items() if sentence is not None}
 
 

@@ -288,6 +288,8 @@ def test_what_is_found_in_the_scan_itself_is_a_flag_of_its_mask(judge):
     assert "seem to be those of MR" in judge(mask, image)["modality"]
     assert "take a model for CT" in judge(mask, modality="mr")["modality"]
     assert "1024 too high" in judge(mask, body() + 1024)["intensities"]
+    # A place in it says nothing of the side of a liver.
+    assert "mirrored" in judge(mask[::-1]) and "mirrored" not in judge(mask[::-1], body()[::-1] + 1024)
 
 
 def test_flags_are_logged(judge, caplog):

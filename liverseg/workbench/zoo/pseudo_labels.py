@@ -31,13 +31,12 @@ from liverseg.io.masks import (
     scan_names,
 )
 from liverseg.io.paths import absolute, is_hidden, nifti_suffix
+from liverseg.transforms.quality import STRANGE
 from liverseg.workbench.datasets.convert import check_datalist
 from liverseg.workbench.datasets.layout import check_own
 from liverseg.workbench.run import run_bundle
 
 CLASSES = [*LITS_LABELS.values()]
-# Flags of scans that the teacher cannot know, for its masks of them mean nothing.
-STRANGE = ("modality", "intensities")
 
 Item = dict[str, Any]
 
@@ -103,7 +102,7 @@ def make_data(
         options = {"dataset_dir": out / "unlabelled", "output_dir": masks, **targets}
         run_bundle(console, teacher, "inference", ["inference"], options)
     pseudo = [{**item, "label": str(find_mask(masks, item["image"]))} for item in bare]
-    strange = [item for item in pseudo if set(recorded_flags(item["label"])) & set(STRANGE)]
+    strange = [item for item in pseudo if STRANGE & recorded_flags(item["label"]).keys()]
     for item in strange:
         console.print(f"Left out {item['name']}: {'; '.join(recorded_flags(item['label']).values())}", markup=False)
     pseudo = [item for item in pseudo if item not in strange]
