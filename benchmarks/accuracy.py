@@ -40,7 +40,12 @@ def segment(bundle: Path, scan: str, folder: Path, modality: str, queue: SimpleQ
     """Run the bundle's command, and put seconds and peak memory in GB into the queue."""
     config = json.loads((bundle / "configs" / "inference.json").read_text())
     command = [sys.executable, "-m", "monai.bundle", "run", "inference"]
-    command += ["--config_file", str(bundle / "configs" / "inference.json"), "--bundle_root", str(bundle)]
+    command += [
+        "--config_file",
+        str(bundle / "configs" / "inference.json"),
+        "--bundle_root",
+        str(bundle),
+    ]
     command += ["--dataset_dir", scan, "--output_dir", str(folder)]
     command += ["--modality", modality] if "modality" in config else []
     started = time.monotonic()
@@ -54,7 +59,9 @@ def evaluate(bundle: Path, item: dict[str, Any], modality: str) -> tuple[dict[st
     with tempfile.TemporaryDirectory() as folder:
         queue: SimpleQueue = SimpleQueue()
         # The peak of a process's children is that of all it ever had.
-        process = Process(target=segment, args=(bundle, item["image"], Path(folder), modality, queue))
+        process = Process(
+            target=segment, args=(bundle, item["image"], Path(folder), modality, queue)
+        )
         process.start()
         process.join()
         if process.exitcode:
@@ -64,19 +71,29 @@ def evaluate(bundle: Path, item: dict[str, Any], modality: str) -> tuple[dict[st
         assert mask is not None
         scan = load_scan(item["image"], mask, item["label"])
     assert scan.reference is not None
-    found = case_metrics(scan.mask.astype(np.uint8), scan.reference.astype(np.uint8), scan.spacing_mm, CLASSES)["liver"]
+    found = case_metrics(
+        scan.mask.astype(np.uint8), scan.reference.astype(np.uint8), scan.spacing_mm, CLASSES
+    )["liver"]
     return {**found, "seconds": seconds, "peak_gb": peak_gb}, scan
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("datalist", type=Path)
-    parser.add_argument("--bundles", nargs="+", default=["unet3d_liver", "deeplabv3_liver", "deepedit_liver"])
+    parser.add_argument(
+        "--bundles", nargs="+", default=["unet3d_liver", "deeplabv3_liver", "deepedit_liver"]
+    )
     parser.add_argument("--modality", default="ct")
-    parser.add_argument("--picture", type=Path, help="a PNG to write: a row for each scan, a column for each bundle")
+    parser.add_argument(
+        "--picture", type=Path, help="a PNG to write: a row for each scan, a column for each bundle"
+    )
     arguments = parser.parse_args()
     items = load_datalist(arguments.datalist, "test")
-    print("| scan | bundle | Dice | HD95, mm | ASSD, mm | volume, ml | label, ml | error | seconds | GB |")
+    print(
+        "| scan | bundle | Dice | HD95, mm | ASSD, mm | volume, ml | label, ml | error | seconds | GB |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|")
     pictures: dict[tuple[int, int], bytes] = {}
     for row, item in enumerate(items):
@@ -90,10 +107,17 @@ def main() -> None:
             )
             pictures[row, column] = plane_png(scan, "coronal")
     if arguments.picture:
-        write_picture(arguments.picture, pictures, [stem_of(item["image"]) for item in items], arguments.bundles)
+        write_picture(
+            arguments.picture,
+            pictures,
+            [stem_of(item["image"]) for item in items],
+            arguments.bundles,
+        )
 
 
-def write_picture(path: Path, pictures: dict[tuple[int, int], bytes], rows: list[str], columns: list[str]) -> None:
+def write_picture(
+    path: Path, pictures: dict[tuple[int, int], bytes], rows: list[str], columns: list[str]
+) -> None:
     figure = Figure((4 * len(columns), 3.2 * len(rows)), dpi=80, facecolor="black", layout="tight")
     for (row, column), png in pictures.items():
         axes = figure.add_subplot(len(rows), len(columns), 1 + row * len(columns) + column)

@@ -62,24 +62,39 @@ SETTINGS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--pool", type=int, default=16, help="scans to choose from")
     parser.add_argument("--held-out", type=int, default=6)
     parser.add_argument("--labels", type=int, default=6, help="scans that get a label")
     parser.add_argument("--steps", type=int, default=200, help="of each training")
-    parser.add_argument("--start", type=int, default=0, help="scans that the network has learnt before; 0 begins anew")
+    parser.add_argument(
+        "--start",
+        type=int,
+        default=0,
+        help="scans that the network has learnt before; 0 begins anew",
+    )
     parser.add_argument("--shape", type=int, nargs=3, default=(64, 64, 16))
     parser.add_argument("--spacing", type=float, nargs=3, default=(6.0, 6.0, 12.0), help="mm")
     parser.add_argument("--work", type=Path, required=True, help="folder for scans and weights")
-    parser.add_argument("--out", type=Path, required=True, help="path without suffix of the plot and the figures")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="path without suffix of the plot and the figures"
+    )
     arguments = parser.parse_args()
 
     grid = (arguments.shape, arguments.spacing)
-    held_out = [write_phantom(arguments.work, 10**6 + n, PHASES[n % 3], *grid) for n in range(arguments.held_out)]
+    held_out = [
+        write_phantom(arguments.work, 10**6 + n, PHASES[n % 3], *grid)
+        for n in range(arguments.held_out)
+    ]
     starts: dict[str, Path] = {}
     if arguments.start:
-        known = [write_phantom(arguments.work, 2 * 10**6 + n, "portal", *grid) for n in range(arguments.start)]
+        known = [
+            write_phantom(arguments.work, 2 * 10**6 + n, "portal", *grid)
+            for n in range(arguments.start)
+        ]
         for number, name in enumerate(("model", "other")):
             folder = arguments.work / f"start_{name}"
             shutil.rmtree(folder, ignore_errors=True)
@@ -89,13 +104,20 @@ def main() -> None:
     curves: dict[str, list[list[float]]] = {name: [] for name in STRATEGIES}
     for seed in range(arguments.seeds):
         phases = np.random.default_rng(seed).choice(PHASES, arguments.pool, p=SHARES)
-        pool = [write_phantom(arguments.work, 1000 * seed + n, phase, *grid) for n, phase in enumerate(phases)]
+        pool = [
+            write_phantom(arguments.work, 1000 * seed + n, phase, *grid)
+            for n, phase in enumerate(phases)
+        ]
         for name in STRATEGIES:
             folder = arguments.work / f"{name}_{seed}"
-            dice, chosen = learn(folder, name, seed, pool, held_out, arguments.labels, arguments.steps, starts)
+            dice, chosen = learn(
+                folder, name, seed, pool, held_out, arguments.labels, arguments.steps, starts
+            )
             curves[name].append(dice)
             phase = dict(zip((image_id(scan) for scan, _ in pool), phases, strict=True))
-            shown = " ".join(f"{value:.3f} ({phase[image]})" for value, image in zip(dice, chosen, strict=True))
+            shown = " ".join(
+                f"{value:.3f} ({phase[image]})" for value, image in zip(dice, chosen, strict=True)
+            )
             print(f"seed {seed} {name:13} {shown}", flush=True)
     report(curves)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -192,11 +214,19 @@ def write_bundle(folder: Path) -> Path:
     file = folder / "configs" / "inference.json"
     parser = ConfigParser(json.loads(file.read_text()))
     parser.update(SETTINGS)
-    file.write_text(json.dumps({key: value for key, value in parser.get().items() if key != "_meta_"}))
+    file.write_text(
+        json.dumps({key: value for key, value in parser.get().items() if key != "_meta_"})
+    )
     return folder
 
 
-def train(folder: Path, items: Sequence[tuple[Path, Path]], seed: int, steps: int, start: Path | None = None) -> None:
+def train(
+    folder: Path,
+    items: Sequence[tuple[Path, Path]],
+    seed: int,
+    steps: int,
+    start: Path | None = None,
+) -> None:
     """Train a bundle's network on slices drawn at random, with MONAI's Dice and cross-entropy, anew or from a start."""
     torch.manual_seed(seed)
     parser = read_config(folder)
@@ -204,11 +234,15 @@ def train(folder: Path, items: Sequence[tuple[Path, Path]], seed: int, steps: in
     if start is not None:
         network.load_state_dict(torch.load(start, weights_only=True))
     volumes = [load(parser, *item) for item in items]
-    images, labels = (torch.cat([volume[part].permute(2, 0, 1) for volume in volumes])[:, None] for part in (0, 1))
+    images, labels = (
+        torch.cat([volume[part].permute(2, 0, 1) for volume in volumes])[:, None] for part in (0, 1)
+    )
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
     optimizer = torch.optim.Adam(network.parameters())
     # A rate that ends at 0, or the step at which the training ends would decide more than the labels do.
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3 if start is None else 3e-4, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 3e-3 if start is None else 3e-4, total_steps=steps
+    )
     for _ in range(steps):
         drawn = torch.randint(len(images), (8,))
         loss = loss_function(network(images[drawn]), labels[drawn])
@@ -223,7 +257,10 @@ def train(folder: Path, items: Sequence[tuple[Path, Path]], seed: int, steps: in
 def evaluate(folder: Path, items: Sequence[tuple[Path, Path]]) -> float:
     """Mean Dice of the liver, with the bundle's inferer."""
     parser = read_config(folder)
-    network, inferer = parser.get_parsed_content("network").eval(), parser.get_parsed_content("inferer#inferer")
+    network, inferer = (
+        parser.get_parsed_content("network").eval(),
+        parser.get_parsed_content("inferer#inferer"),
+    )
     network.load_state_dict(torch.load(folder / "models" / "model.pt", weights_only=True))
     dice = []
     for item in items:
@@ -251,14 +288,27 @@ def report(curves: Mapping[str, Sequence[Sequence[float]]]) -> None:
     """Print a row for each strategy, and how it compares with `random`, seed by seed."""
     every = {name: np.array(values) for name, values in curves.items()}
     labels = range(1, every["random"].shape[1] + 1)
-    print("| strategy | " + " | ".join(f"{n} labels" for n in labels) + " | mean minus random | seeds above random |")
+    print(
+        "| strategy | "
+        + " | ".join(f"{n} labels" for n in labels)
+        + " | mean minus random | seeds above random |"
+    )
     print("|---|" + "---|" * (len(labels) + 2))
     for name, values in every.items():
-        cells = [f"{mean:.3f} ± {sd:.3f}" for mean, sd in zip(values.mean(0), values.std(0), strict=True)]
+        cells = [
+            f"{mean:.3f} ± {sd:.3f}" for mean, sd in zip(values.mean(0), values.std(0), strict=True)
+        ]
         # The first label is the same for all that begin anew.
         gain = (values - every["random"])[:, 1:].mean(1)
-        compared = [f"{gain.mean():+.3f} ± {gain.std():.3f}", f"{np.count_nonzero(gain > 0)} of {len(gain)}"]
-        print(f"| `{name}` | " + " | ".join([*cells, *(compared if name != "random" else ["", ""])]) + " |")
+        compared = [
+            f"{gain.mean():+.3f} ± {gain.std():.3f}",
+            f"{np.count_nonzero(gain > 0)} of {len(gain)}",
+        ]
+        print(
+            f"| `{name}` | "
+            + " | ".join([*cells, *(compared if name != "random" else ["", ""])])
+            + " |"
+        )
 
 
 def plot(curves: Mapping[str, Sequence[Sequence[float]]], file: Path) -> None:
@@ -271,7 +321,14 @@ def plot(curves: Mapping[str, Sequence[Sequence[float]]], file: Path) -> None:
         labels = np.arange(1, len(values[0]) + 1)
         (line,) = axes.plot(labels, np.mean(values, axis=0), label=name)
         for value in values:
-            axes.plot(labels + 0.05 * (shift - 1.5), value, ".", color=line.get_color(), alpha=0.5, markersize=4)
+            axes.plot(
+                labels + 0.05 * (shift - 1.5),
+                value,
+                ".",
+                color=line.get_color(),
+                alpha=0.5,
+                markersize=4,
+            )
     axes.set_xticks(labels)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=len(curves))

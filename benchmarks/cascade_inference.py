@@ -30,10 +30,14 @@ BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "cascade_lits"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", type=int, nargs=3, default=(512, 512, 128))
     parser.add_argument("--spacing", type=float, nargs=3, default=(0.75, 0.75, 2.5), help="mm")
-    parser.add_argument("--work", type=Path, default=Path("."), help="folder for the scan while it runs")
+    parser.add_argument(
+        "--work", type=Path, default=Path("."), help="folder for the scan while it runs"
+    )
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
 
@@ -50,10 +54,16 @@ def main() -> None:
     for name, value in seconds.items():
         print(f"{name:22} {value:7.1f} s")
     for name, value in forward.items():
-        shapes = ", ".join(f"{count} x {'x'.join(map(str, shape))}" for shape, count in sizes[name].items())
+        shapes = ", ".join(
+            f"{count} x {'x'.join(map(str, shape))}" for shape, count in sizes[name].items()
+        )
         print(f"forward {name:14} {value:7.1f} s   batches: {shapes}")
-    print(f"{total:.1f} s in all; {total / tuning:.2f} x the tuning networks' forward passes, {tuning:.1f} s")
-    print(f"{total / sum(forward.values()):.2f} x the forward passes of all networks, {sum(forward.values()):.1f} s")
+    print(
+        f"{total:.1f} s in all; {total / tuning:.2f} x the tuning networks' forward passes, {tuning:.1f} s"
+    )
+    print(
+        f"{total / sum(forward.values()):.2f} x the forward passes of all networks, {sum(forward.values()):.1f} s"
+    )
     if arguments.out:
         figures = {"shape": list(arguments.shape), "seconds": seconds, "forward_seconds": forward}
         arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
@@ -68,18 +78,25 @@ def segment(scan: Path, labels: np.ndarray) -> tuple[dict[str, float], dict[str,
     network = config.get_parsed_content("network").eval()
     sizes: dict[str, Counter] = {name: Counter() for name in network}
     hooks = [
-        part.register_forward_pre_hook(lambda _, inputs, name=name: sizes[name].update([tuple(inputs[0].shape)]))
+        part.register_forward_pre_hook(
+            lambda _, inputs, name=name: sizes[name].update([tuple(inputs[0].shape)])
+        )
         for name, part in network.items()
     ]
     # The second look, at a mirror image, is no part of the cascade.
     slices = config["inferer#inferer"]["slices"]
-    config["inferer#inferer"]["slices"] = {name: {**part, "progress": False} for name, part in slices.items()}
+    config["inferer#inferer"]["slices"] = {
+        name: {**part, "progress": False} for name, part in slices.items()
+    }
     inferer = config.get_parsed_content("inferer#inferer")
     seconds = {}
 
     def found(target: int, item: dict[str, Any], key: str) -> MetaTensor:
         """The phantom's own labels on the grid of the item."""
-        region = tuple(slice(a, a + n) for a, n in zip(offset(item[key].affine), item[key].shape[1:], strict=True))
+        region = tuple(
+            slice(a, a + n)
+            for a, n in zip(offset(item[key].affine), item[key].shape[1:], strict=True)
+        )
         mask = torch.from_numpy((labels[region] >= target).astype(np.uint8))[None]
         return MetaTensor(mask).copy_meta_from(item[key])
 

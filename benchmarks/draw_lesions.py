@@ -25,7 +25,9 @@ from liverseg.transforms import LoadVolumed, RandSyntheticLesionsd
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("datalist", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
@@ -34,11 +36,16 @@ def main() -> None:
     items = []
     for number, item in enumerate(load_datalist(arguments.datalist, "test")):
         # A label may lie in its file along other axes than the scan.
-        load = Compose([LoadVolumed(["image", "label"]), Orientationd(["image", "label"], "RAS", labels=None)])
+        load = Compose(
+            [LoadVolumed(["image", "label"]), Orientationd(["image", "label"], "RAS", labels=None)]
+        )
         volumes = load({key: item[key] for key in ("image", "label")})
         affine = volumes["image"].affine.numpy()
         # Without its affine, the transform would take a MetaTensor's history along with every lesion.
-        data = {"image": volumes["image"].as_tensor(), "label": (volumes["label"].as_tensor() > 0).byte()}
+        data = {
+            "image": volumes["image"].as_tensor(),
+            "label": (volumes["label"].as_tensor() > 0).byte(),
+        }
         draw = RandSyntheticLesionsd(
             *("image", "label", nib.affines.voxel_sizes(affine)),
             prob=1,
@@ -49,7 +56,11 @@ def main() -> None:
         draw.set_random_state(arguments.seed * 1000 + number)
         drawn = draw(data)
         name = stem_of(item["image"])
-        write_nifti(arguments.out / f"{name}.nii.gz", drawn["image"][0].numpy().round().astype(np.int16), affine)
+        write_nifti(
+            arguments.out / f"{name}.nii.gz",
+            drawn["image"][0].numpy().round().astype(np.int16),
+            affine,
+        )
         write_nifti(arguments.out / f"{name}_label.nii.gz", drawn["label"][0].numpy(), affine)
         items.append({"image": f"{name}.nii.gz", "label": f"{name}_label.nii.gz", "patient": name})
     content = {"name": "drawn lesions", "labels": LITS_LABELS, "test": items}

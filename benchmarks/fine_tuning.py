@@ -49,42 +49,74 @@ class Variant(NamedTuple):
 VARIANTS = (
     *(Variant("ct", 1e-3, 0, frozen, (1, 2, 3, 4, 5)) for frozen in (False, True)),
     *(Variant("ct", 1e-4, 0, frozen, (1, 2, 3, 4, 5)) for frozen in (False, True)),
-    *(Variant("ct", rate, 0, frozen, (10, 20, 50)) for rate in (1e-3, 1e-4) for frozen in (False, True)),
+    *(
+        Variant("ct", rate, 0, frozen, (10, 20, 50))
+        for rate in (1e-3, 1e-4)
+        for frozen in (False, True)
+    ),
     *(Variant("ct", rate, 20, True, (10, 20, 50)) for rate in (1e-3, 1e-4)),
     Variant("ct", 1e-3, 20, False, (10, 20, 50)),
     Variant("ct", 0, 0, False, (5, 10)),
-    *(Variant("mr", rate, 10, frozen, (25, 50, 100)) for rate in (1e-4, 3e-4) for frozen in (True, False)),
+    *(
+        Variant("mr", rate, 10, frozen, (25, 50, 100))
+        for rate in (1e-4, 3e-4)
+        for frozen in (True, False)
+    ),
 )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for scans and weights, as of retraining.py")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for scans and weights, as of retraining.py"
+    )
     work = parser.parse_args().work.resolve()
     train_on_phantoms(Console(), work / "start", BUNDLE, first=1, steps=2)
     weights = work / "start" / BUNDLE.name / "models" / "model.pt"
     scans = {
-        "ct": (write_scans(work / "ct", 8, 500, "ct")[:2], write_scans(work / "ct_held_out", 6, 900, "ct")[:4]),
-        "mr": (write_scans(work / "mr", 8, 700, "mr")[:4], write_scans(work / "mr_held_out", 3, 950, "mr")),
+        "ct": (
+            write_scans(work / "ct", 8, 500, "ct")[:2],
+            write_scans(work / "ct_held_out", 6, 900, "ct")[:4],
+        ),
+        "mr": (
+            write_scans(work / "mr", 8, 700, "mr")[:4],
+            write_scans(work / "mr_held_out", 3, 950, "mr"),
+        ),
     }
-    print("| scans | learning rate | warm-up | batch norms | Dice after so many steps |\n|---|---|---|---|---|")
+    print(
+        "| scans | learning rate | warm-up | batch norms | Dice after so many steps |\n|---|---|---|---|---|"
+    )
     for variant in VARIANTS:
         dice = fine_tune(variant, weights, *scans[variant.modality])
         curve = ", ".join(f"{steps}: {value:.3f}" for steps, value in dice.items())
         norms = "kept" if variant.freeze_norms else "of the batch"
-        print(f"| {variant.modality} | {variant.learning_rate} | {variant.warmup} | {norms} | {curve} |", flush=True)
+        print(
+            f"| {variant.modality} | {variant.learning_rate} | {variant.warmup} | {norms} | {curve} |",
+            flush=True,
+        )
 
 
 def write_scans(folder: Path, cases: int, seed: int, modality: str) -> list[dict[str, str]]:
     """Synthetic scans and their labels, written anew, as items with paths."""
     items = write_phantoms(
-        folder, cases, seed=seed, shape=(128, 128, 48), spacing=(3.0, 3.0, 5.0), modality=modality, labels=LITS_LABELS
+        folder,
+        cases,
+        seed=seed,
+        shape=(128, 128, 48),
+        spacing=(3.0, 3.0, 5.0),
+        modality=modality,
+        labels=LITS_LABELS,
     )
     return [{key: str(folder / item[key]) for key in ("image", "label")} for item in items]
 
 
 def fine_tune(
-    variant: Variant, weights: Path, scans: Sequence[Mapping[str, str]], held_out: Sequence[Mapping[str, str]]
+    variant: Variant,
+    weights: Path,
+    scans: Sequence[Mapping[str, str]],
+    held_out: Sequence[Mapping[str, str]],
 ) -> dict[int, float]:
     """The mean Dice of the liver in `held_out` by the number of steps, from 0 on."""
     set_determinism(0)
@@ -124,9 +156,13 @@ def read_config(modality: str, scans: Sequence[Mapping[str, str]]) -> ConfigPars
     return parser
 
 
-def evaluate(parser: ConfigParser, network: torch.nn.Module, items: Sequence[Mapping[str, str]]) -> float:
+def evaluate(
+    parser: ConfigParser, network: torch.nn.Module, items: Sequence[Mapping[str, str]]
+) -> float:
     """Mean Dice of the liver, with the bundle's inferer."""
-    load, inferer = (parser.get_parsed_content(f"validate#{key}") for key in ("preprocessing", "inferer"))
+    load, inferer = (
+        parser.get_parsed_content(f"validate#{key}") for key in ("preprocessing", "inferer")
+    )
     network.eval()
     dice = []
     for item in items:

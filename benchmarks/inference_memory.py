@@ -49,12 +49,20 @@ def resample_scan(scan: Path, path: Path, shape: tuple[int, int, int]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--bundle", type=Path, default=ROOT / "bundles" / "deeplabv3_liver")
     parser.add_argument("--shape", type=int, nargs=3, default=(512, 512, 1000))
-    parser.add_argument("--scan", type=Path, help="a NIfTI file to resample to the shape, in place of noise")
-    parser.add_argument("--trained", action="store_true", help="the bundle's own weights, in place of random ones")
-    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a setting")
+    parser.add_argument(
+        "--scan", type=Path, help="a NIfTI file to resample to the shape, in place of noise"
+    )
+    parser.add_argument(
+        "--trained", action="store_true", help="the bundle's own weights, in place of random ones"
+    )
+    parser.add_argument(
+        "--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a setting"
+    )
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -79,16 +87,22 @@ def main() -> None:
             options["ckpt_path"] = weights
         options |= dict(arguments.set)
         started = time.monotonic()
-        subprocess.run([*command, *(str(x) for k, v in options.items() for x in (f"--{k}", v))], check=True)
+        subprocess.run(
+            [*command, *(str(x) for k, v in options.items() for x in (f"--{k}", v))], check=True
+        )
         figures = {
             "shape": list(arguments.shape),
             "settings": dict(arguments.set),
             "seconds": round(time.monotonic() - started, 1),
-            "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9, 2),
+            "peak_memory_gb": round(
+                resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9, 2
+            ),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
-    print(f"{'×'.join(map(str, figures['shape']))}: {figures['peak_memory_gb']} GB, {figures['seconds']} s")
+    print(
+        f"{'×'.join(map(str, figures['shape']))}: {figures['peak_memory_gb']} GB, {figures['seconds']} s"
+    )
     if arguments.out:
         arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
 

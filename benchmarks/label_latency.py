@@ -23,7 +23,9 @@ ADDRESSES = ("info/", "datastore/?output=train", "train/")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--model", required=True, help="that segments and trains")
     parser.add_argument("--requests", type=int, default=200, help="of each kind in each situation")
@@ -50,7 +52,9 @@ def measure(situation: str, url: str, number: int) -> None:
             # Where nothing trains, this says so with 404.
             assert answer.status_code == 200 or address == "train/", answer.text
             time.sleep(0.05)
-        cells = [f"{1000 * value:.0f}" for value in (*np.percentile(seconds, [50, 95]), max(seconds))]
+        cells = [
+            f"{1000 * value:.0f}" for value in (*np.percentile(seconds, [50, 95]), max(seconds))
+        ]
         print(f"| {situation} | `/{address}` | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -62,7 +66,9 @@ def segmenting(url: str, model: str) -> Iterator[None]:
 
     def segment() -> None:
         while not stop.is_set():
-            requests.post(f"{url}/infer/{model}", params={"image": image}, timeout=600).raise_for_status()
+            requests.post(
+                f"{url}/infer/{model}", params={"image": image}, timeout=600
+            ).raise_for_status()
 
     with ThreadPoolExecutor(2) as threads:
         running = [threads.submit(segment) for _ in range(2)]
@@ -83,7 +89,14 @@ def training(url: str, model: str) -> Iterator[bool]:
         yield False
         return
     try:
-        wait_until(lambda: requests.get(f"{url}/info/", timeout=60).json()["train_stats"].get(model, {}).get("epoch"))
+        wait_until(
+            lambda: (
+                requests.get(f"{url}/info/", timeout=60)
+                .json()["train_stats"]
+                .get(model, {})
+                .get("epoch")
+            )
+        )
         yield True
     finally:
         requests.delete(f"{url}/train/", timeout=60)

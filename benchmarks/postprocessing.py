@@ -21,7 +21,7 @@ from scipy import ndimage
 from liverseg.transforms import CleanSlices, ErodeKeepLargestDilate
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-import literal_postprocessing as literal
+from helpers import literal_postprocessing as literal
 
 
 def noisy_liver(shape: tuple[int, int, int]) -> np.ndarray:
@@ -30,7 +30,9 @@ def noisy_liver(shape: tuple[int, int, int]) -> np.ndarray:
     grid = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij", sparse=True)
     distance = np.sqrt(sum((g / r) ** 2 for g, r in zip(grid, (0.35, 0.28, 0.6), strict=True)))
     uneven = ndimage.zoom(generator.normal(size=[max(2, n // 16) for n in shape]), 16, order=1)
-    uneven = np.pad(uneven, [(0, max(0, n - m)) for n, m in zip(shape, uneven.shape, strict=True)], mode="edge")
+    uneven = np.pad(
+        uneven, [(0, max(0, n - m)) for n, m in zip(shape, uneven.shape, strict=True)], mode="edge"
+    )
     mask = distance + 0.15 * uneven[tuple(slice(n) for n in shape)] < 1
     return mask ^ (generator.random(shape) < 0.002)
 
@@ -42,7 +44,9 @@ def seconds(function: Callable[[Any], Any], argument: Any) -> tuple[float, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", type=int, nargs=3, default=(512, 512, 200))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
@@ -63,14 +67,20 @@ def main() -> None:
             times["shipped"].append(spent)
             assert np.array_equal(found.numpy()[0].astype(bool), expected), name
         medians = {side: float(np.median(values)) for side, values in times.items()}
-        rows.append({"algorithm": name, **{f"{side}_s": round(value, 3) for side, value in medians.items()}})
+        rows.append(
+            {"algorithm": name, **{f"{side}_s": round(value, 3) for side, value in medians.items()}}
+        )
         rows[-1]["ratio"] = round(medians["literal"] / medians["shipped"], 1)
         print(
-            "{algorithm:30} literal {literal_s:8.3f} s   shipped {shipped_s:7.3f} s   {ratio:6.1f}×".format(**rows[-1])
+            "{algorithm:30} literal {literal_s:8.3f} s   shipped {shipped_s:7.3f} s   {ratio:6.1f}×".format(
+                **rows[-1]
+            )
         )
     if arguments.out:
         machine = {"processor": platform.processor(), "threads": torch.get_num_threads()}
-        arguments.out.write_text(json.dumps({"shape": arguments.shape, "machine": machine, "rows": rows}, indent=1))
+        arguments.out.write_text(
+            json.dumps({"shape": arguments.shape, "machine": machine, "rows": rows}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -48,17 +48,24 @@ VALIDATION, HELD_OUT = 3, 6
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--labels", type=int, nargs="+", default=(2, 4, 8), help="scans that train")
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
-    parser.add_argument("--work", type=Path, required=True, help="folder for scans, weights and the figures")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for scans, weights and the figures"
+    )
     arguments = parser.parse_args()
 
     work = arguments.work.resolve()
     train_on_phantoms(Console(), work / "start", BUNDLE, first=1, steps=2)
     weights = work / "start" / BUNDLE.name / "models" / "model.pt"
-    held_out = {start: write_scans(work / f"held_out_{start}", HELD_OUT, STARTS[start], 10**6) for start in STARTS}
+    held_out = {
+        start: write_scans(work / f"held_out_{start}", HELD_OUT, STARTS[start], 10**6)
+        for start in STARTS
+    }
     record = work / "retraining.json"
     rows: list[dict[str, Any]] = json.loads(record.read_text()) if record.is_file() else []
     done = {(row["start"], row["labels"], row["seed"]) for row in rows}
@@ -68,10 +75,20 @@ def main() -> None:
                 if (start, labels, seed) in done:
                     continue
                 scans = write_scans(
-                    work / f"scans_{start}_{seed}", VALIDATION + max(arguments.labels), STARTS[start], seed + 1
+                    work / f"scans_{start}_{seed}",
+                    VALIDATION + max(arguments.labels),
+                    STARTS[start],
+                    seed + 1,
                 )
                 folder = work / f"{start}_{seed}_{labels}"
-                row = retrain(folder, weights, STARTS[start], scans[: VALIDATION + labels], held_out[start], seed)
+                row = retrain(
+                    folder,
+                    weights,
+                    STARTS[start],
+                    scans[: VALIDATION + labels],
+                    held_out[start],
+                    seed,
+                )
                 rows.append({"start": start, "labels": labels, "seed": seed, **row})
                 print(json.dumps(rows[-1]), flush=True)
                 record.write_text(json.dumps(rows, indent=1) + "\n")
@@ -83,7 +100,9 @@ def write_scans(folder: Path, cases: int, modality: str, seed: int) -> list[dict
     file = folder / "items.json"
     if not file.is_file():
         grid: Mapping[str, Any] = {"shape": (128, 128, 48), "spacing": (3.0, 3.0, 5.0)}
-        items = write_phantoms(folder, cases, seed=seed, modality=modality, labels=LITS_LABELS, **grid)
+        items = write_phantoms(
+            folder, cases, seed=seed, modality=modality, labels=LITS_LABELS, **grid
+        )
         paths = [{key: str(folder / item[key]) for key in ("image", "label")} for item in items]
         file.write_text(json.dumps(paths))
     return json.loads(file.read_text())
@@ -119,7 +138,13 @@ def retrain(
         file = bundle / "configs" / f"{name}.json"
         config = json.loads(file.read_text())
         # `max_epochs` and `val_interval` were those of the start.
-        config.update({key: own[key] for key in ("spacing", "spatial_size", "modality", "seed") if key in config})
+        config.update(
+            {
+                key: own[key]
+                for key in ("spacing", "spatial_size", "modality", "seed")
+                if key in config
+            }
+        )
         file.write_text(json.dumps(config))
     (bundle / "models").mkdir()
     shutil.copy(weights, bundle / "models" / "model.pt")
@@ -140,7 +165,10 @@ def retrain(
     test.mkdir()
     (test / "dataset.json").write_text(json.dumps({"validation": held_out}))
     settings = json.loads((version.folder / "settings.json").read_text())
-    settings |= {"datalist": str(test / "dataset.json"), "classes": {"background": [0], "liver": [1, 2]}}
+    settings |= {
+        "datalist": str(test / "dataset.json"),
+        "classes": {"background": [0], "liver": [1, 2]},
+    }
     (test / "settings.json").write_text(json.dumps(settings))
     dice = {}
     for name, model in {"before": find_version(bundle, stats["parent"]), "after": version}.items():
@@ -152,7 +180,9 @@ def retrain(
 
 def report(table: pd.DataFrame) -> None:
     """Print a row for each start and number of labels."""
-    print("| start | labels | seeds | Dice before | of the trained | in use then | published | worst change | best |")
+    print(
+        "| start | labels | seeds | Dice before | of the trained | in use then | published | worst change | best |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for (start, labels), rows in table.groupby(["start", "labels"], sort=False):
         means = " | ".join(f"{rows[key].mean():.3f}" for key in ("before", "after", "in_use"))

@@ -47,10 +47,14 @@ SPREAD = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--bundle", type=Path, default=ROOT / "bundles" / "mixed_unet_lits")
     parser.add_argument("--shape", type=int, nargs=3, default=(512, 512, 128))
-    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a setting")
+    parser.add_argument(
+        "--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a setting"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
@@ -70,7 +74,11 @@ def main() -> None:
         scan = {"image": request["image"], "mask_cleaning": "none"}
         measure("segmentation", lambda: Segmentation(bundle)(scan))
         measure("segmentation, probabilities kept", lambda: segmentation(scan))
-        measure(f"stroke, {bundle.name}", lambda: scribbles({**request, "prior": bundle.name}), arguments.repeats)
+        measure(
+            f"stroke, {bundle.name}",
+            lambda: scribbles({**request, "prior": bundle.name}),
+            arguments.repeats,
+        )
         measure("stroke, label", lambda: scribbles(request), arguments.repeats)
         measure("stroke, none", lambda: scribbles({**request, "prior": "none"}), arguments.repeats)
         for name, fractions in SPREAD.items():
@@ -78,10 +86,15 @@ def main() -> None:
             measure(f"{name}, label", lambda request=spread: scribbles(request), arguments.repeats)
         kept_mb = sum(file.stat().st_size for file in store.folder.iterdir()) / 1e6
         shutil.rmtree(store.folder)
-        measure(f"stroke, {bundle.name}, nothing kept", lambda: scribbles({**request, "prior": bundle.name}))
+        measure(
+            f"stroke, {bundle.name}, nothing kept",
+            lambda: scribbles({**request, "prior": bundle.name}),
+        )
     print(f"kept: {kept_mb:.1f} MB; {torch.get_num_threads()} threads")
     if arguments.out:
-        arguments.out.write_text(json.dumps({"kept_mb": kept_mb, "cpu_s_and_s": figures}, indent=1) + "\n")
+        arguments.out.write_text(
+            json.dumps({"kept_mb": kept_mb, "cpu_s_and_s": figures}, indent=1) + "\n"
+        )
 
 
 def write_scan(folder: Path, shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -98,7 +111,9 @@ def write_scan(folder: Path, shape: tuple[int, int, int]) -> dict[str, Any]:
     return {**paths, "label_info": info, "selected_label_name": "liver"}
 
 
-def write_strokes(request: Mapping[str, Any], folder: Path, fractions: Sequence[float]) -> dict[str, Any]:
+def write_strokes(
+    request: Mapping[str, Any], folder: Path, fractions: Sequence[float]
+) -> dict[str, Any]:
     """The request with strokes of 4×20×1 voxels instead of its own."""
     held = read_nifti(request["label"])
     labels = np.array(held.array)
@@ -119,7 +134,9 @@ def write_bundle(source: Path, folder: Path, settings: Mapping[str, str]) -> Bun
     config = ConfigParser(json.loads(file.read_text()))
     for name, value in settings.items():
         config[name] = ast.literal_eval(value)
-    file.write_text(json.dumps({key: value for key, value in config.get().items() if key != "_meta_"}))
+    file.write_text(
+        json.dumps({key: value for key, value in config.get().items() if key != "_meta_"})
+    )
     config["bundle_root"] = str(copy)
     torch.manual_seed(0)
     (copy / "models").mkdir()

@@ -57,7 +57,9 @@ def is_true(value: bool | str) -> bool:
         InputError: for anything else.
     """
     if str(value).lower() not in ("true", "false"):
-        raise InputError(f"found {value!r} for a switch, expected true or false: write it as --amp false.")
+        raise InputError(
+            f"found {value!r} for a switch, expected true or false: write it as --amp false."
+        )
     return str(value).lower() == "true"
 
 
@@ -68,5 +70,7 @@ def choose(key: str, value: str, choices: Mapping[str, Any]) -> Any:
         InputError: for a name that is not there.
     """
     if value not in choices:
-        raise InputError(f"{key}: found {value!r}, expected one of {', '.join(choices)}: set it to one of these.")
+        raise InputError(
+            f"{key}: found {value!r}, expected one of {', '.join(choices)}: set it to one of these."
+        )
     return choices[value]

@@ -28,7 +28,9 @@ from liverseg.kinds import is_text
 PR_SET_PDEATHSIG = 1
 
 
-def run_stages(stages: Sequence[Mapping[str, str]], alias: str = "training", run_id: str = "run") -> None:
+def run_stages(
+    stages: Sequence[Mapping[str, str]], alias: str = "training", run_id: str = "run"
+) -> None:
     """Run the stages of a training one after the other, each in a process of its own.
 
     What MONAI was asked to run, on the command line or from Python, is repeated for each stage with the stage's
@@ -44,7 +46,9 @@ def run_stages(stages: Sequence[Mapping[str, str]], alias: str = "training", run
         InputError: outside MONAI's `run` and `create_workflow`, and for a value that no stage has.
     """
     command = _command(alias, run_id)
-    chosen = {key: command.settings[key] for stage in stages for key in stage if key in command.settings}
+    chosen = {
+        key: command.settings[key] for stage in stages for key in stage if key in command.settings
+    }
     for key, value in chosen.items():
         choose(key, value, dict.fromkeys(stage[key] for stage in stages if key in stage))
     for stage in stages:
@@ -52,7 +56,9 @@ def run_stages(stages: Sequence[Mapping[str, str]], alias: str = "training", run
             _run(command, run_id, stage)
 
 
-def run_rounds(rounds: int, ckpt_dir: str | os.PathLike[str], resume: bool | str = False, patience: int = 1) -> None:
+def run_rounds(
+    rounds: int, ckpt_dir: str | os.PathLike[str], resume: bool | str = False, patience: int = 1
+) -> None:
     """Fine-tune a trained network in rounds, each on what the round before has labelled, and keep the best.
 
     Algorithm 1 of the cascade on LiTS. The id `run` with `--round N` labels patches with the model of round N − 1 and
@@ -78,7 +84,9 @@ def run_rounds(rounds: int, ckpt_dir: str | os.PathLike[str], resume: bool | str
         )
     for name in ("model.pt", "model.json"):
         if not (trained / name).is_file():
-            raise InputError(f"{trained}: found no {name}, expected that of a training: run training first.")
+            raise InputError(
+                f"{trained}: found no {name}, expected that of a training: run training first."
+            )
     if not (folder / "0" / "model.json").is_file():  # the last to be copied
         for name in ("model.pt", "model.json"):
             _copy(trained / name, folder / "0" / name)
@@ -89,7 +97,9 @@ def run_rounds(rounds: int, ckpt_dir: str | os.PathLike[str], resume: bool | str
             (folder / str(number) / "done").touch()
         results.append(_result(folder, number))
         best = max(results, key=lambda result: result["val_mean_dice"])
-        print(f"Round {number}: val_mean_dice {results[-1]['val_mean_dice']:.4f}, the best is round {best['round']}.")
+        print(
+            f"Round {number}: val_mean_dice {results[-1]['val_mean_dice']:.4f}, the best is round {best['round']}."
+        )
         _write_table(folder / "rounds.csv", results)
         for name in ("model.pt", "model.json"):
             _copy(folder / str(best["round"]) / name, trained / name)
@@ -113,7 +123,11 @@ def _result(folder: Path, number: int) -> dict[str, float]:
     model = json.loads((folder / str(number) / "model.json").read_text())
     patches = folder / str(number) / "patches" / "patches.json"
     counts = json.loads(patches.read_text())["patches"] if number else {}
-    return {"round": number, "val_mean_dice": model["val_mean_dice"], "patches": sum(counts.values())}
+    return {
+        "round": number,
+        "val_mean_dice": model["val_mean_dice"],
+        "patches": sum(counts.values()),
+    }
 
 
 def _write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
@@ -149,7 +163,10 @@ def _command(alias: str, run_id: str) -> Command:
 def _run(command: Command, run_id: str, settings: Mapping[str, Any]) -> None:
     """Run MONAI's command line with these settings added; end this process too where it fails."""
     options = {name: value for name, value in command.options.items() if name != "run_id"}
-    words = [f"--{name}={_word(name, value)}" for name, value in {**options, **command.settings, **settings}.items()]
+    words = [
+        f"--{name}={_word(name, value)}"
+        for name, value in {**options, **command.settings, **settings}.items()
+    ]
     arguments = [sys.executable, "-m", "monai.bundle", "run", run_id, *words]
     status = subprocess.run(arguments, check=False, preexec_fn=die_with_parent).returncode
     if status != 0:

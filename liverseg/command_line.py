@@ -33,21 +33,36 @@ from monai.utils import ensure_tuple
 
 from liverseg.errors import InputError, sentence
 from liverseg.kinds import is_text
-from liverseg.settings import ELSEWHERE, check_name, is_used, nearest, read_setting, read_words, walk
+from liverseg.settings import (
+    ELSEWHERE,
+    check_name,
+    is_used,
+    nearest,
+    read_setting,
+    read_words,
+    walk,
+)
 
 logger = logging.getLogger(__name__)
 
 
 def _names(*functions: Callable) -> set[str]:
     """The options that MONAI has of its own, besides those that it passes on to the config."""
-    parameters = (parameter for function in functions for parameter in inspect.signature(function).parameters.values())
-    return {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+    parameters = (
+        parameter
+        for function in functions
+        for parameter in inspect.signature(function).parameters.values()
+    )
+    return {
+        parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD
+    }
 
 
 RUN_OPTIONS = _names(run, create_workflow, ConfigWorkflow)
 # MONAI's commands that take a network out of a config.
 EXPORTS = {
-    function.__code__: _names(function) for function in (ckpt_export, onnx_export, trt_export, verify_net_in_out)
+    function.__code__: _names(function)
+    for function in (ckpt_export, onnx_export, trt_export, verify_net_in_out)
 }
 # Lists of expressions that MONAI runs around the one that was asked for.
 AROUND = ("imports", "initialize", "finalize")
@@ -110,7 +125,9 @@ def is_command_line() -> bool:
     return main is not None and main.name == "monai.bundle.__main__"
 
 
-def print_sentence(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def print_sentence(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     """Print an error in the user's input as one sentence; a `sys.excepthook`. LIVERSEG_TRACEBACK=1 shows all of it."""
     found = sentence(error)
     if found is None or os.environ.get("LIVERSEG_TRACEBACK"):
@@ -120,7 +137,9 @@ def print_sentence(kind: type[BaseException], error: BaseException, trace: Trace
         print(f"\nerror: {found}", file=sys.stderr)
 
 
-def _check_workflow(workflow: ConfigWorkflow, files: Sequence[str], arguments: Mapping[str, Any]) -> None:
+def _check_workflow(
+    workflow: ConfigWorkflow, files: Sequence[str], arguments: Mapping[str, Any]
+) -> None:
     options = {name: value for name, value in arguments.items() if name in RUN_OPTIONS}
     given = {name: value for name, value in arguments.items() if name not in RUN_OPTIONS}
     _check_ids(workflow.parser, options)
@@ -134,7 +153,9 @@ def _paths(config_file: Any) -> list[str]:
 
 def _check_ids(config: ConfigParser, options: Mapping[str, Any]) -> None:
     if "run_id" in options:
-        known = [name for name, value in config.get().items() if name not in AROUND and _runs(value)]
+        known = [
+            name for name, value in config.get().items() if name not in AROUND and _runs(value)
+        ]
         if options["run_id"] not in known:
             near = nearest(str(options["run_id"]), known)
             raise InputError(
@@ -150,7 +171,9 @@ def _check_ids(config: ConfigParser, options: Mapping[str, Any]) -> None:
 
 
 def _runs(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(ConfigExpression.is_expression, value))
+    return (
+        isinstance(value, list) and bool(value) and all(map(ConfigExpression.is_expression, value))
+    )
 
 
 def _read_settings(
@@ -160,7 +183,11 @@ def _read_settings(
     if is_command_line():
         typed = _typed({*settings, *options})
         # A path for each of several networks is no text.
-        settings |= {name: value for name, value in typed.items() if not isinstance(settings.get(name), Mapping)}
+        settings |= {
+            name: value
+            for name, value in typed.items()
+            if not isinstance(settings.get(name), Mapping)
+        }
     shipped = ConfigParser(ConfigParser.load_config_files(files), globals=False)
     for name in settings:
         check_name(name, shipped, config, options)
@@ -228,4 +255,8 @@ def _put(config: ConfigParser, identifier: str, value: Any) -> None:
     part = ConfigParser({}, globals=config.globals)
     part.set(value, identifier)
     part.parse()
-    items |= {one: item for one, item in part.ref_resolver.items.items() if f"{one}::".startswith(f"{identifier}::")}
+    items |= {
+        one: item
+        for one, item in part.ref_resolver.items.items()
+        if f"{one}::".startswith(f"{identifier}::")
+    }

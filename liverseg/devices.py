@@ -22,7 +22,9 @@ def select_device(name: str | int | torch.device | None = None) -> torch.device:
         if device.type != "cuda":
             torch.empty(0, device=device)
     except (AssertionError, RuntimeError, TypeError) as error:
-        raise InputError(f"device: found {name!r}, expected cpu, cuda or cuda:NUMBER: use one of these.") from error
+        raise InputError(
+            f"device: found {name!r}, expected cpu, cuda or cuda:NUMBER: use one of these."
+        ) from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"device: {device} was asked for, found {torch.cuda.device_count()} CUDA devices: use cpu, or install "
@@ -56,4 +58,8 @@ def sync_batch_norm(network: torch.nn.Module) -> torch.nn.Module:
 
     The names of its weights stay, so what is saved loads into a network without.
     """
-    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(network) if torch.cuda.is_available() else network
+    return (
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        if torch.cuda.is_available()
+        else network
+    )

@@ -70,7 +70,10 @@ class ScanEvaluator(SupervisedEvaluator):
     """
 
     def __init__(
-        self, *args: Any, iteration_update: Callable[[SupervisedEvaluator, Any], Any] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        iteration_update: Callable[[SupervisedEvaluator, Any], Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.update = iteration_update or super()._iteration
@@ -142,7 +145,9 @@ class ScanEvaluator(SupervisedEvaluator):
             parts = [None] * dist.get_world_size()
             dist.all_gather_object(parts, (self.failures, self.done))
         # By image, as a padded sampler gives a scan twice.
-        self.failures = list({failure["image"]: failure for failures, _ in parts for failure in failures}.values())
+        self.failures = list(
+            {failure["image"]: failure for failures, _ in parts for failure in failures}.values()
+        )
         self.done = sum(done for _, done in parts)
         return all(done for _, done in parts)
 
@@ -171,7 +176,10 @@ def _log_reason(error: Exception) -> str:
 def is_of_machine(error: BaseException | None) -> bool:
     """Whether the next scan would fail as well."""
     while error is not None:
-        if isinstance(error, torch.AcceleratorError) or getattr(error, "errno", None) in DISK_ERRORS:
+        if (
+            isinstance(error, torch.AcceleratorError)
+            or getattr(error, "errno", None) in DISK_ERRORS
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False

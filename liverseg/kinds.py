@@ -22,11 +22,15 @@ def is_text(name: str) -> bool:
 
 
 def _wrong(name: str, value: Any, expected: str, example: Any) -> InputError:
-    return InputError(f"{name}: found {value!r}, expected {expected}: write it as --{name} {example}.")
+    return InputError(
+        f"{name}: found {value!r}, expected {expected}: write it as --{name} {example}."
+    )
 
 
 def _is_number(value: Any, least: float, most: float, whole: bool) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    )
     return number and least <= value <= most and (not whole or value == int(value))
 
 
@@ -34,7 +38,9 @@ def _span(least: float, most: float) -> str:
     return f"of {least:g} or more" if most == math.inf else f"from {least:g} to {most:g}"
 
 
-def _number(least: float, most: float = math.inf, *, above: bool = False, whole: bool = False) -> Kind:
+def _number(
+    least: float, most: float = math.inf, *, above: bool = False, whole: bool = False
+) -> Kind:
     """A number from `least`, or only above it, to `most`."""
     span = f"above {least}" if above else _span(least, most)
 
@@ -47,7 +53,9 @@ def _number(least: float, most: float = math.inf, *, above: bool = False, whole:
     return read
 
 
-def _axes(what: str, least: float, most: float = math.inf, *, whole: bool = False, keep: bool = False) -> Kind:
+def _axes(
+    what: str, least: float, most: float = math.inf, *, whole: bool = False, keep: bool = False
+) -> Kind:
     """A number for each axis, or −1 to `keep` it; a single one is that of all axes that ship with one."""
 
     def valid(number: Any) -> bool:
@@ -55,8 +63,16 @@ def _axes(what: str, least: float, most: float = math.inf, *, whole: bool = Fals
 
     def read(name: str, value: Any, shipped: Any) -> Any:
         axes = shipped if isinstance(shipped, list) else [1, 1, 1]
-        numbers = [value if axis > 0 else axis for axis in axes] if _is_number(value, 0, math.inf, whole) else value
-        if not isinstance(numbers, Sequence) or len(numbers) != len(axes) or not all(map(valid, numbers)):
+        numbers = (
+            [value if axis > 0 else axis for axis in axes]
+            if _is_number(value, 0, math.inf, whole)
+            else value
+        )
+        if (
+            not isinstance(numbers, Sequence)
+            or len(numbers) != len(axes)
+            or not all(map(valid, numbers))
+        ):
             stays = ", −1 for an axis that stays as it is" if keep else ""
             example = f'"{axes}"'.replace(" ", "")
             expected = f"{len(axes)} {what} {_span(least, most)}{stays}, or a single one for all"
@@ -67,14 +83,18 @@ def _axes(what: str, least: float, most: float = math.inf, *, whole: bool = Fals
 
 
 def _window(name: str, value: Any, shipped: Any) -> Any:
-    numbers = isinstance(value, (list, tuple)) and all(_is_number(one, -math.inf, math.inf, False) for one in value)
+    numbers = isinstance(value, (list, tuple)) and all(
+        _is_number(one, -math.inf, math.inf, False) for one in value
+    )
     if not numbers or len(value) != 2 or not value[0] < value[1]:
         raise _wrong(name, value, "two numbers, the lower one first", '"[-160,240]"')
     return list(value)
 
 
 def _flips(name: str, value: Any, shipped: Any) -> Any:
-    if not isinstance(value, Sequence) or not all(isinstance(axes, Sequence) and {*axes} <= {0, 1} for axes in value):
+    if not isinstance(value, Sequence) or not all(
+        isinstance(axes, Sequence) and {*axes} <= {0, 1} for axes in value
+    ):
         raise _wrong(name, value, "a list of lists of the axes 0 and 1", '"[[0],[1],[0,1]]"')
     return value
 
@@ -113,7 +133,11 @@ def _device(name: str, value: Any, shipped: Any) -> Any:
 def _path(name: str, value: Any, shipped: Any) -> Any:
     if isinstance(value, Mapping):  # one for each of several networks
         return value
-    if value == "" or not isinstance(value, (str, int, float, os.PathLike)) or isinstance(value, bool):
+    if (
+        value == ""
+        or not isinstance(value, (str, int, float, os.PathLike))
+        or isinstance(value, bool)
+    ):
         found = "nothing" if value in ("", True) else repr(value)
         raise InputError(
             f"{name}: found {found}, expected a path: give one, and see whether a variable of your shell is empty."
@@ -128,7 +152,10 @@ def _text(name: str, value: Any, shipped: Any) -> Any:
 COUNT, WHOLE = _number(1, whole=True), _number(0, whole=True)
 SHARE, AMOUNT = _number(0, 1), _number(0)
 # Finer voxels fill every memory, and in coarser ones as in smaller patches nothing has a shape.
-SPACING, SIZE = _axes("numbers of mm", *SPACING_MM, keep=True), _axes("numbers of voxels", 8, whole=True)
+SPACING, SIZE = (
+    _axes("numbers of mm", *SPACING_MM, keep=True),
+    _axes("numbers of voxels", 8, whole=True),
+)
 KINDS: dict[str, Kind] = {
     "bundle_root": _path,
     "dataset_dir": _path,

@@ -20,7 +20,9 @@ ELSEWHERE = ("$", "@", "%")
 WORDS = {"true": True, "false": False, "null": None}
 
 
-def check_name(name: str, shipped: ConfigParser, config: ConfigParser, others: Iterable[str] = ()) -> None:
+def check_name(
+    name: str, shipped: ConfigParser, config: ConfigParser, others: Iterable[str] = ()
+) -> None:
     """Check that a config has a setting, or makes use of one that it gets.
 
     Args:
@@ -51,8 +53,14 @@ def check_name(name: str, shipped: ConfigParser, config: ConfigParser, others: I
         advice = f"correct it, perhaps to --{'#'.join([*above, near])}"
     else:
         nested = [one for one, _ in walk(shipped.get()) if one.endswith(f"::{last}") and not above]
-        advice = f"correct it, perhaps to --{nested[0].replace('::', '#')}" if nested else "correct it or leave it out"
-    raise InputError(f"{name}: found no {last} in {place}, expected a name that is there: {advice}.")
+        advice = (
+            f"correct it, perhaps to --{nested[0].replace('::', '#')}"
+            if nested
+            else "correct it or leave it out"
+        )
+    raise InputError(
+        f"{name}: found no {last} in {place}, expected a name that is there: {advice}."
+    )
 
 
 def is_used(name: str, shipped: ConfigParser, config: ConfigParser) -> bool:
@@ -63,11 +71,17 @@ def is_used(name: str, shipped: ConfigParser, config: ConfigParser) -> bool:
         shipped: the config as its files have it, with macros such as `%network_def`, which MONAI replaces.
         config: the config with all settings that the user gave.
     """
-    texts = [value for one in (shipped, config) for _, value in walk(one.get()) if isinstance(value, str)]
-    found = {reference for text in texts for reference in ReferenceResolver.match_refs_pattern(text)}
+    texts = [
+        value for one in (shipped, config) for _, value in walk(one.get()) if isinstance(value, str)
+    ]
+    found = {
+        reference for text in texts for reference in ReferenceResolver.match_refs_pattern(text)
+    }
     found |= {ReferenceResolver.normalize_id(text[1:]) for text in texts if text.startswith("%")}
     identifier = f"{ReferenceResolver.normalize_id(name)}::"
-    return any(f"{one}::".startswith(identifier) or identifier.startswith(f"{one}::") for one in found)
+    return any(
+        f"{one}::".startswith(identifier) or identifier.startswith(f"{one}::") for one in found
+    )
 
 
 def read_setting(name: str, value: Any, shipped: Mapping[str, Any], config: ConfigParser) -> Any:
@@ -87,7 +101,11 @@ def read_setting(name: str, value: Any, shipped: Mapping[str, Any], config: Conf
         InputError: for a value that the setting cannot have.
     """
     if is_text(name):
-        value = None if value in ("None", "null") and name in shipped and shipped[name] is None else value
+        value = (
+            None
+            if value in ("None", "null") and name in shipped and shipped[name] is None
+            else value
+        )
     elif isinstance(value, str):
         value = read_words(value)
     if value is None and shipped.get(name) is None:
@@ -99,7 +117,9 @@ def read_setting(name: str, value: Any, shipped: Mapping[str, Any], config: Conf
     if group and not isinstance(value, Mapping):
         known = _keys(config.get(group))
         if value not in known:
-            raise InputError(f"{name}: found {value!r}, expected one of {', '.join(known)}: {_choose(value, known)}.")
+            raise InputError(
+                f"{name}: found {value!r}, expected one of {', '.join(known)}: {_choose(value, known)}."
+            )
         return f"@{group}::{value}"
     return KINDS[name](name, value, shipped.get(name)) if name in KINDS else value
 
@@ -128,7 +148,9 @@ def walk(content: Any, identifier: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _keys(section: Any) -> list[str]:
-    return [key for key in section if not key.startswith("_")] if isinstance(section, Mapping) else []
+    return (
+        [key for key in section if not key.startswith("_")] if isinstance(section, Mapping) else []
+    )
 
 
 def _choose(value: Any, known: Iterable[str]) -> str:
@@ -144,7 +166,9 @@ def _group(name: str, shipped: Mapping[str, Any]) -> str | None:
 
 def _check_reference(name: str, value: str, config: ConfigParser) -> None:
     if is_text(name) and re.fullmatch(r"\$[\w./-]+", value):
-        raise InputError(f"{name}: found {value}, expected text or a path: write ./{value} for a path that begins so.")
+        raise InputError(
+            f"{name}: found {value}, expected text or a path: write ./{value} for a path that begins so."
+        )
     identifier = ReferenceResolver.normalize_id(value[1:])
     if value[0] != "@" or not re.fullmatch(r"\w+(::\w+)*", identifier) or identifier in config:
         return
@@ -152,13 +176,17 @@ def _check_reference(name: str, value: str, config: ConfigParser) -> None:
     known = _keys(config.get(group)) if group else []
     expected = f"one of {', '.join(known)}" if known else "a name of the config after the @"
     advice = _choose(entry, known) if known else f"correct it, or write ./{value} for a path"
-    raise InputError(f"{name}: found @{identifier.replace('::', '#')}, expected {expected}: {advice}.")
+    raise InputError(
+        f"{name}: found @{identifier.replace('::', '#')}, expected {expected}: {advice}."
+    )
 
 
 def _arguments(component: Mapping[str, Any], config: ConfigParser) -> list[str] | None:
     """What a component takes; None where it takes anything, or is not there to ask."""
     target = ConfigComponent(component, locator=config.locator).resolve_module_name()
-    function = locate(target) if isinstance(target, str) and not target.startswith(ELSEWHERE) else None
+    function = (
+        locate(target) if isinstance(target, str) and not target.startswith(ELSEWHERE) else None
+    )
     if function is None:
         return None
     try:

@@ -90,7 +90,11 @@ def find_version(bundle: Path, name: str) -> Version:
     versions = {version.name: version for version in list_versions(bundle)}
     if name not in versions:
         known = ", ".join(versions)
-        expected = f"expected one of {known}: choose one" if known else "for there are none yet: train the model first"
+        expected = (
+            f"expected one of {known}: choose one"
+            if known
+            else "for there are none yet: train the model first"
+        )
         raise InputError(f"{bundle}: found no version {name!r}, {expected}.")
     return versions[name]
 
@@ -112,7 +116,11 @@ def version_in_use(bundle: Path) -> str | None:
     link = _versions(bundle) / "in_use"
     files = model_files(bundle / "models")
     # A training in `models/` replaces links by files, and `DELETE /model/NAME` takes them away.
-    if not link.is_symlink() or not _has_weights(files) or not all(_is_linked(bundle, file) for file in files):
+    if (
+        not link.is_symlink()
+        or not _has_weights(files)
+        or not all(_is_linked(bundle, file) for file in files)
+    ):
         return None
     return os.readlink(link)
 
@@ -140,7 +148,9 @@ def publish(bundle: Path, name: str, instead_of: Collection[str | None] | None =
     version = with_weights(find_version(bundle, name))
     files = version.files()
     if version.state == "training":
-        raise InputError(f"{version.folder}: found it still training, expected one that is ready: wait or stop it.")
+        raise InputError(
+            f"{version.folder}: found it still training, expected one that is ready: wait or stop it."
+        )
     check_writable(_versions(bundle))
     with lock(_versions(bundle) / ".lock"):
         _keep_model_in_use(bundle)
@@ -171,7 +181,9 @@ def with_weights(version: Version) -> Version:
         InputError: where it has no weights.
     """
     if not _has_weights(version.files()):
-        raise InputError(f"{version.folder}: found no model.pt, expected weights: choose another version.")
+        raise InputError(
+            f"{version.folder}: found no model.pt, expected weights: choose another version."
+        )
     return version
 
 
@@ -194,7 +206,9 @@ def rollback(bundle: Path) -> str:
     name = version_in_use(bundle)
     replaced = find_version(bundle, name).record.get("replaced") if name else None
     if not replaced:
-        raise InputError(f"{bundle}: found no version before the one in use, expected one: publish another.")
+        raise InputError(
+            f"{bundle}: found no version before the one in use, expected one: publish another."
+        )
     publish(bundle, replaced[0])
     # Twice back goes to what was before that one, and not forth again.
     find_version(bundle, replaced[0]).update(replaced=replaced[1:])
@@ -223,7 +237,9 @@ def evaluate(bundle: Path, weights: Path, version: Version, output_dir: Path) ->
 
     own = [bundle / "configs" / name for name in ("train.json", "evaluate.json")]
     inference = ConfigParser.load_config_file(bundle / "configs" / "inference.json")
-    cleaning = {key: value for key, value in inference.items() if str(value).startswith("@postprocessings#")}
+    cleaning = {
+        key: value for key, value in inference.items() if str(value).startswith("@postprocessings#")
+    }
     paths = {"bundle_root": str(bundle), "ckpt_dir": str(weights), "output_dir": str(output_dir)}
     workflow = create_workflow(
         config_file=[str(path) for path in (*own, version.folder / "settings.json")],

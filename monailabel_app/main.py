@@ -43,7 +43,16 @@ logger = logging.getLogger(__name__)
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 # Of `--conf`, the last MONAI Label's own.
-KNOWN = {"models", "inferences", "max_upload_mb", "score_model", "hold_minutes", "hosts", "origins", "server_mode"}
+KNOWN = {
+    "models",
+    "inferences",
+    "max_upload_mb",
+    "score_model",
+    "hold_minutes",
+    "hosts",
+    "origins",
+    "server_mode",
+}
 
 # Of the processes that the server starts: its process id.
 SERVER = "LIVERSEG_SERVER"
@@ -87,7 +96,10 @@ class LiverSegApp(MONAILabelApp):
             logger.warning("Not taken: %s: %s", name, reason)
         self.scores = self._scores(conf.get("score_model", ""))
         # A process that MONAI Label's server has started for one task: nobody else could stop it.
-        self.is_task = getattr(sys.modules["__main__"].__spec__, "name", "") == "monailabel.interfaces.utils.app"
+        self.is_task = (
+            getattr(sys.modules["__main__"].__spec__, "name", "")
+            == "monailabel.interfaces.utils.app"
+        )
         if self.is_task:
             die_with_parent(int(os.environ.get(SERVER, os.getppid())))
         else:
@@ -119,7 +131,9 @@ class LiverSegApp(MONAILabelApp):
         Clients list by type what segments and what takes clicks, so a bundle that does both is there twice: under its
         own name, and as `NAME_seg`, as in MONAI Label's own app.
         """
-        store = ProbabilityStore(Path(Sessions(settings.MONAI_LABEL_SESSION_PATH).store_path).parent / "probabilities")
+        store = ProbabilityStore(
+            Path(Sessions(settings.MONAI_LABEL_SESSION_PATH).store_path).parent / "probabilities"
+        )
         segmentations: dict[str, Segmentation] = {}
         automatic: dict[str, Segmentation] = {}
         for name, bundle in self.bundles.items():
@@ -128,7 +142,12 @@ class LiverSegApp(MONAILabelApp):
                 automatic[f"{name}_seg"] = Segmentation(bundle, store)
             else:
                 segmentations[name] = Segmentation(bundle, store)
-        return {**segmentations, **automatic, "scribbles": Scribbles(segmentations), "clean_up": CleanUp()}
+        return {
+            **segmentations,
+            **automatic,
+            "scribbles": Scribbles(segmentations),
+            "clean_up": CleanUp(),
+        }
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """One for each bundle that can be trained and evaluated."""
@@ -145,10 +164,14 @@ class LiverSegApp(MONAILabelApp):
     def info(self) -> dict[str, Any]:
         """MONAI Label's, with the newest training first: 3D Slicer's bar shows the first one."""
         info = super().info()
-        stats = sorted(info["train_stats"].items(), key=lambda item: item[1].get("start_ts", 0), reverse=True)
+        stats = sorted(
+            info["train_stats"].items(), key=lambda item: item[1].get("start_ts", 0), reverse=True
+        )
         return {**info, "train_stats": dict(stats)}
 
-    def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+    def infer(
+        self, request: Mapping[str, Any], datastore: Datastore | None = None
+    ) -> dict[str, Any]:
         """As MONAI Label's, but an id is never taken for a file in the folder that the server was started in."""
         image, store = request["image"], datastore or self.datastore()
         # A file that was sent along, or that of a session.
@@ -174,15 +197,21 @@ class LiverSegApp(MONAILabelApp):
         return {
             "first": First("By name", minutes),
             "random": Random("By chance", minutes),
-            "uncertain": HighestScore("What the model is least sure of", minutes, scores["uncertainty"]),
-            "disagreement": HighestScore("What planes or models disagree on", minutes, scores["disagreement"]),
+            "uncertain": HighestScore(
+                "What the model is least sure of", minutes, scores["uncertainty"]
+            ),
+            "disagreement": HighestScore(
+                "What planes or models disagree on", minutes, scores["disagreement"]
+            ),
         }
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
         """What the strategies choose by, and how good the model is."""
         return dict(self.scores)
 
-    def scoring(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+    def scoring(
+        self, request: Mapping[str, Any], datastore: Datastore | None = None
+    ) -> dict[str, Any]:
         """Score scans; in a process of its own, behind all that annotators wait for."""
         if not self._server_mode and hasattr(os, "nice"):
             os.nice(19)
@@ -196,7 +225,11 @@ class LiverSegApp(MONAILabelApp):
         """
         if not self._server_mode:
             return super().async_scoring(method, params)
-        busy = {task["request"]["method"] for task in tasks("scoring") if task["status"] in ("SUBMITTED", "RUNNING")}
+        busy = {
+            task["request"]["method"]
+            for task in tasks("scoring")
+            if task["status"] in ("SUBMITTED", "RUNNING")
+        }
         methods = [method] if method else ["uncertainty", "dice"]
         try:
             started = {
@@ -227,11 +260,22 @@ class LiverSegApp(MONAILabelApp):
     def _scores(self, preferred: str) -> dict[str, Scores]:
         if preferred and preferred not in self.bundles:
             known = ", ".join(self.bundles) or "none"
-            raise InputError(f"score_model: found {preferred!r}, expected one of {known}: fix --conf score_model.")
+            raise InputError(
+                f"score_model: found {preferred!r}, expected one of {known}: fix --conf score_model."
+            )
         methods = (
-            Uncertainty("uncertainty", "How unsure the model is of each unlabelled scan", self.bundles, preferred),
-            Disagreement("disagreement", "How much planes or models disagree", self.bundles, preferred),
-            DiceScores("dice", "Dice of the model against final labels, by class", self.bundles, preferred),
+            Uncertainty(
+                "uncertainty",
+                "How unsure the model is of each unlabelled scan",
+                self.bundles,
+                preferred,
+            ),
+            Disagreement(
+                "disagreement", "How much planes or models disagree", self.bundles, preferred
+            ),
+            DiceScores(
+                "dice", "Dice of the model against final labels, by class", self.bundles, preferred
+            ),
         )
         return {method.name: method for method in methods}
 
@@ -241,13 +285,21 @@ class LiverSegApp(MONAILabelApp):
 
         from lib.server import fix_server
 
-        fix_server(monailabel.app.app, self.inferences, self.max_upload_mb, self.conf.get("hosts", ""), self.origins)
+        fix_server(
+            monailabel.app.app,
+            self.inferences,
+            self.max_upload_mb,
+            self.conf.get("hosts", ""),
+            self.origins,
+        )
         super().on_init_complete()
 
 
 def _positive(key: str, text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise InputError(f"{key}: found {text!r}, expected a whole number above 0: fix --conf {key}.")
+        raise InputError(
+            f"{key}: found {text!r}, expected a whole number above 0: fix --conf {key}."
+        )
     return int(text)
 
 

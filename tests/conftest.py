@@ -5,7 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from bundle_runs import write_dataset
+from helpers.bundle_runs import write_dataset
 
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "samples"
 

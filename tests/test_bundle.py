@@ -21,12 +21,15 @@ def test_an_archive_asks_for_the_patch_that_is_in_it():
 @pytest.mark.parametrize("version", ["0.2", "1.1", "0.10", "0.1.1", "0.1.00"])
 def test_another_version_says_which_was_found_where_and_what_to_do(version):
     with pytest.raises(
-        InputError, match=rf"liverseg: found liverseg 0\.1\.0, expected {version} for this bundle: run it in"
+        InputError,
+        match=rf"liverseg: found liverseg 0\.1\.0, expected {version} for this bundle: run it in",
     ):
         require(version)
 
 
-@pytest.mark.parametrize(("value", "meaning"), [(True, True), ("true", True), ("False", False), (False, False)])
+@pytest.mark.parametrize(
+    ("value", "meaning"), [(True, True), ("true", True), ("False", False), (False, False)]
+)
 def test_switches_mean_what_a_command_line_says(value, meaning):
     assert is_true(value) is meaning
 

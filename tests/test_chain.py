@@ -9,7 +9,7 @@ import signal
 import sys
 
 import pytest
-from bundle_runs import monai_bundle_here
+from helpers.bundle_runs import monai_bundle_here
 from monai.bundle import create_workflow
 from monai.bundle import run as run_bundle
 
@@ -19,7 +19,10 @@ from liverseg.errors import InputError, sentence
 STAGES = [
     {"target": target, **stage}
     for target in ("liver", "lesion")
-    for stage in ({"stage": "localise"}, *({"stage": "tune", "plane": plane} for plane in ("axial", "coronal")))
+    for stage in (
+        {"stage": "localise"},
+        *({"stage": "tune", "plane": plane} for plane in ("axial", "coronal")),
+    )
 ]
 
 # What stands in for Python here, for MONAI takes five seconds to start; bundles/test_every_bundle.py runs real chains.
@@ -50,7 +53,14 @@ CONFIG = {
     "rounds": ["$@liverseg.chain.run_rounds(@max_rounds, @ckpt_dir, @resume, @round_patience)"],
     "run": ["$None"],
     **{"target": "liver", "stage": "localise", "plane": "axial", "ckpt_dir": "models"},
-    **{"max_rounds": 1, "round_patience": 1, "resume": False, "max_epochs": 1, "prior": "gradcam", "round": 0},
+    **{
+        "max_rounds": 1,
+        "round_patience": 1,
+        "resume": False,
+        "max_epochs": 1,
+        "prior": "gradcam",
+        "round": 0,
+    },
 }
 
 
@@ -76,7 +86,9 @@ def words(settings) -> str:
 
 
 def test_all_stages_run_in_their_order_with_the_settings_that_were_given(tmp_path):
-    run_bundle("training", config_file="train.json", max_epochs=3, prior="box", ckpt_dir=tmp_path / "2024")
+    run_bundle(
+        "training", config_file="train.json", max_epochs=3, prior="box", ckpt_dir=tmp_path / "2024"
+    )
     given = f" --max_epochs=3 --prior=box --ckpt_dir={tmp_path / '2024'}"
     assert calls(tmp_path) == [START + given + words(stage) for stage in STAGES]
 
@@ -85,7 +97,9 @@ def test_the_same_from_the_command_line(tmp_path, monkeypatch):
     typed = "run training --config_file train.json --ckpt_dir 2024 --resume true --plane=axial --stage tune"
     monai_bundle_here(monkeypatch, *typed.split(), "--prior", "a 1e5")
     given = " --ckpt_dir=2024 --resume=True --plane=axial --stage=tune --prior=a 1e5"
-    assert calls(tmp_path) == [f"{START}{given} --target={target}" for target in ("liver", "lesion")]
+    assert calls(tmp_path) == [
+        f"{START}{given} --target={target}" for target in ("liver", "lesion")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -104,18 +118,32 @@ def test_settings_choose_stages(tmp_path, given, chosen):
 
 
 def test_another_id_may_run_a_stage(tmp_path):
-    workflow = create_workflow(config_file="train.json", run_id="iterate", plane="axial", target="liver")
+    workflow = create_workflow(
+        config_file="train.json", run_id="iterate", plane="axial", target="liver"
+    )
     workflow.run()
     (call,) = calls(tmp_path)
-    assert call == START.replace("run run", "run rounds") + " --plane=axial --target=liver --stage=tune"
+    assert (
+        call
+        == START.replace("run run", "run rounds") + " --plane=axial --target=liver --stage=tune"
+    )
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"stage": "tuning"}, "stage: found 'tuning', expected one of localise, tune: set it to one of these."),
-        ({"plane": "oblique"}, "plane: found 'oblique', expected one of axial, coronal: set it to one of these."),
-        ({"stage": "tune", "target": "spleen"}, "target: found 'spleen', expected one of liver, lesion: set it to one"),
+        (
+            {"stage": "tuning"},
+            "stage: found 'tuning', expected one of localise, tune: set it to one of these.",
+        ),
+        (
+            {"plane": "oblique"},
+            "plane: found 'oblique', expected one of axial, coronal: set it to one of these.",
+        ),
+        (
+            {"stage": "tune", "target": "spleen"},
+            "target: found 'spleen', expected one of liver, lesion: set it to one",
+        ),
     ],
 )
 def test_an_unknown_value_is_refused_before_anything_runs(tmp_path, given, said):
@@ -133,14 +161,15 @@ def test_a_stage_that_fails_ends_the_chain_with_its_status(tmp_path):
     assert len(calls(tmp_path)) == 3
 
 
-@pytest.mark.parametrize(("alias", "run_id"), [("training", "run"), ("iterate", "rounds"), ("rounds", "run")])
+@pytest.mark.parametrize(
+    ("alias", "run_id"), [("training", "run"), ("iterate", "rounds"), ("rounds", "run")]
+)
 def test_torchrun_is_told_to_run_one_network(tmp_path, monkeypatch, alias, run_id):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError) as error:
         run_bundle(alias, config_file="train.json")
-    said = (
-        f"{alias}: found 2 processes of torchrun, expected one: run one network at a time under torchrun, with the id"
-    )
+    said = f"{alias}: found 2 processes of torchrun, expected one: "
+    said += "run one network at a time under torchrun, with the id"
     assert sentence(error.value) == f"{said} `{run_id}`."
     assert calls(tmp_path) == []
 
@@ -168,7 +197,13 @@ def rounds(tmp_path):
             (models / "model.json").write_text('{"val_mean_dice": 0.5}')
         (tmp_path / "metrics").write_text("\n".join(map(str, metrics)))
         try:
-            run_bundle("rounds", config_file="train.json", max_rounds=len(metrics), round_patience=patience, **settings)
+            run_bundle(
+                "rounds",
+                config_file="train.json",
+                max_rounds=len(metrics),
+                round_patience=patience,
+                **settings,
+            )
         except RuntimeError as error:
             raise InputError(sentence(error)) from error
         with (models / "rounds" / "rounds.csv").open(newline="") as file:
@@ -184,7 +219,9 @@ def round_calls(most, patience, numbers, **settings) -> list[str]:
 
 def best(tmp_path) -> tuple[str, float]:
     models = tmp_path / "models"
-    return (models / "model.pt").read_text().strip(), json.loads((models / "model.json").read_text())["val_mean_dice"]
+    return (models / "model.pt").read_text().strip(), json.loads(
+        (models / "model.json").read_text()
+    )["val_mean_dice"]
 
 
 def test_the_best_round_becomes_the_model_and_all_are_kept(rounds, tmp_path):
@@ -192,7 +229,13 @@ def test_the_best_round_becomes_the_model_and_all_are_kept(rounds, tmp_path):
     assert calls(tmp_path) == round_calls(3, 2, (1, 2, 3), max_epochs=2)
     assert best(tmp_path) == ("model 2", 0.9)
     header = ["round", "val_mean_dice", "patches"]
-    assert table == [header, ["0", "0.5", "0"], ["1", "0.6", "11"], ["2", "0.9", "12"], ["3", "0.7", "13"]]
+    assert table == [
+        header,
+        ["0", "0.5", "0"],
+        ["1", "0.6", "11"],
+        ["2", "0.9", "12"],
+        ["3", "0.7", "13"],
+    ]
     for number in range(4):
         folder = tmp_path / "models" / "rounds" / str(number)
         assert (folder / "model.pt").read_text() == f"model {number}\n"
@@ -214,7 +257,9 @@ def test_where_no_round_is_better_the_model_stays(rounds, tmp_path):
         ([0.4, 0.3, 0.2, 0.6], 0, 4),
     ],
 )
-def test_it_stops_after_patience_rounds_without_a_better_model(rounds, tmp_path, metrics, patience, run):
+def test_it_stops_after_patience_rounds_without_a_better_model(
+    rounds, tmp_path, metrics, patience, run
+):
     rounds(metrics, patience=patience)
     assert len(calls(tmp_path)) == run
     assert best(tmp_path)[1] == max(0.5, *metrics[:run])
@@ -228,12 +273,19 @@ def test_killed_rounds_are_resumed_where_they_stopped(rounds, tmp_path):
     assert best(tmp_path) == ("model 1", 0.8)
     (tmp_path / "fail").unlink()
     (tmp_path / "models" / "rounds" / "3").mkdir(exist_ok=True)
-    (tmp_path / "models" / "rounds" / "3" / "model.json").write_text('{"val_mean_dice": 0.1}')  # of an early epoch
+    (tmp_path / "models" / "rounds" / "3" / "model.json").write_text(
+        '{"val_mean_dice": 0.1}'
+    )  # of an early epoch
 
-    with pytest.raises(InputError, match=r"rounds: found rounds of an earlier run, expected none: .*--resume true"):
+    with pytest.raises(
+        InputError, match=r"rounds: found rounds of an earlier run, expected none: .*--resume true"
+    ):
         rounds([0.8, 0.7, 0.9, 0.6], patience=0)
     table = rounds([0.8, 0.7, 0.9, 0.6], patience=0, resume="true")
-    assert calls(tmp_path) == [*round_calls(4, 0, (1, 2, 3)), *round_calls(4, 0, (3, 4), resume=True)]
+    assert calls(tmp_path) == [
+        *round_calls(4, 0, (1, 2, 3)),
+        *round_calls(4, 0, (3, 4), resume=True),
+    ]
     assert [row[1] for row in table[1:]] == ["0.5", "0.8", "0.7", "0.9", "0.6"]
     assert best(tmp_path) == ("model 3", 0.9)
 
@@ -254,7 +306,10 @@ def test_without_a_trained_model_there_are_no_rounds(rounds, tmp_path, missing):
     other = {"model.pt": "model.json", "model.json": "model.pt"}[missing]
     (models / other).write_text('{"val_mean_dice": 0.5}')
     for _ in range(2):  # the first attempt leaves nothing behind
-        with pytest.raises(InputError, match=f"models: found no {missing}, expected that of a training: run training"):
+        with pytest.raises(
+            InputError,
+            match=f"models: found no {missing}, expected that of a training: run training",
+        ):
             rounds([0.6])
     assert calls(tmp_path) == []
 

@@ -13,7 +13,9 @@ def test_the_device():
     with pytest.raises(InputError, match=r"device: cuda:63 was asked for, found \d+ CUDA devices"):
         select_device("cuda:63")
     for name in ("gpu", "cuda:x", "", 3.5):
-        with pytest.raises(InputError, match=r"device: found .*, expected cpu, cuda or cuda:NUMBER: use one"):
+        with pytest.raises(
+            InputError, match=r"device: found .*, expected cpu, cuda or cuda:NUMBER: use one"
+        ):
             select_device(name)
 
 

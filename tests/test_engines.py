@@ -42,7 +42,8 @@ class Fails:
 def scans(write_nifti) -> list[dict[str, str]]:
     """Five scans of 1 to 5 slices, all right."""
     return [
-        {"image": write_nifti(f"{n}.nii.gz", np.eye(4, dtype=np.int16)[..., None].repeat(n, 2))} for n in range(1, 6)
+        {"image": write_nifti(f"{n}.nii.gz", np.eye(4, dtype=np.int16)[..., None].repeat(n, 2))}
+        for n in range(1, 6)
     ]
 
 
@@ -51,15 +52,23 @@ def evaluator(scans, num_workers=0, **settings) -> ScanEvaluator:
     settings.setdefault("postprocessing", AsDiscreted("pred", argmax=True))
     engine = ScanEvaluator(
         device=torch.device("cpu"),
-        val_data_loader=DataLoader(ScanDataset(scans, transform), batch_size=1, num_workers=num_workers),
+        val_data_loader=DataLoader(
+            ScanDataset(scans, transform), batch_size=1, num_workers=num_workers
+        ),
         network=ImageIsTheAnswer(),
-        key_val_metric={"dice": MeanDice(output_transform=from_engine(["pred", "label"]), include_background=False)},
+        key_val_metric={
+            "dice": MeanDice(
+                output_transform=from_engine(["pred", "label"]), include_background=False
+            )
+        },
         **settings,
     )
     engine.seen = []
     engine.add_event_handler(
         Events.ITERATION_COMPLETED,
-        lambda: engine.seen.append(Path(engine.state.output[0]["image"].meta["filename_or_obj"]).name),
+        lambda: engine.seen.append(
+            Path(engine.state.output[0]["image"].meta["filename_or_obj"]).name
+        ),
     )
     return engine
 
@@ -83,8 +92,13 @@ def test_a_scan_that_cannot_be_read_is_named_at_the_end(scans, num_workers, capl
     assert f"{broken}: not readable as a volume" in str(error.value)
     assert f"{missing}: there is no such file" in str(error.value)
     assert "\n" not in str(error.value)
-    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert [name in warning for name, warning in zip((broken, missing), warnings, strict=True)] == [True, True]
+    warnings = [
+        record.getMessage() for record in caplog.records if record.levelno == logging.WARNING
+    ]
+    assert [name in warning for name, warning in zip((broken, missing), warnings, strict=True)] == [
+        True,
+        True,
+    ]
     # As often as it is run.
     with pytest.raises(InputError, match=r"^2 of 5 scans failed"):
         engine.run()
@@ -93,23 +107,35 @@ def test_a_scan_that_cannot_be_read_is_named_at_the_end(scans, num_workers, capl
 @pytest.mark.parametrize(
     ("setting", "error", "words"),
     [
-        ("inferer", RuntimeError("kernel larger than the scan"), "RuntimeError: kernel larger than the scan"),
+        (
+            "inferer",
+            RuntimeError("kernel larger than the scan"),
+            "RuntimeError: kernel larger than the scan",
+        ),
         ("inferer", MemoryError(), "MemoryError"),
         ("postprocessing", InputError("a word to the user."), "a word to the user"),
         ("postprocessing", OSError(errno.EIO, "Input/output error"), "OSError"),
     ],
 )
 def test_a_scan_that_fails_later(scans, setting, error, words):
-    own = {"inferer": lambda x, network: network(x), "postprocessing": AsDiscreted("pred", argmax=True)}[setting]
+    own = {
+        "inferer": lambda x, network: network(x),
+        "postprocessing": AsDiscreted("pred", argmax=True),
+    }[setting]
     engine = evaluator(scans, **{setting: Fails(error, (1, 4), own)})
-    with pytest.raises(InputError, match=rf"2 of 5 scans failed.*1\.nii\.gz: {words}.*4\.nii\.gz: {words}"):
+    with pytest.raises(
+        InputError, match=rf"2 of 5 scans failed.*1\.nii\.gz: {words}.*4\.nii\.gz: {words}"
+    ):
         engine.run()
     assert engine.seen == ["2.nii.gz", "3.nii.gz", "5.nii.gz"]
     assert engine.state.metrics == {"dice": 1.0}
 
 
 def test_what_is_unexpected_is_in_the_log_with_its_traceback(scans, caplog):
-    engine = evaluator(scans, postprocessing=Fails(TypeError("no such thing"), (2,), AsDiscreted("pred", argmax=True)))
+    engine = evaluator(
+        scans,
+        postprocessing=Fails(TypeError("no such thing"), (2,), AsDiscreted("pred", argmax=True)),
+    )
     with pytest.raises(InputError, match="TypeError: no such thing"):
         engine.run()
     assert "in __call__" in caplog.text
@@ -144,7 +170,9 @@ def test_many_failures_fit_into_a_sentence(scans):
     with pytest.raises(InputError, match=r"^1 of 2 scans failed"):  # The same one, each time.
         evaluator(data).run()
     missing = [{"image": f"/gone/{number}.nii"} for number in range(12)]
-    with pytest.raises(InputError, match=r"12 of 13 scans failed.*/gone/9\.nii: [^;]*; and 2 more\.$"):
+    with pytest.raises(
+        InputError, match=r"12 of 13 scans failed.*/gone/9\.nii: [^;]*; and 2 more\.$"
+    ):
         evaluator([*missing, scans[1]]).run()
 
 
@@ -164,7 +192,9 @@ def test_a_disk_that_is_full_ends_the_run(scans, code):
 
 
 def test_what_the_first_two_fail_with_is_no_fault_of_theirs(scans):
-    engine = evaluator(scans, postprocessing=Fails(InputError("found no package."), (1, 2, 3, 4, 5)))
+    engine = evaluator(
+        scans, postprocessing=Fails(InputError("found no package."), (1, 2, 3, 4, 5))
+    )
     with pytest.raises(RuntimeError) as error:
         engine.run()
     assert sentence(error.value) == "found no package."
@@ -192,7 +222,11 @@ def test_another_update_than_monais(scans):
     def update(engine, batch):
         if batch["image"].shape[-1] == 2:
             raise ValueError("own")
-        engine.state.output = {"image": batch["image"], "label": batch["label"], "pred": batch["label"]}
+        engine.state.output = {
+            "image": batch["image"],
+            "label": batch["label"],
+            "pred": batch["label"],
+        }
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
 

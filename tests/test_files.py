@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from full_disk import full_disk
+from helpers.full_disk import full_disk
 
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
@@ -16,7 +16,9 @@ def test_writes_replaces_and_leaves_nothing_beside(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600), (0o002, 0o664)])
+@pytest.mark.parametrize(
+    ("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600), (0o002, 0o664)]
+)
 def test_the_umask_says_who_may_read_it(tmp_path, umask, mode):
     before = os.umask(umask)
     try:
@@ -29,7 +31,10 @@ def test_the_umask_says_who_may_read_it(tmp_path, umask, mode):
 
 def test_when_the_disk_is_full_the_old_file_stays(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"old")
-    with full_disk(1000), pytest.raises(InputError, match=r"a\.txt: could not be saved \(File too large\).* is kept"):
+    with (
+        full_disk(1000),
+        pytest.raises(InputError, match=r"a\.txt: could not be saved \(File too large\).* is kept"),
+    ):
         write_atomically(tmp_path / "a.txt", lambda file: file.write(bytes(10_000)))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.txt": b"old"}
 
@@ -48,10 +53,16 @@ def test_whatever_ends_it_leaves_nothing_beside(tmp_path, error):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file.x: the folder cannot be written \(Not a directory\)"):
+    with pytest.raises(
+        InputError, match=r"file.x: the folder cannot be written \(Not a directory\)"
+    ):
         check_writable(tmp_path / "file" / "x")
     for path in (tmp_path / "gone" / "a.txt", tmp_path / "file" / "a.txt", tmp_path / ("a" * 250)):
         with pytest.raises(InputError, match="could not be saved") as error:
             write_atomically(path, lambda file: None)
-        cure = "free some space" if path.parent == tmp_path else f"expected a folder {path.parent}: make it"
+        cure = (
+            "free some space"
+            if path.parent == tmp_path
+            else f"expected a folder {path.parent}: make it"
+        )
         assert cure in str(error.value)

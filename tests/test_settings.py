@@ -77,7 +77,11 @@ def test_what_a_value_means(name, value, meaning):
         ("spatial_size", [96, 96, -1], "expected 3 numbers of voxels of 8 or more"),
         ("spatial_size", 1, "found 1, expected 3 numbers of voxels of 8 or more"),
         ("localise_size", [128, 7], "expected 2 numbers of voxels of 8 or more"),
-        ("spacing", 500, "found 500, expected 3 numbers of mm from 0.1 to 20, −1 for an axis that stays as it is, or"),
+        (
+            "spacing",
+            500,
+            "found 500, expected 3 numbers of mm from 0.1 to 20, −1 for an axis that stays as it is, or",
+        ),
         ("spacing", [0.01, 3, -1], "expected 3 numbers of mm from 0.1 to 20"),
         ("localise_spacing", 0.01, "found 0.01, expected 3 numbers of mm from 0.1 to 20"),
         ("spatial_size", 96.5, r'found 96.5, .*: write it as --spatial_size "\[64,64,64\]"\.$'),
@@ -121,7 +125,10 @@ def test_what_is_referred_to_is_used(name, used):
 
 
 def test_what_takes_any_name_is_not_asked():
-    content = {"logs": {"_target_": "logging.basicConfig"}, "net": {"_target_": "FCN", "more": {"a": 1}}}
+    content = {
+        "logs": {"_target_": "logging.basicConfig"},
+        "net": {"_target_": "FCN", "more": {"a": 1}},
+    }
     config = ConfigParser({**content, "table": {"_target_": "builtins.dict"}})
     for name in ("logs#level", "net#more#b", "table#x"):
         check_name(name, config, config)

@@ -105,7 +105,10 @@ def test_only_what_was_compared_is_replaced(bundle):
     stale = versions.find_version(bundle, a)
     assert versions.publish(bundle, a, {None})
     assert versions.publish(bundle, b)
-    assert stale.update(mean_dice=0.5).record == {**versions.find_version(bundle, a).record, "state": "published"}
+    assert stale.update(mean_dice=0.5).record == {
+        **versions.find_version(bundle, a).record,
+        "state": "published",
+    }
     assert not versions.publish(bundle, c, {None, a})
     assert read(bundle / "models") == {"b"}
     assert versions.publish(bundle, c, {b})
@@ -148,7 +151,9 @@ def test_what_cannot_be_published_says_why(bundle):
     versions.publish(bundle, add(bundle, "a"))
     (in_use,) = (version.name for version in versions.list_versions(bundle))
     for wrong in ("9", "../elsewhere", "..", ".", "", "in_use", f"{in_use}/"):
-        with pytest.raises(InputError, match=f"no version '{re.escape(wrong)}', expected one of {in_use}"):
+        with pytest.raises(
+            InputError, match=f"no version '{re.escape(wrong)}', expected one of {in_use}"
+        ):
             versions.publish(bundle, wrong)
     with pytest.raises(InputError, match="expected weights"):
         versions.publish(bundle, add(bundle, "", parts=()))
@@ -177,7 +182,11 @@ def test_a_training_that_was_killed_is_stopped(bundle):
 def test_an_archive_has_the_weights_in_use_and_no_version(bundle):
     for content in "ab":
         versions.publish(bundle, add(bundle, content))
-    weights = {name: path.read_text() for name, path in build._files(bundle).items() if name.endswith(".pt")}
+    weights = {
+        name: path.read_text()
+        for name, path in build._files(bundle).items()
+        if name.endswith(".pt")
+    }
     assert weights == {f"models/{part}": "b" for part in PARTS}
 
 
@@ -185,10 +194,17 @@ def test_command_line(bundle):
     def run(*arguments: str):
         return CliRunner().invoke(app, ["models", *arguments], env={"COLUMNS": "80"})
 
-    names = [add(bundle, content, mean_dice=dice, training=["x", "y"]) for content, dice in (("a", 0.5), ("b", 0.75))]
+    names = [
+        add(bundle, content, mean_dice=dice, training=["x", "y"])
+        for content, dice in (("a", 0.5), ("b", 0.75))
+    ]
     assert "No model is in use" in run("list", str(bundle)).output
     assert run("publish", str(bundle), names[1]).output == f"in use: {names[1]}\n"
-    rows = {words[0]: words[1:] for line in run("list", str(bundle)).output.splitlines() if (words := line.split())}
+    rows = {
+        words[0]: words[1:]
+        for line in run("list", str(bundle)).output.splitlines()
+        if (words := line.split())
+    }
     # Also in a narrow terminal a name can be copied.
     assert [name for name in rows if name in names] == names[::-1]
     assert rows[names[1]] == ["in", "use", "2", "0.7500"]

@@ -31,7 +31,12 @@ def check_label_names(what: str, labels: Mapping[int, str], classes: Classes) ->
         accepted = {mine, "lesion"} if mine == "liver" else {mine}
         for value in values or ():
             other = labels.get(value, "")
-            if is_known(other) and is_known(mine) and mine != "background" and our_name(other) not in accepted:
+            if (
+                is_known(other)
+                and is_known(mine)
+                and mine != "background"
+                and our_name(other) not in accepted
+            ):
                 raise InputError(
                     f"{what}: labels: found {other!r} for the value {value}, expected {name!r}: choose the "
                     "classes, or the data set, that fit."
@@ -61,7 +66,9 @@ def check_classes(
         counts = dict(zip(classes, count_voxels(data[:read], classes, datalist), strict=True))
         missing = [name for name in missing if not counts[name]]
     if missing:
-        values = ", ".join(f"{name} ({', '.join(map(str, classes[name] or ()))})" for name in missing)
+        values = ", ".join(
+            f"{name} ({', '.join(map(str, classes[name] or ()))})" for name in missing
+        )
         raise InputError(
             f"{what}: found no voxel of {values} in the labels of {len(data)} scans, expected some of each class: add "
             f"scans that show it, hold out others, or say with --classes#{missing[0]} [] that the data have none."

@@ -10,13 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from liverseg.data.classes import Classes, check_classes, check_label_names
-from liverseg.data.datalist_schema import Datalist, Item, missing_label, patient_of, read_datalist, read_fold
+from liverseg.data.datalist_schema import (
+    Datalist,
+    Item,
+    missing_label,
+    patient_of,
+    read_datalist,
+    read_fold,
+)
 from liverseg.errors import InputError
 from liverseg.files import write_atomically
 from liverseg.io.paths import absolute
 
 
-def split_by_patient(items: Sequence[Mapping[str, Any]], num_folds: int, seed: int = 0) -> list[Item]:
+def split_by_patient(
+    items: Sequence[Mapping[str, Any]], num_folds: int, seed: int = 0
+) -> list[Item]:
     """Give every item a `patient` and a `fold`; all scans of one patient get the same fold.
 
     Args:
@@ -74,7 +83,9 @@ def write_datalist(
     training = split_by_patient(training, num_folds, seed)
     both = {item["patient"] for item in training} & {patient_of(item) for item in test}
     if both:
-        raise InputError(f"{path}: patient {min(both)} is in both training and test: move all scans to one of them.")
+        raise InputError(
+            f"{path}: patient {min(both)} is in both training and test: move all scans to one of them."
+        )
     content = {
         "name": name,
         "labels": dict(labels),
@@ -121,7 +132,9 @@ def load_datalist(
     known = read_datalist(datalist)
     items = _section(known, section, read_fold(f"{known.path}: fold", fold))
     if not items:
-        raise InputError(f"{known.path}: the section {section!r} (fold {fold}) is empty: add at least one scan to it.")
+        raise InputError(
+            f"{known.path}: the section {section!r} (fold {fold}) is empty: add at least one scan to it."
+        )
     for item in items:
         if labelled and "label" not in item:
             raise missing_label(known.path, item)
@@ -134,7 +147,9 @@ def load_datalist(
     if classes is not None:
         check_label_names(str(known.path), known.labels, classes)
         check_classes(f"{known.path}: {section}", items, classes, known.path)
-    return [{key: item[key] for key in ("image", "label", "patient") if key in item} for item in items]
+    return [
+        {key: item[key] for key in ("image", "label", "patient") if key in item} for item in items
+    ]
 
 
 def _section(known: Datalist, section: str, fold: int) -> list[Item]:
@@ -165,5 +180,7 @@ def _section(known: Datalist, section: str, fold: int) -> list[Item]:
         items = split_by_patient(items, min(5, len(patients)))
     folds = {item["fold"] for item in items}
     if fold not in folds:
-        raise InputError(f"{known.path}: there is no fold {fold}, only {sorted(folds)}: set fold to one of these.")
+        raise InputError(
+            f"{known.path}: there is no fold {fold}, only {sorted(folds)}: set fold to one of these."
+        )
     return [item for item in items if (item["fold"] == fold) == (section == "validation")]

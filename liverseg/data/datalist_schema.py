@@ -58,11 +58,15 @@ def read_datalist(datalist: str | os.PathLike[str]) -> Datalist:
     path = absolute(datalist)
     content = _read_content(path)
     for name in MISNAMED.keys() & content:
-        raise InputError(f"{path}: found the section {name!r}, expected {MISNAMED[name]!r}: rename it.")
+        raise InputError(
+            f"{path}: found the section {name!r}, expected {MISNAMED[name]!r}: rename it."
+        )
     _check_spelling(str(path), content, SECTIONS)
     # Steps up from here are meant as the disk has them, also where the folder is reached by a link.
     folder = path.parent.resolve()
-    sections = {name: _section(path, folder, name, content[name]) for name in SECTIONS if name in content}
+    sections = {
+        name: _section(path, folder, name, content[name]) for name in SECTIONS if name in content
+    }
     every = [item for items in sections.values() for item in items]
     _check_files_of_one_patient(path, every)
     with_fold = [item for item in sections.get("training", ()) if "fold" in item]
@@ -74,7 +78,12 @@ def read_datalist(datalist: str | os.PathLike[str]) -> Datalist:
     _check_patients_apart(path, sections)
     for item in every:
         item["patient"] = patient_of(item)
-    return Datalist(path, sections, read_label_names(path, content.get("labels")), str(content.get("name") or ""))
+    return Datalist(
+        path,
+        sections,
+        read_label_names(path, content.get("labels")),
+        str(content.get("name") or ""),
+    )
 
 
 def read_fold(what: str, value: Any) -> int:
@@ -84,7 +93,9 @@ def read_fold(what: str, value: Any) -> int:
         InputError: for anything else.
     """
     if isinstance(value, bool) or not re.fullmatch(r"\d+(\.0*)?", str(value)):
-        raise InputError(f"{what}: found {json.dumps(value)}, expected the number of a fold, as 0: correct it.")
+        raise InputError(
+            f"{what}: found {json.dumps(value)}, expected the number of a fold, as 0: correct it."
+        )
     return int(float(value))
 
 
@@ -97,7 +108,11 @@ def read_label_names(path: Path, labels: Any) -> dict[int, str]:
     names: dict[int, str] = {}
     for key, other in (labels or {}).items() if isinstance(labels or {}, dict) else [("", labels)]:
         value, name = (key, other) if _is_number(key) else (other, key)
-        if _is_number(name) or not _is_number(value) or names.setdefault(int(value), str(name)) != name:
+        if (
+            _is_number(name)
+            or not _is_number(value)
+            or names.setdefault(int(value), str(name)) != name
+        ):
             raise InputError(
                 f"{path}: labels: found {_short({key: other} if key else labels)}, expected one name for each value in "
                 'the label files, as {"0": "background", "1": "liver"}: correct it.'
@@ -132,7 +147,9 @@ def _read_content(path: Path) -> dict[str, Any]:
                 f'datalist with `liverseg data split {path.parent} --images "imagesTr/{{}}_0000.nii.gz" --labels '
                 '"labelsTr/{}.nii.gz" --out FILE` and set datalist to that file.'
             )
-        raise InputError(f'{path}: neither "training" nor "test" is in it: expected a Decathlon datalist.')
+        raise InputError(
+            f'{path}: neither "training" nor "test" is in it: expected a Decathlon datalist.'
+        )
     return content
 
 
@@ -146,9 +163,13 @@ def read_json(path: Path) -> dict[str, Any]:
         # From bytes, which tell UTF-8 with and without a mark at its beginning from UTF-16.
         content = json.loads(path.read_bytes(), object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a JSON file ({error}), expected a Decathlon datalist: replace it.") from error
+        raise InputError(
+            f"{path}: not a JSON file ({error}), expected a Decathlon datalist: replace it."
+        ) from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: found {_short(content)}, expected a Decathlon datalist: replace it.")
+        raise InputError(
+            f"{path}: found {_short(content)}, expected a Decathlon datalist: replace it."
+        )
     return content
 
 
@@ -156,14 +177,20 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+        raise ValueError(
+            f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice"
+        )
     return content
 
 
 def _section(path: Path, folder: Path, section: str, entries: Any) -> list[Item]:
     if not isinstance(entries, list):
-        raise InputError(f"{path}: {section}: found {_short(entries)}, expected a list of scans: correct it.")
-    return [_item(path, folder, f"{section}[{number}]", entry) for number, entry in enumerate(entries)]
+        raise InputError(
+            f"{path}: {section}: found {_short(entries)}, expected a list of scans: correct it."
+        )
+    return [
+        _item(path, folder, f"{section}[{number}]", entry) for number, entry in enumerate(entries)
+    ]
 
 
 def _item(path: Path, folder: Path, place: str, entry: Any) -> Item:
@@ -179,7 +206,9 @@ def _item(path: Path, folder: Path, place: str, entry: Any) -> Item:
     if entry.get("label") is not None:
         item["label"] = _file(path, folder, f"{place}, label", entry["label"])
         if os.path.realpath(item["label"]) == os.path.realpath(item["image"]):
-            raise InputError(f"{path}: {place}: found {entry['image']} as image and as label: name the label's file.")
+            raise InputError(
+                f"{path}: {place}: found {entry['image']} as image and as label: name the label's file."
+            )
     elif not place.startswith("test"):
         raise missing_label(path, item)
     if entry.get("fold") is not None:
@@ -267,7 +296,9 @@ def _check_patients_apart(path: Path, sections: Mapping[str, Sequence[Item]]) ->
             group = f"fold {item['fold']}" if section == "training" and "fold" in item else section
             there, other = seen.setdefault(patient, (group, item))
             # Scans of one name in several folders may be one patient's or not.
-            same_name = "patient" not in item and "patient" not in other and _scan(item) != _scan(other)
+            same_name = (
+                "patient" not in item and "patient" not in other and _scan(item) != _scan(other)
+            )
             if same_name and (there != group or (section == "training" and will_be_split)):
                 raise InputError(
                     f"{path}: {other['place']} and {here} are both called {patient} and have no patient, expected to "

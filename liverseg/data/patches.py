@@ -70,13 +70,17 @@ def label_patches(
     if (folder / RECORD).is_file():
         return
     if any(size % level for size in spatial_size for level in levels):
-        raise InputError(f"spatial_size is {list(spatial_size)}, expected multiples of {list(levels)}: change it.")
+        raise InputError(
+            f"spatial_size is {list(spatial_size)}, expected multiples of {list(levels)}: change it."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     load_weights(network, Path(weights)).eval()
     inferer, generator = VolumeSliceInferer(amp=amp), np.random.default_rng(seed)
     counts = dict.fromkeys(levels, 0)
     for number, item in enumerate(tqdm(volumes, "Labelling patches", unit="volume")):
-        image, prior, label = (torch.as_tensor(item[key])[0] for key in (image_key, prior_key, label_key))
+        image, prior, label = (
+            torch.as_tensor(item[key])[0] for key in (image_key, prior_key, label_key)
+        )
         predicted = inferer(torch.stack([image, prior])[None].as_subclass(Tensor), network)[0, 0]
         content: dict[str, np.ndarray] = {}
         for level in levels:
@@ -88,13 +92,19 @@ def label_patches(
             counts[level] += len(kept)
             for name, volume in ((image_key, image), (prior_key, prior), (label_key, predicted)):
                 patches = _tiles(volume.as_subclass(Tensor), size)[kept].numpy()
-                content[f"{name}_{level}"] = patches.astype(np.uint8 if name == label_key else np.float16)
+                content[f"{name}_{level}"] = patches.astype(
+                    np.uint8 if name == label_key else np.float16
+                )
         if any(len(patches) for patches in content.values()):
             write_atomically(folder / f"{number}.npz", partial(_save, content))
     if not sum(counts.values()):
-        raise InputError(f"{folder}: found no patch with {min_area:g} of it annotated: lower min_patch_area.")
+        raise InputError(
+            f"{folder}: found no patch with {min_area:g} of it annotated: lower min_patch_area."
+        )
     record = {"min_area": min_area, "patches": counts}
-    write_atomically(folder / RECORD, lambda file: file.write(json.dumps(record, indent=1).encode()))
+    write_atomically(
+        folder / RECORD, lambda file: file.write(json.dumps(record, indent=1).encode())
+    )
 
 
 def _save(content: Mapping[str, np.ndarray], file: BinaryIO) -> None:
@@ -104,7 +114,9 @@ def _save(content: Mapping[str, np.ndarray], file: BinaryIO) -> None:
 def _tiles(volume: Tensor, size: tuple[int, int]) -> Tensor:
     """(H, W, D) to non-overlapping tiles (N, *size), slice by slice; zeros fill up the last row and column of tiles."""
     height, width = size
-    slices = F.pad(volume.permute(2, 0, 1), (0, -volume.shape[1] % width, 0, -volume.shape[0] % height))
+    slices = F.pad(
+        volume.permute(2, 0, 1), (0, -volume.shape[1] % width, 0, -volume.shape[0] % height)
+    )
     return slices.unfold(1, height, height).unfold(2, width, width).reshape(-1, height, width)
 
 
@@ -116,5 +128,7 @@ def find_patches(folder: str | os.PathLike[str]) -> list[dict[str, str]]:
     """
     files = sorted(Path(folder).glob("*.npz"), key=lambda path: int(path.stem))
     if not files:
-        raise InputError(f"{folder}: found no patches, expected those of a round: start rounds with the id iterate.")
+        raise InputError(
+            f"{folder}: found no patches, expected those of a round: start rounds with the id iterate."
+        )
     return [{"patches": str(path)} for path in files]

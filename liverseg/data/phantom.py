@@ -102,21 +102,32 @@ def make_phantom(
             f"shape: found {tuple(shape)}, expected three whole numbers from 1 on; give voxels along x, y, z."
         )
     if len(spacing) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing):
-        raise InputError(f"spacing: found {tuple(spacing)}, expected three numbers above 0; give mm along x, y, z.")
+        raise InputError(
+            f"spacing: found {tuple(spacing)}, expected three numbers above 0; give mm along x, y, z."
+        )
     if modality not in MODALITIES:
-        raise InputError(f"modality: found {modality!r}, expected one of {', '.join(MODALITIES)}; choose one of these.")
+        raise InputError(
+            f"modality: found {modality!r}, expected one of {', '.join(MODALITIES)}; choose one of these."
+        )
     if phase not in PHASES:
-        raise InputError(f"phase: found {phase!r}, expected one of {', '.join(PHASES)}; choose one of these.")
+        raise InputError(
+            f"phase: found {phase!r}, expected one of {', '.join(PHASES)}; choose one of these."
+        )
     if num_lesions is not None and not 0 <= num_lesions <= MAX_LESIONS:
-        raise InputError(f"num_lesions: found {num_lesions}, expected 0 to {MAX_LESIONS}; choose one of these.")
+        raise InputError(
+            f"num_lesions: found {num_lesions}, expected 0 to {MAX_LESIONS}; choose one of these."
+        )
     if not (math.isfinite(noise_sd) and noise_sd >= 0):
-        raise InputError(f"noise_sd: found {noise_sd}, expected a number from 0 on; give the noise in HU or MRI units.")
+        raise InputError(
+            f"noise_sd: found {noise_sd}, expected a number from 0 on; give the noise in HU or MRI units."
+        )
     column = _COLUMNS.index("mr" if modality == "mr" else phase)
     patient = Patient(seed, num_lesions)
     rng = np.random.default_rng([seed, 3])
     # At most 4 HU, so that tissues that are alike in the table stay alike.
     tissue = {
-        name: values[column] + (0.05 * values[column] if modality == "mr" else 4.0) * rng.uniform(-1, 1)
+        name: values[column]
+        + (0.05 * values[column] if modality == "mr" else 4.0) * rng.uniform(-1, 1)
         for name, values in _INTENSITY.items()
     }
     tissue["air"] = _INTENSITY["air"][column]

@@ -64,7 +64,9 @@ def tube(p: Points, start: Vector, end: Vector, radius: float, end_radius: float
     dx, dy, dz = (np.float32(e - s) for s, e in zip(start, end, strict=True))
     t = np.clip((px * dx + py * dy + pz * dz) / (dx * dx + dy * dy + dz * dz), 0, 1)
     px, py, pz = px - t * dx, py - t * dy, pz - t * dz
-    return np.sqrt(px * px + py * py + pz * pz) - (np.float32(radius) + t * np.float32(end_radius - radius))
+    return np.sqrt(px * px + py * py + pz * pz) - (
+        np.float32(radius) + t * np.float32(end_radius - radius)
+    )
 
 
 def blend(a: Array, b: Array, width_mm: float) -> Array:
@@ -200,7 +202,9 @@ class Patient:
         shape = np.maximum(blend(blend(fundus, body, 15), antrum, 15), self.cavity(p) - 1)
         return np.maximum(shape, self.diaphragm(p) + 3)
 
-    def _place_lesions(self, rng: np.random.Generator, num_lesions: int | None) -> list[tuple[Vector, Vector]]:
+    def _place_lesions(
+        self, rng: np.random.Generator, num_lesions: int | None
+    ) -> list[tuple[Vector, Vector]]:
         """Centre and radii of each lesion; each lies wholly inside the liver, a few mm from every other."""
         count = rng.integers(0, MAX_LESIONS + 1) if num_lesions is None else num_lesions
         directions = rng.standard_normal((60, 3))
@@ -212,7 +216,10 @@ class Patient:
             radii = np.clip(radius * rng.uniform(0.85, 1.15, 3), *LESION_RADIUS_MM)
             centre = rng.uniform((-40, -70, -80), (140, 80, 80))
             x, y, z = (centre + directions * (radii + 3)).astype(np.float32).T
-            apart = all(math.dist(centre, other) > max(radii) + max(other_radii) + 8 for other, other_radii in lesions)
+            apart = all(
+                math.dist(centre, other) > max(radii) + max(other_radii) + 8
+                for other, other_radii in lesions
+            )
             if apart and self.liver((x, y, z)).max() < 0:
                 lesions.append((centre, radii))
                 radius = rng.uniform(*LESION_RADIUS_MM)
@@ -227,7 +234,9 @@ def liver_vessels(rng: np.random.Generator) -> list[tuple[tuple[Vector, Vector],
     vena_cava = (22, -20, 60)
     trunks = [(HILUM, end) for end in ((68, -12, 2), (72, 28, 6), (2, 40, 20))]
     trunks += [(vena_cava, end) for end in ((88, -22, 28), (60, 34, 32), (-8, 38, 42))]
-    growing = [(np.array(start), np.array(end) + rng.uniform(-8, 8, 3), 6.5, 0) for start, end in trunks]
+    growing = [
+        (np.array(start), np.array(end) + rng.uniform(-8, 8, 3), 6.5, 0) for start, end in trunks
+    ]
     tubes: list[tuple[tuple[Vector, Vector], Vector]] = []
     while growing:
         start, end, radius, generation = growing.pop()

@@ -42,7 +42,9 @@ def smooth_field(nodes: NDArray[np.float64], axes_mm: Sequence[NDArray[np.float6
 class Canvas:
     """Image and organ map of shape (X, Y, Z) that shapes are painted on, later ones over earlier ones."""
 
-    def __init__(self, patient: Patient, shape: tuple[int, ...], spacing: tuple[float, ...], air: float) -> None:
+    def __init__(
+        self, patient: Patient, shape: tuple[int, ...], spacing: tuple[float, ...], air: float
+    ) -> None:
         extent = np.array(shape) * spacing
         body_mm = 2 * np.array(patient.trunk_radii) * patient.scale
         liver_mm = np.array((55.0, 5.0))
@@ -51,11 +53,17 @@ class Canvas:
         origin = centre - (np.array(shape) - 1) / 2 * spacing
         self.affine = np.diag((*spacing, 1.0))
         self.affine[:3, 3] = origin
-        self.axes_mm = [o + np.arange(n) * s for o, n, s in zip(origin, shape, spacing, strict=True)]
+        self.axes_mm = [
+            o + np.arange(n) * s for o, n, s in zip(origin, shape, spacing, strict=True)
+        ]
         self.image: Array = np.full(shape, air, np.float32)
         self.organs = np.zeros(shape, np.uint8)
         self.lesion = np.zeros(shape, bool)
-        wx, wy, wz = self.axes_mm[0][:, None, None], self.axes_mm[1][None, :, None], self.axes_mm[2][None, None, :]
+        wx, wy, wz = (
+            self.axes_mm[0][:, None, None],
+            self.axes_mm[1][None, :, None],
+            self.axes_mm[2][None, None, :],
+        )
         cos, sin, s = patient.cos, patient.sin, patient.scale
         straight = ((cos * wx + sin * wy) / s, (cos * wy - sin * wx) / s, wz / s)
         self._xyz = []
@@ -139,9 +147,17 @@ def paint_patient(canvas: Canvas, patient: Patient, tissue: Mapping[str, float])
 
     def oval(centre: Vector, radii: Vector, intensity: str, organ: str, within: str = "") -> None:
         around = (centre, max(radii)) if math.isfinite(max(radii)) else None
-        paint(partial(ellipsoid, centre=centre, radii=radii), tissue[intensity], organ, around=around, within=within)
+        paint(
+            partial(ellipsoid, centre=centre, radii=radii),
+            tissue[intensity],
+            organ,
+            around=around,
+            within=within,
+        )
 
-    def pipe(points: Sequence[Vector], radii: Vector, intensity: str, organ: str, within: str = "") -> None:
+    def pipe(
+        points: Sequence[Vector], radii: Vector, intensity: str, organ: str, within: str = ""
+    ) -> None:
         for (start, end), (r0, r1) in zip(pairwise(points), pairwise(radii), strict=True):
             shape = partial(tube, start=start, end=end, radius=r0, end_radius=r1)
             around = ((np.array(start) + end) / 2, math.dist(start, end) / 2 + max(r0, r1))
@@ -155,9 +171,19 @@ def paint_patient(canvas: Canvas, patient: Patient, tissue: Mapping[str, float])
     paint(lambda p: patient.ribs(p) + np.float32(1.6), tissue["marrow"], "bone")
     paint(patient.cavity, tissue["fat"], "visceral_fat")
 
-    paint(lambda p: np.maximum(patient.cavity(p) + 3, 1.5 - patient.diaphragm(p)), tissue["lung"], "lung")
+    paint(
+        lambda p: np.maximum(patient.cavity(p) + 3, 1.5 - patient.diaphragm(p)),
+        tissue["lung"],
+        "lung",
+    )
     for start in rng.uniform((-110, -60, 40), (110, 60, 115), (30, 3)):
-        pipe((start, start + rng.uniform(-14, 14, 3) + (0, 0, 8)), (2.2, 1.5), "lung vessel", "", within="lung")
+        pipe(
+            (start, start + rng.uniform(-14, 14, 3) + (0, 0, 8)),
+            (2.2, 1.5),
+            "lung vessel",
+            "",
+            within="lung",
+        )
     oval((-20, 28, 118), (72, 56, 46), "heart wall", "heart")
     oval((-34, 24, 120), (40, 38, 32), "blood", "heart")
     oval((22, 32, 124), (26, 30, 34), "blood", "heart")
@@ -166,10 +192,20 @@ def paint_patient(canvas: Canvas, patient: Patient, tissue: Mapping[str, float])
     # Spine and its muscles, great vessels.
     for side in (-1, 1):
         oval((side * 32, -81, 0), (29, 17, INF), "muscle", "muscle")
-        pipe(((side * 26, -46, 30), (side * 42, -46, -60), (side * 56, -36, -150)), (4, 17, 24), "muscle", "muscle")
+        pipe(
+            ((side * 26, -46, 30), (side * 42, -46, -60), (side * 56, -36, -150)),
+            (4, 17, 24),
+            "muscle",
+            "muscle",
+        )
         pipe(((side * 20, -22, 75), (side * 14, -28, -30)), (8, 5), "muscle", "muscle")
         for level in range(-4, 5):
-            pipe(((side * 10, -66, 34 * level), (side * 38, -76, 34 * level)), (6, 4), "cortical bone", "bone")
+            pipe(
+                ((side * 10, -66, 34 * level), (side * 38, -76, 34 * level)),
+                (6, 4),
+                "cortical bone",
+                "bone",
+            )
     oval((0, -48, 0), (25, 19, INF), "cortical bone", "bone")
     oval((0, -48, 0), (22.5, 16.5, INF), "marrow", "bone")
     for level in range(-4, 5):
@@ -177,24 +213,50 @@ def paint_patient(canvas: Canvas, patient: Patient, tissue: Mapping[str, float])
         pipe(((0, -80, 34 * level - 4), (0, -96, 34 * level - 16)), (6, 4), "cortical bone", "bone")
     oval((0, -73, 0), (15, 12, INF), "cortical bone", "bone")
     oval((0, -73, 0), (10, 8, INF), "canal", "bone")
-    pipe(((-8, -22, 150), (-10, -20, 0), (-6, -22, -95), (-6, -22, -150)), (12, 11, 9, 9), "aorta", "aorta")
+    pipe(
+        ((-8, -22, 150), (-10, -20, 0), (-6, -22, -95), (-6, -22, -150)),
+        (12, 11, 9, 9),
+        "aorta",
+        "aorta",
+    )
     paint(patient.vena_cava, tissue["vena cava"], "vena_cava")
 
     # Retroperitoneum.
-    for organ, kidney, side in (("left_kidney", patient.left_kidney, -1), ("right_kidney", patient.right_kidney, 1)):
+    for organ, kidney, side in (
+        ("left_kidney", patient.left_kidney, -1),
+        ("right_kidney", patient.right_kidney, 1),
+    ):
         x, y, z = patient.kidney_centre(side)
         around = ((x, y, z), 60.0)
         paint(kidney, tissue["renal cortex"], organ, around=around)
-        paint(partial(_inset, shape=kidney, depth_mm=8), tissue["renal medulla"], around=around, within=organ)
+        paint(
+            partial(_inset, shape=kidney, depth_mm=8),
+            tissue["renal medulla"],
+            around=around,
+            within=organ,
+        )
         oval((x - side * 17, y + 6, z), (17, 7, 20), "fat", "visceral_fat", within=organ)
-    pipe(((34, 0, -46), (10, 4, -28), (-40, -4, -6), (-78, -18, 8)), (17, 12, 12, 9), "pancreas", "pancreas")
+    pipe(
+        ((34, 0, -46), (10, 4, -28), (-40, -4, -6), (-78, -18, 8)),
+        (17, 12, 12, 9),
+        "pancreas",
+        "pancreas",
+    )
 
     # Bowel: small-bowel loops, the colon as a frame around them, the duodenum.
     for _ in range(34):
-        loop = rng.uniform((-85, -22, -150), (80, 62, -52)) + np.array([(0, 0, 0), rng.uniform(-34, 34, 3)])
+        loop = rng.uniform((-85, -22, -150), (80, 62, -52)) + np.array(
+            [(0, 0, 0), rng.uniform(-34, 34, 3)]
+        )
         loop_radii = rng.uniform(9, 15) * np.ones(2)
         pipe(loop, loop_radii, "bowel wall", "bowel", within="visceral_fat")
-        pipe(loop, loop_radii - 3, ("food", "food", "fluid", "air")[rng.integers(4)], "", within="bowel")
+        pipe(
+            loop,
+            loop_radii - 3,
+            ("food", "food", "fluid", "air")[rng.integers(4)],
+            "",
+            within="bowel",
+        )
     right_side = ((100, -12, -150), (98, 0, -90), (78, 44, -66))
     left_side = ((-80, 40, -50), (-104, 6, -20), (-108, -20, -150))
     colon = (*right_side, (0, 58, -84), *left_side)
@@ -212,7 +274,12 @@ def paint_patient(canvas: Canvas, patient: Patient, tissue: Mapping[str, float])
     content = partial(_inset, shape=patient.stomach, depth_mm=4)
     paint(patient.stomach, tissue["stomach wall"], "stomach", around=around)
     paint(content, tissue["food"], around=around, within="stomach")
-    paint(lambda p: np.maximum(content(p), gas_level - p[1]), tissue["air"], around=around, within="stomach")
+    paint(
+        lambda p: np.maximum(content(p), gas_level - p[1]),
+        tissue["air"],
+        around=around,
+        within="stomach",
+    )
     paint(patient.spleen, tissue["spleen"], "spleen", around=((-98, -34, 14), 70))
     paint(patient.gallbladder, tissue["bile"], "gallbladder", around=((55, 35, -38), 50))
     pipe(((4, 0, -56), (20, 6, -34), HILUM), (7, 7, 6.5), "liver vein", "portal_vein")

@@ -24,7 +24,13 @@ _MARK = "liverseg phantom"
 
 LITS_LABELS = {"0": "background", "1": "liver", "2": "lesion"}
 # In the order of the grey values of CHAOS's MRI labels: 63, 126, 189, 252.
-CHAOS_LABELS = {"0": "background", "1": "liver", "2": "right_kidney", "3": "left_kidney", "4": "spleen"}
+CHAOS_LABELS = {
+    "0": "background",
+    "1": "liver",
+    "2": "right_kidney",
+    "3": "left_kidney",
+    "4": "spleen",
+}
 # The organs of unet3d_abdomen in its order.
 ABDOMEN_LABELS = {
     "0": "background",
@@ -76,20 +82,38 @@ def write_phantoms(
         InputError: for an argument that `make_phantom` does not take, a count too low, a folder that cannot be written,
             or a scan in the folder that is no phantom and would be overwritten.
     """
-    for name, count, least in (("num_cases", num_cases, 0), ("num_test", num_test, 0), ("num_workers", num_workers, 1)):
+    for name, count, least in (
+        ("num_cases", num_cases, 0),
+        ("num_test", num_test, 0),
+        ("num_workers", num_workers, 1),
+    ):
         if count < least:
-            raise InputError(f"{name}: found {count}, expected a number from {least} on; choose another.")
+            raise InputError(
+                f"{name}: found {count}, expected a number from {least} on; choose another."
+            )
     folder = Path(out_dir)
     cases = [("", k) for k in range(num_cases)] + [("test-", k) for k in range(num_test)]
     items = [
-        {"image": f"{kind}volume-{k}.nii", "label": f"{kind}segmentation-{k}.nii", "patient": f"{kind}phantom-{k}"}
+        {
+            "image": f"{kind}volume-{k}.nii",
+            "label": f"{kind}segmentation-{k}.nii",
+            "patient": f"{kind}phantom-{k}",
+        }
         for kind, k in cases
     ]
 
     def write(item: dict[str, str], kind: str, number: int) -> None:
         # Hashed, so that data sets of neighbouring seeds share no patient.
         patient = int(np.random.SeedSequence([seed, bool(kind), number]).generate_state(1)[0])
-        arguments = (__version__, patient, tuple(shape), tuple(spacing), modality, phase, tuple(labels.items()))
+        arguments = (
+            __version__,
+            patient,
+            tuple(shape),
+            tuple(spacing),
+            modality,
+            phase,
+            tuple(labels.items()),
+        )
         mark = f"{_MARK} {hashlib.sha256(repr(arguments).encode()).hexdigest()[:32]}"
         paths = [folder / item["image"], folder / item["label"]]
         if all([_is_whole(path, mark) for path in paths]):
@@ -128,7 +152,9 @@ def _is_whole(path: Path, mark: str) -> bool:
         return False
     found = header["descrip"].item().decode(errors="replace")
     if not found.startswith(_MARK):
-        raise InputError(f"{path}: found a scan that is no phantom, expected phantoms only; choose another folder.")
+        raise InputError(
+            f"{path}: found a scan that is no phantom, expected phantoms only; choose another folder."
+        )
     voxels = math.prod(header.get_data_shape())
     expected_bytes = int(header["vox_offset"]) + voxels * header.get_data_dtype().itemsize
     return found == mark and path.stat().st_size == expected_bytes

@@ -27,7 +27,9 @@ class PatientSampler(DistributedSampler):
         seed: the same seed and epoch give the same draws.
     """
 
-    def __init__(self, data: Sequence[Mapping[str, Any]], batch_size: int, num_batches: int, seed: int = 0) -> None:
+    def __init__(
+        self, data: Sequence[Mapping[str, Any]], batch_size: int, num_batches: int, seed: int = 0
+    ) -> None:
         distributed = dist.is_available() and dist.is_initialized()
         ranks, rank = (dist.get_world_size(), dist.get_rank()) if distributed else (1, 0)
         super().__init__(data, num_replicas=ranks, rank=rank, seed=seed)  # type: ignore[arg-type]

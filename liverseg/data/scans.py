@@ -23,8 +23,13 @@ logger = logging.getLogger(__name__)
 
 # What data sets call the masks that lie beside their scans, in a file or folder of their own, and what comes after the
 # name of a scan in that of its mask, as `MaskFolder` writes it too.
-MASKS = re.compile(r"(.*[-_ .])?(segs?|segmentations?|masks?|labels?(tr|va|ts)?|gt|ground.?truth)([-_ .]?\d+)?", re.I)
-OF_A_SCAN = re.compile(r"([-_ .]?(pred|auto|liver|lesions?|tumou?rs?|organs?|spleen|kidneys?|[lr]k))+", re.I)
+MASKS = re.compile(
+    r"(.*[-_ .])?(segs?|segmentations?|masks?|labels?(tr|va|ts)?|gt|ground.?truth)([-_ .]?\d+)?",
+    re.I,
+)
+OF_A_SCAN = re.compile(
+    r"([-_ .]?(pred|auto|liver|lesions?|tumou?rs?|organs?|spleen|kidneys?|[lr]k))+", re.I
+)
 
 
 def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -43,16 +48,27 @@ def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     root = absolute(path)
     if not root.exists():
-        raise InputError(f"{root}: there is no such file or folder: set dataset_dir to a scan or a folder of scans.")
+        raise InputError(
+            f"{root}: there is no such file or folder: set dataset_dir to a scan or a folder of scans."
+        )
     if root.is_file():
         return [{"image": str(root)}]
     if (root / "dataset.json").is_file():
-        return [{"image": item["image"]} for item in load_datalist(root / "dataset.json", "test", labelled=False)]
+        return [
+            {"image": item["image"]}
+            for item in load_datalist(root / "dataset.json", "test", labelled=False)
+        ]
     files = _nifti_files(root)
     if not files:
-        files = [file for folder in _visible(root) if folder.is_dir() for file in _nifti_files(folder)]
+        files = [
+            file for folder in _visible(root) if folder.is_dir() for file in _nifti_files(folder)
+        ]
     series, left_out = find_series(root)
-    masks = {file for file in files if any(MASKS.fullmatch(name) for name in (stem_of(file), file.parent.name))}
+    masks = {
+        file
+        for file in files
+        if any(MASKS.fullmatch(name) for name in (stem_of(file), file.parent.name))
+    }
     masks |= _drawn_on(files)
     # Where they are all there is, they are what is meant.
     masks = masks if series or len(masks) < len(files) else set()
@@ -63,8 +79,12 @@ def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         made = recorded_masks(folder)
         for file in inside:
             if nifti_suffix(file) and file not in listed:
-                left_out["mask of an earlier run" if file.name in made else "NIfTI file further down"].append(file)
-    scans = [str(file) for file in files if file not in masks] + sorted({each.path for each in series})
+                left_out[
+                    "mask of an earlier run" if file.name in made else "NIfTI file further down"
+                ].append(file)
+    scans = [str(file) for file in files if file not in masks] + sorted(
+        {each.path for each in series}
+    )
     if not scans:
         found = f" (only {describe(left_out)})" if left_out else ""
         raise InputError(
@@ -83,7 +103,10 @@ def _drawn_on(files: Sequence[Path]) -> set[Path]:
     return {
         file
         for file, name in ends
-        if any((file.parent, name[:at]) in known and OF_A_SCAN.fullmatch(name[at:]) for at in range(1, len(name)))
+        if any(
+            (file.parent, name[:at]) in known and OF_A_SCAN.fullmatch(name[at:])
+            for at in range(1, len(name))
+        )
     }
 
 
@@ -97,10 +120,16 @@ def _visible(folder: Path) -> list[Path]:
 def _nifti_files(folder: Path) -> list[Path]:
     """Those that no run has made from scans."""
     made = recorded_masks(folder)
-    return [file for file in _visible(folder) if nifti_suffix(file) and not (file.is_dir() or file.name in made)]
+    return [
+        file
+        for file in _visible(folder)
+        if nifti_suffix(file) and not (file.is_dir() or file.name in made)
+    ]
 
 
-def cache_num(data: Sequence[Mapping[str, Any]], cache_gb: float, spacing: Sequence[float] = (-1, -1, -1)) -> int:
+def cache_num(
+    data: Sequence[Mapping[str, Any]], cache_gb: float, spacing: Sequence[float] = (-1, -1, -1)
+) -> int:
     """How many of the first items of `data` fit in `cache_gb` once decoded and resampled to `spacing`.
 
     For `monai.data.CacheDataset(cache_num=…)`, which bounds a count and not bytes. Sizes come from the files' headers:

@@ -20,7 +20,12 @@ SYNONYMS = (
     ("gallbladder", "gall bladder"),
     ("pancreas",),
     ("artery", "aorta", "abdominal aorta"),
-    ("portal vein", "portal and splenic vein", "portal vein and splenic vein", "portal splenic vein"),
+    (
+        "portal vein",
+        "portal and splenic vein",
+        "portal vein and splenic vein",
+        "portal splenic vein",
+    ),
     ("inferior vena cava", "postcava", "ivc"),
     ("hepatic vessels", "hepatic vessel", "liver vessels", "liver vessel"),
     ("hepatic vein", "hepatic veins"),
@@ -36,7 +41,12 @@ PAIRED = (("kidney",), ("adrenal gland", "adrenal"), ("lung",))
 SIDES = {"left": "left", "right": "right", "l": "left", "r": "right"}
 
 _OURS = {name: names[0] for names in SYNONYMS for name in names}
-_OURS |= {f"{side} {name}": f"{side} {names[0]}" for names in PAIRED for name in names for side in ("left", "right")}
+_OURS |= {
+    f"{side} {name}": f"{side} {names[0]}"
+    for names in PAIRED
+    for name in names
+    for side in ("left", "right")
+}
 
 
 def our_name(name: str) -> str:

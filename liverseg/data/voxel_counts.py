@@ -55,12 +55,17 @@ def count_voxels(
     memory = absolute(datalist).with_suffix(".voxel_counts.json") if datalist else None
     known = _read(memory) if memory else {}
     labels = [str(item["label"]) for item in data]
-    names = {label: os.path.relpath(label, memory.parent.resolve()) if memory else label for label in labels}
+    names = {
+        label: os.path.relpath(label, memory.parent.resolve()) if memory else label
+        for label in labels
+    }
     missing = [label for label in names if not _is_current(known.get(names[label]), label)]
     if missing:
         with ThreadPoolExecutor(num_workers) as pool:
             read = pool.map(_read_label, missing)
-            bar = tqdm(read, total=len(missing), desc="Counting voxels per class", unit="scan", delay=2)
+            bar = tqdm(
+                read, total=len(missing), desc="Counting voxels per class", unit="scan", delay=2
+            )
             known |= {names[label]: found for label, found in zip(missing, bar, strict=True)}
         if memory and idist.get_rank() == 0:
             _write(memory, known)
@@ -83,13 +88,20 @@ def _read_label(label: str) -> dict[str, Any]:
     values = convert_to_tensor(whole_values(volume), track_meta=False)
     low, high = (int(value) for value in values.aminmax())
     if high - low > MOST_VALUES:
-        raise InputError(f"{label}: found values from {low} to {high}, expected classes: is it a scan? Replace it.")
+        raise InputError(
+            f"{label}: found values from {low} to {high}, expected classes: is it a scan? Replace it."
+        )
     counts = torch.zeros(high - low + 1, dtype=torch.int64)
     for slab in values.split(SLAB, dim=-1):
         counts += torch.bincount(slab.flatten().long() - low, minlength=len(counts))
     present = counts.nonzero()[:, 0]
     spacing = affine_to_spacing(volume.affine, r=3).tolist()
-    return {**state, "spacing": spacing, "values": (present + low).tolist(), "voxels": counts[present].tolist()}
+    return {
+        **state,
+        "spacing": spacing,
+        "values": (present + low).tolist(),
+        "voxels": counts[present].tolist(),
+    }
 
 
 def _state(label: str) -> dict[str, int]:
@@ -102,7 +114,11 @@ def _state(label: str) -> dict[str, int]:
 
 def _is_current(found: Mapping[str, Any] | None, label: str) -> bool:
     state = _state(label)
-    return found is not None and state != {} and all(found.get(name) == value for name, value in state.items())
+    return (
+        found is not None
+        and state != {}
+        and all(found.get(name) == value for name, value in state.items())
+    )
 
 
 def _read(memory: Path) -> dict[str, Any]:

@@ -68,7 +68,9 @@ def dice_weights(
         InputError: for another `power`, and as `count_voxels`.
     """
     if power not in (1, 2):
-        raise InputError(f"power: found {power}, expected 1 (simple) or 2 (square): set it to one of these.")
+        raise InputError(
+            f"power: found {power}, expected 1 (simple) or 2 (square): set it to one of these."
+        )
     counts = count_voxels(data, classes, datalist, spacing)
     weights = torch.where(counts > 0, counts.sum() / (len(counts) * counts**power + 1), 0.0)
     return weights / weights.mean() if normalize else weights

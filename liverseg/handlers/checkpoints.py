@@ -129,7 +129,9 @@ class Checkpoints:
         if self.resume and self.last_path.is_file():
             self._load(state)
         elif self.resume:
-            logger.warning("%s: nothing to resume from, so the training starts at epoch 1.", self.last_path)
+            logger.warning(
+                "%s: nothing to resume from, so the training starts at epoch 1.", self.last_path
+            )
         first = int(idist.broadcast(state.epoch))  # type: ignore[arg-type]
         if state.epoch != first:
             raise InputError(
@@ -146,7 +148,9 @@ class Checkpoints:
         loss = engine.state.output["loss"].detach()  # type: ignore[index,call-overload]
         weights = {name: value.detach() for name, value in self.network.named_parameters()}
         # Asked for at once, as each answer waits for the GPU.
-        bounds = torch.stack([loss.mean(), *(bound for value in weights.values() for bound in value.aminmax())])
+        bounds = torch.stack(
+            [loss.mean(), *(bound for value in weights.values() for bound in value.aminmax())]
+        )
         if not bounds.isfinite().all():
             raise self._diverged(engine, {"loss": loss, **weights})
 
@@ -162,7 +166,11 @@ class Checkpoints:
             checkpoint |= {name: getattr(state, name) for name in STATE}
             write_atomically(self.last_path, lambda file: torch.save(checkpoint, file))
         if validated and self.patience and state.epoch - state.best_metric_epoch >= self.patience:
-            logger.info("Stopping early: the best %s was at epoch %d.", self.key_metric, state.best_metric_epoch)
+            logger.info(
+                "Stopping early: the best %s was at epoch %d.",
+                self.key_metric,
+                state.best_metric_epoch,
+            )
             engine.terminate()
 
     def _keep_if_best(self, state: Any) -> bool:
@@ -200,9 +208,13 @@ class Checkpoints:
     def _save_best(self, epoch: int) -> None:
         record = self._record()
         if self.best_path.is_file() and record.get("validation_sha256") != self.validation_sha256:
-            made = datetime.fromtimestamp(self.best_path.stat().st_mtime).strftime("%Y-%m-%dT%H-%M-%S")
+            made = datetime.fromtimestamp(self.best_path.stat().st_mtime).strftime(
+                "%Y-%m-%dT%H-%M-%S"
+            )
             kept = self.best_path.with_name(f"model_{made}.pt")
-            logger.info("%s was validated on other scans, so it is kept as %s.", self.best_path, kept)
+            logger.info(
+                "%s was validated on other scans, so it is kept as %s.", self.best_path, kept
+            )
             os.replace(self.best_path, kept)
         model = self.kept_network.state_dict()
         write_atomically(self.best_path, lambda file: torch.save(model, file))
@@ -211,8 +223,12 @@ class Checkpoints:
             "epoch": epoch,
             "validation_sha256": self.validation_sha256,
         }
-        write_atomically(self.record_path, lambda file: file.write(json.dumps(record, indent=1).encode()))
-        logger.info("New best %s %.4f at epoch %d: %s", self.key_metric, self.bar, epoch, self.best_path)
+        write_atomically(
+            self.record_path, lambda file: file.write(json.dumps(record, indent=1).encode())
+        )
+        logger.info(
+            "New best %s %.4f at epoch %d: %s", self.key_metric, self.bar, epoch, self.best_path
+        )
 
     def _record(self) -> dict[str, Any]:
         return json.loads(self.record_path.read_text()) if self.record_path.is_file() else {}
@@ -221,7 +237,12 @@ class Checkpoints:
         record = self._record()
         if self.best_path.is_file() and record.get("validation_sha256") == self.validation_sha256:
             bar = float(record.get(self.key_metric, "-inf"))
-            logger.info("%s: its %s of %.4f on these scans is the one to beat.", self.best_path, self.key_metric, bar)
+            logger.info(
+                "%s: its %s of %.4f on these scans is the one to beat.",
+                self.best_path,
+                self.key_metric,
+                bar,
+            )
             return bar
         return float("-inf")
 

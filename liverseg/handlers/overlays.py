@@ -34,7 +34,9 @@ class Overlays:
         count: at most this many scans.
     """
 
-    def __init__(self, output_dir: str | os.PathLike[str], evaluator: Engine, count: int = 3) -> None:
+    def __init__(
+        self, output_dir: str | os.PathLike[str], evaluator: Engine, count: int = 3
+    ) -> None:
         self.output_dir = Path(output_dir)
         self.evaluator = evaluator
         self.count = count
@@ -75,7 +77,11 @@ class Overlays:
 
 
 def draw_overlay(
-    image: np.ndarray, label: np.ndarray, prediction: np.ndarray, spacing_mm: tuple[float, float], caption: str = ""
+    image: np.ndarray,
+    label: np.ndarray,
+    prediction: np.ndarray,
+    spacing_mm: tuple[float, float],
+    caption: str = "",
 ) -> np.ndarray:
     """A slice with the outlines of each class of its label, in blue, and of its prediction, in orange.
 
@@ -108,23 +114,37 @@ def draw_overlay(
             # Interpolated, a mask of few pixels gets a smooth outline.
             inside = (upright(classes == value) >= 0.5).astype(np.uint8)
             outlines, _ = cv2.findContours(inside, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(picture, outlines, -1, colour, 2 if colour is LABEL_RGB else 1, cv2.LINE_AA)
-    words = ((6, "label", LABEL_RGB), (70, "prediction", PREDICTION_RGB), (180, caption, (255, 255, 255)))
+            cv2.drawContours(
+                picture, outlines, -1, colour, 2 if colour is LABEL_RGB else 1, cv2.LINE_AA
+            )
+    words = (
+        (6, "label", LABEL_RGB),
+        (70, "prediction", PREDICTION_RGB),
+        (180, caption, (255, 255, 255)),
+    )
     for left, text, colour in words:
         baseline = (left, rows + CAPTION_PIXELS - 9)
         cv2.putText(picture, text, baseline, cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)
     return picture
 
 
-def _largest_slice(image: MetaTensor, label: torch.Tensor, prediction: torch.Tensor) -> dict[str, Any]:
+def _largest_slice(
+    image: MetaTensor, label: torch.Tensor, prediction: torch.Tensor
+) -> dict[str, Any]:
     """The slice along Z where the label is largest, or the prediction where there is no label, or else the middle."""
     areas = [(classes[0] > 0).sum((0, 1)) for classes in (label, prediction)]
     index = next((int(area.argmax()) for area in areas if area.any()), image.shape[-1] // 2)
     image_xy, label_xy, prediction_xy = (
-        torch.as_tensor(volume)[0, ..., index].float().cpu().numpy() for volume in (image, label, prediction)
+        torch.as_tensor(volume)[0, ..., index].float().cpu().numpy()
+        for volume in (image, label, prediction)
     )
     spacing_mm = tuple(float(mm) for mm in image.pixdim[:2])
-    return {"image": image_xy, "label": label_xy, "prediction": prediction_xy, "spacing_mm": spacing_mm}
+    return {
+        "image": image_xy,
+        "label": label_xy,
+        "prediction": prediction_xy,
+        "spacing_mm": spacing_mm,
+    }
 
 
 def _write_png(picture: np.ndarray, file: BinaryIO) -> None:

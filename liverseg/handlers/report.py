@@ -120,7 +120,11 @@ class SegmentationReport:
         # A scan that failed before may have left some.
         engine.add_event_handler(Events.ITERATION_STARTED, self._times_s.clear)
         # MONAI runs the postprocessing on MODEL_COMPLETED, and registered it before any handler.
-        for event in (Events.ITERATION_STARTED, IterationEvents.FORWARD_COMPLETED, IterationEvents.MODEL_COMPLETED):
+        for event in (
+            Events.ITERATION_STARTED,
+            IterationEvents.FORWARD_COMPLETED,
+            IterationEvents.MODEL_COMPLETED,
+        ):
             engine.add_event_handler(event, self._note_time)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
         engine.add_event_handler(Events.COMPLETED, self._write)
@@ -154,13 +158,17 @@ class SegmentationReport:
             except InputError as error:
                 raise InputError(f"{file}: {error}") from error
             case["seconds"] = {
-                "inference_per_slice": (inferred - started) / len(items) / item[self.label_key].shape[-1],
+                "inference_per_slice": (inferred - started)
+                / len(items)
+                / item[self.label_key].shape[-1],
                 "postprocessing_per_case": (processed - inferred) / len(items),
             }
             case["warnings"] = _warnings(item[self.image_key], item[self.label_key])
             if self.masks:
                 mask = item[self.pred_key][0].to(torch.uint8).cpu().numpy()
-                self.masks.save(file, mask, item[self.label_key].affine.cpu().numpy(), case["warnings"])
+                self.masks.save(
+                    file, mask, item[self.label_key].affine.cpu().numpy(), case["warnings"]
+                )
             self._cases[str(file)] = case
 
     def _measure_case(self, item: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -187,8 +195,12 @@ class SegmentationReport:
                 organ = self.organ_class
                 lesions |= lesion_burden(lesions, case["classes"][organ])
                 both = [index, self.class_names.index(organ)]
-                whole, reference = (np.isin(label_map, both).view(np.uint8) for label_map in (prediction, reference))
-                case["classes"][organ] = case_metrics(whole, reference, spacing_mm, ["background", organ])[organ]
+                whole, reference = (
+                    np.isin(label_map, both).view(np.uint8) for label_map in (prediction, reference)
+                )
+                case["classes"][organ] = case_metrics(
+                    whole, reference, spacing_mm, ["background", organ]
+                )[organ]
         return case
 
     @staticmethod
@@ -221,9 +233,15 @@ class SegmentationReport:
         if not cases and failures:
             return  # The evaluator says why.
         if not cases:
-            raise InputError("the evaluation read no case, expected at least one; check its data list.")
+            raise InputError(
+                "the evaluation read no case, expected at least one; check its data list."
+            )
         names = self.class_names[1:]
-        if not any(case["classes"][name]["reference_volume_ml"] for case in cases.values() for name in names):
+        if not any(
+            case["classes"][name]["reference_volume_ml"]
+            for case in cases.values()
+            for name in names
+        ):
             raise InputError(
                 f"the labels of all {len(cases)} cases hold no voxel of {', '.join(names)}, expected some to compare "
                 "with: check which of their values `classes` takes for what."
@@ -235,25 +253,35 @@ class SegmentationReport:
         ]
         summary = self._summary(list(cases.values()))
         summary["failures"] = failures
-        summary["warnings"] = {name: case["warnings"] for name, case in cases.items() if case["warnings"]}
+        summary["warnings"] = {
+            name: case["warnings"] for name, case in cases.items() if case["warnings"]
+        }
 
         frame = pd.DataFrame(rows)
         # A column that is empty for some classes would turn whole numbers into 3.0.
-        table = frame.astype({name: "Int64" for name in COUNTS if name in frame}).to_csv(index=False)
+        table = frame.astype({name: "Int64" for name in COUNTS if name in frame}).to_csv(
+            index=False
+        )
         write_atomically(self.output_dir / "cases.csv", lambda file: file.write(table.encode()))
         with open_summary(self.output_dir) as content:
             scans = content["scans"]
             content.clear()
             content.update(_null_for_nan(summary), scans=scans)
-        dice = ", ".join(f"{name} Dice {values['dice']['mean']:.4f}" for name, values in summary["cases"].items())
+        dice = ", ".join(
+            f"{name} Dice {values['dice']['mean']:.4f}" for name, values in summary["cases"].items()
+        )
         logger.info(
             f"{len(cases)} cases: {dice}, mean IoU {summary['pooled']['mean_iou']:.4f}, "
             f"mean BFScore {summary['pooled']['mean_bf_score']:.4f}; {self.output_dir / 'summary.json'}"
         )
 
     def _summary(self, cases: list[dict[str, Any]]) -> dict[str, Any]:
-        pooled = pooled_metrics(np.sum([case["confusion"] for case in cases], axis=0), self.class_names)
-        pooled["mean_bf_score"] = mean_bf_score(np.concatenate([case["bf_scores"] for case in cases]))
+        pooled = pooled_metrics(
+            np.sum([case["confusion"] for case in cases], axis=0), self.class_names
+        )
+        pooled["mean_bf_score"] = mean_bf_score(
+            np.concatenate([case["bf_scores"] for case in cases])
+        )
         per_class: dict[str, dict[str, Any]] = {}
         for name in self.class_names[1:]:
             table = pd.DataFrame([case["classes"][name] for case in cases])
@@ -264,7 +292,11 @@ class SegmentationReport:
             }
         lesions = {}
         if self.lesion_class is not None:
-            lesions = {"lesions": pooled_lesion_metrics([case["classes"][self.lesion_class] for case in cases])}
+            lesions = {
+                "lesions": pooled_lesion_metrics(
+                    [case["classes"][self.lesion_class] for case in cases]
+                )
+            }
         return {
             "number_of_cases": len(cases),
             "pooled": pooled,

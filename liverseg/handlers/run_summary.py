@@ -67,7 +67,9 @@ class RunSummary:
         history = self.output_dir / "history.csv"
         if engine.state.epoch > 0 and history.is_file():
             with history.open(newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= engine.state.epoch]
+                self.rows = [
+                    row for row in csv.DictReader(file) if int(row["epoch"]) <= engine.state.epoch
+                ]
             self.started -= float(self.rows[-1]["seconds"]) if self.rows else 0
         elif engine.state.epoch == 0 and self.evaluator.state.metrics:
             self._add_row(engine)
@@ -84,7 +86,10 @@ class RunSummary:
             ",".join(self.rows[0]),
             *(",".join("" if v is None else str(v) for v in r.values()) for r in self.rows),
         ]
-        write_atomically(self.output_dir / "history.csv", lambda file: file.write("\n".join([*lines, ""]).encode()))
+        write_atomically(
+            self.output_dir / "history.csv",
+            lambda file: file.write("\n".join([*lines, ""]).encode()),
+        )
 
     def _add_row(self, engine: Engine) -> None:
         validated = self.evaluator.state.epoch == engine.state.epoch
@@ -94,7 +99,10 @@ class RunSummary:
                 "iteration": engine.state.iteration,
                 "loss": float(np.mean(self.losses)) if self.losses else None,
                 "learning_rate": engine.optimizer.param_groups[0]["lr"],  # type: ignore[attr-defined]
-                **{name: self.evaluator.state.metrics[name] if validated else None for name in self.metrics},
+                **{
+                    name: self.evaluator.state.metrics[name] if validated else None
+                    for name in self.metrics
+                },
                 "seconds": round(time.monotonic() - self.started, 2),
             }
         )
@@ -107,14 +115,18 @@ class RunSummary:
             "best_epoch": engine.state.best_metric_epoch,  # type: ignore[attr-defined]
             "epochs": engine.state.epoch,
             "seconds": round(time.monotonic() - self.started, 1),
-            "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+            "peak_memory_gb": round(
+                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2
+            ),
             "peak_gpu_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2)
             if torch.cuda.is_available()
             else None,
             "versions": package_versions(),
         }
         line = json.dumps(summary)
-        write_atomically(self.output_dir / "metrics.json", lambda file: file.write(f"{line}\n".encode()))
+        write_atomically(
+            self.output_dir / "metrics.json", lambda file: file.write(f"{line}\n".encode())
+        )
         print(line, flush=True)
 
 

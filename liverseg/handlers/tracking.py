@@ -115,8 +115,12 @@ class Tracking:
             rows = [row for row in csv.DictReader(file) if int(row["epoch"]) > self.last_epoch]
         now_ms = int(time.time() * 1000)
         for row in rows:
-            values = {name: float(value) for name, value in row.items() if value and name != "epoch"}
-            metrics = [Metric(name, value, now_ms, int(row["epoch"])) for name, value in values.items()]
+            values = {
+                name: float(value) for name, value in row.items() if value and name != "epoch"
+            }
+            metrics = [
+                Metric(name, value, now_ms, int(row["epoch"])) for name, value in values.items()
+            ]
             self.client.log_batch(self.run_id, metrics=metrics)
         self.last_epoch = state.epoch
         if state.best_metric_epoch == state.epoch:
@@ -130,7 +134,11 @@ class Tracking:
         for name in (f"best_{self.key_metric}", "best_epoch"):
             if summary[name] is not None:
                 self.client.log_metric(self.run_id, name, summary[name])
-        for path in (self.output_dir / "metrics.json", self.output_dir / "history.csv", self._log_model(engine.state)):
+        for path in (
+            self.output_dir / "metrics.json",
+            self.output_dir / "history.csv",
+            self._log_model(engine.state),
+        ):
             if path:
                 self.client.log_artifact(self.run_id, str(path))
         self.client.set_terminated(self.run_id)
@@ -145,7 +153,10 @@ class Tracking:
         record = self.ckpt_dir / "model.json"
         content = json.loads(record.read_text()) if record.is_file() else {}
         # The model of an earlier training may be better than this one's best.
-        if (content.get("epoch"), content.get(self.key_metric)) != (state.best_metric_epoch, state.best_metric):
+        if (content.get("epoch"), content.get(self.key_metric)) != (
+            state.best_metric_epoch,
+            state.best_metric,
+        ):
             return None
         model = record.with_suffix(".pt").resolve()
         with model.open("rb") as file:
@@ -162,13 +173,23 @@ class Tracking:
         if resumed and id_file.is_file():
             run_id = id_file.read_text().strip()
             # Parameters of a run never change; the config of each start is kept.
-            params = {key: value for key, value in params.items() if key not in self.client.get_run(run_id).data.params}
+            params = {
+                key: value
+                for key, value in params.items()
+                if key not in self.client.get_run(run_id).data.params
+            }
             self.client.update_run(run_id, status="RUNNING")
-            self.last_epoch = max((loss.step for loss in self.client.get_metric_history(run_id, "loss")), default=0)
+            self.last_epoch = max(
+                (loss.step for loss in self.client.get_metric_history(run_id, "loss")), default=0
+            )
         else:
-            run_id = self.client.create_run(self._experiment_id(), run_name=self.run_name).info.run_id
+            run_id = self.client.create_run(
+                self._experiment_id(), run_name=self.run_name
+            ).info.run_id
             id_file.write_text(f"{run_id}\n")
-        self.client.log_batch(run_id, params=[Param(name, str(value)) for name, value in params.items()])
+        self.client.log_batch(
+            run_id, params=[Param(name, str(value)) for name, value in params.items()]
+        )
         self.run_id = run_id
         commits = {
             "mlflow.source.git.commit": git_commit(Path.cwd()),
@@ -178,7 +199,9 @@ class Tracking:
         versions = {f"version.{name}": version for name, version in package_versions().items()}
         self._set_tags({**commits, **(command if is_command_line() else {}), **versions})
         self.client.log_artifact(run_id, str(self.config_path), "config")
-        packages = sorted({f"{package.name}=={package.version}" for package in metadata.distributions()})
+        packages = sorted(
+            {f"{package.name}=={package.version}" for package in metadata.distributions()}
+        )
         self.client.log_text(run_id, "\n".join([*packages, ""]), "packages.txt")
         return run_id
 
@@ -191,7 +214,11 @@ class Tracking:
     def _database_lock(self) -> AbstractContextManager:
         # MLflow fails where two processes make the tables of one file at once, as stages trained side by side do.
         database = self._database()
-        return FileLock(check_writable(database.parent) / f"{database.name}.lock") if database else nullcontext()
+        return (
+            FileLock(check_writable(database.parent) / f"{database.name}.lock")
+            if database
+            else nullcontext()
+        )
 
     def _experiment_id(self) -> str:
         from mlflow.exceptions import MlflowException
@@ -208,7 +235,9 @@ class Tracking:
 
     def _params(self) -> dict[str, Any]:
         parser = ConfigParser(json.loads(self.config_path.read_text()))
-        typed = [argument[2:].partition("=")[0] for argument in sys.argv[1:] if argument.startswith("--")]
+        typed = [
+            argument[2:].partition("=")[0] for argument in sys.argv[1:] if argument.startswith("--")
+        ]
         names = {name for name, value in parser.get().items() if _is_plain(value)}
         names |= {name for name in typed if name in parser} if is_command_line() else set()
         # MLflow takes no # in a name.
@@ -222,9 +251,21 @@ class Tracking:
 
 def git_commit(folder: str | os.PathLike[str]) -> str | None:
     """The commit of the repository that `folder` is in, with `-dirty` where tracked files differ; None without one."""
-    command = ["git", "-C", os.fspath(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        os.fspath(folder),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     try:
-        return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip() or None
+        return (
+            subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
+            or None
+        )
     except FileNotFoundError:
         return None
 

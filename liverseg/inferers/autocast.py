@@ -49,7 +49,16 @@ class AutocastInferer(Inferer):
         """
         # Where the first axis has come down to 2, oneDNN's bfloat16 weight gradient of a 3-D convolution reads memory
         # that nothing has written: garbage, or NaN. 64 is more than any of these networks divides by.
-        small = inputs.device.type == "cpu" and inputs.ndim == 5 and inputs.shape[2] < 64 and torch.is_grad_enabled()
+        small = (
+            inputs.device.type == "cpu"
+            and inputs.ndim == 5
+            and inputs.shape[2] < 64
+            and torch.is_grad_enabled()
+        )
         with bf16_autocast(inputs.device, self.amp and not small):
             logits = network(inputs, *args, **self.options, **kwargs)
-        return [level.float() for level in logits] if isinstance(logits, (list, tuple)) else logits.float()
+        return (
+            [level.float() for level in logits]
+            if isinstance(logits, (list, tuple))
+            else logits.float()
+        )

@@ -13,7 +13,14 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from liverseg.errors import InputError
-from liverseg.inferers.volume_slices import VolumeSliceInferer, affine_of, as_bytes, name_of, part_lesions, plain
+from liverseg.inferers.volume_slices import (
+    VolumeSliceInferer,
+    affine_of,
+    as_bytes,
+    name_of,
+    part_lesions,
+    plain,
+)
 from liverseg.networks.cascade import PLANE_AXES
 from liverseg.transforms.crop import foreground_box
 from liverseg.transforms.localise import LocalisePriord
@@ -100,7 +107,9 @@ class CascadeInferer(Inferer):
             self.kept = plain(labels).new_zeros((len(labels), 2, *labels.shape[2:]))
         for index in range(inputs.shape[0]):
             name = name_of(inputs, index)
-            image = MetaTensor(plain(inputs)[index], affine_of(inputs, index), {"filename_or_obj": name})
+            image = MetaTensor(
+                plain(inputs)[index], affine_of(inputs, index), {"filename_or_obj": name}
+            )
             found = plain(self._segment(image, network, name))
             plain(labels)[index] = found[:1]
             if self.keep_probabilities:
@@ -117,7 +126,9 @@ class CascadeInferer(Inferer):
             logger.warning("%s: no liver found, so its mask is empty.", name)
             channels = 3 if self.keep_probabilities else 1
             return torch.zeros((channels, *image.shape[1:]), dtype=torch.uint8, device=image.device)
-        label, kept = self._tune(region, item[localise.prior_key], network, "liver").split([1, self.keep_probabilities])
+        label, kept = self._tune(region, item[localise.prior_key], network, "liver").split(
+            [1, self.keep_probabilities]
+        )
         kept = torch.cat([kept, torch.zeros_like(kept)])
         if self.liver_cleaning is not None:
             label = self.liver_cleaning(MetaTensor(label, affine=region.affine)).as_subclass(Tensor)
@@ -150,7 +161,9 @@ class CascadeInferer(Inferer):
         channel, that mean as bytes, where it is kept."""
         height, width, depth = image.shape[1:]
         rows, columns = self.region_grid.slice_size(image[None], 0)
-        x = torch.stack([_resize_slices(plain(volume)[0], (rows, columns)) for volume in (image, prior)])
+        x = torch.stack(
+            [_resize_slices(plain(volume)[0], (rows, columns)) for volume in (image, prior)]
+        )
         mm = affine_to_spacing(image.affine, r=3).tolist()
         mm = [mm[0] * height / rows, mm[1] * width / columns, mm[2]]
         total = x.new_zeros((rows, columns, depth))
@@ -159,10 +172,14 @@ class CascadeInferer(Inferer):
             affine = torch.diag(torch.tensor([*(mm[axis] for axis in axes), 1.0]))
             view = MetaTensor(x.permute(0, *(1 + axis for axis in axes))[None], affine=affine)
             votes = total.permute(axes)
-            for positions, probabilities in self.slices[plane].probabilities(view, network[f"{target}_{plane}"]):
+            for positions, probabilities in self.slices[plane].probabilities(
+                view, network[f"{target}_{plane}"]
+            ):
                 votes[..., positions] += probabilities[1].to(votes)
         bar = self.threshold * len(self.planes)
-        mask = torch.empty((1 + self.keep_probabilities, height, width, depth), dtype=torch.uint8, device=x.device)
+        mask = torch.empty(
+            (1 + self.keep_probabilities, height, width, depth), dtype=torch.uint8, device=x.device
+        )
         for start in range(0, depth, SLAB):
             slab = slice(start, start + SLAB)
             summed = _resize_slices(total[..., slab], (height, width))
@@ -177,4 +194,6 @@ def _resize_slices(volume: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(volume.shape[:2]) == size:
         return volume
     slices = volume.permute(2, 0, 1)[:, None]
-    return F.interpolate(slices, size=size, mode="bilinear", align_corners=False)[:, 0].permute(1, 2, 0)
+    return F.interpolate(slices, size=size, mode="bilinear", align_corners=False)[:, 0].permute(
+        1, 2, 0
+    )

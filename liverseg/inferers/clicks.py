@@ -36,7 +36,9 @@ class ClickWindowInferer(VolumeWindowInferer):
         self.sigma = sigma
 
     def _channels(self, volume: torch.Tensor, inputs: torch.Tensor, index: int) -> torch.Tensor:
-        channels = torch.zeros(1 + self.num_classes, *volume.shape, dtype=torch.float32, device=volume.device)
+        channels = torch.zeros(
+            1 + self.num_classes, *volume.shape, dtype=torch.float32, device=volume.device
+        )
         channels[0] = volume
         clicks = inputs.meta.get(CLICKS) if isinstance(inputs, MetaTensor) else None
         if clicks is not None:
@@ -71,9 +73,13 @@ class EvaluateWithClicks:
         Raises:
             InputError: for a batch of several scans.
         """
-        inputs, label = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)
+        inputs, label = engine.prepare_batch(
+            batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs
+        )
         if len(inputs) != 1:
-            raise InputError(f"batch_size: found {len(inputs)} scans in a validation batch, expected 1: set it to 1.")
+            raise InputError(
+                f"batch_size: found {len(inputs)} scans in a validation batch, expected 1: set it to 1."
+            )
         output: dict[str, Any] = {CommonKeys.IMAGE: inputs, CommonKeys.LABEL: label}
         engine.state.output = output
         with engine.mode(engine.network):
@@ -90,10 +96,15 @@ class EvaluateWithClicks:
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
 
-    def _click(self, label: torch.Tensor, found: torch.Tensor, affine: torch.Tensor) -> torch.Tensor | None:
+    def _click(
+        self, label: torch.Tensor, found: torch.Tensor, affine: torch.Tensor
+    ) -> torch.Tensor | None:
         shape = label.shape[2:]
         size = spaced_size(shape, affine, self.spacing)
-        truth, guess = (F.interpolate(plain(volume), size, mode="nearest-exact")[0, 0] for volume in (label, found))
+        truth, guess = (
+            F.interpolate(plain(volume), size, mode="nearest-exact")[0, 0]
+            for volume in (label, found)
+        )
         error = find_error(truth, guess, self.num_classes)
         if error is None:
             return None

@@ -69,7 +69,9 @@ class ContextTileInferer(Inferer):
             InputError: for inputs that are not (B, 1, H, W, D), or have no affine.
         """
         if inputs.ndim != 5 or inputs.shape[1] != 1:
-            raise InputError(f"the inferer got shape {tuple(inputs.shape)}, expected (B, 1, H, W, D): check the keys.")
+            raise InputError(
+                f"the inferer got shape {tuple(inputs.shape)}, expected (B, 1, H, W, D): check the keys."
+            )
         network = getattr(network, "module", network)  # of DistributedDataParallel
         labels = torch.zeros_like(inputs, dtype=torch.uint8)
         if self.keep_probabilities:
@@ -79,7 +81,9 @@ class ContextTileInferer(Inferer):
             size = spaced_size(volume.shape, affine_of(inputs, index), self.spacing)
             with torch.no_grad():
                 found = self._probabilities(resize_volume(volume, size), network)
-            for position, planes in planes_between(iter([found.permute(2, 0, 1)[:, None]]), size[2], label.shape[2]):
+            for position, planes in planes_between(
+                iter([found.permute(2, 0, 1)[:, None]]), size[2], label.shape[2]
+            ):
                 here = (..., slice(position, position + len(planes)))
                 probabilities = resize_planes(planes, label.shape[:2])[:, 0].permute(1, 2, 0)
                 label[here] = (probabilities > self.threshold).to(label)
@@ -91,16 +95,22 @@ class ContextTileInferer(Inferer):
         """Of the foreground, (h, w, d), on the grid of the network; with context beyond the border 0."""
         found = torch.zeros(volume.shape)
         tiles = list(_tiles(volume.shape, self.roi_size))
-        for start in tqdm(tiles, "Segmenting", unit="tile", delay=2, disable=not self.progress, leave=False):
+        for start in tqdm(
+            tiles, "Segmenting", unit="tile", delay=2, disable=not self.progress, leave=False
+        ):
             inside, outside = _overlap(start, self.roi_size, volume.shape)
             found[outside] = self._window(volume, start, self.roi_size, network)[inside]
         return found
 
-    def _window(self, volume: Tensor, start: Sequence[int], size: Sequence[int], network: Any) -> Tensor:
+    def _window(
+        self, volume: Tensor, start: Sequence[int], size: Sequence[int], network: Any
+    ) -> Tensor:
         """Probabilities of the foreground of the box of `size` from `start` on, which may reach beyond the volume."""
         device = next(network.parameters()).device
         window = network.window(size)
-        first = [begin - context // 2 for begin, context in zip(start, network.context, strict=True)]
+        first = [
+            begin - context // 2 for begin, context in zip(start, network.context, strict=True)
+        ]
         seen = torch.zeros(window)
         inside, outside = _overlap(first, window, volume.shape)
         seen[inside] = volume[outside].to(seen)
@@ -162,13 +172,17 @@ class BodyWindowInferer(ContextTileInferer):
             middle = (liver[2].start + liver[2].stop) // 2
             first = min(max(middle - focus // 2, 0), depth - focus)
             probabilities = torch.zeros_like(probabilities)
-            probabilities[..., first : first + focus] = self._centred(crop[..., first : first + focus], network)
+            probabilities[..., first : first + focus] = self._centred(
+                crop[..., first : first + focus], network
+            )
         found[body] = probabilities
         return found
 
     def _centred(self, volume: Tensor, network: Any) -> Tensor:
         """Probabilities of `volume`, 0 where it reaches beyond the window in its middle."""
-        starts = [(length - roi) // 2 for length, roi in zip(volume.shape, self.roi_size, strict=True)]
+        starts = [
+            (length - roi) // 2 for length, roi in zip(volume.shape, self.roi_size, strict=True)
+        ]
         window = self._window(volume, starts, self.roi_size, network)
         found = torch.zeros(volume.shape)
         inside, outside = _overlap(starts, self.roi_size, volume.shape)
@@ -177,13 +191,18 @@ class BodyWindowInferer(ContextTileInferer):
 
 
 def _tiles(size: Sequence[int], roi_size: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    return itertools.product(*(range(0, length, roi) for length, roi in zip(size, roi_size, strict=True)))
+    return itertools.product(
+        *(range(0, length, roi) for length, roi in zip(size, roi_size, strict=True))
+    )
 
 
 def _overlap(
     start: Sequence[int], size: Sequence[int], total: Sequence[int]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Where a box of `size` from `start` on and a volume of size `total` overlap: in the box, in the volume."""
-    outside = [slice(max(n, 0), min(n + length, end)) for n, length, end in zip(start, size, total, strict=True)]
+    outside = [
+        slice(max(n, 0), min(n + length, end))
+        for n, length, end in zip(start, size, total, strict=True)
+    ]
     inside = [slice(part.start - n, part.stop - n) for part, n in zip(outside, start, strict=True)]
     return tuple(inside), tuple(outside)

@@ -16,7 +16,14 @@ from liverseg.inferers.volume_slices import affine_of, name_of, plain
 from liverseg.transforms.clicks import CLICKS
 from liverseg.transforms.load import add_flag, flags_of
 from liverseg.transforms.morphology import largest
-from liverseg.transforms.quality import BODY_OF_MR, MIRRORED, SAMPLE_MM, STRANGE, VOLUME_ML, liver_values
+from liverseg.transforms.quality import (
+    BODY_OF_MR,
+    MIRRORED,
+    SAMPLE_MM,
+    STRANGE,
+    VOLUME_ML,
+    liver_values,
+)
 
 # In the real CT at hand the centre of what is found lies 50 mm and more to the right of the body's, their mirror images
 # hold less. With these bounds `deeplabv3_liver` flags none of thirteen, and ten of their mirror images.
@@ -55,21 +62,31 @@ class MirrorCheckInferer(Inferer):
     kept: torch.Tensor
 
     def __init__(
-        self, inferer: Any, class_names: Mapping[int, str], look: Any = None, slices_mm: float | None = None
+        self,
+        inferer: Any,
+        class_names: Mapping[int, str],
+        look: Any = None,
+        slices_mm: float | None = None,
     ) -> None:
         self.inferer = inferer
         self.look = inferer if look is None else look
         self.liver = torch.tensor(liver_values(class_names), dtype=torch.uint8)
         self.slices_mm = slices_mm
 
-    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(
+        self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         """What `inferer` gives for the same arguments; `inputs` is a `MetaTensor` (B, 1, H, W, D) as it was loaded."""
         self.inferer.keep_probabilities = self.keep_probabilities
         labels: torch.Tensor = self.inferer(inputs, network, *args, **kwargs)
         if self.keep_probabilities:
             self.kept = self.inferer.kept
         self.inferer.keep_probabilities = False
-        if len(self.liver) and isinstance(inputs, MetaTensor) and not inputs.meta.get(CLICKS, NO_CLICKS).numel():
+        if (
+            len(self.liver)
+            and isinstance(inputs, MetaTensor)
+            and not inputs.meta.get(CLICKS, NO_CLICKS).numel()
+        ):
             for index in range(len(inputs)):
                 if STRANGE & flags_of(inputs, index).keys():
                     continue
@@ -79,7 +96,13 @@ class MirrorCheckInferer(Inferer):
         return labels
 
     def _mirrored(
-        self, inputs: MetaTensor, labels: torch.Tensor, index: int, network: Any, *args: Any, **kwargs: Any
+        self,
+        inputs: MetaTensor,
+        labels: torch.Tensor,
+        index: int,
+        network: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> str | None:
         """What tells that one volume of a batch is mirrored, if anything."""
         affine = affine_of(inputs, index)
@@ -90,7 +113,9 @@ class MirrorCheckInferer(Inferer):
         sample = tuple(slice(None, None, step) for step in every)
         volume, label = plain(inputs)[index, 0, ..., ::apart], plain(labels)[index, 0, ..., ::apart]
         every[2] *= apart
-        voxel_ml = abs(float(torch.linalg.det(affine[:3, :3].double()))) * float(np.prod(every)) / 1000
+        voxel_ml = (
+            abs(float(torch.linalg.det(affine[:3, :3].double()))) * float(np.prod(every)) / 1000
+        )
         axes = io_orientation(affine.cpu().numpy())
         axis = int(np.flatnonzero(axes[:, 0] == 0)[0])
         right = float(axes[axis, 1]) * spacing_mm[axis] * every[axis]
@@ -120,12 +145,17 @@ class MirrorCheckInferer(Inferer):
         return f"{found_ml:.0f} ml of liver are found in it and {mirrored_ml:.0f} ml in its mirror image"
 
     def _liver(self, labels: torch.Tensor) -> np.ndarray:
-        found: np.ndarray = largest(torch.isin(labels, self.liver.to(labels)).to(torch.uint8).cpu().numpy())
+        found: np.ndarray = largest(
+            torch.isin(labels, self.liver.to(labels)).to(torch.uint8).cpu().numpy()
+        )
         return found
 
 
 def _offset(mask: np.ndarray, body: np.ndarray, axis: int) -> float:
     """By how many voxels the centre of a mask lies beyond that of the body along an axis; neither is empty."""
     others = tuple(other for other in range(3) if other != axis)
-    centres = [float(np.average(np.arange(part.shape[axis]), weights=part.sum(others))) for part in (mask, body)]
+    centres = [
+        float(np.average(np.arange(part.shape[axis]), weights=part.sum(others)))
+        for part in (mask, body)
+    ]
     return centres[0] - centres[1]

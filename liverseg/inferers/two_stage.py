@@ -11,7 +11,13 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 
 from liverseg.inferers.context_windows import ContextTileInferer
-from liverseg.inferers.volume_slices import VolumeSliceInferer, affine_of, name_of, part_lesions, plain
+from liverseg.inferers.volume_slices import (
+    VolumeSliceInferer,
+    affine_of,
+    name_of,
+    part_lesions,
+    plain,
+)
 from liverseg.transforms.crop import foreground_box, widened
 
 logger = logging.getLogger(__name__)
@@ -63,7 +69,9 @@ class TwoStageInferer(Inferer):
         self.shown_mm = shown_mm
         self.targets = list(targets)
 
-    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(
+        self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         """0 background, 1 liver, 2 lesion, uint8, shape (B, 1, H, W, D), on the device of `inputs`.
 
         Args:
@@ -94,7 +102,9 @@ class TwoStageInferer(Inferer):
             if self.outside_value is not None:
                 crop = crop.masked_fill(~widened(liver, affine, self.shown_mm), self.outside_value)
             # The affine is for the spacing alone, which a crop does not change.
-            lesion = self.lesion(MetaTensor(crop[None, None], affine=affine), network.lesion, *args, **kwargs)
+            lesion = self.lesion(
+                MetaTensor(crop[None, None], affine=affine), network.lesion, *args, **kwargs
+            )
             liver += liver * plain(lesion)[0, 0]
             if self.keep_probabilities:
                 part_lesions(self.kept[index][(slice(None), *box)], self.lesion.kept[0, 0])

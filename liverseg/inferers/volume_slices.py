@@ -70,13 +70,17 @@ class VolumeSliceInferer(Inferer):
                 "to [-1, -1] or leave out size."
             )
         if any(axis not in (2, 3) for axes in self.flips for axis in axes):
-            raise InputError(f"flips is {list(flips)}, expected axes 0 and 1 of the slices: set it as [[0], [1]].")
+            raise InputError(
+                f"flips is {list(flips)}, expected axes 0 and 1 of the slices: set it as [[0], [1]]."
+            )
         self.num_slices = num_slices
         self.sw_batch_size = sw_batch_size
         self.amp = amp
         self.progress = progress
 
-    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(
+        self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         """Class indices, uint8, shape (B, 1, H, W, D), on the device of `inputs`.
 
         Args:
@@ -90,7 +94,9 @@ class VolumeSliceInferer(Inferer):
             InputError: for inputs that are not (B, C, H, W, D), or without the affine that resampling needs.
         """
         if inputs.ndim != 5:
-            raise InputError(f"the inferer got shape {tuple(inputs.shape)}, expected (B, C, H, W, D): check the keys.")
+            raise InputError(
+                f"the inferer got shape {tuple(inputs.shape)}, expected (B, C, H, W, D): check the keys."
+            )
         labels = torch.zeros_like(inputs[:, :1], dtype=torch.uint8)
         for index in range(inputs.shape[0]):
             label = plain(labels)[index, 0]
@@ -99,12 +105,16 @@ class VolumeSliceInferer(Inferer):
                 label[..., positions] = classes.permute(1, 2, 0).to(label)
                 if self.keep_probabilities:
                     if index == 0 and positions.start == 0:
-                        self.kept = plain(labels).new_zeros((len(labels), scores.shape[1] - 1, *labels.shape[2:]))
+                        self.kept = plain(labels).new_zeros(
+                            (len(labels), scores.shape[1] - 1, *labels.shape[2:])
+                        )
                     kept = as_bytes(self._normalise(scores)[:, 1:])
                     self.kept[index, ..., positions] = kept.permute(1, 2, 3, 0).to(self.kept)
         return labels
 
-    def probabilities(self, inputs: torch.Tensor, network: Any) -> Iterator[tuple[slice, torch.Tensor]]:
+    def probabilities(
+        self, inputs: torch.Tensor, network: Any
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
         """For one volume after the other, slab by slab, where the slices lie and their probabilities.
 
         Args:
@@ -121,14 +131,29 @@ class VolumeSliceInferer(Inferer):
         self, inputs: torch.Tensor, index: int, network: Any, *args: Any, **kwargs: Any
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """Positions and scores (N, num_classes, H, W) of a few slices at a time of one volume of the batch."""
-        parameter = next(iter(network.parameters()), inputs) if isinstance(network, torch.nn.Module) else inputs
+        parameter = (
+            next(iter(network.parameters()), inputs)
+            if isinstance(network, torch.nn.Module)
+            else inputs
+        )
         size = self.slice_size(inputs, index)
         volumes = plain(inputs)[index]
         depth = volumes.shape[-1]
         starts = range(0, depth, self.sw_batch_size)
-        for start in tqdm(starts, "Segmenting slices", unit="slab", delay=2, disable=not self.progress, leave=False):
-            positions = torch.arange(start, min(start + self.sw_batch_size, depth), device=volumes.device)
-            x = torch.cat([stack_slices(volume, positions, self.num_slices) for volume in volumes], dim=1)
+        for start in tqdm(
+            starts,
+            "Segmenting slices",
+            unit="slab",
+            delay=2,
+            disable=not self.progress,
+            leave=False,
+        ):
+            positions = torch.arange(
+                start, min(start + self.sw_batch_size, depth), device=volumes.device
+            )
+            x = torch.cat(
+                [stack_slices(volume, positions, self.num_slices) for volume in volumes], dim=1
+            )
             x = x.to(parameter.device, torch.float32)
             x = _resize(x, size, "bilinear" if self.size is None else "area")
             x = x.contiguous(memory_format=torch.channels_last)
@@ -159,7 +184,9 @@ class VolumeSliceInferer(Inferer):
         height, width, depth = inputs.shape[2:5]
         if all(value <= 0 for value in self.spacing):
             return height, width
-        return spaced_size((height, width, depth), affine_of(inputs, index), (*self.spacing, -1))[:2]
+        return spaced_size((height, width, depth), affine_of(inputs, index), (*self.spacing, -1))[
+            :2
+        ]
 
 
 def affine_of(inputs: torch.Tensor, index: int) -> torch.Tensor:
@@ -169,7 +196,9 @@ def affine_of(inputs: torch.Tensor, index: int) -> torch.Tensor:
         InputError: for inputs that are no `MetaTensor`.
     """
     if not isinstance(inputs, MetaTensor):
-        raise InputError("the inferer got a tensor without affine, expected a MetaTensor: load it with LoadVolumed.")
+        raise InputError(
+            "the inferer got a tensor without affine, expected a MetaTensor: load it with LoadVolumed."
+        )
     return inputs.affine if inputs.affine.ndim == 2 else inputs.affine[index]
 
 
@@ -204,4 +233,6 @@ def name_of(inputs: torch.Tensor, index: int) -> str:
 def _resize(x: torch.Tensor, size: Sequence[int], mode: str = "bilinear") -> torch.Tensor:
     if tuple(x.shape[2:]) == tuple(size):
         return x
-    return F.interpolate(x, size=tuple(size), mode=mode, align_corners=False if mode == "bilinear" else None)
+    return F.interpolate(
+        x, size=tuple(size), mode=mode, align_corners=False if mode == "bilinear" else None
+    )

@@ -59,7 +59,9 @@ class VolumeWindowInferer(Inferer):
         progress: bool = False,
     ) -> None:
         if not 0 <= overlap < 1:
-            raise InputError(f"overlap is {overlap}, expected at least 0 and below 1: set it to 0.5.")
+            raise InputError(
+                f"overlap is {overlap}, expected at least 0 and below 1: set it to 0.5."
+            )
         self.roi_size = tuple(int(length) for length in roi_size)
         self.spacing = tuple(float(value) for value in spacing)
         self.overlap = overlap
@@ -67,7 +69,9 @@ class VolumeWindowInferer(Inferer):
         self.amp = amp
         self.progress = progress
 
-    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(
+        self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         """Class indices, uint8, shape (B, 1, H, W, D), on the device of `inputs`.
 
         Args:
@@ -80,9 +84,15 @@ class VolumeWindowInferer(Inferer):
             InputError: for inputs that are not (B, 1, H, W, D), or without the affine that resampling needs.
         """
         if inputs.ndim != 5 or inputs.shape[1] != 1:
-            raise InputError(f"the inferer got shape {tuple(inputs.shape)}, expected (B, 1, H, W, D): check the keys.")
+            raise InputError(
+                f"the inferer got shape {tuple(inputs.shape)}, expected (B, 1, H, W, D): check the keys."
+            )
         labels = torch.zeros_like(inputs, dtype=torch.uint8)
-        parameter = next(iter(network.parameters()), inputs) if isinstance(network, torch.nn.Module) else inputs
+        parameter = (
+            next(iter(network.parameters()), inputs)
+            if isinstance(network, torch.nn.Module)
+            else inputs
+        )
         with torch.no_grad(), bf16_autocast(parameter.device, self.amp):
             for index in range(inputs.shape[0]):
                 volume, label = plain(inputs)[index, 0], plain(labels)[index, 0]
@@ -90,16 +100,24 @@ class VolumeWindowInferer(Inferer):
                     size = spaced_size(volume.shape, affine_of(inputs, index), self.spacing)
                     volume = volume if size == tuple(volume.shape) else resize_volume(volume, size)
                 channels = self._channels(volume, inputs, index)
-                finished = self._finished_planes(channels, network, parameter.device, *args, **kwargs)
+                finished = self._finished_planes(
+                    channels, network, parameter.device, *args, **kwargs
+                )
                 for position, logits in planes_between(finished, volume.shape[-1], label.shape[-1]):
                     scores = resize_planes(logits, label.shape[:2])
                     classes = scores.max(1).indices  # argmax takes up to 50 times as long on a CPU
-                    label[..., position : position + len(classes)] = classes.permute(1, 2, 0).to(label)
+                    label[..., position : position + len(classes)] = classes.permute(1, 2, 0).to(
+                        label
+                    )
                     if self.keep_probabilities:
                         if index == 0 and position == 0:
-                            self.kept = plain(labels).new_zeros((len(labels), scores.shape[1] - 1, *label.shape))
+                            self.kept = plain(labels).new_zeros(
+                                (len(labels), scores.shape[1] - 1, *label.shape)
+                            )
                         kept = as_bytes(scores.softmax(1)[:, 1:]).permute(1, 2, 3, 0)
-                        self.kept[index, ..., position : position + len(classes)] = kept.to(self.kept)
+                        self.kept[index, ..., position : position + len(classes)] = kept.to(
+                            self.kept
+                        )
         return labels
 
     def _channels(self, volume: torch.Tensor, inputs: torch.Tensor, index: int) -> torch.Tensor:
@@ -110,21 +128,35 @@ class VolumeWindowInferer(Inferer):
         self, volume: torch.Tensor, network: Any, device: torch.device, *args: Any, **kwargs: Any
     ) -> Iterator[torch.Tensor]:
         """The blended logits of `volume` (C, h, w, d), plane after plane along d: (planes, num_classes, h, w)."""
-        missing = [max(roi - length, 0) for roi, length in zip(self.roi_size, volume.shape[1:], strict=True)]
+        missing = [
+            max(roi - length, 0)
+            for roi, length in zip(self.roi_size, volume.shape[1:], strict=True)
+        ]
         padded = F.pad(volume, [part for n in reversed(missing) for part in (n // 2, n - n // 2)])
-        inside = [slice(n // 2, n // 2 + length) for n, length in zip(missing, volume.shape[1:], strict=True)]
+        inside = [
+            slice(n // 2, n // 2 + length)
+            for n, length in zip(missing, volume.shape[1:], strict=True)
+        ]
         step = [
             roi if roi == length else max(int(roi * (1 - self.overlap)), 1)
             for roi, length in zip(self.roi_size, padded.shape[1:], strict=True)
         ]
-        windows = sorted(dense_patch_slices(padded.shape[1:], self.roi_size, step), key=lambda window: window[2].start)
+        windows = sorted(
+            dense_patch_slices(padded.shape[1:], self.roi_size, step),
+            key=lambda window: window[2].start,
+        )
         starts = sorted({window[2].start for window in windows})
         importance = compute_importance_map(self.roi_size, mode="gaussian", device=device)
         height, width, depth = (*padded.shape[1:3], self.roi_size[2])
         weight = torch.zeros(height, width, depth, device=device)
         logits: torch.Tensor | None = None
         bar = tqdm(
-            total=len(windows), desc="Segmenting", unit="window", delay=2, disable=not self.progress, leave=False
+            total=len(windows),
+            desc="Segmenting",
+            unit="window",
+            delay=2,
+            disable=not self.progress,
+            leave=False,
         )
         for start, layer in groupby(windows, key=lambda window: window[2].start):
             for batch in _batches(list(layer), self.sw_batch_size):

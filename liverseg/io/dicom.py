@@ -15,7 +15,16 @@ from scipy import ndimage
 
 from liverseg.errors import InputError
 from liverseg.io.dicom_pixels import read_pixels
-from liverseg.io.dicom_series import Series, interlaced, name_of, normal_of, repeats, shifts_of, some_of, volumes_of
+from liverseg.io.dicom_series import (
+    Series,
+    interlaced,
+    name_of,
+    normal_of,
+    repeats,
+    shifts_of,
+    some_of,
+    volumes_of,
+)
 from liverseg.io.dicom_slices import SERIES, DamagedError, Slice, slices_of
 from liverseg.io.paths import LeftOut, is_hidden, nifti_suffix, walk
 
@@ -25,7 +34,9 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Above this, padding is no air: it is stored as tissue is.
 TISSUE_HU = -500
 
-SLAB = 16  # slices that are put in place at a time: one by one, each voxel would be a write of its own
+SLAB = (
+    16  # slices that are put in place at a time: one by one, each voxel would be a write of its own
+)
 
 
 def find_series(folder: Path) -> tuple[list[Series], LeftOut]:
@@ -48,7 +59,10 @@ def find_series(folder: Path) -> tuple[list[Series], LeftOut]:
 
 def _candidates(folder: Path, left_out: LeftOut) -> Iterator[tuple[Path, list[Path]]]:
     """Each folder with its files that may be DICOM."""
-    return ((place, [file for file in files if not nifti_suffix(file)]) for place, files in walk(folder, left_out))
+    return (
+        (place, [file for file in files if not nifti_suffix(file)])
+        for place, files in walk(folder, left_out)
+    )
 
 
 def series_at(path: Path) -> Series:
@@ -65,7 +79,11 @@ def series_at(path: Path) -> Series:
     else:
         left_out = defaultdict(list)
         found = _find([(path.parent, files_at(path))], left_out)
-        reasons = [reason for reason, files in left_out.items() if path.name in {file.name for file in files}]
+        reasons = [
+            reason
+            for reason, files in left_out.items()
+            if path.name in {file.name for file in files}
+        ]
         found = [each for each in found if path.name in {file.name for file in each.files}]
         if not found:
             what = (reasons or ["neither NIfTI nor DICOM"])[0]
@@ -146,7 +164,9 @@ def grid_of(series: Series) -> tuple[tuple[int, int, int], np.ndarray]:
     row_mm, column_mm = slices[0].spacing
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = row * column_mm, column * row_mm
-    affine[:3, 2] = normal * ((slices[-1].position - slices[0].position) @ normal / (len(slices) - 1))
+    affine[:3, 2] = normal * (
+        (slices[-1].position - slices[0].position) @ normal / (len(slices) - 1)
+    )
     affine[:3, 3] = slices[0].position + affine[:3, :2] @ low
     return shape, LPS_TO_RAS @ affine
 
@@ -180,7 +200,9 @@ def stack(series: Series, planes: Iterable[np.ndarray], fill: np.generic, order:
 
 def describe(left_out: LeftOut) -> str:
     """What was left out, in one line: each kind with the names of some files."""
-    return ", ".join(f"{reason} ({some_of([file.name for file in files])})" for reason, files in left_out.items())
+    return ", ".join(
+        f"{reason} ({some_of([file.name for file in files])})" for reason, files in left_out.items()
+    )
 
 
 def _planes(series: Series, padding: Counter[float]) -> Iterator[np.ndarray]:
@@ -204,19 +226,29 @@ def _planes(series: Series, padding: Counter[float]) -> Iterator[np.ndarray]:
 
 def _folders(folder: Path) -> list[Path]:
     try:
-        return [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry)]
+        return [
+            Path(entry.path)
+            for entry in os.scandir(folder)
+            if entry.is_dir() and not is_hidden(entry)
+        ]
     except OSError:
         return []
 
 
 def _files(folder: Path) -> list[Path]:
-    entries = (entry for entry in os.scandir(folder) if not (entry.is_dir() or is_hidden(entry) or nifti_suffix(entry)))
+    entries = (
+        entry
+        for entry in os.scandir(folder)
+        if not (entry.is_dir() or is_hidden(entry) or nifti_suffix(entry))
+    )
     return sorted(Path(entry.path) for entry in entries)
 
 
 def _find(folders: Iterable[tuple[Path, Sequence[Path]]], left_out: LeftOut) -> list[Series]:
     damaged: dict[Path, str] = {}
-    by_series: dict[tuple[str, ...], dict[Path, list[Slice]]] = defaultdict(lambda: defaultdict(list))
+    by_series: dict[tuple[str, ...], dict[Path, list[Slice]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for folder, files in folders:
         for file in files:
             try:
@@ -252,7 +284,9 @@ def _is_one(volume: Series) -> bool:
         by_folder[each.file.parent].append(each)
     if len({file.parent for file in volume.files}) == 1:
         return True
-    return bool(_series_uid(volume.slices[0])) and not (volume.problem or interlaced(list(by_folder.values())))
+    return bool(_series_uid(volume.slices[0])) and not (
+        volume.problem or interlaced(list(by_folder.values()))
+    )
 
 
 def _series_uid(each: Slice) -> str:
@@ -276,7 +310,11 @@ def _elsewhere(series: Series, folder: Path) -> list[str]:
 
 def _goes_on(series: Series, file: Path) -> bool:
     more = slices_of(file)
-    if isinstance(more, str) or more[0].series != series.slices[0].series or not _series_uid(more[0]):
+    if (
+        isinstance(more, str)
+        or more[0].series != series.slices[0].series
+        or not _series_uid(more[0])
+    ):
         return False
     # What lies at the same places is another export or phase.
     whole = [each.slices for each in volumes_of([*series.slices, *more])]
@@ -285,7 +323,11 @@ def _goes_on(series: Series, file: Path) -> bool:
 
 def _join_singles(by_series: dict[tuple[str, ...], dict[Path, list[Slice]]]) -> list[Series]:
     """Take out of `by_series` the folders in which every file is a series of its own, as some anonymise them."""
-    single = {key: next(iter(parts)) for key, parts in by_series.items() if sum(map(len, parts.values())) == 1}
+    single = {
+        key: next(iter(parts))
+        for key, parts in by_series.items()
+        if sum(map(len, parts.values())) == 1
+    }
     in_folder: dict[Path, list[tuple[str, ...]]] = defaultdict(list)
     for key, parts in by_series.items():
         for folder in parts:
@@ -296,13 +338,17 @@ def _join_singles(by_series: dict[tuple[str, ...], dict[Path, list[Slice]]]) -> 
             continue
         alike: dict[tuple[str, ...], list[tuple[str, ...]]] = defaultdict(list)
         for key in keys:
-            alike[tuple(key[SERIES.index(keyword)] for keyword in ("PatientID", "Modality"))].append(key)
+            alike[
+                tuple(key[SERIES.index(keyword)] for keyword in ("PatientID", "Modality"))
+            ].append(key)
         for some in alike.values():
             if len(some) < 3:
                 continue
             slices = [each for key in some for each in by_series.pop(key)[folder]]
             warning = f"each of {len(slices)} files has a SeriesInstanceUID of its own; they are taken as one series."
-            joined += [replace(each, warnings=(*each.warnings, warning)) for each in volumes_of(slices)]
+            joined += [
+                replace(each, warnings=(*each.warnings, warning)) for each in volumes_of(slices)
+            ]
     return joined
 
 
@@ -316,7 +362,11 @@ def _with_damaged(found: list[Series], damaged: dict[Path, str]) -> list[Series]
         if not beside:
             nowhere = np.zeros(3), np.zeros((2, 3)), np.zeros(2)
             found.append(
-                Series("", (Slice(file, 0, (), "damaged", "", (0, 0), *nowhere, problem=problem),), problem=problem)
+                Series(
+                    "",
+                    (Slice(file, 0, (), "damaged", "", (0, 0), *nowhere, problem=problem),),
+                    problem=problem,
+                )
             )
     return found
 
@@ -329,7 +379,9 @@ def _named(found: Sequence[Series]) -> list[Series]:
         others = [other for other, _ in enumerate(found) if other != number]
         common = Path(os.path.commonpath(folders[number]))
         beside = any(folder.is_relative_to(common) for other in others for folder in folders[other])
-        own = len(folders[number]) == 1 and not any(files[number] & files[other] for other in others)
+        own = len(folders[number]) == 1 and not any(
+            files[number] & files[other] for other in others
+        )
         named.append(replace(each, path=str(each.slices[0].file if beside and own else common)))
     return named
 
@@ -337,7 +389,9 @@ def _named(found: Sequence[Series]) -> list[Series]:
 def _not_one(found: Sequence[Series], left_out: LeftOut) -> str:
     if not found:
         only = f" (only {describe(left_out)})" if left_out else ""
-        return f"no CT or MRI series in it{only}, expected the slices of one volume: choose another."
+        return (
+            f"no CT or MRI series in it{only}, expected the slices of one volume: choose another."
+        )
     series = "; ".join(map(str, found))
     held = Counter(file for each in found for file in each.files)
     shared = sorted(file.name for file, volumes in held.items() if volumes > 1)

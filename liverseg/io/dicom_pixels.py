@@ -43,7 +43,9 @@ def read_pixels(file: Path, inverted: bool = False) -> tuple[np.ndarray, np.ndar
         from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
         explicit = ExplicitVRLittleEndian if dataset.is_little_endian else ExplicitVRBigEndian
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if dataset.is_implicit_VR else explicit
+        dataset.file_meta.TransferSyntaxUID = (
+            ImplicitVRLittleEndian if dataset.is_implicit_VR else explicit
+        )
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
         stored = dataset.pixel_array
@@ -56,7 +58,9 @@ def read_pixels(file: Path, inverted: bool = False) -> tuple[np.ndarray, np.ndar
                 "python-gdcm, or export the series uncompressed."
             ) from error
         raise unreadable(file, f"{name}: {error}") from error
-    stored = stored.reshape(-1, *stored.shape[-2:]).astype(stored.dtype.newbyteorder("="), copy=False)
+    stored = stored.reshape(-1, *stored.shape[-2:]).astype(
+        stored.dtype.newbyteorder("="), copy=False
+    )
     padding = _padding(file, dataset, stored)
     bits = int(dataset.BitsAllocated)
     unused = bits - (_number(file, dataset, "BitsStored") or bits)
@@ -67,12 +71,19 @@ def read_pixels(file: Path, inverted: bool = False) -> tuple[np.ndarray, np.ndar
         # Bits above those stored may hold anything, as overlays, and need not repeat the sign.
         stored = (stored.view(f"u{bits // 8}") << unused).view(stored.dtype) >> unused
     if inverted:
-        stored = ~stored if stored.dtype.kind == "i" else np.iinfo(stored.dtype).max // 2**unused - stored
+        stored = (
+            ~stored
+            if stored.dtype.kind == "i"
+            else np.iinfo(stored.dtype).max // 2**unused - stored
+        )
     return stored, padding
 
 
 def _padding(file: Path, dataset: Any, stored: np.ndarray) -> np.ndarray | None:
-    value, limit = (_number(file, dataset, keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    value, limit = (
+        _number(file, dataset, keyword)
+        for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")
+    )
     if value is None:
         return None
     # Some write it unsigned where the pixels are signed.
@@ -92,4 +103,6 @@ def _number(file: Path, dataset: Any, keyword: str) -> int | None:
 
 def _lacks_decoder(syntax: Any, error: Exception) -> bool:
     # pydicom counts pylibjpeg as a decoder of all JPEG, whatever plugins it has.
-    return syntax.is_compressed and (isinstance(error, NotImplementedError) or "plugin" in str(error))
+    return syntax.is_compressed and (
+        isinstance(error, NotImplementedError) or "plugin" in str(error)
+    )

@@ -52,7 +52,9 @@ class Series:
     @property
     def files(self) -> set[Path]:
         """All its files."""
-        return {each.file for each in (*self.slices, *(copy for pair in self.copies for copy in pair))}
+        return {
+            each.file for each in (*self.slices, *(copy for pair in self.copies for copy in pair))
+        }
 
     def __str__(self) -> str:
         first = self.slices[0]
@@ -113,7 +115,9 @@ def _phases(slices: Sequence[Slice]) -> list[Series]:
     in_turns = {*TIMES, *NUMBERS} if kept[0].modality == "MR" else set()
     for said in [*([keyword] for keyword in ACQUISITION), telling]:
         parts = _parts(kept, said)
-        if len(parts) > 1 and (_all_at_the_same_places(parts) or (in_turns.isdisjoint(said) and interlaced(parts))):
+        if len(parts) > 1 and (
+            _all_at_the_same_places(parts) or (in_turns.isdisjoint(said) and interlaced(parts))
+        ):
             return [_judged(part, [pair for pair in copies if pair[0] in part]) for part in parts]
     return [_judged(kept, copies)]
 
@@ -131,7 +135,10 @@ def interlaced(parts: Sequence[Sequence[Slice]]) -> bool:
     """Whether slices, in their order, are volumes by themselves that lie between each other's slices."""
     if any(len(part) < FEW or _uneven(part) for part in parts):
         return False
-    ranges = sorted((part[0].position @ normal_of(part[0]), part[-1].position @ normal_of(part[0])) for part in parts)
+    ranges = sorted(
+        (part[0].position @ normal_of(part[0]), part[-1].position @ normal_of(part[0]))
+        for part in parts
+    )
     return any(after[0] < before[1] for before, after in pairwise(ranges))
 
 
@@ -140,7 +147,11 @@ def _without_copies(slices: Sequence[Slice]) -> tuple[list[Slice], list[tuple[Sl
     kept, copies = [], []
     for each in slices:
         original = first.setdefault((each.uid, each.frame), each)
-        again = original is not each and each.uid and np.allclose(original.position, each.position, 0, SAME_PLACE_MM)
+        again = (
+            original is not each
+            and each.uid
+            and np.allclose(original.position, each.position, 0, SAME_PLACE_MM)
+        )
         if again and original.acquisition == each.acquisition:
             copies.append((original, each))
         else:
@@ -155,7 +166,9 @@ def _judged(slices: Sequence[Slice], copies: Sequence[tuple[Slice, Slice]]) -> S
         names = some_of([copy.file.name for _, copy in copies])
         warnings.append(f"{len(copies)} slices are there twice and were taken once ({names}).")
     if any(each.inverted for each in slices):
-        warnings.append("it is stored with dark and bright exchanged (MONOCHROME1) and was turned round.")
+        warnings.append(
+            "it is stored with dark and bright exchanged (MONOCHROME1) and was turned round."
+        )
     problem = _uneven(slices)
     if not problem and len(slices) > 1:
         warnings += filter(None, [_tilted(slices), _thinned(slices), _in_turns(slices)])
@@ -170,14 +183,20 @@ def _uneven(slices: Sequence[Slice]) -> str:
     if len(places) < len(slices):
         first, second, *_ = next(group for group in places if len(group) > 1)
         volumes = {len(group) for group in places} == {len(places[0])}
-        cure = "export each volume as a series of its own" if volumes else "remove the one that is wrong"
+        cure = (
+            "export each volume as a series of its own"
+            if volumes
+            else "remove the one that is wrong"
+        )
         both = f"{name_of(first)} and {name_of(second)}"
         return f"{both} lie at the same position, {_at(first)}, expected one there: {cure}."
     positions = np.array([each.position for each in slices])
     heights = positions @ normal_of(slices[0])
     step = (positions[-1] - positions[0]) / (len(slices) - 1)
     mean_mm = (heights[-1] - heights[0]) / (len(slices) - 1)
-    off_mm = np.linalg.norm(positions - positions[0] - np.arange(len(slices))[:, None] * step, axis=1)
+    off_mm = np.linalg.norm(
+        positions - positions[0] - np.arange(len(slices))[:, None] * step, axis=1
+    )
     if off_mm.max() <= min(max(EVEN_MM, EVEN_SHARE * mean_mm), mean_mm / 2):
         return ""
     steps = np.diff(heights)
@@ -200,7 +219,9 @@ def _tilted(slices: Sequence[Slice]) -> str:
     if not shifts_of(slices).any():
         return ""
     # Of a drift that is no tilt, an angle would read 0.0°.
-    aside_mm = float(np.linalg.norm((slices[-1].position - slices[0].position) @ slices[0].orientation.T))
+    aside_mm = float(
+        np.linalg.norm((slices[-1].position - slices[0].position) @ slices[0].orientation.T)
+    )
     return (
         f"the last slice lies {aside_mm:.1f} mm beside the first, as where the gantry was tilted; the slices were "
         "shifted within their planes onto a grid with perpendicular axes."
@@ -212,14 +233,21 @@ def _thinned(slices: Sequence[Slice]) -> str:
     first = slices[0]
     step_mm = float((slices[-1].position - first.position) @ normal_of(first)) / (len(slices) - 1)
     tag, said_mm, besides = "SpacingBetweenSlices", abs(first.between_mm), ""
-    if np.isclose(step_mm, said_mm + first.thickness_mm, rtol=0.01) and said_mm < 0.99 * first.thickness_mm:
+    if (
+        np.isclose(step_mm, said_mm + first.thickness_mm, rtol=0.01)
+        and said_mm < 0.99 * first.thickness_mm
+    ):
         # Some write the gap between two slices there.
         return ""
     if not said_mm > 0:
         # Without numbers left out, slices thinner than their spacing are how the scan was planned.
         if not np.ptp([each.number for each in slices]) + 1 >= THINNED * len(slices):
             return ""
-        tag, said_mm, besides = "SliceThickness", first.thickness_mm, " and InstanceNumbers are left out"
+        tag, said_mm, besides = (
+            "SliceThickness",
+            first.thickness_mm,
+            " and InstanceNumbers are left out",
+        )
     if not 0 < THINNED * said_mm <= step_mm:
         return ""
     return (
@@ -241,7 +269,9 @@ def _in_turns(slices: Sequence[Slice]) -> str:
 
 def shifts_of(slices: Sequence[Slice]) -> np.ndarray:
     """How far each slice lies beside the first: (n, 2) voxels along the columns' and rows' index; 0 for rounding."""
-    aside_mm = np.array([each.position - slices[0].position for each in slices]) @ slices[0].orientation.T
+    aside_mm = (
+        np.array([each.position - slices[0].position for each in slices]) @ slices[0].orientation.T
+    )
     shifts = aside_mm / slices[0].spacing[::-1]
     return shifts * (np.abs(shifts).max() > SHIFT_VOXELS)
 
@@ -276,7 +306,8 @@ def repeats(slices: Sequence[Slice]) -> bool:
 def _all_at_the_same_places(parts: Sequence[Sequence[Slice]]) -> bool:
     first = np.array([each.position for each in parts[0]])
     return not any(map(repeats, parts)) and all(
-        len(part) == len(first) and np.abs(np.array([each.position for each in part]) - first).max() < SAME_PLACE_MM
+        len(part) == len(first)
+        and np.abs(np.array([each.position for each in part]) - first).max() < SAME_PLACE_MM
         for part in parts
     )
 
@@ -292,4 +323,6 @@ def _at(each: Slice) -> str:
 
 def some_of(names: Sequence[str]) -> str:
     """The first of some names, and how many more there are."""
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return ", ".join(names[:NAMED]) + (
+        f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    )

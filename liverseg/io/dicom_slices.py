@@ -189,7 +189,11 @@ def _begins_as_dicom(start: bytes) -> bool:
     for order in "<>":
         group, element, kind, _ = struct.unpack(f"{order}HH2sH", start[:8])
         (length,) = struct.unpack(f"{order}L", start[4:8])
-        if group in (2, 8) and element < 0x100 and (re.fullmatch(rb"[A-Z]{2}", kind) or length < 1000):
+        if (
+            group in (2, 8)
+            and element < 0x100
+            and (re.fullmatch(rb"[A-Z]{2}", kind) or length < 1000)
+        ):
             return True
     return False
 
@@ -206,7 +210,11 @@ def _slices_of(file: Path) -> tuple[Slice, ...] | str:
             raise unreadable(file, "it does not begin as one" if start else "it is empty")
         return "neither NIfTI nor DICOM"
     dataset = read_dataset(file, HEADER, pixels=False)
-    kind = str(value_of(dataset, "SOPClassUID") or value_of(dataset.file_meta, "MediaStorageSOPClassUID") or "")
+    kind = str(
+        value_of(dataset, "SOPClassUID")
+        or value_of(dataset.file_meta, "MediaStorageSOPClassUID")
+        or ""
+    )
     if kind in NO_SCANS:
         return NO_SCANS[kind]
     if not value_of(dataset, "Rows") or not value_of(dataset, "Columns"):
@@ -248,11 +256,15 @@ def _slice(file: Path, frame: int, kind: str, dataset: Any, groups: Sequence[Any
             )
         )
         slope, intercept = (
-            float(_numbers(find("PixelValueTransformationSequence", keyword), keyword, 1, default)[0])
+            float(
+                _numbers(find("PixelValueTransformationSequence", keyword), keyword, 1, default)[0]
+            )
             for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
         )
         if value_of(dataset, "ModalityLUTSequence"):
-            raise ValueError("it has a ModalityLUTSequence, expected RescaleSlope and RescaleIntercept")
+            raise ValueError(
+                "it has a ModalityLUTSequence, expected RescaleSlope and RescaleIntercept"
+            )
         geometry = place, _perpendicular(axes.reshape(2, 3)), sizes
         if not (sizes > 0).all():
             raise ValueError(f"its PixelSpacing is {sizes.tolist()}, expected mm above 0")
@@ -264,9 +276,13 @@ def _slice(file: Path, frame: int, kind: str, dataset: Any, groups: Sequence[Any
         for keyword in ("SpacingBetweenSlices", "SliceThickness", "InstanceNumber")
     )
     description = (
-        value_of(dataset, "SeriesDescription") or f"series {value_of(dataset, 'SeriesNumber') or 'without name'}"
+        value_of(dataset, "SeriesDescription")
+        or f"series {value_of(dataset, 'SeriesNumber') or 'without name'}"
     )
-    modality, seen = str(value_of(dataset, "Modality") or ""), value_of(dataset, "PhotometricInterpretation")
+    modality, seen = (
+        str(value_of(dataset, "Modality") or ""),
+        value_of(dataset, "PhotometricInterpretation"),
+    )
     return Slice(
         file,
         frame,
@@ -282,7 +298,10 @@ def _slice(file: Path, frame: int, kind: str, dataset: Any, groups: Sequence[Any
         between_mm=between_mm,
         thickness_mm=thickness_mm,
         number=number,
-        acquisition=tuple(str(value_of(find(sequence, keyword), keyword)) for keyword, sequence in ACQUISITION.items()),
+        acquisition=tuple(
+            str(value_of(find(sequence, keyword), keyword))
+            for keyword, sequence in ACQUISITION.items()
+        ),
         problem=problem,
         kind="" if kind in VOLUMES else uid_name(kind),
     )
@@ -340,7 +359,9 @@ def _numbers(dataset: Any, keyword: str, count: int, default: float | None = Non
     except ValueError:
         numbers = np.zeros(0)
     if len(numbers) != count or not np.isfinite(numbers).all():
-        raise ValueError(f"its {keyword} is {text.strip()!r}, expected {count} number{'s' * (count > 1)}")
+        raise ValueError(
+            f"its {keyword} is {text.strip()!r}, expected {count} number{'s' * (count > 1)}"
+        )
     return numbers
 
 
@@ -356,7 +377,9 @@ def _perpendicular(axes: np.ndarray) -> np.ndarray:
     """Two directions (2, 3) as unit vectors, perpendicular where rounding has left them nearly so."""
     lengths = np.linalg.norm(axes, axis=1)
     if (np.abs(lengths - 1) > 0.01).any() or abs(axes[0] @ axes[1]) > 2e-3:
-        raise ValueError(f"its ImageOrientationPatient is {axes.ravel().tolist()}, expected perpendicular directions")
+        raise ValueError(
+            f"its ImageOrientationPatient is {axes.ravel().tolist()}, expected perpendicular directions"
+        )
     row = axes[0] / lengths[0]
     column = axes[1] - (axes[1] @ row) * row
     return np.array([row, column / np.linalg.norm(column)])

@@ -111,7 +111,10 @@ class MaskFolder:
             InputError: when it cannot be written.
         """
         image = str(absolute(scan))
-        found: dict[str, Any] = {"volume_ml": self._volumes_ml(mask, affine), "warnings": list(warnings)}
+        found: dict[str, Any] = {
+            "volume_ml": self._volumes_ml(mask, affine),
+            "warnings": list(warnings),
+        }
         found |= {} if flags is None else {"flags": dict(flags)}
         with open_summary(self.folder) as summary:
             scans = summary["scans"]
@@ -129,18 +132,25 @@ class MaskFolder:
         image = str(absolute(scan))
         with open_summary(self.folder) as summary:
             scans = summary["scans"]
-            before: dict[str, Any] = next((entry for entry in scans if self._is_of(entry, image)), {})
+            before: dict[str, Any] = next(
+                (entry for entry in scans if self._is_of(entry, image)), {}
+            )
             self._replace(scans, {**before, "image": image, "error": error})
 
     def _name(self, image: str, scans: Sequence[Mapping[str, Any]]) -> str:
-        own = next((entry["mask"] for entry in scans if "mask" in entry and self._is_of(entry, image)), None)
+        own = next(
+            (entry["mask"] for entry in scans if "mask" in entry and self._is_of(entry, image)),
+            None,
+        )
         if own:
             return own
         names = [f"{stem}{self.tail}" for stem in _stems(image)]
         taken = {path.name.lower() for path in self.folder.iterdir()} | {
             entry["mask"].lower() for entry in scans if "mask" in entry
         }
-        free = (name for name in names[self.first_choice.get(image, 0) :] if name.lower() not in taken)
+        free = (
+            name for name in names[self.first_choice.get(image, 0) :] if name.lower() not in taken
+        )
         # The last has the path in it, so if it is there it is this scan's.
         return next(free, names[-1])
 
@@ -158,11 +168,15 @@ class MaskFolder:
 
     def _volumes_ml(self, mask: np.ndarray, affine: np.ndarray) -> dict[str, float]:
         # Slice by slice, as a count makes 8 bytes of each voxel.
-        counts = sum(np.bincount(plane.ravel(), minlength=256) for plane in np.moveaxis(mask, -1, 0))
+        counts = sum(
+            np.bincount(plane.ravel(), minlength=256) for plane in np.moveaxis(mask, -1, 0)
+        )
         voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
         values = {*np.flatnonzero(counts).tolist(), *self.class_names} - {0}
         return {
-            self.class_names.get(value, str(value)): round(float(np.take(counts, value)) * voxel_ml, 3)
+            self.class_names.get(value, str(value)): round(
+                float(np.take(counts, value)) * voxel_ml, 3
+            )
             for value in sorted(values)
         }
 
@@ -210,7 +224,11 @@ def find_mask(folder: str | os.PathLike[str], scan: str | os.PathLike[str]) -> P
         InputError: for a `summary.json` that cannot be read.
     """
     image = str(absolute(scan))
-    own = [entry["mask"] for entry in recorded_scans(folder) if entry["image"] == image and "mask" in entry]
+    own = [
+        entry["mask"]
+        for entry in recorded_scans(folder)
+        if entry["image"] == image and "mask" in entry
+    ]
     found = [path for name in own if (path := Path(folder) / name).is_file()]
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
@@ -222,7 +240,9 @@ def recorded_flags(mask: str | os.PathLike[str]) -> dict[str, str]:
         scans = recorded_scans(path.parent)
     except InputError:
         return {}
-    flags: list[dict[str, str]] = [entry.get("flags", {}) for entry in scans if entry.get("mask") == path.name]
+    flags: list[dict[str, str]] = [
+        entry.get("flags", {}) for entry in scans if entry.get("mask") == path.name
+    ]
     return flags[0] if flags else {}
 
 
@@ -250,7 +270,9 @@ def _stems(image: str) -> list[str]:
         stems.append(f"{folder}_{stems[-1]}")
     short = os.fsencode(stems[0])[: LONGEST_STEM_BYTES - 9].decode(errors="ignore")
     digest = hashlib.sha256(image.encode(errors="surrogateescape")).hexdigest()[:8]
-    return [stem for stem in stems if len(os.fsencode(stem)) <= LONGEST_STEM_BYTES] + [f"{short}_{digest}"]
+    return [stem for stem in stems if len(os.fsencode(stem)) <= LONGEST_STEM_BYTES] + [
+        f"{short}_{digest}"
+    ]
 
 
 def _first_choices(images: Sequence[str]) -> dict[str, int]:

@@ -66,12 +66,24 @@ def open_nifti(path: str | os.PathLike[str]) -> Any:
             "save each channel or time point as a file of its own."
         )
     if min(shape) < 1:
-        raise InputError(f"{path}: the volume of shape {'×'.join(map(str, shape))} holds no voxel: replace the file.")
+        raise InputError(
+            f"{path}: the volume of shape {'×'.join(map(str, shape))} holds no voxel: replace the file."
+        )
     if dtype.kind not in "iuf":
-        kind = "complex numbers" if dtype.kind == "c" else "colours" if dtype.names else f"{dtype} values"
-        raise InputError(f"{path}: its voxels are {kind}, expected one real number each: convert it.")
+        kind = (
+            "complex numbers"
+            if dtype.kind == "c"
+            else "colours"
+            if dtype.names
+            else f"{dtype} values"
+        )
+        raise InputError(
+            f"{path}: its voxels are {kind}, expected one real number each: convert it."
+        )
     if not isinstance(image, nib.Nifti1Image):
-        raise InputError(f"{path}: found a {type(image).__name__}, expected a NIfTI volume: convert it.")
+        raise InputError(
+            f"{path}: found a {type(image).__name__}, expected a NIfTI volume: convert it."
+        )
     # nibabel refuses the others below, and takes 0 at its word: the header would be voxels, and the rest be shifted.
     voxels: Any = image.dataobj
     least = image.header.single_vox_offset
@@ -103,7 +115,9 @@ def read_nifti_grid(path: str | os.PathLike[str]) -> Volume:
     return _placed(path, image, np.broadcast_to(np.float32(0), image.shape[:3]))
 
 
-def write_nifti(path: str | os.PathLike[str], array: np.ndarray, affine: np.ndarray, description: str = "") -> None:
+def write_nifti(
+    path: str | os.PathLike[str], array: np.ndarray, affine: np.ndarray, description: str = ""
+) -> None:
     """Write a volume as NIfTI-1: whole or not at all, sform and qform alike.
 
     A qform cannot say a shear. A sheared volume has the sform alone, which ITK and 3D Slicer refuse to read rather than
@@ -129,7 +143,9 @@ def write_nifti(path: str | os.PathLike[str], array: np.ndarray, affine: np.ndar
 
     def write(file: Any) -> None:
         if _is_packed(path):
-            with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1, mtime=0, filename="") as packed:
+            with gzip.GzipFile(
+                fileobj=file, mode="wb", compresslevel=1, mtime=0, filename=""
+            ) as packed:
                 image.to_stream(packed)
         else:
             image.to_stream(file)
@@ -162,7 +178,9 @@ def unreadable(path: str | os.PathLike[str], error: BaseException) -> InputError
     elif start in HEADER_SIZES and packed:
         advice = "it is not compressed, so end its name in .nii"
     reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return InputError(f"{path}: not readable as a volume ({reason}), expected a whole NIfTI file: {advice}.")
+    return InputError(
+        f"{path}: not readable as a volume ({reason}), expected a whole NIfTI file: {advice}."
+    )
 
 
 def _placed(path: str | os.PathLike[str], image: Any, array: np.ndarray) -> Volume:
@@ -189,7 +207,11 @@ def _placed(path: str | os.PathLike[str], image: Any, array: np.ndarray) -> Volu
 
 
 def _choose(
-    sform: np.ndarray | None, qform: np.ndarray | None, sform_code: int, sizes_mm: np.ndarray, shape: Sequence[int]
+    sform: np.ndarray | None,
+    qform: np.ndarray | None,
+    sform_code: int,
+    sizes_mm: np.ndarray,
+    shape: Sequence[int],
 ) -> tuple[np.ndarray, list[str]]:
     """The affine by ITK's rule, and what to warn of."""
     if sform is None:
@@ -203,8 +225,14 @@ def _choose(
     shear_degrees = _shear_degrees(sform)
     apart_mm = largest_offset_mm(shape, sform, sform if qform is None else qform)
     # To ITK, axes that are mirrored about the first voxel are the same.
-    mirrored = qform is not None and np.allclose(np.abs(np.linalg.inv(qform) @ sform), np.eye(4), atol=RIGHT_ANGLE)
-    if qform is not None and apart_mm > SAME_MM and (shear_degrees or not (sform_code == SCANNER or mirrored)):
+    mirrored = qform is not None and np.allclose(
+        np.abs(np.linalg.inv(qform) @ sform), np.eye(4), atol=RIGHT_ANGLE
+    )
+    if (
+        qform is not None
+        and apart_mm > SAME_MM
+        and (shear_degrees or not (sform_code == SCANNER or mirrored))
+    ):
         affine = qform
     elif shear_degrees:
         affine = sform
@@ -233,7 +261,9 @@ def _choose(
     return affine, []
 
 
-def _form(path: str | os.PathLike[str], header: Any, name: str, mm_per_unit: float) -> np.ndarray | None:
+def _form(
+    path: str | os.PathLike[str], header: Any, name: str, mm_per_unit: float
+) -> np.ndarray | None:
     """The affine that a form gives; None where its code says that it is not set."""
     if header[f"{name}_code"] <= 0:
         return None
@@ -244,7 +274,11 @@ def _form(path: str | os.PathLike[str], header: Any, name: str, mm_per_unit: flo
     form[:3] *= mm_per_unit
     lengths = np.linalg.norm(form[:3, :3], axis=0)
     # Of axes at right angles it is 1.
-    if not (np.isfinite(form).all() and lengths.all() and abs(np.linalg.det(form[:3, :3] / lengths)) > 1e-3):
+    if not (
+        np.isfinite(form).all()
+        and lengths.all()
+        and abs(np.linalg.det(form[:3, :3] / lengths)) > 1e-3
+    ):
         raise _no_place(path, f"the {name} {np.round(form[:3], 3).tolist()}")
     return form
 

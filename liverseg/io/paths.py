@@ -55,7 +55,9 @@ def walk(folder: Path, left_out: LeftOut) -> Iterator[tuple[Path, list[Path]]]:
             if (state.st_dev, state.st_ino) in seen:
                 continue
             seen.add((state.st_dev, state.st_ino))
-            inside = {path: path.is_dir() for path in sorted(place.iterdir()) if not is_hidden(path)}
+            inside = {
+                path: path.is_dir() for path in sorted(place.iterdir()) if not is_hidden(path)
+            }
         except OSError:
             left_out["folder that may not be opened"].append(place)
             continue

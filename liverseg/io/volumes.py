@@ -71,6 +71,10 @@ def as_int16(array: np.ndarray) -> np.ndarray:
 def _is_nifti(path: str) -> bool:
     file = Path(path)
     if not file.exists():
-        there = "a link to a file that is not there: fetch that" if file.is_symlink() else "no such file: fix the path"
+        there = (
+            "a link to a file that is not there: fetch that"
+            if file.is_symlink()
+            else "no such file: fix the path"
+        )
         raise InputError(f"{path}: there is {there} or remove the scan.")
     return bool(nifti_suffix(path)) and not file.is_dir()

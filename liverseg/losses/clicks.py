@@ -31,7 +31,9 @@ class ClickLoss(nn.Module):
     def __init__(self, loss: nn.Module, weight: float) -> None:
         super().__init__()
         if weight < 0:
-            raise InputError(f"click_weight is {weight}, expected 0 or more: set it to 0.5, or to 0 to leave it out.")
+            raise InputError(
+                f"click_weight is {weight}, expected 0 or more: set it to 0.5, or to 0 to leave it out."
+            )
         self.loss, self.weight = loss, float(weight)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -45,7 +47,10 @@ class ClickLoss(nn.Module):
 
 
 def label_and_clicks(
-    batchdata: Mapping[str, Tensor], device: str | torch.device | None = None, non_blocking: bool = False, **kwargs: Any
+    batchdata: Mapping[str, Tensor],
+    device: str | torch.device | None = None,
+    non_blocking: bool = False,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """A trainer's `prepare_batch` for `ClickLoss`.
 

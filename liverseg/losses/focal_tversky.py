@@ -28,7 +28,9 @@ class FocalTverskyLoss(TverskyLoss):
     def __init__(self, gamma: float = 4 / 3, **tversky: Any) -> None:
         super().__init__(**tversky, reduction="none")
         if gamma < 1:
-            raise InputError(f"gamma is {gamma}, expected at least 1 for the focal Tversky loss: set gamma to 4/3.")
+            raise InputError(
+                f"gamma is {gamma}, expected at least 1 for the focal Tversky loss: set gamma to 4/3."
+            )
         self.gamma = gamma
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

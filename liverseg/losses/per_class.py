@@ -36,14 +36,18 @@ class PerClassLoss(nn.Module):
             a loss and a weight at all; in a call, for logits of another number of classes.
     """
 
-    def __init__(self, losses: Mapping[str, nn.Module | None], weights: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, losses: Mapping[str, nn.Module | None], weights: Mapping[str, float] | None = None
+    ) -> None:
         super().__init__()
         used = {name: loss for name, loss in losses.items() if loss is not None}
         weights = dict(weights or {})
         unknown = [name for name in weights if name not in used]
         if unknown:
             known = ", ".join(used)
-            raise InputError(f"weights: {unknown[0]!r} has no loss, expected one of {known}: correct or remove it.")
+            raise InputError(
+                f"weights: {unknown[0]!r} has no loss, expected one of {known}: correct or remove it."
+            )
         self.names = list(losses)
         self.weights = {name: float(weights.get(name, 1)) for name in used}
         if min(self.weights.values(), default=0) < 0 or sum(self.weights.values()) == 0:

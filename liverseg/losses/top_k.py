@@ -29,7 +29,9 @@ class TopKLoss(nn.Module):
     def __init__(self, k: float = 10) -> None:
         super().__init__()
         if not 0 < k <= 100:
-            raise InputError(f"k is {k}, expected a percentage above 0 and up to 100 for the top-k loss: set k to 10.")
+            raise InputError(
+                f"k is {k}, expected a percentage above 0 and up to 100 for the top-k loss: set k to 10."
+            )
         self.k = k
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -56,7 +58,9 @@ class DiceTopKLoss(nn.Module):
         InputError: for a `k` that `TopKLoss` refuses.
     """
 
-    def __init__(self, k: float = 10, lambda_dice: float = 1, lambda_top_k: float = 1, **dice: Any) -> None:
+    def __init__(
+        self, k: float = 10, lambda_dice: float = 1, lambda_top_k: float = 1, **dice: Any
+    ) -> None:
         super().__init__()
         self.dice = DiceLoss(**dice, softmax=True, to_onehot_y=True)
         self.top_k = TopKLoss(k)
@@ -66,4 +70,6 @@ class DiceTopKLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss, a scalar, from logits and class indices as `TopKLoss` takes them."""
         logits = two_class_logits(logits)
-        return self.lambda_dice * self.dice(logits, target) + self.lambda_top_k * self.top_k(logits, target)
+        return self.lambda_dice * self.dice(logits, target) + self.lambda_top_k * self.top_k(
+            logits, target
+        )

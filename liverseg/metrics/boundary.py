@@ -40,7 +40,9 @@ def bf_scores(prediction: np.ndarray, reference: np.ndarray, num_classes: int) -
     tolerance_px = 0.0075 * math.hypot(*prediction.shape[:2])
     scores = np.full((prediction.shape[-1], num_classes), np.nan)
     # Slices one after the other in memory: reading them across the last axis takes several times as long.
-    slices = (np.ascontiguousarray(np.moveaxis(label_map, -1, 0)) for label_map in (prediction, reference))
+    slices = (
+        np.ascontiguousarray(np.moveaxis(label_map, -1, 0)) for label_map in (prediction, reference)
+    )
     for k, (predicted_slice, reference_slice) in enumerate(zip(*slices, strict=True)):
         same = np.array_equal(predicted_slice, reference_slice)
         for c in range(num_classes):
@@ -91,5 +93,7 @@ def _matched_share(boundary: np.ndarray, other: np.ndarray, tolerance_px: float)
         slice(max(rows.min() - margin, 0), rows.max() + margin + 1),
         slice(max(columns.min() - margin, 0), columns.max() + margin + 1),
     )
-    distance_px = cv2.distanceTransform((~other[window]).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    distance_px = cv2.distanceTransform(
+        (~other[window]).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE
+    )
     return 1 - np.count_nonzero(distance_px[alone[window]] > tolerance_px) / total

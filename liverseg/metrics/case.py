@@ -13,7 +13,10 @@ from liverseg.metrics.confusion import check_label_maps
 
 
 def case_metrics(
-    prediction: np.ndarray, reference: np.ndarray, spacing_mm: Sequence[float], class_names: Sequence[str]
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing_mm: Sequence[float],
+    class_names: Sequence[str],
 ) -> dict[str, dict[str, float]]:
     """Metrics of every foreground class of one volume.
 
@@ -45,7 +48,9 @@ def case_metrics(
     metrics = {}
     for index, name in enumerate(class_names[1:], start=1):
         predicted, true = prediction == index, reference == index
-        common, predicted_voxels, true_voxels = (np.count_nonzero(mask) for mask in (predicted & true, predicted, true))
+        common, predicted_voxels, true_voxels = (
+            np.count_nonzero(mask) for mask in (predicted & true, predicted, true)
+        )
         both, error_voxels = predicted_voxels + true_voxels, predicted_voxels - true_voxels
         hd95_mm, assd_mm = math.nan, math.nan
         if predicted_voxels and true_voxels:
@@ -67,16 +72,23 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     """Slices of the smallest box around the true voxels, empty ones if there are none."""
     box = []
     for axis in range(mask.ndim):
-        inside = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        inside = np.flatnonzero(
+            mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis))
+        )
         box.append(slice(inside[0], inside[-1] + 1) if len(inside) else slice(0, 0))
     return tuple(box)
 
 
-def _surface_distances(predicted: np.ndarray, true: np.ndarray, spacing_mm: Sequence[float]) -> tuple[float, float]:
+def _surface_distances(
+    predicted: np.ndarray, true: np.ndarray, spacing_mm: Sequence[float]
+) -> tuple[float, float]:
     """HD95 and ASSD in mm of two masks that are not empty."""
     # What MONAI's two metrics share, called once: each of them would find the surfaces and all the distances again.
     _, distances, _ = get_edge_surface_distance(
-        torch.from_numpy(predicted), torch.from_numpy(true), spacing=tuple(spacing_mm), symmetric=True
+        torch.from_numpy(predicted),
+        torch.from_numpy(true),
+        spacing=tuple(spacing_mm),
+        symmetric=True,
     )
     hd95_mm = max(float(np.percentile(distance_mm.numpy(), 95)) for distance_mm in distances)
     return hd95_mm, float(torch.cat(distances).double().mean())

@@ -49,7 +49,9 @@ def confusion_matrix(prediction: np.ndarray, reference: np.ndarray, num_classes:
     counts = np.zeros(num_classes**2, dtype=np.int64)
     # One plane at a time: bincount turns its input into int64, eight times the size of the label map.
     for predicted, true in zip(prediction, reference, strict=True):
-        counts += np.bincount((true.astype(np.int64) * num_classes + predicted).ravel(), minlength=num_classes**2)
+        counts += np.bincount(
+            (true.astype(np.int64) * num_classes + predicted).ravel(), minlength=num_classes**2
+        )
     return counts.reshape(num_classes, num_classes)
 
 

@@ -50,7 +50,9 @@ def lesion_metrics(prediction: np.ndarray, reference: np.ndarray) -> dict[str, f
     check_label_maps(prediction, reference, 2)
     box = bounding_box((prediction > 0) | (reference > 0))
     (predicted, num_predicted), (true, num_true) = (
-        cc3d.connected_components(np.ascontiguousarray(mask[box]), connectivity=6, return_N=True, binary_image=True)
+        cc3d.connected_components(
+            np.ascontiguousarray(mask[box]), connectivity=6, return_N=True, binary_image=True
+        )
         if mask[box].any()
         else (np.zeros(mask[box].shape, np.uint16), 0)
         for mask in (prediction, reference)
@@ -58,7 +60,9 @@ def lesion_metrics(prediction: np.ndarray, reference: np.ndarray) -> dict[str, f
     predicted_voxels, true_voxels = _voxels(predicted, num_predicted), _voxels(true, num_true)
 
     common = (predicted > 0) & (true > 0)
-    of_predicted, of_true, shared = _count_pairs(predicted[common], true[common], np.ones(np.count_nonzero(common)))
+    of_predicted, of_true, shared = _count_pairs(
+        predicted[common], true[common], np.ones(np.count_nonzero(common))
+    )
     # A merged reference lesion bears the number of the predicted lesion that its parts went to.
     best = _first_largest(of_true, shared)
     merged = np.zeros(num_true + 1, dtype=np.int64)
@@ -69,7 +73,9 @@ def lesion_metrics(prediction: np.ndarray, reference: np.ndarray) -> dict[str, f
     best = _first_largest(of_predicted, shared)
     of_predicted, of_merged = of_predicted[best], of_merged[best]
     intersection = np.bincount(of_merged, weights=shared[best], minlength=num_predicted + 1)
-    covering = np.bincount(of_merged, weights=predicted_voxels[of_predicted], minlength=num_predicted + 1)
+    covering = np.bincount(
+        of_merged, weights=predicted_voxels[of_predicted], minlength=num_predicted + 1
+    )
     # I / U > 1/2, in whole numbers.
     true_positive = int(np.count_nonzero(3 * intersection > covering + merged_voxels))
     counts = dict(zip(COUNTS, (num_true, num_predicted, true_positive), strict=True))
@@ -89,7 +95,9 @@ def lesion_burden(lesions: dict[str, float], organ: dict[str, float]) -> dict[st
     burden = {}
     for mask in ("", "reference_"):
         lesion_ml, rest_ml = lesions[f"{mask}volume_ml"], organ[f"{mask}volume_ml"]
-        burden[f"{mask}burden"] = lesion_ml / (lesion_ml + rest_ml) if lesion_ml + rest_ml else math.nan
+        burden[f"{mask}burden"] = (
+            lesion_ml / (lesion_ml + rest_ml) if lesion_ml + rest_ml else math.nan
+        )
     return burden
 
 
@@ -111,7 +119,9 @@ def pooled_lesion_metrics(cases: Sequence[dict[str, float]]) -> dict[str, float]
     return pooled
 
 
-def _precision_and_recall(reference: float, predicted: float, true_positive: float) -> dict[str, float]:
+def _precision_and_recall(
+    reference: float, predicted: float, true_positive: float
+) -> dict[str, float]:
     return {
         "detection_precision": true_positive / predicted if predicted else math.nan,
         "detection_recall": true_positive / reference if reference else math.nan,

@@ -61,7 +61,9 @@ class MixedPool2d(nn.Module):
         average = F.avg_pool2d(x, self.kernel_size)
         if not self.training:
             return (highest + average) / 2
-        return torch.where(torch.rand(x.shape[0], x.shape[1], 1, 1, device=x.device) < 0.5, highest, average)
+        return torch.where(
+            torch.rand(x.shape[0], x.shape[1], 1, 1, device=x.device) < 0.5, highest, average
+        )
 
 
 def initialise_he(network: nn.Module) -> None:
@@ -91,16 +93,26 @@ class ASPP(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, rates: Sequence[int], image_pooling: bool, image_pooling_norm: bool = False
+        self,
+        in_channels: int,
+        rates: Sequence[int],
+        image_pooling: bool,
+        image_pooling_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(conv_bn_relu(in_channels, 256, 1 if rate == 1 else 3, rate) for rate in rates)
+        self.branches = nn.ModuleList(
+            conv_bn_relu(in_channels, 256, 1 if rate == 1 else 3, rate) for rate in rates
+        )
         self.image_pooling: nn.Module | None = None
         if image_pooling:
-            self.image_pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(in_channels, 256, 1), nn.ReLU())
+            self.image_pooling = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1), nn.Conv2d(in_channels, 256, 1), nn.ReLU()
+            )
             if image_pooling_norm:
                 convolution = nn.Conv2d(in_channels, 256, 1, bias=False)
-                self.image_pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), convolution, _PooledNorm(256), nn.ReLU())
+                self.image_pooling = nn.Sequential(
+                    nn.AdaptiveAvgPool2d(1), convolution, _PooledNorm(256), nn.ReLU()
+                )
         self.project = conv_bn_relu(256 * (len(rates) + int(image_pooling)), 256, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,14 +128,20 @@ class _PooledNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         training = self.training and x.shape[0] > 1
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training, 0.1, self.eps)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, training, 0.1, self.eps
+        )
 
 
-def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1) -> nn.Sequential:
+def conv_bn_relu(
+    in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1
+) -> nn.Sequential:
     """Convolution that keeps the size, batch norm in place of its bias, and ReLU."""
     padding = dilation * (kernel_size // 2)
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False),
+        nn.Conv2d(
+            in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False
+        ),
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     )

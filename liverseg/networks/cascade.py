@@ -41,9 +41,13 @@ class CascadeNetworks(nn.ModuleDict):
         planes: Sequence[str] = tuple(PLANE_AXES),
     ) -> None:
         parts = {"localise": localise, **dict.fromkeys(planes, tune)}
-        super().__init__({f"{target}_{part}": copy.deepcopy(parts[part]) for target in targets for part in parts})
+        super().__init__(
+            {f"{target}_{part}": copy.deepcopy(parts[part]) for target in targets for part in parts}
+        )
         self.number_of_planes = len(planes)
-        self.channels = {f"{target}_{plane}": targets.index(target) for target in targets for plane in planes}
+        self.channels = {
+            f"{target}_{plane}": targets.index(target) for target in targets for plane in planes
+        }
         self.axes = {name: list(PLANE_AXES[name.split("_")[1]]) for name in self.channels}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,7 +75,9 @@ class CascadeNetworks(nn.ModuleDict):
             return torch.cat([-margins, margins], dim=1)
         return lesions_in_liver(margins[:, :1], margins[:, 1:])
 
-    def load_weights(self, paths: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]) -> None:
+    def load_weights(
+        self, paths: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]
+    ) -> None:
         """Load the weights of each network.
 
         Args:
@@ -84,8 +90,14 @@ class CascadeNetworks(nn.ModuleDict):
         if isinstance(paths, Mapping):
             load_weights_by_name(dict(self.items()), paths)
             return
-        others = {f"{target}_{part}" for target in TARGETS for part in ("localise", *PLANE_AXES)} - set(self)
-        state = {key: value for key, value in read_state_dict(Path(paths)).items() if key.split(".")[0] not in others}
+        others = {
+            f"{target}_{part}" for target in TARGETS for part in ("localise", *PLANE_AXES)
+        } - set(self)
+        state = {
+            key: value
+            for key, value in read_state_dict(Path(paths)).items()
+            if key.split(".")[0] not in others
+        }
         load_strictly(
             self,
             state,
@@ -119,5 +131,8 @@ def cascade_weights(
     paths = {}
     for target in targets:
         paths[f"{target}_localise"] = str(Path(folder, target, "localise", "model.pt"))
-        paths |= {f"{target}_{plane}": str(Path(folder, target, plane, *rounds, "model.pt")) for plane in planes}
+        paths |= {
+            f"{target}_{plane}": str(Path(folder, target, plane, *rounds, "model.pt"))
+            for plane in planes
+        }
     return paths

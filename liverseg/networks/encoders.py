@@ -28,17 +28,24 @@ class BasicBlock(nn.Module):
         dilation2: dilation of the second convolution.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, dilation1: int, dilation2: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, dilation1: int, dilation2: int
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=dilation1, dilation=dilation1, bias=False)
+        self.conv1 = nn.Conv2d(
+            in_channels, out_channels, 3, stride, padding=dilation1, dilation=dilation1, bias=False
+        )
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=dilation2, dilation=dilation2, bias=False)
+        self.conv2 = nn.Conv2d(
+            out_channels, out_channels, 3, padding=dilation2, dilation=dilation2, bias=False
+        )
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.downsample: nn.Module = nn.Identity()
         if in_channels != out_channels:
             self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+                nn.BatchNorm2d(out_channels),
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,7 +74,9 @@ class ResNet18Encoder(nn.Module):
     def __init__(self, in_channels: int = 3, output_stride: int = 16) -> None:
         super().__init__()
         if output_stride not in (8, 16):
-            raise InputError(f"output_stride is {output_stride!r}; expected 16 or 8: set one of the two.")
+            raise InputError(
+                f"output_stride is {output_stride!r}; expected 16 or 8: set one of the two."
+            )
         self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
@@ -78,7 +87,9 @@ class ResNet18Encoder(nn.Module):
         self.layer3 = _stage(128, 256, stride=1 if dilate3 else 2, dilation=1, dilate=dilate3)
         self.layer4 = _stage(256, 512, stride=1, dilation=2 if dilate3 else 1, dilate=True)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):  # as in training from scratch by He et al. 2015, and in torchvision
+            if isinstance(
+                module, nn.Conv2d
+            ):  # as in training from scratch by He et al. 2015, and in torchvision
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +108,9 @@ class ResNet18Encoder(nn.Module):
         return low, high
 
 
-def _stage(in_channels: int, out_channels: int, stride: int, dilation: int, dilate: bool = False) -> nn.Sequential:
+def _stage(
+    in_channels: int, out_channels: int, stride: int, dilation: int, dilate: bool = False
+) -> nn.Sequential:
     """Two blocks; ``dilate`` says that their stride of 2 is replaced by doubling the ``dilation`` before them."""
     # The first convolution reads the map from before the stride, so only those after it are spread.
     after = 2 * dilation if dilate else dilation
@@ -141,7 +154,9 @@ class VGGEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
-            raise InputError(f"pooling is {pooling!r}; expected 'max' or 'mixed': set one of the two.")
+            raise InputError(
+                f"pooling is {pooling!r}; expected 'max' or 'mixed': set one of the two."
+            )
         self.features = nn.Sequential()
         self.pools: list[int] = []
         index = 0
@@ -194,7 +209,9 @@ class VGGEncoder(nn.Module):
         return ends, pooled
 
 
-def load_imagenet_weights(encoder: ResNet18Encoder | VGGEncoder, source: str | Path, sha256: str | None) -> None:
+def load_imagenet_weights(
+    encoder: ResNet18Encoder | VGGEncoder, source: str | Path, sha256: str | None
+) -> None:
     """Load torchvision's ``resnet18`` or ``vgg16`` state dict into ``encoder``.
 
     The layer that gives the 1000 classes is left out. So are fc6 and fc7 of VGG-16, unless the encoder has them with as
@@ -213,7 +230,11 @@ def load_imagenet_weights(encoder: ResNet18Encoder | VGGEncoder, source: str | P
     """
     state = read_state_dict(_verified_file(source, sha256))
     own = encoder.state_dict()
-    state = {key: value for key, value in state.items() if key in own or not key.startswith(("fc.", "classifier."))}
+    state = {
+        key: value
+        for key, value in state.items()
+        if key in own or not key.startswith(("fc.", "classifier."))
+    }
     if isinstance(encoder, VGGEncoder):
         state |= _fully_connected_as_convolutions(state, own)
     first = next(iter(own))
@@ -226,7 +247,9 @@ def load_imagenet_weights(encoder: ResNet18Encoder | VGGEncoder, source: str | P
     load_strictly(encoder, state, str(source), f"give torchvision's {name} file as encoder_weights")
 
 
-def _fully_connected_as_convolutions(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _fully_connected_as_convolutions(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Return fc6 and fc7 of ``state`` in the shapes of ``own``, or those of ``own`` where their channels differ."""
     convolutions = {key: value for key, value in own.items() if key.startswith("classifier.")}
     bias = state.get("classifier.0.bias")
@@ -250,7 +273,9 @@ def _verified_file(source: str | Path, sha256: str | None) -> Path:
     expected = sha256.lower()
     path = Path(source)
     if "://" in str(source):
-        path = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(urlparse(str(source)).path))
+        path = Path(
+            torch.hub.get_dir(), "checkpoints", os.path.basename(urlparse(str(source)).path)
+        )
         if not path.is_file():
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -258,9 +283,13 @@ def _verified_file(source: str | Path, sha256: str | None) -> Path:
             except OSError as error:
                 advice = "download the file elsewhere and give its path as encoder_weights"
                 raise InputError(f"{source} can not be downloaded ({error}): {advice}.") from error
-            except RuntimeError as error:  # raised for a wrong hash only, and the message holds both digests
+            except (
+                RuntimeError
+            ) as error:  # raised for a wrong hash only, and the message holds both digests
                 advice = "correct encoder_weights or encoder_weights_sha256"
-                raise InputError(f"{source} does not have the SHA-256 it should ({error}): {advice}.") from error
+                raise InputError(
+                    f"{source} does not have the SHA-256 it should ({error}): {advice}."
+                ) from error
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -46,11 +46,13 @@ class PreactivationUNet3D(nn.Module):
         middle = [width * 2**level for level in range(LEVELS)]
         flat, cube = (3, 3, 1), (3, 3, 3)
         self.encoder = nn.ModuleList(
-            _Stage(down[n], middle[n], down[n + 1], (flat, cube), valid, first=n == 0) for n in range(LEVELS)
+            _Stage(down[n], middle[n], down[n + 1], (flat, cube), valid, first=n == 0)
+            for n in range(LEVELS)
         )
         self.bottom = _Stage(down[-1], down[-1], down[-1], (flat if valid else cube, cube), valid)
         self.decoder = nn.ModuleList(
-            _Stage(2 * down[n + 1], down[n + 1], middle[n], (cube, flat), valid) for n in reversed(range(LEVELS))
+            _Stage(2 * down[n + 1], down[n + 1], middle[n], (cube, flat), valid)
+            for n in reversed(range(LEVELS))
         )
         self.classifier = nn.Conv3d(middle[0], 1, 1)
 
@@ -102,7 +104,9 @@ class PreactivationUNet3D(nn.Module):
     def _enlarge(self, x: Tensor) -> Tensor:
         if self.valid:
             return F.interpolate(x, scale_factor=float(self.scale), mode="nearest")
-        return F.interpolate(x, scale_factor=float(self.scale), mode="trilinear")[..., 1:-1, 1:-1, 1:-1]
+        return F.interpolate(x, scale_factor=float(self.scale), mode="trilinear")[
+            ..., 1:-1, 1:-1, 1:-1
+        ]
 
 
 class _Stage(nn.Module):
@@ -128,7 +132,11 @@ class _Stage(nn.Module):
         )
         self.shortcut: nn.Module | None = None
         if valid:
-            self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv3d(in_channels, out_channels, 1)
+            self.shortcut = (
+                nn.Identity()
+                if in_channels == out_channels
+                else nn.Conv3d(in_channels, out_channels, 1)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W, D) to (B, out_channels, …)."""
@@ -139,7 +147,9 @@ class _Stage(nn.Module):
 
 def _activate(x: Tensor, slope: float = 0.01, channels: int = 8) -> Tensor:
     """Norm and leaky ReLU; by a few channels, as float32 beside bfloat16 would be the most that memory holds."""
-    return torch.cat([F.leaky_relu_(_norm(part), slope) for part in x.split(channels, dim=1)], dim=1)
+    return torch.cat(
+        [F.leaky_relu_(_norm(part), slope) for part in x.split(channels, dim=1)], dim=1
+    )
 
 
 def _norm(x: Tensor) -> Tensor:

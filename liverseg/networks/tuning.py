@@ -63,11 +63,17 @@ class TuningNet(nn.Module):
     ) -> None:
         super().__init__()
         if patches not in ("tiles", "unshuffle", None):
-            raise InputError(f"patches is {patches!r}; expected 'tiles', 'unshuffle' or null: set one of the three.")
+            raise InputError(
+                f"patches is {patches!r}; expected 'tiles', 'unshuffle' or null: set one of the three."
+            )
         if not set(patch_levels) <= {2, 4, 8}:
-            raise InputError(f"patch_levels is {list(patch_levels)}; expected some of 2, 4 and 8: leave others out.")
+            raise InputError(
+                f"patch_levels is {list(patch_levels)}; expected some of 2, 4 and 8: leave others out."
+            )
         if first_filters < 4 or first_filters % 4:
-            raise InputError(f"first_filters is {first_filters}; expected a multiple of 4: 64 is the paper's size.")
+            raise InputError(
+                f"first_filters is {first_filters}; expected a multiple of 4: 64 is the paper's size."
+            )
         self.in_channels = in_channels
         widths = [first_filters * 2**level for level in range(5)]
         self.first = _DilatedConvolutions(in_channels, first_filters)
@@ -118,7 +124,8 @@ class TuningNet(nn.Module):
         if not torch.jit.is_scripting() and self.training:
             factors = (1, 2, 4, 8)
             return [  # type: ignore[return-value]
-                crop(side, -(-height // f), -(-width // f)) for side, f in zip(sides[::-1], factors, strict=True)
+                crop(side, -(-height // f), -(-width // f))
+                for side, f in zip(sides[::-1], factors, strict=True)
             ]
         return crop(sides[-1], height, width)
 
@@ -161,7 +168,9 @@ class _DilatedConvolutions(nn.Module):
     def __init__(self, in_channels: int, filters: int) -> None:
         super().__init__()
         each = filters // len(DILATIONS)
-        self.branches = nn.ModuleList(nn.Conv2d(in_channels, each, 3, padding=d, dilation=d) for d in DILATIONS)
+        self.branches = nn.ModuleList(
+            nn.Conv2d(in_channels, each, 3, padding=d, dilation=d) for d in DILATIONS
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(torch.cat([branch(x) for branch in self.branches], dim=1))
@@ -207,10 +216,14 @@ class _Patches(nn.Module):
 class _EncoderStage(nn.Module):
     """2x2 max pooling of (B, in_channels, H, W), the patches of the image if there are any, and a residual block."""
 
-    def __init__(self, in_channels: int, width: int, patches: nn.Module | None, dropout: float) -> None:
+    def __init__(
+        self, in_channels: int, width: int, patches: nn.Module | None, dropout: float
+    ) -> None:
         super().__init__()
         self.patches = patches
-        self.block = _ResidualBlock(in_channels if patches is None else 2 * in_channels, width, dropout)
+        self.block = _ResidualBlock(
+            in_channels if patches is None else 2 * in_channels, width, dropout
+        )
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
         x = F.max_pool2d(x, 2)
@@ -233,4 +246,6 @@ class _DecoderStage(nn.Module):
         )
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.convolutions(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skip], dim=1))
+        return self.convolutions(
+            torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skip], dim=1)
+        )

@@ -68,12 +68,18 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if encoder not in ENCODERS:
-            raise InputError(f"encoder is {encoder!r}; expected 'plain' or 'vgg16': set one of the two.")
+            raise InputError(
+                f"encoder is {encoder!r}; expected 'plain' or 'vgg16': set one of the two."
+            )
         if encoder_weights is not None and encoder != "vgg16":
             found = f"encoder_weights is {str(encoder_weights)!r} with encoder {encoder!r}"
-            raise InputError(f"{found}; expected weights with 'vgg16' only: set encoder to 'vgg16' or leave them out.")
+            raise InputError(
+                f"{found}; expected weights with 'vgg16' only: set encoder to 'vgg16' or leave them out."
+            )
         if encoder == "vgg16" and first_filters != 64:
-            raise InputError(f"first_filters is {first_filters}; expected 64 with encoder 'vgg16': leave it out.")
+            raise InputError(
+                f"first_filters is {first_filters}; expected 64 with encoder 'vgg16': leave it out."
+            )
         widths = [first_filters * 2**stage for stage in range(5)]
         stages = VGG16_STAGES if encoder == "vgg16" else [(width, width) for width in widths]
         self.encoder = VGGEncoder(in_channels, stages, dropout=dropout, pooling=pooling)
@@ -102,7 +108,9 @@ class _UpStage(nn.Module):
 
     def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
-        self.up = nn.Sequential(nn.ConvTranspose2d(in_channels, width, 2, stride=2), nn.ReLU(inplace=True))
+        self.up = nn.Sequential(
+            nn.ConvTranspose2d(in_channels, width, 2, stride=2), nn.ReLU(inplace=True)
+        )
         self.convolutions = nn.Sequential(
             nn.Conv2d(2 * width, width, 3, padding=1),
             nn.ReLU(inplace=True),

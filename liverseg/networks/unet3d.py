@@ -28,8 +28,12 @@ class UNet3D(nn.Module):
         widths = [width * factor for factor in (1, 2, 4, 8, 16)]
         stages = zip([in_channels, *widths[1:4]], widths[:4], widths[1:], strict=True)
         self.encoder = nn.ModuleList(_two_convolutions(*stage) for stage in stages)
-        self.up = nn.ModuleList(nn.ConvTranspose3d(n, n, 2, stride=2, bias=False) for n in reversed(widths[2:]))
-        self.decoder = nn.ModuleList(_two_convolutions(n + n // 2, n // 2, n // 2) for n in reversed(widths[2:]))
+        self.up = nn.ModuleList(
+            nn.ConvTranspose3d(n, n, 2, stride=2, bias=False) for n in reversed(widths[2:])
+        )
+        self.decoder = nn.ModuleList(
+            _two_convolutions(n + n // 2, n // 2, n // 2) for n in reversed(widths[2:])
+        )
         self.classifier = nn.Conv3d(widths[1], num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -32,7 +32,9 @@ class UniclassNetworks(nn.Module):
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
         super().__init__()
         if not networks:
-            raise InputError("networks: found none, expected one for each organ: name at least one.")
+            raise InputError(
+                "networks: found none, expected one for each organ: name at least one."
+            )
         self.networks = nn.ModuleDict(networks)
 
     def forward(self, x: Tensor) -> Tensor:

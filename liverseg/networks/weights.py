@@ -45,7 +45,9 @@ def load_weights(network: Network, path: str | Path) -> Network:
     return network
 
 
-def load_weights_by_name(networks: Mapping[str, nn.Module], paths: Mapping[str, str | os.PathLike[str]]) -> None:
+def load_weights_by_name(
+    networks: Mapping[str, nn.Module], paths: Mapping[str, str | os.PathLike[str]]
+) -> None:
     """Load weights of its own into each of several networks, as its training wrote them.
 
     Args:
@@ -56,13 +58,17 @@ def load_weights_by_name(networks: Mapping[str, nn.Module], paths: Mapping[str, 
         InputError: for a network without path or a path without network, and as `load_weights`.
     """
     if set(paths) != set(networks):
-        found = f"found weights for {', '.join(paths) or 'no network'}, expected {', '.join(networks)}"
+        found = (
+            f"found weights for {', '.join(paths) or 'no network'}, expected {', '.join(networks)}"
+        )
         raise InputError(f"{found}: give one path for each network.")
     for name, network in networks.items():
         load_weights(network, os.fspath(paths[name]))
 
 
-def merge_weights(paths: Mapping[str, str | os.PathLike[str]], merged: str | os.PathLike[str]) -> None:
+def merge_weights(
+    paths: Mapping[str, str | os.PathLike[str]], merged: str | os.PathLike[str]
+) -> None:
     """Write the weights of several networks as those of one that holds them by name, such as `LiverLesionNetworks`.
 
     As long as one of them is not there, nothing is written; a file that is there already stays, with a warning.
@@ -85,7 +91,9 @@ def merge_weights(paths: Mapping[str, str | os.PathLike[str]], merged: str | os.
     if missing:
         return
     state = {
-        f"{name}.{key}": value for name, path in paths.items() for key, value in read_state_dict(Path(path)).items()
+        f"{name}.{key}": value
+        for name, path in paths.items()
+        for key, value in read_state_dict(Path(path)).items()
     }
     write_atomically(Path(merged), lambda file: torch.save(state, file))
 
@@ -105,14 +113,22 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             )
         state = content[inside[0]] if inside else content
     if not isinstance(state, Mapping):
-        raise InputError(f"{path} holds a {type(state).__name__}; {WANTED}: save the state dict alone.")
-    others = [key for key, value in state.items() if not (isinstance(key, str) and _is_plain(value))]
+        raise InputError(
+            f"{path} holds a {type(state).__name__}; {WANTED}: save the state dict alone."
+        )
+    others = [
+        key for key, value in state.items() if not (isinstance(key, str) and _is_plain(value))
+    ]
     if others or not state:
         found = (
-            f"no plain tensor under {len(others)} of {len(state)} names (first: {others[0]!r})" if others else "no keys"
+            f"no plain tensor under {len(others)} of {len(state)} names (first: {others[0]!r})"
+            if others
+            else "no keys"
         )
         known = ", ".join(f'"{key}"' for key in STATE_KEYS)
-        raise InputError(f"{path} holds a dict with {found}; {WANTED}, alone or under a key out of {known}.")
+        raise InputError(
+            f"{path} holds a dict with {found}; {WANTED}, alone or under a key out of {known}."
+        )
     check_finite(state, path)
     # A plain dict drops the version that a state dict carries, by which PyTorch would insist on batch norm's counters.
     return dict(state)
@@ -142,7 +158,9 @@ def read_checkpoint(path: str | Path) -> Any:
     except Exception as error:  # the unpickler meets damaged bytes with a dozen types, KeyError and AssertionError too
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
             raise
-        if "GLOBAL" in str(error) or "TorchScript" in str(error):  # GLOBAL is pickle's opcode for a class or function
+        if "GLOBAL" in str(error) or "TorchScript" in str(
+            error
+        ):  # GLOBAL is pickle's opcode for a class or function
             found = "holds Python objects or TorchScript code, which are not loaded because they can run code"
             raise InputError(f"{path} {found}; {WANTED}: save the state dict alone.") from error
         found = "is truncated, damaged or no weights file"
@@ -170,7 +188,11 @@ def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
 
 def _is_plain(value: Any) -> bool:
     """Whether it is a tensor with a number in memory for each of its elements."""
-    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_meta or value.is_quantized)
+    )
 
 
 def _other_format(start: bytes) -> tuple[str, str] | None:
@@ -182,11 +204,16 @@ def _other_format(start: bytes) -> tuple[str, str] | None:
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return "a web page", "download the file itself, from the address that gives it raw"
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 10**8:
-        return "a file of safetensors", "read it with safetensors.torch.load_file and save it with torch.save"
+        return (
+            "a file of safetensors",
+            "read it with safetensors.torch.load_file and save it with torch.save",
+        )
     return None
 
 
-def load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: str, advice: str) -> None:
+def load_strictly(
+    network: nn.Module, state: Mapping[str, Tensor], source: str, advice: str
+) -> None:
     """Load ``state`` into ``network`` if keys and shapes are equal; else change nothing and raise.
 
     Args:
@@ -204,7 +231,11 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: str, 
     missing = [key for key in own if key not in state and not key.endswith(COUNTER)]
     unexpected = [key for key in state if key not in own]
     reshaped = [key for key in own if key in state and own[key].shape != state[key].shape]
-    integers = [key for key in own if key in state and own[key].is_floating_point() > state[key].is_floating_point()]
+    integers = [
+        key
+        for key in own
+        if key in state and own[key].is_floating_point() > state[key].is_floating_point()
+    ]
     found = []
     if missing:
         found.append(f"{len(missing)} missing (first: {missing[0]})")
@@ -218,13 +249,17 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: str, 
         found.append(f"{len(integers)} of whole numbers (first: {integers[0]})")
     if found:
         name = f"{type(network).__name__} of liverseg {__version__}"
-        raise InputError(f"{source} does not fit {name}: of its {len(own)} keys {', '.join(found)}; {advice}.")
+        raise InputError(
+            f"{source} does not fit {name}: of its {len(own)} keys {', '.join(found)}; {advice}."
+        )
     network.load_state_dict(state)
 
 
 def _without_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """`state` with the names of `own`, where what wrapped the network has put something before each of them."""
-    first, first_own = (min((key for key in keys if not key.endswith(COUNTER)), default="") for keys in (state, own))
+    first, first_own = (
+        min((key for key in keys if not key.endswith(COUNTER)), default="") for keys in (state, own)
+    )
     before = first.removesuffix(first_own)
     if not before.endswith(".") or not all(key.startswith(before) for key in state):
         return state

@@ -4,7 +4,12 @@ from liverseg.transforms.augment import RandCutOffd, RandSliceThicknessd, RandSy
 from liverseg.transforms.clicks import AddClicksd, SimulateClickd, draw_clicks, find_error
 from liverseg.transforms.crf import DenseCRF, DenseCRFd
 from liverseg.transforms.crop import CropToBodyd, CropToLabeld, foreground_box
-from liverseg.transforms.intensity import EqualizeHistogramd, MedianSlicesd, ScaleFromMinimumd, ScaleWindowd
+from liverseg.transforms.intensity import (
+    EqualizeHistogramd,
+    MedianSlicesd,
+    ScaleFromMinimumd,
+    ScaleWindowd,
+)
 from liverseg.transforms.labels import MapLabelsd
 from liverseg.transforms.load import LoadVolumed
 from liverseg.transforms.localise import LocalisePriord

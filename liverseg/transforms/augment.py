@@ -80,17 +80,25 @@ class RandSyntheticLesionsd(RandomizableTransform, MapTransform):
             for part, c, radius in zip(box, centre, radii, strict=True)
         ]
         distance = torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0)
-        coarse = torch.from_numpy(self.R.uniform(-1, 1, (1, 1, *[5] * label.ndim)).astype("float32"))
-        uneven = F.interpolate(coarse, distance.shape, mode=INTERPOLATION[label.ndim], align_corners=True)[0, 0]
+        coarse = torch.from_numpy(
+            self.R.uniform(-1, 1, (1, 1, *[5] * label.ndim)).astype("float32")
+        )
+        uneven = F.interpolate(
+            coarse, distance.shape, mode=INTERPOLATION[label.ndim], align_corners=True
+        )[0, 0]
         distance = distance + self.R.uniform(0, 0.5) * uneven
         body = torch.sigmoid((1 - distance) / self.R.uniform(0.03, 0.2))
         organ = label[box] == self.organ
         if self.lesion is not None:
             organ = organ | (label[box] == self.lesion)
-        amplitude = self.R.uniform(self.contrast[0], self.contrast[1]) * (-1 if self.R.rand() < self.darker else 1)
+        amplitude = self.R.uniform(self.contrast[0], self.contrast[1]) * (
+            -1 if self.R.rand() < self.darker else 1
+        )
         change = amplitude * body
         if self.R.rand() < 1 / 3:
-            change = change - self.R.uniform(0, 0.5) * amplitude * torch.exp(-(((distance - 1) / 0.15) ** 2))
+            change = change - self.R.uniform(0, 0.5) * amplitude * torch.exp(
+                -(((distance - 1) / 0.15) ** 2)
+            )
         for key in self.keys:
             d[key][(slice(None), *box)] += change * organ
         if self.lesion is not None:
@@ -148,7 +156,9 @@ class RandCutOffd(RandomizableTransform, MapTransform):
         axis: the spatial axis.
     """
 
-    def __init__(self, keys: KeysCollection, label_key: str, prob: float = 0.2, axis: int = 2) -> None:
+    def __init__(
+        self, keys: KeysCollection, label_key: str, prob: float = 0.2, axis: int = 2
+    ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob)
         self.label_key, self.axis = label_key, axis

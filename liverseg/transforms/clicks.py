@@ -80,7 +80,9 @@ class AddClicksd(MapTransform):
             image: MetaTensor = d[key]
             shape = image.shape[1:]
             for position, index in zip(self.positions, self.indices, strict=True):
-                if not all(-0.5 <= at < length - 0.5 for at, length in zip(position, shape, strict=True)):
+                if not all(
+                    -0.5 <= at < length - 0.5 for at, length in zip(position, shape, strict=True)
+                ):
                     raise InputError(
                         f"{image.meta.get('filename_or_obj', key)}: found a click {position} for {self.names[index]}, "
                         f"expected voxels from [0, 0, 0] to {[length - 1 for length in shape]}: give it in the voxels "
@@ -138,7 +140,12 @@ class SimulateClickd(MapTransform):
         if np.random.random() < self.anywhere:
             index = int(np.random.choice(label.unique().tolist()))
             voxels = np.argwhere(_array(label) == index)
-            draw_clicks(channels, torch.from_numpy(voxels[[np.random.randint(len(voxels))]]), [index], self.sigma)
+            draw_clicks(
+                channels,
+                torch.from_numpy(voxels[[np.random.randint(len(voxels))]]),
+                [index],
+                self.sigma,
+            )
         elif found := find_error(label, logits.max(0).indices, len(logits), draw=True):
             draw_clicks(channels, torch.tensor([found[1]]), [found[0]], self.sigma)
         return d
@@ -193,7 +200,10 @@ def draw_clicks(channels: Tensor, voxels: Tensor, classes: Sequence[int], sigma:
     for voxel, index in zip(voxels.tolist(), classes, strict=True):
         box, profiles = [], []
         for at, length in zip(voxel, channels.shape[1:], strict=True):
-            start, stop = max(math.ceil(at - 3 * sigma), 0), min(math.floor(at + 3 * sigma) + 1, length)
+            start, stop = (
+                max(math.ceil(at - 3 * sigma), 0),
+                min(math.floor(at + 3 * sigma) + 1, length),
+            )
             distance = torch.arange(start, stop, device=channels.device) - at
             box.append(slice(start, stop))
             profiles.append(torch.exp(-(distance**2) / (2 * sigma**2)))

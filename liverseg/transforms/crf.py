@@ -21,8 +21,12 @@ from liverseg.transforms.morphology import Box, bounding_box
 
 MARGIN = 2  # standard deviations of the wider kernel: 95 % of it along an axis
 LOWEST_PROBABILITY = 1e-5  # the energy of a probability of zero is infinite
-IMPOSSIBLE = 1e6  # the energy of a label that a voxel must not take, above all that weights can add up to
-WIDEST_SPAN = 1000  # in standard deviations; the lattice counts in 16 bits and wraps silently at about 8000
+IMPOSSIBLE = (
+    1e6  # the energy of a label that a voxel must not take, above all that weights can add up to
+)
+WIDEST_SPAN = (
+    1000  # in standard deviations; the lattice counts in 16 bits and wraps silently at about 8000
+)
 
 
 def _import_densecrf() -> Any:
@@ -108,7 +112,9 @@ class DenseCRF(Transform):
     ) -> None:
         _import_densecrf()  # now, not when the network has run
         if spatial_dims not in (2, 3):
-            raise InputError(f"spatial_dims: found {spatial_dims}, expected 2 or 3: give 2 for single slices.")
+            raise InputError(
+                f"spatial_dims: found {spatial_dims}, expected 2 or 3: give 2 for single slices."
+            )
         widths = {
             "smoothness_mm": smoothness_mm,
             "appearance_mm": appearance_mm,
@@ -116,12 +122,21 @@ class DenseCRF(Transform):
         }
         for name, value in widths.items():
             if not 0 < value < math.inf:
-                raise InputError(f"{name}: found {value}, expected more than zero: give a standard deviation.")
-        for name, value in {"smoothness_weight": smoothness_weight, "appearance_weight": appearance_weight}.items():
+                raise InputError(
+                    f"{name}: found {value}, expected more than zero: give a standard deviation."
+                )
+        for name, value in {
+            "smoothness_weight": smoothness_weight,
+            "appearance_weight": appearance_weight,
+        }.items():
             if not 0 <= value < math.inf:
-                raise InputError(f"{name}: found {value}, expected zero or more: give 0 to leave the kernel out.")
+                raise InputError(
+                    f"{name}: found {value}, expected zero or more: give 0 to leave the kernel out."
+                )
         if num_iterations < 1:
-            raise InputError(f"num_iterations: found {num_iterations}, expected one or more: 5 to 10 are usual.")
+            raise InputError(
+                f"num_iterations: found {num_iterations}, expected one or more: 5 to 10 are usual."
+            )
         if not 0.5 < label_confidence < 1:
             raise InputError(
                 f"label_confidence: found {label_confidence}, expected more than 0.5 and below 1: give a probability."
@@ -130,7 +145,11 @@ class DenseCRF(Transform):
         self.smoothness_mm, self.smoothness_weight = smoothness_mm, smoothness_weight
         self.appearance_mm, self.appearance_weight = appearance_mm, appearance_weight
         self.appearance_intensity = appearance_intensity
-        self.num_iterations, self.label_confidence, self.nested = num_iterations, label_confidence, nested
+        self.num_iterations, self.label_confidence, self.nested = (
+            num_iterations,
+            label_confidence,
+            nested,
+        )
 
     def __call__(self, pred: NdarrayOrTensor, image: NdarrayOrTensor) -> NdarrayOrTensor:  # type: ignore[override]
         """The new label map, uint8, shape (1, H, W, D), with the metadata of `pred`.
@@ -171,7 +190,11 @@ class DenseCRF(Transform):
             if len(present) == 1:
                 continue
             if len(volume) == 1:
-                unary = np.full((len(present), labels[box].size), -math.log(1 - self.label_confidence), np.float32)
+                unary = np.full(
+                    (len(present), labels[box].size),
+                    -math.log(1 - self.label_confidence),
+                    np.float32,
+                )
                 for energy, label in zip(unary, present, strict=True):
                     energy[labels[box].ravel() == label] = -math.log(self.label_confidence)
             else:
@@ -186,7 +209,11 @@ class DenseCRF(Transform):
 
     def _boxes(self, labels: NDArray[np.uint8], spacing: NDArray[np.float64]) -> Iterator[Box]:
         """The box to work in, or that of each slice, if there is foreground."""
-        margin = np.ceil(MARGIN * max(self.smoothness_mm, self.appearance_mm) / spacing).astype(int).tolist()
+        margin = (
+            np.ceil(MARGIN * max(self.smoothness_mm, self.appearance_mm) / spacing)
+            .astype(int)
+            .tolist()
+        )
         foreground = (labels > 0).view(np.uint8)
         if self.spatial_dims == 3:
             box = bounding_box(foreground, margin)
@@ -212,17 +239,22 @@ class DenseCRF(Transform):
         crf.setUnaryEnergy(unary)
         if self.smoothness_weight:
             crf.addPairwiseEnergy(
-                self._positions(image.shape, spacing / self.smoothness_mm), compat=self.smoothness_weight
+                self._positions(image.shape, spacing / self.smoothness_mm),
+                compat=self.smoothness_weight,
             )
         if self.appearance_weight:
             positions = self._positions(image.shape, spacing / self.appearance_mm)
             intensity = (image.reshape(1, -1) - low) / np.float32(self.appearance_intensity)
-            crf.addPairwiseEnergy(np.concatenate([positions, intensity]), compat=self.appearance_weight)
+            crf.addPairwiseEnergy(
+                np.concatenate([positions, intensity]), compat=self.appearance_weight
+            )
         return np.asarray(crf.inference(self.num_iterations)).argmax(0)
 
     def _positions(self, shape: tuple[int, ...], step: NDArray[np.float64]) -> NDArray[np.float32]:
         """Positions (spatial_dims, voxels) in C order; `step` from voxel to voxel per axis."""
-        positions = np.indices(shape, np.float32)[: self.spatial_dims].reshape(self.spatial_dims, -1)
+        positions = np.indices(shape, np.float32)[: self.spatial_dims].reshape(
+            self.spatial_dims, -1
+        )
         positions *= step[: self.spatial_dims, None].astype(np.float32)
         return positions
 

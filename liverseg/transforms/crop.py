@@ -111,7 +111,9 @@ class CropToLabeld(MapTransform):
         box = foreground_box(label.as_tensor()[0], label.affine, self.margin_mm)
         if box is None:
             file = label.meta.get("filename_or_obj", self.label_key)
-            raise InputError(f"{file}: found no foreground, expected some to crop to: take the case out of the data.")
+            raise InputError(
+                f"{file}: found no foreground, expected some to crop to: take the case out of the data."
+            )
         cropped = _cropped(data, self.keys, box)
         if self.outside_value is not None:
             outside = ~widened(cropped[self.label_key].as_tensor()[0], label.affine, self.shown_mm)
@@ -128,7 +130,9 @@ def widened(label: torch.Tensor, affine: torch.Tensor, margin_mm: float) -> torc
     return torch.from_numpy(mask.view(np.bool_)).to(label.device)
 
 
-def _cropped(data: Mapping[Hashable, Any], keys: Sequence[Hashable], box: Box) -> dict[Hashable, Any]:
+def _cropped(
+    data: Mapping[Hashable, Any], keys: Sequence[Hashable], box: Box
+) -> dict[Hashable, Any]:
     crop = SpatialCrop(roi_slices=box)
     # Copies, for a cached view would keep the whole volume.
     return {key: crop(data[key]).clone() for key in keys}

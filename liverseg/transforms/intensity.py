@@ -34,13 +34,19 @@ class ScaleWindowd(MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection, window: Sequence[float], allow_missing_keys: bool = False, lowest: float = 0
+        self,
+        keys: KeysCollection,
+        window: Sequence[float],
+        allow_missing_keys: bool = False,
+        lowest: float = 0,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.low, self.high = window
         self.lowest = lowest
         if not self.low < self.high:
-            raise InputError(f"hu_window is {list(window)}, expected the lower bound first: set it as [-160, 240].")
+            raise InputError(
+                f"hu_window is {list(window)}, expected the lower bound first: set it as [-160, 240]."
+            )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """`data`, with the intensities scaled."""
@@ -65,7 +71,11 @@ class ScaleFromMinimumd(MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection, percentile: float = 99.5, share: float = 0.8, allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        percentile: float = 99.5,
+        share: float = 0.8,
+        allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.percentile, self.share = percentile, share
@@ -75,10 +85,18 @@ class ScaleFromMinimumd(MapTransform):
         for key in self.key_iterator(dict(data)):
             image = data[key].as_tensor() if isinstance(data[key], MetaTensor) else data[key]
             low = float(image.min())
-            high = low + self.share * (float(np.percentile(image.cpu().numpy(), self.percentile)) - low)
+            high = low + self.share * (
+                float(np.percentile(image.cpu().numpy(), self.percentile)) - low
+            )
             if not low < high:
-                name = data[key].meta.get("filename_or_obj", key) if isinstance(data[key], MetaTensor) else key
-                raise InputError(f"{name}: found nothing but the intensity {low:g}, expected an image: look at it.")
+                name = (
+                    data[key].meta.get("filename_or_obj", key)
+                    if isinstance(data[key], MetaTensor)
+                    else key
+                )
+                raise InputError(
+                    f"{name}: found nothing but the intensity {low:g}, expected an image: look at it."
+                )
             scale(image, low, high, -0.5)
         return dict(data)
 
@@ -124,7 +142,15 @@ class EqualizeHistogramd(MapTransform):
                         f"{key}: found intensities from {low:g} to {high:g}, expected 0 to 1: scale them first, for CT "
                         "with ScaleWindowd."
                     )
-                levels = slab.mul(255).round_().to(torch.uint8).permute(2, 0, 1).contiguous().cpu().numpy()
+                levels = (
+                    slab.mul(255)
+                    .round_()
+                    .to(torch.uint8)
+                    .permute(2, 0, 1)
+                    .contiguous()
+                    .cpu()
+                    .numpy()
+                )
                 equal = np.stack([cv2.equalizeHist(section) for section in levels])
                 slab.copy_(torch.from_numpy(equal).permute(1, 2, 0)).div_(255)
         return dict(data)

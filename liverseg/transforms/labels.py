@@ -68,14 +68,19 @@ class MapLabelsd(MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection, classes: Mapping[str, Sequence[int] | None], allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        classes: Mapping[str, Sequence[int] | None],
+        allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.classes = dict(classes)
         values = [value for named in self.classes.values() for value in named or ()]
         rest = [index for index, named in enumerate(self.classes.values()) if named is None]
         if len(values) != len(set(values)) or len(rest) > 1:
-            raise InputError(f"classes: {self.classes} names a value twice, expected each value in one class: fix it.")
+            raise InputError(
+                f"classes: {self.classes} names a value twice, expected each value in one class: fix it."
+            )
         self.rest = rest[0] if rest else None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

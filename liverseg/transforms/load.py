@@ -105,7 +105,8 @@ def add_flag(volume: MetaTensor, flag: str, sentence: str, index: int | None = N
     """
     # As text, for scans of a batch have different ones, which MONAI could not collate as a dictionary.
     path, said = (
-        volume.meta[key] if index is None else volume.meta[key][index] for key in ("filename_or_obj", "flags")
+        volume.meta[key] if index is None else volume.meta[key][index]
+        for key in ("filename_or_obj", "flags")
     )
     if flag in _parse_flags(said):
         return
@@ -158,13 +159,17 @@ def check_same_grid(first: MetaTensor, other: MetaTensor) -> MetaTensor:
         InputError: for another shape, and for a corner that lies farther off than `GRID_TOLERANCE` of a voxel, or as
             many mm, along an axis.
     """
-    matches = [_Match(first, place, other) for place in (first.affine, *first.meta.get("other_affines", ()))]
+    matches = [
+        _Match(first, place, other)
+        for place in (first.affine, *first.meta.get("other_affines", ()))
+    ]
     # A volume that is mirrored about its own middle lies there in two ways: as it is stored comes first.
     for match in sorted(matches, key=lambda match: match.reordered):
         if match.fits:
             affine = torch.as_tensor(first.affine.numpy() @ np.linalg.inv(match.back))
             return MetaTensor(
-                other.as_tensor(), meta={**other.meta, "affine": affine, "original_affine": affine.clone()}
+                other.as_tensor(),
+                meta={**other.meta, "affine": affine, "original_affine": affine.clone()},
             )
     names = [str(volume.meta["filename_or_obj"]) for volume in (other, first)]
     raise InputError(
@@ -176,8 +181,14 @@ def check_same_grid(first: MetaTensor, other: MetaTensor) -> MetaTensor:
 class _Match:
     """How the voxels of `other` lie on those of `first`, when `first` lies at `place`."""
 
-    def __init__(self, first: MetaTensor, place: torch.Tensor | np.ndarray, other: MetaTensor) -> None:
-        affine, self.shape, shape = np.asarray(place), tuple(first.shape[1:]), tuple(other.shape[1:])
+    def __init__(
+        self, first: MetaTensor, place: torch.Tensor | np.ndarray, other: MetaTensor
+    ) -> None:
+        affine, self.shape, shape = (
+            np.asarray(place),
+            tuple(first.shape[1:]),
+            tuple(other.shape[1:]),
+        )
         index_of = np.linalg.inv(affine) @ other.affine.numpy()
         orientation = nib.orientations.io_orientation(index_of)
         self.reordered = not np.array_equal(orientation, [[0, 1], [1, 1], [2, 1]])
@@ -197,7 +208,9 @@ class _Match:
     @property
     def difference(self) -> str:
         if self.other_shape != self.shape:
-            found, expected = ("×".join(map(str, shape)) for shape in (self.other_shape, self.shape))
+            found, expected = (
+                "×".join(map(str, shape)) for shape in (self.other_shape, self.shape)
+            )
             return f"found the shape {found}, expected {expected}"
         distances_mm = np.linalg.norm(self.offsets_mm, axis=1)
         worst = int(distances_mm.argmax())

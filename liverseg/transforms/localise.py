@@ -93,9 +93,13 @@ class LocalisePriord(MapTransform, InvertibleTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if prior not in PRIORS:
-            raise InputError(f"prior: found {prior!r}, expected one of {', '.join(PRIORS)}: set it to one of these.")
+            raise InputError(
+                f"prior: found {prior!r}, expected one of {', '.join(PRIORS)}: set it to one of these."
+            )
         if prior == "gradcam" and target_layer not in dict(network.named_modules()):
-            layers = [name for name, module in network.named_modules() if isinstance(module, nn.ReLU)]
+            layers = [
+                name for name, module in network.named_modules() if isinstance(module, nn.ReLU)
+            ]
             raise InputError(
                 f"target_layer: found {target_layer!r}, expected the name of a layer of {type(network).__name__}: "
                 f"choose one such as {', '.join(layers[-3:]) or 'its last convolution'}."
@@ -129,7 +133,11 @@ class LocalisePriord(MapTransform, InvertibleTransform):
             logger.warning("%s: the localisation network found nothing.", name)
         if region is None or self.crop_margin_mm is None:
             region = tuple(slice(0, length) for length in image.shape[1:])
-        values = cam.volume(image.shape[1:], region) if cam is not None else self._box_or_ones(mask, region)
+        values = (
+            cam.volume(image.shape[1:], region)
+            if cam is not None
+            else self._box_or_ones(mask, region)
+        )
 
         for key in (*self.key_iterator(d), self.mask_key):
             if d[key].shape[1:] != image.shape[1:]:
@@ -139,7 +147,9 @@ class LocalisePriord(MapTransform, InvertibleTransform):
                 )
             # A copy, for a view would keep the whole volume in memory.
             d[key] = self.cropper(d[key], region).clone()
-        d[self.prior_key] = MetaTensor(values[None].to(image.device)).copy_meta_from(d[self.image_key])
+        d[self.prior_key] = MetaTensor(values[None].to(image.device)).copy_meta_from(
+            d[self.image_key]
+        )
         return d
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -167,7 +177,10 @@ class LocalisePriord(MapTransform, InvertibleTransform):
         box = bounding_box(foreground.view(np.uint8), [math.ceil(margin_mm / mm) for mm in spacing])
         if box is None:
             return None
-        return tuple(slice(s.start, min(s.stop, length)) for s, length in zip(box, foreground.shape, strict=True))
+        return tuple(
+            slice(s.start, min(s.stop, length))
+            for s, length in zip(box, foreground.shape, strict=True)
+        )
 
     def _box_or_ones(self, mask: MetaTensor, region: Box) -> Tensor:
         size = [s.stop - s.start for s in region]
@@ -175,7 +188,10 @@ class LocalisePriord(MapTransform, InvertibleTransform):
         if box is None:
             return torch.ones(size)
         values = torch.zeros(size)
-        inside = [slice(max(b.start - r.start, 0), max(b.stop - r.start, 0)) for b, r in zip(box, region, strict=True)]
+        inside = [
+            slice(max(b.start - r.start, 0), max(b.stop - r.start, 0))
+            for b, r in zip(box, region, strict=True)
+        ]
         values[tuple(inside)] = 1
         return values
 
@@ -232,6 +248,10 @@ class _GradCAM(nn.Module):
             part = maps[start : min(start + 16, slices.stop)]
             part = F.interpolate(part, size=self.padded, mode="bilinear", align_corners=False)
             part = part[:, :, : self.size[0], : self.size[1]]
-            part = F.interpolate(part, size=list(shape[:2]), mode="bilinear", align_corners=False)[:, 0, rows, columns]
-            volume[..., start - slices.start : start - slices.start + len(part)] = part.permute(1, 2, 0)
+            part = F.interpolate(part, size=list(shape[:2]), mode="bilinear", align_corners=False)[
+                :, 0, rows, columns
+            ]
+            volume[..., start - slices.start : start - slices.start + len(part)] = part.permute(
+                1, 2, 0
+            )
         return volume

@@ -78,7 +78,11 @@ def _dilate_words(words: NDArray[np.uint64], element: NDArray[np.bool_]) -> NDAr
                 continue
             target = dilated[first:last, max(y, 0) : size_y + min(y, 0)]
             source = layers[half_lengths[x + reach_x, y + reach_y]]
-            np.bitwise_or(target, source[first - x - low : last - x - low, max(-y, 0) : size_y - max(y, 0)], out=target)
+            np.bitwise_or(
+                target,
+                source[first - x - low : last - x - low, max(-y, 0) : size_y - max(y, 0)],
+                out=target,
+            )
 
     step = max(1, SLAB_WORDS // max(1, size_y * size_z))
     in_threads(slab, range(0, size_x, step))
@@ -93,9 +97,13 @@ def dilate(mask: Mask, element: NDArray[np.bool_]) -> Mask:
     """
     reach = element.shape[2] // 2
     if reach >= WORD_BITS:
-        raise InputError(f"radius: found {reach} voxels along the last axis, expected at most 63: give a smaller one.")
+        raise InputError(
+            f"radius: found {reach} voxels along the last axis, expected at most 63: give a smaller one."
+        )
     size = mask.shape[2]
-    packed = np.zeros((*mask.shape[:2], math.ceil((size + reach) / WORD_BITS) * WORD_BITS // 8), np.uint8)
+    packed = np.zeros(
+        (*mask.shape[:2], math.ceil((size + reach) / WORD_BITS) * WORD_BITS // 8), np.uint8
+    )
     packed[:, :, : math.ceil(size / 8)] = np.packbits(mask, axis=2, bitorder="little")
     words = _dilate_words(packed.view("<u8"), element)
     return np.unpackbits(words.view(np.uint8), axis=2, count=size, bitorder="little")
@@ -161,7 +169,9 @@ def _largest_in_slice(section: Mask) -> Mask:
 
 def _smooth(section: Mask, size: int, limit: int) -> Mask:
     depth = cv2.CV_8U if size < 16 else cv2.CV_32S
-    counts = cv2.boxFilter(section, depth, (size, size), normalize=False, borderType=cv2.BORDER_CONSTANT)
+    counts = cv2.boxFilter(
+        section, depth, (size, size), normalize=False, borderType=cv2.BORDER_CONSTANT
+    )
     return (counts > limit).view(np.uint8)
 
 
@@ -202,7 +212,12 @@ def smooth_slices(mask: Mask, axis: int, size: int, threshold: float) -> Mask:
 
 
 def clean_slices(
-    mask: Mask, axis: int, radii: Sequence[float], size: int, threshold: float, keep_largest: bool = True
+    mask: Mask,
+    axis: int,
+    radii: Sequence[float],
+    size: int,
+    threshold: float,
+    keep_largest: bool = True,
 ) -> Mask:
     """In each slice along `axis`: erode, keep the largest 8-connected component, dilate, fill holes, smooth.
 

@@ -24,7 +24,11 @@ class RandPatchesd(RandomizableTransform):
     """
 
     def __init__(
-        self, keys: Sequence[str], num_samples: int, spatial_size: Sequence[int], path_key: str = "patches"
+        self,
+        keys: Sequence[str],
+        num_samples: int,
+        spatial_size: Sequence[int],
+        path_key: str = "patches",
     ) -> None:
         super().__init__()
         self.keys, self.num_samples, self.path_key = list(keys), num_samples, path_key
@@ -40,12 +44,17 @@ class RandPatchesd(RandomizableTransform):
         for _ in range(self.num_samples):
             level = levels[self.R.randint(len(levels))]
             number = self.R.randint(len(arrays[f"{self.keys[0]}_{level}"]))
-            samples.append({key: self._in_the_middle(arrays[f"{key}_{level}"][number]) for key in self.keys})
+            samples.append(
+                {key: self._in_the_middle(arrays[f"{key}_{level}"][number]) for key in self.keys}
+            )
         return samples
 
     def _in_the_middle(self, patch: np.ndarray) -> torch.Tensor:
         dtype = patch.dtype if patch.dtype == np.uint8 else np.float32
         canvas = np.zeros((1, *self.spatial_size), dtype)
-        row, column = ((size - length) // 2 for size, length in zip(self.spatial_size, patch.shape, strict=True))
+        row, column = (
+            (size - length) // 2
+            for size, length in zip(self.spatial_size, patch.shape, strict=True)
+        )
         canvas[0, row : row + patch.shape[0], column : column + patch.shape[1]] = patch
         return torch.from_numpy(canvas)

@@ -71,7 +71,9 @@ class CheckPlausibilityd(MapTransform):
                 raise InputError(f"{image.meta['filename_or_obj']}: {check_spacing(spacing_mm)}.")
             if (odd := check_spacing(spacing_mm)) is not None:
                 add_warning(image, odd + UNTIL_THEN)
-            if (found := check_intensities(image.as_tensor()[0].numpy(), self.modality)) is not None:
+            if (
+                found := check_intensities(image.as_tensor()[0].numpy(), self.modality)
+            ) is not None:
                 flag, odd = found
                 add_flag(image, flag, odd + UNTIL_THEN)
         return d
@@ -83,7 +85,11 @@ def check_spacing(spacing_mm: Sequence[float]) -> str | None:
     if all(least <= mm <= most for mm in spacing_mm):
         return None
     factors = {"metres": 1000, "micrometres": 0.001}
-    units = [name for name, factor in factors.items() if all(least <= mm * factor <= most for mm in spacing_mm)]
+    units = [
+        name
+        for name, factor in factors.items()
+        if all(least <= mm * factor <= most for mm in spacing_mm)
+    ]
     wrong = f"is not in mm but seems to be in {units[0]}" if units else "is wrong"
     sizes = "×".join(f"{mm:.3g}" for mm in spacing_mm)
     return f"the spacing is {sizes} mm, expected {least:g} to {most:g} mm: the header {wrong}, so correct it"
@@ -122,7 +128,10 @@ def _check_mask(lines: np.ndarray) -> tuple[str, str] | None:
     even = (lines[1:] == lines[:-1])[lines[1:] > 0]
     if even.size and even.mean() < EVEN_SHARE:
         return None
-    return "intensities", f"a scan but of a mask ({len(values)} different whole numbers): take the scan it was drawn on"
+    return (
+        "intensities",
+        f"a scan but of a mask ({len(values)} different whole numbers): take the scan it was drawn on",
+    )
 
 
 def _check_ct(sample: np.ndarray) -> tuple[str, str] | None:
@@ -130,7 +139,10 @@ def _check_ct(sample: np.ndarray) -> tuple[str, str] | None:
     if reason is None:
         return None
     if _seems_mr(sample):
-        return "modality", f"a CT in HU but seem to be those of MR ({reason}): take a model for MR, or convert it to HU"
+        return (
+            "modality",
+            f"a CT in HU but seem to be those of MR ({reason}): take a model for MR, or convert it to HU",
+        )
     if sample.min() >= FAT_AND_AIR_HU and _not_hu(sample - 1024) is None:
         reason += ", and they are 1024 too high, as where the rescale intercept is lost"
     return "intensities", f"a CT in HU ({reason}): convert it, or take a model for its modality"
@@ -138,16 +150,25 @@ def _check_ct(sample: np.ndarray) -> tuple[str, str] | None:
 
 def _check_mr(sample: np.ndarray) -> tuple[str, str] | None:
     # Air surrounds a body, which no image fills to all its corners.
-    columns, rows = ((slice(None, -(-n // 8)), slice(n - -(-n // 8), None)) for n in sample.shape[:2])
+    columns, rows = (
+        (slice(None, -(-n // 8)), slice(n - -(-n // 8), None)) for n in sample.shape[:2]
+    )
     corners = min(np.median(sample[x, y]) for x in columns for y in rows)
     dark, bright = np.percentile(sample, (10, 90))
     if corners > dark + NEGATED_SHARE * (bright - dark):
         reason = "all corners, where air is, are as bright as the brightest tissue"
         return "intensities", f"MR ({reason}): they are negated, so correct them"
-    return ("modality", "MR but those of a CT in HU: take a model for CT") if _not_hu(sample) is None else None
+    return (
+        ("modality", "MR but those of a CT in HU: take a model for CT")
+        if _not_hu(sample) is None
+        else None
+    )
 
 
-_CHECKS: dict[str, Callable[[np.ndarray], tuple[str, str] | None]] = {"ct": _check_ct, "mr": _check_mr}
+_CHECKS: dict[str, Callable[[np.ndarray], tuple[str, str] | None]] = {
+    "ct": _check_ct,
+    "mr": _check_mr,
+}
 
 
 def _seems_mr(sample: np.ndarray) -> bool:
@@ -159,7 +180,9 @@ def _seems_mr(sample: np.ndarray) -> bool:
     first, median, third = np.percentile(shares[shares > BODY], (25, 50, 75))
     cut_off = float((sample == sample.max()).mean())
     dark = float((shares <= AIR).mean())
-    return bool(dark > AIR_SHARE and cut_off < CUT_OFF_SHARE and third - first > SPREAD_OF_MR * median)
+    return bool(
+        dark > AIR_SHARE and cut_off < CUT_OFF_SHARE and third - first > SPREAD_OF_MR * median
+    )
 
 
 def _not_hu(sample: np.ndarray) -> str | None:

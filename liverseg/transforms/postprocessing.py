@@ -24,7 +24,14 @@ from monai.utils import TransformBackends, convert_to_dst_type
 from numpy.typing import NDArray
 
 from liverseg.errors import InputError
-from liverseg.transforms.morphology import Mask, bounding_box, clean_slices, in_threads, open_largest, smooth_slices
+from liverseg.transforms.morphology import (
+    Mask,
+    bounding_box,
+    clean_slices,
+    in_threads,
+    open_largest,
+    smooth_slices,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -131,10 +138,14 @@ class _PerLabel(Transform):
 def _check_radius(radius: float, radius_mm: float | None) -> None:
     name, value = ("radius", radius) if radius_mm is None else ("radius_mm", radius_mm)
     if not value >= 0:
-        raise InputError(f"{name}: found {value}, expected zero or more: give the radius of the ball or disk.")
+        raise InputError(
+            f"{name}: found {value}, expected zero or more: give the radius of the ball or disk."
+        )
 
 
-def _radii(radius: float, radius_mm: float | None, spacing: NDArray[np.float64] | None) -> list[float]:
+def _radii(
+    radius: float, radius_mm: float | None, spacing: NDArray[np.float64] | None
+) -> list[float]:
     if radius_mm is None:
         return [radius] * 3
     if spacing is None:
@@ -147,9 +158,13 @@ def _radii(radius: float, radius_mm: float | None, spacing: NDArray[np.float64] 
 
 def _check_slices(axes: Sequence[int], size: int, threshold: float) -> None:
     if not axes or not set(axes) <= {0, 1, 2}:
-        raise InputError(f"axes: found {list(axes)}, expected one or more of 0, 1, 2: name the axes of (H, W, D).")
+        raise InputError(
+            f"axes: found {list(axes)}, expected one or more of 0, 1, 2: name the axes of (H, W, D)."
+        )
     if size < 1 or size % 2 == 0:
-        raise InputError(f"size: found {size}, expected an odd number of pixels: give 1, 3, 5 or more.")
+        raise InputError(
+            f"size: found {size}, expected an odd number of pixels: give 1, 3, 5 or more."
+        )
     if not 0.5 <= threshold < 1:
         raise InputError(
             f"threshold: found {threshold}, expected 0.5 or more and below 1: give the least share to keep."
@@ -277,7 +292,9 @@ class _PerLabeld(MapTransform):
 
     backend = _PerLabel.backend
 
-    def __init__(self, keys: KeysCollection, transform: _PerLabel, allow_missing_keys: bool) -> None:
+    def __init__(
+        self, keys: KeysCollection, transform: _PerLabel, allow_missing_keys: bool
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.transform = transform
 
@@ -303,7 +320,11 @@ class ErodeKeepLargestDilated(_PerLabeld):
         keep_largest: bool = True,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, ErodeKeepLargestDilate(labels, radius, radius_mm, keep_largest), allow_missing_keys)
+        super().__init__(
+            keys,
+            ErodeKeepLargestDilate(labels, radius, radius_mm, keep_largest),
+            allow_missing_keys,
+        )
 
 
 class SmoothEdgesd(_PerLabeld):

@@ -57,7 +57,10 @@ class SampleVoxelsd(MapTransform):
         for key in self.key_iterator(d):
             image: MetaTensor = d[key]
             spacing_mm = affine_to_spacing(image.affine, r=3).tolist()
-            steps = [int(min(max(SAMPLE_MM // mm, 1), n)) for mm, n in zip(spacing_mm, image.shape[1:], strict=True)]
+            steps = [
+                int(min(max(SAMPLE_MM // mm, 1), n))
+                for mm, n in zip(spacing_mm, image.shape[1:], strict=True)
+            ]
             image.meta["sample"] = image.as_tensor()[0][_every(steps)].numpy().copy()
             image.meta["sample_steps"] = np.array(steps)
         return d
@@ -107,7 +110,9 @@ class FlagMaskd(MapTransform):
     def _flags(self, mask: MetaTensor) -> dict[str, str]:
         voxels = mask.as_tensor()[0].to(torch.uint8).cpu().numpy()
         affine = mask.affine.cpu().numpy()
-        sample, steps = (torch.as_tensor(mask.meta[key]).cpu().numpy() for key in ("sample", "sample_steps"))
+        sample, steps = (
+            torch.as_tensor(mask.meta[key]).cpu().numpy() for key in ("sample", "sample_steps")
+        )
         counts = _counts(voxels, self.is_liver, steps)
         voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
         axis, upwards = _slice_axis(affine)
@@ -121,19 +126,28 @@ class FlagMaskd(MapTransform):
             if last * step + step < length
             else range(length - 1, length),
         )
-        areas_mm2 = ([int(self.is_liver[voxels.take(n, axis)].sum()) * voxel_mm2 for n in place] for place in places)
+        areas_mm2 = (
+            [int(self.is_liver[voxels.take(n, axis)].sum()) * voxel_mm2 for n in place]
+            for place in places
+        )
         ends = [max(areas) >= CUT_MM2 for areas in areas_mm2]
         liver = self.is_liver[voxels[_every(steps)]].view(np.bool_)
         found = {
             # To seven figures, for a spacing is not exact.
-            "volume": check_volume(float(f"{float(counts.sum()) * voxel_ml:.7g}"), cut_off=any(ends)),
-            "components": check_components(counts.take(range(first, last + 1), axis) * voxel_ml, axis, ends),
+            "volume": check_volume(
+                float(f"{float(counts.sum()) * voxel_ml:.7g}"), cut_off=any(ends)
+            ),
+            "components": check_components(
+                counts.take(range(first, last + 1), axis) * voxel_ml, axis, ends
+            ),
             "cut_off": check_ends(ends, upwards=upwards),
         }
         if liver.any():
             found["hu"] = check_hu(float(sample[liver].mean())) if self.modality == "ct" else None
             if not STRANGE & flags_of(mask).keys():
-                found["mirrored"] = check_side(liver, self.find_body(sample), affine @ np.diag([*steps, 1]))
+                found["mirrored"] = check_side(
+                    liver, self.find_body(sample), affine @ np.diag([*steps, 1])
+                )
         return {flag: sentence for flag, sentence in found.items() if sentence is not None}
 
 
@@ -149,7 +163,9 @@ def check_volume(volume_ml: float, cut_off: bool) -> str | None:
     least, most = VOLUME_ML
     if volume_ml > most or (volume_ml < least and not cut_off):
         found = (
-            f"the liver has {volume_ml:{'.0f' if volume_ml >= 1 else '.2g'}} ml" if volume_ml else "no liver was found"
+            f"the liver has {volume_ml:{'.0f' if volume_ml >= 1 else '.2g'}} ml"
+            if volume_ml
+            else "no liver was found"
         )
         return (
             f"{found}, expected {least:g} to {most:g} ml: look whether the mask leaves parts out or takes in other "
@@ -169,7 +185,9 @@ def check_components(volumes_ml: np.ndarray, axis: int, ends: list[bool]) -> str
     # Lobes that are cut apart by the scan's end count as joined beyond it.
     moved = np.moveaxis(volumes_ml, axis, 0)
     joined = np.pad(moved > 0, [tuple(map(int, ends)), (0, 0), (0, 0)], constant_values=True)
-    components, count = cc3d.connected_components(joined.view(np.uint8), connectivity=26, return_N=True)
+    components, count = cc3d.connected_components(
+        joined.view(np.uint8), connectivity=26, return_N=True
+    )
     inside = components[int(ends[0]) : len(joined) - int(ends[1])]
     pieces_ml = np.bincount(inside.ravel(), moved.ravel(), count + 1)[1:].round(3)
     large = sorted(pieces_ml[pieces_ml >= LARGE_ML], reverse=True)
@@ -227,7 +245,9 @@ def check_side(liver: np.ndarray, body: np.ndarray, affine: np.ndarray) -> str |
     left_mm = _middle_mm(body, affine) - _middle_mm(liver, affine)
     if left_mm <= MIRRORED_MM:
         return None
-    return MIRRORED.format(f"the liver's centre lies {left_mm:.0f} mm to the left of the body's, expected on its right")
+    return MIRRORED.format(
+        f"the liver's centre lies {left_mm:.0f} mm to the left of the body's, expected on its right"
+    )
 
 
 def _every(steps: Any) -> tuple[slice, ...]:
@@ -236,11 +256,15 @@ def _every(steps: Any) -> tuple[slice, ...]:
 
 def _counts(voxels: np.ndarray, is_liver: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """Voxels of the liver in each block of `steps` voxels, of which a scan has as many as samples."""
-    rows, columns = (np.arange(0, length, step) for length, step in zip(voxels.shape[1:], steps[1:], strict=True))
+    rows, columns = (
+        np.arange(0, length, step) for length, step in zip(voxels.shape[1:], steps[1:], strict=True)
+    )
     # Block after block along the first axis, for a mask of the whole scan would be as large again.
     blocks = (voxels[start : start + steps[0]] for start in range(0, voxels.shape[0], steps[0]))
     planes = (is_liver[block].sum(0, dtype=np.int32) for block in blocks)
-    return np.stack([np.add.reduceat(np.add.reduceat(plane, rows, 0), columns, 1) for plane in planes])
+    return np.stack(
+        [np.add.reduceat(np.add.reduceat(plane, rows, 0), columns, 1) for plane in planes]
+    )
 
 
 def _slice_axis(affine: np.ndarray) -> tuple[int, bool]:
@@ -259,7 +283,10 @@ def _shown(sample: np.ndarray, axis: int) -> tuple[int, int]:
 
 def _middle_mm(mask: np.ndarray, affine: np.ndarray) -> float:
     """The mean of the coordinate to the right, in mm."""
-    mean = [float(np.average(np.arange(n), weights=mask.sum(_others(axis)))) for axis, n in enumerate(mask.shape)]
+    mean = [
+        float(np.average(np.arange(n), weights=mask.sum(_others(axis))))
+        for axis, n in enumerate(mask.shape)
+    ]
     return float(affine[0, :3] @ mean + affine[0, 3])
 
 

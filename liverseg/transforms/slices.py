@@ -57,9 +57,13 @@ class RandSlicesd(RandomizableTransform, MapTransform):
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self)
         if num_slices % 2 == 0:
-            raise InputError(f"num_slices is {num_slices}, expected an odd number: set in_channels to 1, 3 or 5.")
+            raise InputError(
+                f"num_slices is {num_slices}, expected an odd number: set in_channels to 1, 3 or 5."
+            )
         if not 0 <= foreground_ratio <= 1:
-            raise InputError(f"foreground_ratio is {foreground_ratio}, expected a share between 0 and 1: change it.")
+            raise InputError(
+                f"foreground_ratio is {foreground_ratio}, expected a share between 0 and 1: change it."
+            )
         self.label_key = label_key
         self.num_samples = num_samples
         self.num_slices = num_slices
@@ -72,14 +76,27 @@ class RandSlicesd(RandomizableTransform, MapTransform):
         num_foreground = round(self.num_samples * self.foreground_ratio) if len(foreground) else 0
         first = self._draw(foreground, num_foreground)
         others = np.setdiff1d(np.arange(label.shape[-1]), first)
-        drawn = [*first, *self._draw(others if len(others) else foreground, self.num_samples - num_foreground)]
+        drawn = [
+            *first,
+            *self._draw(others if len(others) else foreground, self.num_samples - num_foreground),
+        ]
         positions = torch.as_tensor(np.array(drawn, dtype=np.int64))
         slices = {
-            key: stack_slices(torch.as_tensor(data[key])[0], positions, 1 if key == self.label_key else self.num_slices)
+            key: stack_slices(
+                torch.as_tensor(data[key])[0],
+                positions,
+                1 if key == self.label_key else self.num_slices,
+            )
             for key in self.keys
         }
         rest = {key: value for key, value in data.items() if key not in slices}
-        return [{**rest, **{key: s[n] for key, s in slices.items()}} for n in range(self.num_samples)]
+        return [
+            {**rest, **{key: s[n] for key, s in slices.items()}} for n in range(self.num_samples)
+        ]
 
     def _draw(self, positions: np.ndarray, count: int) -> np.ndarray:
-        return self.R.choice(positions, count, replace=count > len(positions)) if count else positions[:0]
+        return (
+            self.R.choice(positions, count, replace=count > len(positions))
+            if count
+            else positions[:0]
+        )

@@ -18,7 +18,9 @@ SLAB = 16  # slices that are resampled in-plane at a time: the whole volume woul
 MODES = ("linear", "nearest")
 
 
-def spaced_size(shape: Sequence[int], affine: torch.Tensor, spacing: Sequence[float]) -> tuple[int, int, int]:
+def spaced_size(
+    shape: Sequence[int], affine: torch.Tensor, spacing: Sequence[float]
+) -> tuple[int, int, int]:
     """The voxels of a volume of `shape` (H, W, D) once it has about `spacing` mm over the same extent; −1 keeps."""
     own = affine_to_spacing(affine, r=3).tolist()
     size = [
@@ -35,7 +37,10 @@ def resize_volume(volume: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     edges do not alias: at a quarter of the voxels along each axis a linear value would read 8 of 64.
     """
     height, width, depth = size
-    slabs = [_average(slab.permute(2, 0, 1)[:, None].float(), (height, width)) for slab in volume.split(SLAB, dim=-1)]
+    slabs = [
+        _average(slab.permute(2, 0, 1)[:, None].float(), (height, width))
+        for slab in volume.split(SLAB, dim=-1)
+    ]
     planes = torch.cat(slabs).reshape(1, 1, volume.shape[-1], height * width)
     columns = _average(planes, (depth, height * width))  # along D alone
     return columns.reshape(depth, height, width).permute(1, 2, 0)
@@ -74,7 +79,9 @@ class ResampleVolumed(MapTransform):
         self.modes = ensure_tuple_rep(mode, len(self.keys))
         unknown = [mode for mode in self.modes if mode not in MODES]
         if unknown:
-            raise InputError(f"mode: found {unknown[0]!r}, expected one of {', '.join(MODES)}: set it to one of these.")
+            raise InputError(
+                f"mode: found {unknown[0]!r}, expected one of {', '.join(MODES)}: set it to one of these."
+            )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """`data`, with the volumes resampled."""

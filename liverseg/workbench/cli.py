@@ -27,7 +27,9 @@ app.add_typer(models.app, name="models")
 app.add_typer(study.app, name="study")
 app.add_typer(zoo.app, name="zoo")
 app.command("demo")(demo.demo)
-app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve.serve)
+app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    serve.serve
+)
 
 
 def main() -> None:

@@ -31,11 +31,15 @@ POSTPROCESSINGS = {
 
 
 def demo(
-    scan: Annotated[Path | None, typer.Option(help="A CT of your own: NIfTI, or a folder of DICOM files.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for everything that the demo writes.")] = Path("demo"),
-    bundle: Annotated[Path, typer.Option(help="The bundle to train, one that finds the liver alone.")] = Path(
-        "bundles/deeplabv3_liver"
+    scan: Annotated[
+        Path | None, typer.Option(help="A CT of your own: NIfTI, or a folder of DICOM files.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo writes.")] = Path(
+        "demo"
     ),
+    bundle: Annotated[
+        Path, typer.Option(help="The bundle to train, one that finds the liver alone.")
+    ] = Path("bundles/deeplabv3_liver"),
     starting_model: Annotated[Path, typer.Option(help="The bundle with trained weights.")] = Path(
         "bundles/unet3d_liver"
     ),
@@ -61,7 +65,12 @@ def demo(
     try:
         shown.append(_segment_real_scan(console, out, starting_model, scan))
     except NotFetchedError as error:
-        console.print(f"Without the trained weights or the CT: {error}", style="bold", markup=False, soft_wrap=True)
+        console.print(
+            f"Without the trained weights or the CT: {error}",
+            style="bold",
+            markup=False,
+            soft_wrap=True,
+        )
     test = train_on_phantoms(console, out, bundle, first=2, steps=6)
     paths, own = _paths(out, bundle), out / bundle.name
 
@@ -74,12 +83,22 @@ def demo(
                 "output_dir": str(evaluations[name]),
                 "mask_cleaning": f"@postprocessings#{choice}",
             }
-            run_bundle(console, bundle, "evaluating", ["train", "evaluate"], {**paths, **SETTINGS, **options})
+            run_bundle(
+                console,
+                bundle,
+                "evaluating",
+                ["train", "evaluate"],
+                {**paths, **SETTINGS, **options},
+            )
 
     console.rule("5/6 Segmentation with the network trained on phantoms")
     own_scan = None if shown else scan
     image = own_scan or Path(test[0]["image"])
-    options = {"output_dir": str(own / "masks"), "spacing": SETTINGS["spacing"], "dataset_dir": str(image)}
+    options = {
+        "output_dir": str(own / "masks"),
+        "spacing": SETTINGS["spacing"],
+        "dataset_dir": str(image),
+    }
     mask = _segment(console, bundle, image, {**paths, **options})
     reference = None if own_scan else Path(test[0]["label"])
     kind = "Your scan" if own_scan else "A phantom, which is a drawing"
@@ -110,7 +129,10 @@ def _segment_real_scan(console: Console, out: Path, bundle: Path, scan: Path | N
     from liverseg.workbench.zoo.fetch import fetch_ct, fetch_starting_model
 
     fetch_starting_model(bundle)
-    reference, note = None, f"Your scan, segmented by {bundle.name} with weights of the package pyliverlesionseg."
+    reference, note = (
+        None,
+        f"Your scan, segmented by {bundle.name} with weights of the package pyliverlesionseg.",
+    )
     if scan is None:
         scan, reference = fetch_ct(out / "ct")
         note = (
@@ -145,7 +167,9 @@ def check_bundle(bundle: Path) -> None:
         raise InputError(
             f"{bundle}: there is no bundle, expected configs/train.json in it: run from the project's root."
         )
-    finds = set(json.loads((bundle / "configs" / "train.json").read_text())["classes"]) - {"background"}
+    finds = set(json.loads((bundle / "configs" / "train.json").read_text())["classes"]) - {
+        "background"
+    }
     # What the report calls the liver is all that the mask holds.
     if finds != {"liver"}:
         raise InputError(
@@ -154,7 +178,9 @@ def check_bundle(bundle: Path) -> None:
         )
 
 
-def train_on_phantoms(console: Console, out: Path, bundle: Path, first: int, steps: int) -> list[dict[str, Any]]:
+def train_on_phantoms(
+    console: Console, out: Path, bundle: Path, first: int, steps: int
+) -> list[dict[str, Any]]:
     """Make phantoms in `out/phantoms` and train `bundle` on them with `SETTINGS`, each unless it is done.
 
     Steps `first` and the next of `steps`; the weights are in `models` of `out/<name of the bundle>`.
@@ -186,7 +212,9 @@ def _only_scan(path: Path) -> Path:
     from liverseg.data import find_scans
 
     if not path.exists():
-        raise InputError(f"{path}: there is no such scan: set SCAN to a NIfTI file or a folder of DICOM files.")
+        raise InputError(
+            f"{path}: there is no such scan: set SCAN to a NIfTI file or a folder of DICOM files."
+        )
     scans = find_scans(path)
     if len(scans) != 1:
         raise InputError(

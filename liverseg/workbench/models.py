@@ -17,8 +17,12 @@ from liverseg.errors import InputError
 # Where bundles are, beside those that are named by their path.
 FOLDERS = (Path("bundles"), Path("monailabel_app/model"))
 
-app = typer.Typer(help="The versions of a bundle's model: which there are, which is in use.", no_args_is_help=True)
-BundleName = Annotated[str, typer.Argument(help="A bundle of this project, or the path of a bundle's folder.")]
+app = typer.Typer(
+    help="The versions of a bundle's model: which there are, which is in use.", no_args_is_help=True
+)
+BundleName = Annotated[
+    str, typer.Argument(help="A bundle of this project, or the path of a bundle's folder.")
+]
 
 
 @app.command("list")
@@ -30,7 +34,15 @@ def list_(bundle: BundleName) -> None:
     folder = _folder(bundle)
     in_use = versions.version_in_use(folder)
     # Names are typed again in other commands, so in 80 columns too none is cut short.
-    widths = {"version": 21, "state": 10, "parent": 11, "scans": 5, "val": 3, "mean Dice": 6, "of the one in use": 6}
+    widths = {
+        "version": 21,
+        "state": 10,
+        "parent": 11,
+        "scans": 5,
+        "val": 3,
+        "mean Dice": 6,
+        "of the one in use": 6,
+    }
     columns = (Column(name, min_width=width, overflow="fold") for name, width in widths.items())
     table = Table(*columns, box=SIMPLE, padding=(0, 1, 0, 0))
     for version in versions.list_versions(folder):
@@ -40,7 +52,10 @@ def list_(bundle: BundleName) -> None:
             "in use" if version.name == in_use else version.state,
             record.get("parent") or "",
             *(str(len(record[key])) if key in record else "" for key in ("training", "validation")),
-            *(f"{record[key]:.4f}" if key in record else "" for key in ("mean_dice", "mean_dice_in_use")),
+            *(
+                f"{record[key]:.4f}" if key in record else ""
+                for key in ("mean_dice", "mean_dice_in_use")
+            ),
         )
     console = Console()
     if table.row_count:
@@ -54,7 +69,9 @@ def list_(bundle: BundleName) -> None:
 def compare(
     bundle: BundleName,
     version: Annotated[str, typer.Argument(help="The version to judge.")],
-    other: Annotated[str | None, typer.Argument(help="The one to compare with; without it, the one in use.")] = None,
+    other: Annotated[
+        str | None, typer.Argument(help="The one to compare with; without it, the one in use.")
+    ] = None,
 ) -> None:
     """Evaluate two versions on the same validation scans, those of the first one's training, and show their Dice.
 
@@ -81,7 +98,8 @@ def compare(
 
 @app.command()
 def publish(
-    bundle: BundleName, version: Annotated[str, typer.Argument(help="The version to use from now on.")]
+    bundle: BundleName,
+    version: Annotated[str, typer.Argument(help="The version to use from now on.")],
 ) -> None:
     """Put a version into use; the one before stays as a version.
 
@@ -102,9 +120,15 @@ def rollback(bundle: BundleName) -> None:
 
 def _folder(bundle: str) -> Path:
     places = [Path(bundle), *(folder / bundle for folder in FOLDERS)]
-    folder = next((place for place in places if (place / "configs" / "metadata.json").is_file()), None)
+    folder = next(
+        (place for place in places if (place / "configs" / "metadata.json").is_file()), None
+    )
     if folder is None:
-        known = sorted(file.parents[1].name for place in FOLDERS for file in place.glob("*/configs/metadata.json"))
+        known = sorted(
+            file.parents[1].name
+            for place in FOLDERS
+            for file in place.glob("*/configs/metadata.json")
+        )
         raise InputError(
             f"{bundle}: found no bundle, expected a folder or one of {', '.join(known) or 'none'}: name it."
         )

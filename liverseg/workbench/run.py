@@ -14,7 +14,9 @@ from rich.console import Console
 from liverseg.errors import InputError
 
 
-def run_bundle(console: Console, bundle: Path, run_id: str, configs: Sequence[str], options: Mapping[str, Any]) -> None:
+def run_bundle(
+    console: Console, bundle: Path, run_id: str, configs: Sequence[str], options: Mapping[str, Any]
+) -> None:
     """Show the command that runs a bundle, and run it.
 
     Args:
@@ -34,4 +36,6 @@ def run_bundle(console: Console, bundle: Path, run_id: str, configs: Sequence[st
         command += [f"--{name}", str(value)]
     console.print(shlex.join(["python", *command[1:]]), style="dim", soft_wrap=True)
     if subprocess.run(command, check=False).returncode != 0:
-        raise InputError(f"{run_id}: the command above failed, so this ends here: do what it says, then go on.")
+        raise InputError(
+            f"{run_id}: the command above failed, so this ends here: do what it says, then go on."
+        )

@@ -24,13 +24,24 @@ STARTING_MODEL = "unet3d_liver"
 def serve(
     context: typer.Context,
     studies: Annotated[
-        str | None, typer.Option(help="Folder of NIfTI scans, or address of a DICOMweb server; a real CT without it.")
+        str | None,
+        typer.Option(
+            help="Folder of NIfTI scans, or address of a DICOMweb server; a real CT without it."
+        ),
     ] = None,
-    models: Annotated[str | None, typer.Option(help="Bundles to take, separated by commas; all without it.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    models: Annotated[
+        str | None, typer.Option(help="Bundles to take, separated by commas; all without it.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
-    out: Annotated[Path, typer.Option(help="Folder for the CT or the phantoms, as of liverseg demo.")] = Path("demo"),
-    app: Annotated[Path, typer.Option(help="Folder of the MONAI Label app.")] = Path("monailabel_app"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for the CT or the phantoms, as of liverseg demo.")
+    ] = Path("demo"),
+    app: Annotated[Path, typer.Option(help="Folder of the MONAI Label app.")] = Path(
+        "monailabel_app"
+    ),
 ) -> None:
     """Annotate scans in 3D Slicer or OHIF with any bundle.
 
@@ -44,9 +55,13 @@ def serve(
     liverseg serve --studies data/scans --models deeplabv3_liver,cascade_lits --port 8001 --conf inferences 1
     """
     if find_spec("monailabel") is None:
-        raise InputError('found no package monailabel, expected it: pip install ".[label]" in the repository.')
+        raise InputError(
+            'found no package monailabel, expected it: pip install ".[label]" in the repository.'
+        )
     if not (app / "main.py").is_file():
-        raise InputError(f"{app}: there is no app, expected main.py in it: run from the project's root.")
+        raise InputError(
+            f"{app}: there is no app, expected main.py in it: run from the project's root."
+        )
     if (
         studies is not None
         and not studies.startswith(("http://", "https://"))
@@ -78,13 +93,34 @@ def serve(
         real = _fetch_studies(console, out.resolve()) if fetched else None
         studies = str(real or _prepare_phantoms(console, out.resolve(), app.resolve()))
     # Of all addresses there is none to go to.
-    reached = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    reached = (
+        socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    )
     address = f"http://{reached}:{port}"
     console.print(
-        f"In 3D Slicer's module MONAI Label, the server is {address}", style="bold", markup=False, soft_wrap=True
+        f"In 3D Slicer's module MONAI Label, the server is {address}",
+        style="bold",
+        markup=False,
+        soft_wrap=True,
     )
-    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", studies]
-    command += ["--host", host, "--port", str(port), *(["--conf", "models", models] if models else []), *context.args]
+    command = [
+        sys.executable,
+        "-m",
+        "monailabel.main",
+        "start_server",
+        "--app",
+        str(app),
+        "--studies",
+        studies,
+    ]
+    command += [
+        "--host",
+        host,
+        "--port",
+        str(port),
+        *(["--conf", "models", models] if models else []),
+        *context.args,
+    ]
     # The server takes this process's place, so that whoever stops this one stops it.
     os.execve(command[0], command, {"TQDM_DISABLE": "1", **os.environ})
 
@@ -96,7 +132,12 @@ def _fetch_starting_model(console: Console, bundle: Path) -> bool:
 
         fetch_starting_model(bundle)
     except InputError as error:
-        console.print(f"Without the weights of {bundle.name}: {error}", style="bold", markup=False, soft_wrap=True)
+        console.print(
+            f"Without the weights of {bundle.name}: {error}",
+            style="bold",
+            markup=False,
+            soft_wrap=True,
+        )
         return False
     return True
 

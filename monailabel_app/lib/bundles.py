@@ -68,8 +68,14 @@ class Bundle:
         if not model_files(self.folder / "models"):
             return "no weights yet: train it, or copy them there"
         missing = [str(path.relative_to(self.folder)) for path in self._missing()]
-        several = f"{missing[0]} and {len(missing) - 1} more" if len(missing) > 1 else "".join(missing)
-        return f"weights missing ({several}): train it to its end, or copy them there" if missing else "ready"
+        several = (
+            f"{missing[0]} and {len(missing) - 1} more" if len(missing) > 1 else "".join(missing)
+        )
+        return (
+            f"weights missing ({several}): train it to its end, or copy them there"
+            if missing
+            else "ready"
+        )
 
     def _missing(self) -> list[Path]:
         return [path for path in self._needed() if not path.is_file()]
@@ -79,7 +85,11 @@ class Bundle:
         there = tuple(model_files(self.folder / "models"))
         if there not in self._places:
             with self.workflow({}) as parser:
-                paths: Any = parser.get_parsed_content("ckpt_path") if "ckpt_path" in parser else "models/model.pt"
+                paths: Any = (
+                    parser.get_parsed_content("ckpt_path")
+                    if "ckpt_path" in parser
+                    else "models/model.pt"
+                )
             some = paths.values() if isinstance(paths, Mapping) else [paths]
             self._places[there] = [self.folder / path for path in some]
         return self._places[there]
@@ -91,7 +101,9 @@ class Bundle:
 
     def fingerprint(self) -> str:
         """Text that changes when the weights in use do."""
-        files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.weights()]
+        files = [
+            (str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.weights()
+        ]
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
     def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,7 +161,9 @@ class Bundle:
             try:
                 # The parser resolves macros in place.
                 parser = ConfigParser(copy.deepcopy(dict(self.config)))
-                parser.update({"bundle_root": str(self.folder), "_meta_": dict(self.metadata), **settings})
+                parser.update(
+                    {"bundle_root": str(self.folder), "_meta_": dict(self.metadata), **settings}
+                )
                 parser.parse()
                 if "initialize" in parser:
                     parser.get_parsed_content("initialize")
@@ -158,7 +172,9 @@ class Bundle:
                 sys.path[:] = path
 
 
-def find_bundles(folders: Sequence[Path], names: Collection[str] = ()) -> tuple[dict[str, Bundle], dict[str, str]]:
+def find_bundles(
+    folders: Sequence[Path], names: Collection[str] = ()
+) -> tuple[dict[str, Bundle], dict[str, str]]:
     """Read every bundle in `folders`.
 
     Args:
@@ -173,17 +189,23 @@ def find_bundles(folders: Sequence[Path], names: Collection[str] = ()) -> tuple[
     """
     taken: dict[str, Bundle] = {}
     refused: dict[str, str] = {}
-    found = [path for folder in folders if folder.is_dir() for path in sorted(folder.glob("[!._]*/"))]
+    found = [
+        path for folder in folders if folder.is_dir() for path in sorted(folder.glob("[!._]*/"))
+    ]
     unknown = sorted(set(names) - {path.name for path in found})
     if unknown:
         known = ", ".join(sorted({path.name for path in found})) or "none"
-        raise InputError(f"models: found {', '.join(unknown)}, expected names among {known}: fix --conf models.")
+        raise InputError(
+            f"models: found {', '.join(unknown)}, expected names among {known}: fix --conf models."
+        )
     for path in found:
         where = f"{path.parent.name}/{path.name}"
         if names and path.name not in names:
             refused[where] = "not among those that --conf models names"
         elif path.name in taken:
-            refused[where] = f"the name is that of {taken[path.name].folder}: rename one of the folders"
+            refused[where] = (
+                f"the name is that of {taken[path.name].folder}: rename one of the folders"
+            )
         else:
             try:
                 bundle = read_bundle(path)
@@ -192,7 +214,9 @@ def find_bundles(folders: Sequence[Path], names: Collection[str] = ()) -> tuple[
                 taken[path.name] = bundle
             # A config may run anything, and the other bundles must not suffer.
             except Exception as error:
-                refused[where] = sentence(error) or f"{type(error).__name__}: {error}".splitlines()[0]
+                refused[where] = (
+                    sentence(error) or f"{type(error).__name__}: {error}".splitlines()[0]
+                )
     return taken, refused
 
 
@@ -205,9 +229,16 @@ def read_bundle(folder: Path) -> Bundle:
     config_file = next(iter(sorted((folder / "configs").glob("inference.*"))), None)
     metadata_file = folder / "configs" / "metadata.json"
     if config_file is None or not metadata_file.is_file():
-        raise InputError(f"{folder}: found no configs/inference.json and metadata.json, expected both: not a bundle.")
+        raise InputError(
+            f"{folder}: found no configs/inference.json and metadata.json, expected both: not a bundle."
+        )
     # A package such as `scripts` of one bundle would run in the place of that of another.
-    code = [path for pattern in ("*.py", "*/*.py") for path in folder.glob(pattern) if path.parent.name != "liverseg"]
+    code = [
+        path
+        for pattern in ("*.py", "*/*.py")
+        for path in folder.glob(pattern)
+        if path.parent.name != "liverseg"
+    ]
     if code:
         raise InputError(
             f"{folder}: found code of its own ({code[0].relative_to(folder)}), expected none but liverseg, because "
@@ -220,16 +251,26 @@ def read_bundle(folder: Path) -> Bundle:
         raise InputError(f"{folder}: found a config that is no JSON ({error}): fix it.") from error
     missing = [key for key in NEEDED if key not in config]
     if missing:
-        raise InputError(f"{config_file}: found no {', '.join(missing)}, expected them: add them to the config.")
-    bundle = Bundle(folder, config, metadata, _labels(metadata_file, metadata), _choices(config_file, config))
+        raise InputError(
+            f"{config_file}: found no {', '.join(missing)}, expected them: add them to the config."
+        )
+    bundle = Bundle(
+        folder, config, metadata, _labels(metadata_file, metadata), _choices(config_file, config)
+    )
     with bundle.workflow({}):
         return bundle
 
 
 def _labels(file: Path, metadata: Mapping[str, Any]) -> dict[str, int]:
-    labels = {name.lower(): value for value, name in class_names(metadata).items() if name.lower() != "background"}
+    labels = {
+        name.lower(): value
+        for value, name in class_names(metadata).items()
+        if name.lower() != "background"
+    }
     if not labels:
-        raise InputError(f"{file}: found no labels, expected channel_def in network_data_format#outputs: add it.")
+        raise InputError(
+            f"{file}: found no labels, expected channel_def in network_data_format#outputs: add it."
+        )
     return labels
 
 
@@ -237,7 +278,9 @@ def _choices(file: Path, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]
     choices = {}
     for key, values in config.get("displayable_configs", {}).items():
         if key not in config or not isinstance(values, list):
-            raise InputError(f"{file}: displayable_configs#{key} is {values!r}, expected a list of values of {key}.")
+            raise InputError(
+                f"{file}: displayable_configs#{key} is {values!r}, expected a list of values of {key}."
+            )
         default = config[key]
         if isinstance(default, str) and default.startswith("@"):
             group = default.partition("#")[0]
@@ -246,7 +289,9 @@ def _choices(file: Path, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]
             known = {as_text(value): value for value in values}
         first = next((text for text, value in known.items() if value == default), None)
         if first is None:
-            raise InputError(f"{file}: displayable_configs#{key} lacks the default {default!r}: add it.")
+            raise InputError(
+                f"{file}: displayable_configs#{key} lacks the default {default!r}: add it."
+            )
         choices[key] = {first: known.pop(first), **known}
     return choices
 
@@ -261,7 +306,9 @@ def choose(model: str, key: str, value: Any, choices: Collection[str]) -> str:
     text = next(iter(choices)) if value == list(choices) else as_text(value)
     if text not in choices:
         known = ", ".join(map(repr, choices))
-        raise InputError(f"model {model}, option {key}: found {text!r}, expected one of {known}: choose one.")
+        raise InputError(
+            f"model {model}, option {key}: found {text!r}, expected one of {known}: choose one."
+        )
     return text
 
 

@@ -31,7 +31,15 @@ RESERVED = ("bundle_path", "image", "images", "label", "model", "session")
 # What clients send beside the model's options, and all that begins with `result_`. The classes of `label_prompt` OHIF
 # picks out of the mask itself.
 GENERAL = (
-    *("client_id", "label_info", "label_tag", "label_prompt", "logging", "restore_label_idx", "roi"),
+    *(
+        "client_id",
+        "label_info",
+        "label_tag",
+        "label_prompt",
+        "logging",
+        "restore_label_idx",
+        "roi",
+    ),
     *("save_label", "selected_label_name", "timeout"),
 )
 # Of a batch, beside the model's options.
@@ -54,7 +62,8 @@ def check_requests() -> None:
 def _check_known(what: str, name: str, known: Collection[str]) -> None:
     if name not in known:
         raise HTTPException(
-            404, f"{what}: found {name!r}, expected one of {', '.join(known) or 'none, as there is none'}: choose one."
+            404,
+            f"{what}: found {name!r}, expected one of {', '.join(known) or 'none, as there is none'}: choose one.",
         )
 
 
@@ -63,12 +72,16 @@ def _check_params(params: Mapping[str, Any], *more: str) -> None:
     for keys in (params, *(value for value in params.values() if isinstance(value, dict))):
         reserved = [key for key in (*RESERVED, *more) if key in keys]
         if reserved:
-            raise InputError(f"params: found {', '.join(reserved)}, expected options: say these in the address.")
+            raise InputError(
+                f"params: found {', '.join(reserved)}, expected options: say these in the address."
+            )
     if "label_tag" in params:
         check_name("label_tag", params["label_tag"])
 
 
-def _check_task(params: Mapping[str, Any], run_sync: bool | None, names: Collection[str], *more: str) -> None:
+def _check_task(
+    params: Mapping[str, Any], run_sync: bool | None, names: Collection[str], *more: str
+) -> None:
     """Of what runs in a process of its own, for one or all of `names`."""
     check_json("params", params)
     _check_params(params, *more)
@@ -79,7 +92,9 @@ def _check_task(params: Mapping[str, Any], run_sync: bool | None, names: Collect
         )
     for name in names:
         if not isinstance(params.get(name, {}), dict):
-            raise InputError(f"params: found {params[name]!r} for {name}, expected an object of options: fix it.")
+            raise InputError(
+                f"params: found {params[name]!r} for {name}, expected an object of options: fix it."
+            )
 
 
 def _check_trainings(params: dict[str, Any] | None, run_sync: bool | None, **_: Any) -> None:
@@ -90,7 +105,9 @@ def _check_trainings(params: dict[str, Any] | None, run_sync: bool | None, **_: 
         _check_training(name, {**given.get(name, {}), **common}, run_sync)
 
 
-def _check_training(model: str, params: dict[str, Any] | None, run_sync: bool | None, **_: Any) -> None:
+def _check_training(
+    model: str, params: dict[str, Any] | None, run_sync: bool | None, **_: Any
+) -> None:
     tasks = app_instance()._trainers
     _check_known("model", model, tasks)
     _check_task(params or {}, run_sync, [])
@@ -108,7 +125,9 @@ def _check_scorings(params: dict[str, Any] | None, run_sync: bool | None, **_: A
     _check_task(params or {}, run_sync, app_instance()._scoring_methods, "method")
 
 
-def _check_scoring(method: str, params: dict[str, Any] | None, run_sync: bool | None, **_: Any) -> None:
+def _check_scoring(
+    method: str, params: dict[str, Any] | None, run_sync: bool | None, **_: Any
+) -> None:
     _check_known("method", method, app_instance()._scoring_methods)
     _check_task(params or {}, run_sync, [], "method")
 
@@ -117,11 +136,19 @@ def _check_options(model: str, params: Collection[str], options: Collection[str]
     known = [*options, *GENERAL]
     for key in params:
         if key not in known and not key.startswith("result_"):
-            raise InputError(f"model {model}: found option {key!r}, expected one of {', '.join(known)}: fix its name.")
+            raise InputError(
+                f"model {model}: found option {key!r}, expected one of {', '.join(known)}: fix its name."
+            )
 
 
-def _check_batch(model: str, params: dict[str, Any] | None, run_sync: bool | None, **_: Any) -> None:
-    tasks = {name: task for name, task in app_instance()._infers.items() if isinstance(task, Segmentation)}
+def _check_batch(
+    model: str, params: dict[str, Any] | None, run_sync: bool | None, **_: Any
+) -> None:
+    tasks = {
+        name: task
+        for name, task in app_instance()._infers.items()
+        if isinstance(task, Segmentation)
+    }
     _check_known("model", model, tasks)
     state, given = tasks[model].info()["state"], params or {}
     if state != "ready":
@@ -130,9 +157,13 @@ def _check_batch(model: str, params: dict[str, Any] | None, run_sync: bool | Non
     _check_options(model, given, [*tasks[model].config(), *NUMBERS, "gpus", "multi_gpu"])
     for key in NUMBERS:
         if type(given.get(key, 0)) is not int or given.get(key, 0) < 0:
-            raise InputError(f"option {key}: found {given[key]!r}, expected a whole number from 0: fix it.")
+            raise InputError(
+                f"option {key}: found {given[key]!r}, expected a whole number from 0: fix it."
+            )
     if not isinstance(given.get("gpus", ""), str):
-        raise InputError(f'option gpus: found {given["gpus"]!r}, expected text like "0,1" or "all": fix it.')
+        raise InputError(
+            f'option gpus: found {given["gpus"]!r}, expected text like "0,1" or "all": fix it.'
+        )
     # Final labels are what is trained on and scored against.
     if given.get("label_tag") == DefaultLabelTag.FINAL:
         raise InputError(
@@ -159,14 +190,22 @@ def _check_inference(
         options = [*options, *tasks[model].labels, "reset_state"]
         # 3D Slicer says which segment is chosen, and gives a list of clicks for every label of any model.
         labels = {name for task in tasks.values() for name in task.labels}
-        asked = {key: value for key, value in asked.items() if key != "label" and not (key in labels and value == [])}
+        asked = {
+            key: value
+            for key, value in asked.items()
+            if key != "label" and not (key in labels and value == [])
+        }
     _check_params(asked)
     _check_options(model, asked, options)
     if output == "dicom_seg":
         if not isinstance(app_instance().datastore(), DICOMWebDatastore):
-            raise InputError("output: found dicom_seg, expected image, as the studies are no DICOM server: ask for it.")
+            raise InputError(
+                "output: found dicom_seg, expected image, as the studies are no DICOM server: ask for it."
+            )
         if file is not None or session_id or not asked.get("label_info"):
-            raise InputError("output: found dicom_seg, expected it with image and label_info in params: send both.")
+            raise InputError(
+                "output: found dicom_seg, expected it with image and label_info in params: send both."
+            )
     if file is not None:
         check_volume("file", file, max_mb())
     elif session_id:
@@ -177,10 +216,14 @@ def _check_inference(
         name = PurePath(label.filename or "").name
         check_name("label", name)
         if not nifti_suffix(name):
-            raise InputError(f"label: found {name!r}, expected a file {' or '.join(NIFTI_SUFFIXES)}: convert it.")
+            raise InputError(
+                f"label: found {name!r}, expected a file {' or '.join(NIFTI_SUFFIXES)}: convert it."
+            )
 
 
-def _update_model(background_tasks: BackgroundTasks, model: str, file: UploadFile) -> dict[str, Any]:
+def _update_model(
+    background_tasks: BackgroundTasks, model: str, file: UploadFile
+) -> dict[str, Any]:
     app = app_instance()
     _check_known("model", model, app._infers)
     return update_model(app.bundles.get(model), model, file)

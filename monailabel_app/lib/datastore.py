@@ -96,7 +96,9 @@ class LockedDatastore(LocalDatastore):
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
         """The file of a label, as that of a scan."""
         label = self._datastore.label(label_id, label_tag)
-        return self._file(self._datastore.label_path(label_tag), label_id, label.ext) if label else ""
+        return (
+            self._file(self._datastore.label_path(label_tag), label_id, label.ext) if label else ""
+        )
 
     @_locked
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
@@ -123,7 +125,9 @@ class LockedDatastore(LocalDatastore):
         self._reconcile_datastore()
 
     @_locked
-    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+    def save_label(
+        self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]
+    ) -> str:
         """Save a label in the place of the one that the scan has, if any; returns its id, that of the scan.
 
         Raises:
@@ -149,8 +153,12 @@ class LockedDatastore(LocalDatastore):
         if label_id not in self._datastore.objects:
             return []
         folder = Path(self._datastore.label_path(None))
-        tags = [path for path in folder.iterdir() if path.is_dir() and label_tag in (None, path.name)]
-        files = [file for tag in tags for file in tag.iterdir() if self._to_id(file.name)[0] == label_id]
+        tags = [
+            path for path in folder.iterdir() if path.is_dir() and label_tag in (None, path.name)
+        ]
+        files = [
+            file for tag in tags for file in tag.iterdir() if self._to_id(file.name)[0] == label_id
+        ]
         return [file for file in files if file.is_symlink() or file.is_file()]
 
     def _file(self, folder: str, name: str, suffix: str) -> str:
@@ -161,7 +169,9 @@ class LockedDatastore(LocalDatastore):
         return (file.removesuffix(suffix), suffix) if suffix else super()._to_id(file)
 
     def _list_files(self, path: str, patterns: Collection[str]) -> dict[str, str]:
-        names = sorted(name for name in os.listdir(path) if os.path.isfile(os.path.join(path, name)))
+        names = sorted(
+            name for name in os.listdir(path) if os.path.isfile(os.path.join(path, name))
+        )
         found: dict[str, str] = {}
         for pattern in patterns:
             for name in names:
@@ -170,7 +180,10 @@ class LockedDatastore(LocalDatastore):
                 other = found.setdefault(self._to_id(name)[0], name)
                 if other != name:
                     logger.warning(
-                        "%s: found %s and %s, expected one: the second is left out, rename it.", path, other, name
+                        "%s: found %s and %s, expected one: the second is left out, rename it.",
+                        path,
+                        other,
+                        name,
                     )
         return {name: name for name in found.values()}
 

@@ -53,8 +53,14 @@ class DicomServer:
         with self._asked():
             while True:
                 # Servers send as many as they like, such as 100, at a time; some know no offset.
-                page = self.client.search_for_series(search_filters=dict(filters), offset=len(found) or None)
-                new = {uid: one for one in page if (uid := first(one, "SeriesInstanceUID")) and uid not in found}
+                page = self.client.search_for_series(
+                    search_filters=dict(filters), offset=len(found) or None
+                )
+                new = {
+                    uid: one
+                    for one in page
+                    if (uid := first(one, "SeriesInstanceUID")) and uid not in found
+                }
                 if not new:
                     return list(found.values())
                 found |= new
@@ -67,7 +73,9 @@ class DicomServer:
     def series_of(self, study: str, instance: str) -> str:
         """The series that an instance belongs to; "" where it is not on the server."""
         with self._asked():
-            found = self.client.search_for_instances(study, search_filters={"SOPInstanceUID": instance})
+            found = self.client.search_for_instances(
+                study, search_filters={"SOPInstanceUID": instance}
+            )
         there = [one for one in found if first(one, "SOPInstanceUID") == instance]
         return str(first(there[0], "SeriesInstanceUID")) if there else ""
 
@@ -78,11 +86,17 @@ class DicomServer:
 
     def download(self, series: str, folder: Path) -> dict[str, Any] | None:
         """Save the files of a series as the server has them; returns its DICOM JSON, None if it has none."""
-        found = [one for one in self.search(SeriesInstanceUID=series) if first(one, "SeriesInstanceUID") == series]
+        found = [
+            one
+            for one in self.search(SeriesInstanceUID=series)
+            if first(one, "SeriesInstanceUID") == series
+        ]
         if not found:
             return None
         with self._asked(f"series {series}"):
-            instances = self.client.retrieve_series(first(found[0], "StudyInstanceUID"), series, media_types=AS_STORED)
+            instances = self.client.retrieve_series(
+                first(found[0], "StudyInstanceUID"), series, media_types=AS_STORED
+            )
         expected = first(found[0], "NumberOfSeriesRelatedInstances")
         # A connection that is cut may look like the end.
         if expected is not None and len(instances) < int(expected):
@@ -130,7 +144,9 @@ class DicomServer:
         # pydicom raises whatever it likes for what is no DICOM.
         except Exception as error:
             kind = type(error).__name__
-            if isinstance(error, requests.RequestException) and not isinstance(error, requests.JSONDecodeError):
+            if isinstance(error, requests.RequestException) and not isinstance(
+                error, requests.JSONDecodeError
+            ):
                 raise DicomServerError(
                     f"studies: found no DICOMweb server at {url} ({kind}), expected one: start it, or fix the address "
                     "or the network, and ask again; scans and labels that were copied before can be used meanwhile."
@@ -149,7 +165,9 @@ class DicomServer:
 def connect_client(url: str) -> DICOMwebClientX:
     """A client with MONAI Label's settings that waits for no answer longer than they say."""
     user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
-    session = create_session_from_user_pass(user, password) if user and password else create_session()
+    session = (
+        create_session_from_user_pass(user, password) if user and password else create_session()
+    )
     for scheme in ("http://", "https://"):
         session.mount(scheme, _Timeouts())
     client = DICOMwebClientX(
@@ -179,11 +197,15 @@ def sequence(entry: Mapping[str, Any], keyword: str) -> list[Any]:
 class _Timeouts(HTTPAdapter):
     """Lists come within seconds or not at all; scans and headers take longer to be gathered."""
 
-    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+    def send(
+        self, request: requests.PreparedRequest, *args: Any, **kwargs: Any
+    ) -> requests.Response:
         accepted, path = request.headers.get("Accept", ""), (request.url or "").partition("?")[0]
         lists = request.method == "GET" and "json" in accepted and not path.endswith("/metadata")
         kwargs["timeout"] = (
             CONNECT_SECONDS,
-            settings.MONAI_LABEL_DICOMWEB_READ_TIMEOUT if lists else settings.MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT,
+            settings.MONAI_LABEL_DICOMWEB_READ_TIMEOUT
+            if lists
+            else settings.MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT,
         )
         return super().send(request, *args, **kwargs)

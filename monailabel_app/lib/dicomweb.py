@@ -56,7 +56,9 @@ def connect(url: str) -> DicomwebDatastore:
     # Installed beside this Python, and MONAI Label would download it otherwise.
     os.environ["PATH"] = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}"
     if shutil.which("itkimage2segimage") is None:
-        raise InputError("found no itkimage2segimage, expected it for DICOM SEG: pip install dcmqi.")
+        raise InputError(
+            "found no itkimage2segimage, expected it for DICOM SEG: pip install dcmqi."
+        )
     client = connect_client(url)
     DicomServer(client).check()
     return DicomwebDatastore(
@@ -92,9 +94,14 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
 
     def list_images(self) -> list[str]:
         """The series that `MONAI_LABEL_DICOMWEB_SEARCH_FILTER` finds now."""
-        return [str(first(series, "SeriesInstanceUID")) for series in self.server.search(**self._search_filter)]
+        return [
+            str(first(series, "SeriesInstanceUID"))
+            for series in self.server.search(**self._search_filter)
+        ]
 
-    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+    def get_labeled_images(
+        self, label_tag: str | None = None, labels: list[str] | None = None
+    ) -> list[str]:
         """Those of them with a label that can be read; each is copied if its copy is not the newest.
 
         Raises:
@@ -103,7 +110,10 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         """
         segmentations, found = self._segmentations(), []
         for image in self.list_images():
-            if image not in segmentations or self._bad_labels.get(image, ([],))[0] == segmentations[image]:
+            if (
+                image not in segmentations
+                or self._bad_labels.get(image, ([],))[0] == segmentations[image]
+            ):
                 continue
             try:
                 self._copy_label(image, segmentations[image])
@@ -114,33 +124,49 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
                 logger.warning("%s", error)
         return found
 
-    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+    def get_unlabeled_images(
+        self, label_tag: str | None = None, labels: list[str] | None = None
+    ) -> list[str]:
         """Those of them without a DICOM SEG, except scans that could not be read."""
         segmentations = self._segmentations()
-        return [image for image in self.list_images() if image not in segmentations and image not in self._bad_scans]
+        return [
+            image
+            for image in self.list_images()
+            if image not in segmentations and image not in self._bad_scans
+        ]
 
     def status(self) -> dict[str, Any]:
         """How many scans there are and have a label, and what could not be read; from the copies, if need be."""
         copies = LockedDatastore.json(self)["objects"]
-        found: dict[str, Any] = {"label_tags": Counter(tag for copy in copies.values() for tag in copy["labels"])}
+        found: dict[str, Any] = {
+            "label_tags": Counter(tag for copy in copies.values() for tag in copy["labels"])
+        }
         try:
             images, segmentations = self.list_images(), self._segmentations()
         except DicomServerError as error:
             images, segmentations = list(copies), self._last_segmentations
             found["error"] = str(error)
-        bad_labels = {image: said for image, (_, said) in self._bad_labels.items() if image in segmentations}
+        bad_labels = {
+            image: said for image, (_, said) in self._bad_labels.items() if image in segmentations
+        }
         return {
             "total": len(images),
             "completed": len(set(images) & segmentations.keys() - bad_labels.keys()),
             **found,
-            "unreadable_scans": {image: said for image, said in self._bad_scans.items() if image in images},
+            "unreadable_scans": {
+                image: said for image, said in self._bad_scans.items() if image in images
+            },
             "unreadable_labels": {**bad_labels, **self._bad_series},
         }
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
         """Scan and label of those with a label that can be read."""
         labelled = self.get_labeled_images()
-        return [item for item in LockedDatastore.datalist(self, full_path) if stem_of(item["image"]) in labelled]
+        return [
+            item
+            for item in LockedDatastore.datalist(self, full_path)
+            if stem_of(item["image"]) in labelled
+        ]
 
     def get_image_uri(self, image_id: str) -> str:
         """The scan as NIfTI, downloaded at the first call; "" for a series that is not on the server.
@@ -176,7 +202,9 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         Raises:
             InputError: always.
         """
-        raise InputError("file: found an upload, expected a series of the DICOM server: send it there as DICOM.")
+        raise InputError(
+            "file: found an upload, expected a series of the DICOM server: send it there as DICOM."
+        )
 
     def remove_image(self, image_id: str) -> None:
         """Refuse it, as it would come back.
@@ -184,7 +212,9 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         Raises:
             InputError: always.
         """
-        raise InputError(f"image {image_id}: found a series of the DICOM server, expected to delete it there.")
+        raise InputError(
+            f"image {image_id}: found a series of the DICOM server, expected to delete it there."
+        )
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Remove a label that is on this machine alone.
@@ -193,7 +223,9 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
             InputError: for the final label, which would come back.
         """
         if label_tag in (FINAL, "*"):
-            raise InputError(f"label of {label_id}: found one of the DICOM server, expected to delete it there.")
+            raise InputError(
+                f"label of {label_id}: found one of the DICOM server, expected to delete it there."
+            )
         super().remove_label(label_id, label_tag)
 
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
@@ -222,7 +254,12 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         return LockedDatastore.get_label_uri(self, label_id, label_tag)
 
     def save_label(
-        self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], label_id: str = ""
+        self,
+        image_id: str,
+        label_filename: str,
+        label_tag: str,
+        label_info: dict[str, Any],
+        label_id: str = "",
     ) -> str:
         """Save a label of a scan, a final one on the server, as DICOM SEG.
 
@@ -238,16 +275,22 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
             label = read_label(label_filename)
             values = set(values_in(label))
             if not values:
-                raise InputError(f"label of {image_id}: found no segment, expected one to save: draw or segment first.")
+                raise InputError(
+                    f"label of {image_id}: found no segment, expected one to save: draw or segment first."
+                )
             label_info = {**label_info, "label_info": _named(label_info, values)}
             before = [one.made for one in self._segmentations().get(image_id, []) if one.made]
             with tempfile.TemporaryDirectory() as folder:
                 # MONAI Label cuts off what is behind the point: 0.9999999 would become the background.
                 whole = Path(folder) / "label.nii.gz"
                 write_nifti(whole, label[0].numpy(), label.affine.numpy())
-                segmentation = _write_segmentation(Path(scan).with_name(image_id), str(whole), label_info["label_info"])
+                segmentation = _write_segmentation(
+                    Path(scan).with_name(image_id), str(whole), label_info["label_info"]
+                )
             # The tool says seconds only, and another program's clock may be fast.
-            made = max([datetime.now().astimezone(), *(one + timedelta(milliseconds=1) for one in before)]).astimezone()
+            made = max(
+                [datetime.now().astimezone(), *(one + timedelta(milliseconds=1) for one in before)]
+            ).astimezone()
             segmentation.InstanceCreationDate = made.strftime("%Y%m%d")
             segmentation.InstanceCreationTime = made.strftime("%H%M%S.%f")
             self.server.store(segmentation)
@@ -266,7 +309,9 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         series = self.server.download(image_id, folder)
         if series is None:
             return False
-        info: dict[str, Any] = {key: str(value) for key in SHOWN if (value := first(series, key)) is not None}
+        info: dict[str, Any] = {
+            key: str(value) for key in SHOWN if (value := first(series, key)) is not None
+        }
         with tempfile.TemporaryDirectory() as converted:
             scan = Path(converted, file.name)
             try:
@@ -288,12 +333,17 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
             if not is_copied():
                 scan = self.get_image_uri(image)
                 if not scan:
-                    raise InputError("found no scan, expected one: it was deleted on the DICOM server.")
+                    raise InputError(
+                        "found no scan, expected one: it was deleted on the DICOM server."
+                    )
                 with self._lock(f"label_of_{image}"), tempfile.TemporaryDirectory() as folder:
                     # Someone may have done it meanwhile.
                     if not is_copied():
                         file = Path(folder) / "label.nii.gz"
-                        datasets = [self.server.instance(one.study, one.series, one.instance) for one in chosen]
+                        datasets = [
+                            self.server.instance(one.study, one.series, one.instance)
+                            for one in chosen
+                        ]
                         segments = write_label(datasets, Path(scan), file)
                         info = {"segmentations": instances, "label_info": segments}
                         LockedDatastore.save_label(self, image, str(file), FINAL, info)
@@ -313,11 +363,16 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
             # Some servers pass over what they are asked to filter by.
             if first(entry, "Modality") not in ("SEG", None):
                 continue
-            study, series = str(first(entry, "StudyInstanceUID")), str(first(entry, "SeriesInstanceUID"))
+            study, series = (
+                str(first(entry, "StudyInstanceUID")),
+                str(first(entry, "SeriesInstanceUID")),
+            )
             key = series, first(entry, "NumberOfSeriesRelatedInstances")
             try:
                 # Of a server that does not say how many there are, there may be more than before.
-                headers[key] = (self._headers.get(key) if key[1] else None) or self._describe(study, series)
+                headers[key] = (self._headers.get(key) if key[1] else None) or self._describe(
+                    study, series
+                )
             except DicomServerError:
                 raise
             except InputError as error:
@@ -382,7 +437,13 @@ def _named(info: Mapping[str, Any], values: set[int]) -> list[dict[str, Any]]:
     """
     names = info.get("params", {}).get("label_names") or {}
     said = {int(value): {"name": name} for name, value in names.items()}
-    said |= {int(one.get("idx", number)): dict(one) for number, one in enumerate(info.get("label_info") or (), 1)}
+    said |= {
+        int(one.get("idx", number)): dict(one)
+        for number, one in enumerate(info.get("label_info") or (), 1)
+    }
     # The first one's `model_name` becomes the series' description.
     common = {"model_name": info.get("model", "Segmentation")}
-    return [{"name": f"segment {value}", **common, **said.get(value, {}), "idx": value} for value in sorted(values)]
+    return [
+        {"name": f"segment {value}", **common, **said.get(value, {}), "idx": value}
+        for value in sorted(values)
+    ]

@@ -109,10 +109,16 @@ class FolderDatastore(LockedDatastore):
         said = {} if str(copy) == info["path"] else {"warnings": _basis(copy).get("warnings", [])}
         return {**info, **said, "name": copy.name, "path": str(copy)}
 
-    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+    def get_unlabeled_images(
+        self, label_tag: str | None = None, labels: list[str] | None = None
+    ) -> list[str]:
         """The scans without a final label, but for those that could not be read."""
         unreadable = self._unreadable()
-        return [image for image in super().get_unlabeled_images(label_tag, labels) if image not in unreadable]
+        return [
+            image
+            for image in super().get_unlabeled_images(label_tag, labels)
+            if image not in unreadable
+        ]
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
         """The scans that can be read and have a final label.
@@ -134,7 +140,11 @@ class FolderDatastore(LockedDatastore):
 
     def status(self) -> dict[str, Any]:
         """How many scans there are and have a label, what could not be read, and what is no scan."""
-        return {**super().status(), "unreadable_scans": self._unreadable(), "left_out": self.left_out}
+        return {
+            **super().status(),
+            "unreadable_scans": self._unreadable(),
+            "left_out": self.left_out,
+        }
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Save a scan; returns its id.
@@ -145,7 +155,9 @@ class FolderDatastore(LockedDatastore):
         name, suffix = self._to_id(os.path.basename(image_filename))
         file = self._place(f"{image_id or name}{suffix}")
         if os.path.exists(file):
-            raise InputError(f"{file}: found a file that is no scan, expected none: remove it, or choose another name.")
+            raise InputError(
+                f"{file}: found a file that is no scan, expected none: remove it, or choose another name."
+            )
         return super().add_image(image_id, image_filename, image_info)
 
     def remove_image(self, image_id: str) -> None:
@@ -211,14 +223,19 @@ class FolderDatastore(LockedDatastore):
         names = [name for name in os.listdir(path) if nifti_suffix(name) and not is_hidden(name)]
         files = [name for name in names if not os.path.isdir(os.path.join(path, name))]
         found: dict[str, str] = {}
-        for name in [*sorted(files, key=lambda name: (name[-3:].lower() != ".gz", name)), *self._series]:
+        for name in [
+            *sorted(files, key=lambda name: (name[-3:].lower() != ".gz", name)),
+            *self._series,
+        ]:
             if name not in self._series and not self._has_header(name):
                 left_out["no NIfTI volume"].append(Path(name))
             elif found.setdefault(self._to_id(name)[0], name) != name:
                 left_out["called as another scan"].append(Path(name))
         said = describe(left_out)
         if said and said != self.left_out:
-            logger.warning("%s: found %d scans; left out as none: %s.", self._datastore_path, len(found), said)
+            logger.warning(
+                "%s: found %d scans; left out as none: %s.", self._datastore_path, len(found), said
+            )
         self.left_out = said
         return {name: name for name in found.values()}
 
@@ -240,7 +257,11 @@ class FolderDatastore(LockedDatastore):
         # A process that trains reads no headers.
         for path, whose in self._whose.items():
             scan = self._datastore.objects.get(self._series.get(path, ""))
-            if scan and scan.image.ext == f"/{path}" and not whose.items() <= scan.image.info.items():
+            if (
+                scan
+                and scan.image.ext == f"/{path}"
+                and not whose.items() <= scan.image.info.items()
+            ):
                 scan.image.info.update(whose)
                 changed += 1
         return changed
@@ -252,7 +273,11 @@ class FolderDatastore(LockedDatastore):
         listed = {self._to_id(name) for name in self._list_files(self._datastore.image_path(), ())}
         scans = self._datastore.objects
         # What is known of a label would be lost with a scan that only is being copied.
-        gone = [name for name, scan in scans.items() if not scan.labels and (name, scan.image.ext) not in listed]
+        gone = [
+            name
+            for name, scan in scans.items()
+            if not scan.labels and (name, scan.image.ext) not in listed
+        ]
         for name in gone:
             del scans[name]
         return removed + len(gone)
@@ -276,28 +301,42 @@ class FolderDatastore(LockedDatastore):
                 no_series["called as another scan"].append(path)
             else:
                 found[str(path)] = name
-                whose[str(path)] = dict(zip(("PatientID", "StudyInstanceUID"), one.slices[0].series, strict=False))
-        no_series["NIfTI below the folder"] = [file for file in _files_below(folder) if nifti_suffix(file)]
+                whose[str(path)] = dict(
+                    zip(("PatientID", "StudyInstanceUID"), one.slices[0].series, strict=False)
+                )
+        no_series["NIfTI below the folder"] = [
+            file for file in _files_below(folder) if nifti_suffix(file)
+        ]
         own = [folder / name for name in OWN]
         for reason, files in list(no_series.items()):
             no_series[reason] = [file for file in files if file not in own]
         self._series, self._whose = found, whose
-        self._no_series = LeftOut(list, {reason: files for reason, files in no_series.items() if files})
+        self._no_series = LeftOut(
+            list, {reason: files for reason, files in no_series.items() if files}
+        )
 
     def _watch(self, folder: str) -> None:
         handler = FileSystemEventHandler()
         handler.on_any_event = self._on_any_change  # type: ignore[method-assign]
-        observer: Any = PollingObserver(timeout=POLL_SECONDS) if self._is_on_mount(folder) else Observer()
+        observer: Any = (
+            PollingObserver(timeout=POLL_SECONDS) if self._is_on_mount(folder) else Observer()
+        )
         observer.schedule(handler, folder, recursive=True)
         try:
             observer.start()
         except OSError as error:
-            logger.warning("%s: cannot be watched (%s), so new scans are found at the next start.", folder, error)
+            logger.warning(
+                "%s: cannot be watched (%s), so new scans are found at the next start.",
+                folder,
+                error,
+            )
             return
         threading.Thread(target=self._look_again, daemon=True).start()
 
     def _on_any_change(self, event: FileSystemEvent) -> None:
-        if event.event_type not in CHANGES or (event.is_directory and event.event_type == "modified"):
+        if event.event_type not in CHANGES or (
+            event.is_directory and event.event_type == "modified"
+        ):
             return
         for path in filter(None, (os.fsdecode(event.src_path), os.fsdecode(event.dest_path))):
             parts = Path(os.path.relpath(path, self._datastore_path)).parts
@@ -321,8 +360,14 @@ def _files_below(folder: Path) -> list[Path]:
     """The files in the folders of a folder, but for hidden ones and the labels."""
     found = []
     for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not is_hidden(name) and Path(place, name) != folder / "labels"]
-        found += [Path(place, name) for name in names if Path(place) != folder and not is_hidden(name)]
+        folders[:] = [
+            name
+            for name in folders
+            if not is_hidden(name) and Path(place, name) != folder / "labels"
+        ]
+        found += [
+            Path(place, name) for name in names if Path(place) != folder and not is_hidden(name)
+        ]
     return sorted(found)
 
 
@@ -343,8 +388,12 @@ def _state(scan: str) -> str:
     if not scan:
         return ""
     try:
-        files = [Path(scan)] if nifti_suffix(scan) and not os.path.isdir(scan) else files_at(Path(scan))
-        states = [(str(file), os.stat(file)) for file in files if file.name not in OWN and file.exists()]
+        files = (
+            [Path(scan)] if nifti_suffix(scan) and not os.path.isdir(scan) else files_at(Path(scan))
+        )
+        states = [
+            (str(file), os.stat(file)) for file in files if file.name not in OWN and file.exists()
+        ]
     except OSError:
         return ""
     # Copies and archives bring the time of the last write along, which may be older or the same; the time of the last

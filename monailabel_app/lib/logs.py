@@ -42,7 +42,9 @@ def serve_log() -> None:
     app, in a page that loads scripts from elsewhere; and fails without nvidia-smi, and for a large number of lines.
     """
     recent = RecentLines()
-    recent.setFormatter(logging.Formatter("[%(asctime)s] [%(levelname)s] (%(name)s:%(lineno)d) - %(message)s"))
+    recent.setFormatter(
+        logging.Formatter("[%(asctime)s] [%(levelname)s] (%(name)s:%(lineno)d) - %(message)s")
+    )
     for name in LOGGERS:
         logger = logging.getLogger(name)
         for handler in logger.handlers:
@@ -63,5 +65,7 @@ def serve_log() -> None:
 
 def _run(command: list[str], stdout: int) -> subprocess.CompletedProcess:
     if shutil.which(command[0]) is None:
-        raise HTTPException(404, f"gpu: found no {command[0]} on the server, expected it: install NVIDIA's driver.")
+        raise HTTPException(
+            404, f"gpu: found no {command[0]} on the server, expected it: install NVIDIA's driver."
+        )
     return subprocess.run(command, stdout=stdout, check=False)

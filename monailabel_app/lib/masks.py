@@ -45,7 +45,9 @@ def convert_mask(
     os.close(descriptor)
     if suffix in NRRD_SUFFIXES:
         header = nrrd_header(volume.affine, present if suffix == ".seg.nrrd" else {})
-        nrrd.write(path, mask, {**header, "encoding": "gzip" if compress else "raw"}, compression_level=1)
+        nrrd.write(
+            path, mask, {**header, "encoding": "gzip" if compress else "raw"}, compression_level=1
+        )
     elif source.name.endswith(suffix) and mask is volume.array:
         shutil.move(source, path)
     else:

@@ -36,7 +36,9 @@ def serve_ohif(server: FastAPI) -> None:
     MONAI Label asks for a token that no browser sends with an address, finds none of the files in folders, and proposes
     port 8000 whatever its own is. Where a token is asked for, OHIF is told where its user logs in.
     """
-    files = {file.relative_to(FOLDER).as_posix(): file for file in FOLDER.rglob("*") if file.is_file()}
+    files = {
+        file.relative_to(FOLDER).as_posix(): file for file in FOLDER.rglob("*") if file.is_file()
+    }
     panel, config = files[PANEL].read_text(), files[CONFIG].read_text()
     for old, new in CHANGES.items():
         assert panel.count(old) == 1, f"{PANEL}: {old}"
@@ -55,7 +57,9 @@ def serve_ohif(server: FastAPI) -> None:
 
     def page(path: str) -> Response:
         if path in changed:
-            return Response(changed[path], media_type="text/javascript", headers={"Cache-Control": "no-cache"})
+            return Response(
+                changed[path], media_type="text/javascript", headers={"Cache-Control": "no-cache"}
+            )
         # All else is an address within the page.
         return FileResponse(files.get(path, files["index.html"]))
 

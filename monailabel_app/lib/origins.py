@@ -44,7 +44,9 @@ class OwnPages:
     def __init__(self, app: Callable, hosts: Collection[str], origins: Collection[str]) -> None:
         self.app, self.hosts, self.origins = app, hosts, origins
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Callable, send: Callable) -> None:
+    async def __call__(
+        self, scope: MutableMapping[str, Any], receive: Callable, send: Callable
+    ) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
@@ -71,13 +73,18 @@ class OwnPages:
                 f"Host: found {', '.join(names)!r:.100}, expected an address like 127.0.0.1 or one of the names "
                 f"{', '.join(self.hosts)}: use one, or start the server with --conf hosts and its name."
             )
-        if scope["method"] in ("GET", "HEAD") and (scope["path"] in PAGES or scope["path"].startswith("/ohif/")):
+        if scope["method"] in ("GET", "HEAD") and (
+            scope["path"] in PAGES or scope["path"].startswith("/ohif/")
+        ):
             return None
         page = headers.get("origin") or _origin(headers.get("referer", ""))
         if page in self.origins:
             return None
         site = headers.get("sec-fetch-site", "none")
-        if page.lower() in ("", f"http://{host}", f"https://{host}") and site in ("none", "same-origin"):
+        if page.lower() in ("", f"http://{host}", f"https://{host}") and site in (
+            "none",
+            "same-origin",
+        ):
             return None
         return (
             f"Origin: found the page {page or site!r:.100}, expected a program or one of the server's own pages: open "

@@ -46,16 +46,26 @@ class Kept:
 
     def regions(self, names: Collection[str], regions: Sequence[Box]) -> list[NDArray[np.float32]]:
         """The sum of the probabilities of some of the bundle's labels, 0 to 1, in boxes of the scan's own grid."""
-        totals = [np.zeros([part.stop - part.start for part in region], np.int32) for region in regions]
+        totals = [
+            np.zeros([part.stop - part.start for part in region], np.int32) for region in regions
+        ]
         with np.load(self.file) as stored:
             for name in names:
                 starts, values = stored[f"{name} starts"], stored[name]
                 for region, total in zip(regions, totals, strict=True):
-                    begins = [max(part.start, start) for part, start in zip(region, starts, strict=True)]
-                    ends = [min(p.stop, s + n) for p, s, n in zip(region, starts, values.shape, strict=True)]
+                    begins = [
+                        max(part.start, start) for part, start in zip(region, starts, strict=True)
+                    ]
+                    ends = [
+                        min(p.stop, s + n)
+                        for p, s, n in zip(region, starts, values.shape, strict=True)
+                    ]
                     if all(begin < end for begin, end in zip(begins, ends, strict=True)):
                         there, here = (
-                            tuple(slice(b - o, e - o) for b, e, o in zip(begins, ends, origin, strict=True))
+                            tuple(
+                                slice(b - o, e - o)
+                                for b, e, o in zip(begins, ends, origin, strict=True)
+                            )
                             for origin in (starts, [part.start for part in region])
                         )
                         total[here] += values[there]
@@ -101,7 +111,9 @@ class ProbabilityStore:
         def watch(evaluator: SupervisedEvaluator) -> None:
             inferer: Any = evaluator.inferer
             inferer.keep_probabilities = True
-            evaluator.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._keep, bundle, scan, basis)
+            evaluator.add_event_handler(
+                IterationEvents.FORWARD_COMPLETED, self._keep, bundle, scan, basis
+            )
 
         return watch
 
@@ -110,7 +122,9 @@ class ProbabilityStore:
         image = decollate_batch(evaluator.state.batch[key])[0]
         # Onto the scan's own grid as the mask.
         invert = Invertd("kept", evaluator.data_loader.dataset.transform, key, nearest_interp=True)
-        probabilities = invert({key: image, "kept": MetaTensor(evaluator.inferer.kept[0].cpu())})["kept"].numpy()
+        probabilities = invert({key: image, "kept": MetaTensor(evaluator.inferer.kept[0].cpu())})[
+            "kept"
+        ].numpy()
         arrays: dict[str, np.ndarray] = {"basis": np.array(basis)}
         for name, value in bundle.labels.items():
             values = probabilities[value - 1]
@@ -119,7 +133,9 @@ class ProbabilityStore:
             arrays[name] = values[box]
         try:
             check_writable(self.folder)
-            write_atomically(self._file(bundle, scan), lambda file: np.savez_compressed(file, **arrays))
+            write_atomically(
+                self._file(bundle, scan), lambda file: np.savez_compressed(file, **arrays)
+            )
         # The mask is there all the same.
         except InputError as error:
             logger.warning("%s", error)

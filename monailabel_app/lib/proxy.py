@@ -45,7 +45,9 @@ async def _pass_on(request: Request, op: str, path: str) -> Response:
     prefix = prefixes.get("wado" if op == "qido" and path.endswith("metadata") else op)
     address = "/".join(filter(None, [settings.MONAI_LABEL_STUDIES.rstrip("/"), prefix, path]))
     user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
-    headers: Any = {key: request.headers.get(key) for key in ("accept", "accept-encoding", "content-type")}
+    headers: Any = {
+        key: request.headers.get(key) for key in ("accept", "accept-encoding", "content-type")
+    }
     try:
         found = requests.request(
             request.method,
@@ -71,9 +73,14 @@ async def _pass_on(request: Request, op: str, path: str) -> Response:
 def _check(request: Request, path: str) -> None:
     if not settings.MONAI_LABEL_STUDIES.startswith(("http://", "https://")):
         raise HTTPException(
-            404, f"{request.url.path}: found a folder as studies, expected a DICOM server: use /datastore."
+            404,
+            f"{request.url.path}: found a folder as studies, expected a DICOM server: use /datastore.",
         )
     if not re.fullmatch(r"(studies|series|instances|bulkdata)(/[\w,-][\w.,-]*)*/?", path, re.ASCII):
-        raise HTTPException(404, f"path: found {path!r}, expected studies/… as in DICOMweb: fix the address.")
+        raise HTTPException(
+            404, f"path: found {path!r}, expected studies/… as in DICOMweb: fix the address."
+        )
     if request.method != "GET" and not re.fullmatch(r"studies(/[\d.]+)?", path):
-        raise HTTPException(405, f"path: found POST for {path!r}, expected studies, to store: use GET to read.")
+        raise HTTPException(
+            405, f"path: found POST for {path!r}, expected studies, to store: use GET to read."
+        )

@@ -58,13 +58,17 @@ def regions_of(strokes: Mask, spacing_mm: Sequence[float], margin_mm: float) -> 
     # The first is the background, of everything else.
     for stroke in cc3d.statistics(cc3d.connected_components(strokes[whole]))["bounding_boxes"][1:]:
         region = tuple(
-            slice(max(outer.start + part.start - far, 0), min(outer.start + part.stop + far, length))
+            slice(
+                max(outer.start + part.start - far, 0), min(outer.start + part.stop + far, length)
+            )
             for outer, part, far, length in zip(whole, stroke, margin, strokes.shape, strict=True)
         )
         while near := [other for other in regions if _overlap(region, other)]:
             regions = [other for other in regions if other not in near]
             axes = zip(region, *near, strict=True)
-            region = tuple(slice(min(p.start for p in parts), max(p.stop for p in parts)) for parts in axes)
+            region = tuple(
+                slice(min(p.start for p in parts), max(p.stop for p in parts)) for parts in axes
+            )
         regions.append(region)
     return regions
 
@@ -104,16 +108,23 @@ def correct_region(
         options: the further ones of `cut`.
     """
     steps = [1, 1, 1]
-    while math.prod(-(-length // step) for length, step in zip(label.shape, steps, strict=True)) > limit:
+    while (
+        math.prod(-(-length // step) for length, step in zip(label.shape, steps, strict=True))
+        > limit
+    ):
         steps[int(np.argmin(np.multiply(steps, spacing_mm)))] *= 2
     pairs = list(zip(label.shape, steps, strict=True))
-    middles = np.ix_(*(np.minimum(np.arange(0, length, step) + step // 2, length - 1) for length, step in pairs))
+    middles = np.ix_(
+        *(np.minimum(np.arange(0, length, step) + step // 2, length - 1) for length, step in pairs)
+    )
     back = np.ix_(*(np.arange(length) // step for length, step in pairs))
     held, coarse_mm = label[middles], np.multiply(steps, spacing_mm).tolist()
     strokes = np.zeros((2, *held.shape), bool)
     for coarse, drawn in zip(strokes, (foreground, background), strict=True):
         # However thin.
-        coarse[tuple(index // step for index, step in zip(np.nonzero(drawn), steps, strict=True))] = True
+        coarse[
+            tuple(index // step for index, step in zip(np.nonzero(drawn), steps, strict=True))
+        ] = True
     if isinstance(prior, str):
         log_odds: NDArray[np.floating] | None = label_log_odds(held, coarse_mm)
     else:
@@ -166,7 +177,10 @@ def cut(
     distance = distance_transform_edt(~(foreground | background), sampling=spacing_mm)
     far = distance > reach_mm
     held = label if prior is None else prior > 0
-    strokes = background if background.any() else ~held & far, foreground if foreground.any() else held & far
+    strokes = (
+        background if background.any() else ~held & far,
+        foreground if foreground.any() else held & far,
+    )
     from_strokes = _likelihood(scaled, *strokes, likelihood)
     if prior is not None:
         weight = np.exp(-distance / reach_mm)
@@ -190,7 +204,9 @@ def label_log_odds(label: Mask, spacing_mm: Sequence[float]) -> NDArray[np.float
     """Log odds of the foreground by the distance from the border of a label (h, w, d)."""
     if label.all() or not label.any():
         return np.full(label.shape, PRIOR_LIMIT if label.any() else -PRIOR_LIMIT)
-    inside = distance_transform_edt(label, sampling=spacing_mm) - distance_transform_edt(~label, sampling=spacing_mm)
+    inside = distance_transform_edt(label, sampling=spacing_mm) - distance_transform_edt(
+        ~label, sampling=spacing_mm
+    )
     return np.clip(inside / BORDER_MM, -PRIOR_LIMIT, PRIOR_LIMIT)
 
 
@@ -201,7 +217,9 @@ def network_log_odds(probability: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.clip(np.log(inside / (1 - inside)), -PRIOR_LIMIT, PRIOR_LIMIT)
 
 
-def _likelihood(image: NDArray[np.float32], background: Mask, foreground: Mask, kind: str) -> NDArray[np.float64]:
+def _likelihood(
+    image: NDArray[np.float32], background: Mask, foreground: Mask, kind: str
+) -> NDArray[np.float64]:
     """Log odds of the foreground by intensity, from intensities of both."""
     if not background.any() or not foreground.any():
         return np.zeros(image.shape)
@@ -220,6 +238,8 @@ def _density(values: NDArray[np.float32], kind: str) -> NDArray[np.float64]:
         drawn = np.random.default_rng(0).choice(values, min(len(values), SAMPLES), replace=False)
         # It is not fitted to a single voxel, nor to more Gaussians than intensities.
         drawn = np.resize(drawn, (max(len(drawn), 2), 1))
-        mixture = GaussianMixture(min(MIXTURES, len(np.unique(drawn))), reg_covar=WIDTH**2, random_state=0).fit(drawn)
+        mixture = GaussianMixture(
+            min(MIXTURES, len(np.unique(drawn))), reg_covar=WIDTH**2, random_state=0
+        ).fit(drawn)
         density = np.exp(mixture.score_samples(np.linspace(0, 1, LEVELS)[:, None]))
     return density + 0.01

@@ -98,11 +98,18 @@ class _Frames:
         _, rows, columns = self.voxels.shape
         for k in range(shape[2]):
             x, y, z = (
-                start[axis] - HALFWAY + _along(steps[axis, 0], i) + _along(steps[axis, 1], j) + steps[axis, 2] * k
+                start[axis]
+                - HALFWAY
+                + _along(steps[axis, 0], i)
+                + _along(steps[axis, 1], j)
+                + steps[axis, 2] * k
                 for axis in range(3)
             )
             plane = np.searchsorted(between, z)
-            column, row = (np.floor(place - origins[plane, axis] + 0.5).astype(int) for axis, place in ((0, x), (1, y)))
+            column, row = (
+                np.floor(place - origins[plane, axis] + 0.5).astype(int)
+                for axis, place in ((0, x), (1, y))
+            )
             there = np.abs(z - origins[plane, 2] + HALFWAY / 2) < 0.5
             there = there & (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
             if there.any():
@@ -110,7 +117,11 @@ class _Frames:
                 found[:, :, k] = np.where(there, values, 0)
                 voxels_found += np.bincount(found[:, :, k].ravel("K"), minlength=256)
         drawn = np.sum([np.bincount(plane.ravel(), minlength=256) for plane in self.voxels], axis=0)
-        lost = [name for value, name in enumerate(self.names, 1) if drawn[value] and not voxels_found[value]]
+        lost = [
+            name
+            for value, name in enumerate(self.names, 1)
+            if drawn[value] and not voxels_found[value]
+        ]
         if lost:
             raise InputError(
                 f"found no voxel of {', '.join(lost)} on the scan's grid, expected some: segment this scan itself."
@@ -120,9 +131,15 @@ class _Frames:
     def _check_inside(self, to_index: np.ndarray, shape: Sequence[int]) -> None:
         drawn = np.flatnonzero(self.voxels)
         # So many tell as well as all.
-        plane, row, column = np.unravel_index(drawn[:: 1 + len(drawn) // 100_000], self.voxels.shape)
+        plane, row, column = np.unravel_index(
+            drawn[:: 1 + len(drawn) // 100_000], self.voxels.shape
+        )
         x_mm, y_mm, _ = self.spacing_mm
-        places = self.origins[plane] + np.outer(column * x_mm, self.axes[0]) + np.outer(row * y_mm, self.axes[1])
+        places = (
+            self.origins[plane]
+            + np.outer(column * x_mm, self.axes[0])
+            + np.outer(row * y_mm, self.axes[1])
+        )
         index = places @ to_index[:3, :3].T + to_index[:3, 3]
         # Half a voxel, and half of one of the DICOM SEG's where it is coarser.
         margin = 0.5 + 0.5 * np.abs(to_index[:3, :3] @ self.axes.T * self.spacing_mm).sum(axis=1)
@@ -143,7 +160,9 @@ def _read(dataset: Dataset, names: dict[str, str]) -> _Frames:
     """
     kind = dataset.SegmentationType
     if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
-        raise InputError(f"found the type {kind}, expected BINARY, FRACTIONAL or LABELMAP: export it anew.")
+        raise InputError(
+            f"found the type {kind}, expected BINARY, FRACTIONAL or LABELMAP: export it anew."
+        )
     background = int(dataset.get("PixelPaddingValue", 0))
     values = {}
     for segment in dataset.SegmentSequence:
@@ -156,14 +175,20 @@ def _read(dataset: Dataset, names: dict[str, str]) -> _Frames:
         raise InputError(f"found {len(names)} segments, expected 255 at most: export fewer.")
     groups = [_Groups(dataset, frame) for frame in dataset.PerFrameFunctionalGroupsSequence]
     axes = _axes(groups)
-    places = np.array([group.get("PlanePositionSequence").ImagePositionPatient for group in groups], float)
+    places = np.array(
+        [group.get("PlanePositionSequence").ImagePositionPatient for group in groups], float
+    )
     distances = places @ axes[2]
     order = np.argsort(distances, kind="stable")
     plane_of = np.empty(len(groups), int)
-    plane_of[order] = np.cumsum(np.diff(distances[order], prepend=distances[order[0]]) > SAME_PLANE_MM)
+    plane_of[order] = np.cumsum(
+        np.diff(distances[order], prepend=distances[order[0]]) > SAME_PLANE_MM
+    )
     origins = np.array([places[plane_of == plane][0] for plane in range(plane_of.max() + 1)])
     if np.abs(places - origins[plane_of]).max() > SAME_PLANE_MM:
-        raise InputError("found frames beside each other, expected one frame for each plane: export it anew.")
+        raise InputError(
+            "found frames beside each other, expected one frame for each plane: export it anew."
+        )
 
     voxels = np.zeros((len(origins), dataset.Rows, dataset.Columns), np.uint8)
     for plane, group, pixels in zip(plane_of, groups, _pixels(dataset, len(groups)), strict=True):
@@ -171,7 +196,9 @@ def _read(dataset: Dataset, names: dict[str, str]) -> _Frames:
             found = np.zeros(pixels.shape, np.uint8)
             for number in set(np.unique(pixels).tolist()) - {background}:
                 if number not in values:
-                    raise InputError(f"found the value {number}, expected segments' numbers: export it anew.")
+                    raise InputError(
+                        f"found the value {number}, expected segments' numbers: export it anew."
+                    )
                 found[pixels == number] = values[number]
         else:
             threshold = dataset.MaximumFractionalValue / 2 if kind == "FRACTIONAL" else 0.5
@@ -196,9 +223,13 @@ class _Groups:
 
 
 def _axes(groups: Sequence[_Groups]) -> np.ndarray:
-    cosines = np.array([group.get("PlaneOrientationSequence").ImageOrientationPatient for group in groups], float)
+    cosines = np.array(
+        [group.get("PlaneOrientationSequence").ImageOrientationPatient for group in groups], float
+    )
     if np.abs(cosines - cosines[0]).max() > 1e-3:
-        raise InputError("found frames of several orientations, expected parallel ones: export it anew.")
+        raise InputError(
+            "found frames of several orientations, expected parallel ones: export it anew."
+        )
     row, column = cosines[0, :3], cosines[0, 3:]
     return np.stack([row, column, np.cross(row, column)])
 
@@ -211,7 +242,9 @@ def _spacing_mm(groups: Sequence[_Groups], distances: np.ndarray) -> np.ndarray:
     declared = [abs(float(value)) for value in said if value][:1]
     steps = [*declared, *np.diff(distances)]
     if not steps:
-        raise InputError("found one plane without a thickness, expected SliceThickness: export it anew.")
+        raise InputError(
+            "found one plane without a thickness, expected SliceThickness: export it anew."
+        )
     return np.array([x_mm, y_mm, min(steps)])
 
 
@@ -223,7 +256,9 @@ def _pixels(dataset: Dataset, frames: int) -> Iterator[np.ndarray]:
         return
     bits, size = np.frombuffer(dataset.PixelData, np.uint8), shape[0] * shape[1]
     if 8 * len(bits) < frames * size:
-        raise InputError(f"found {8 * len(bits) // size} frames, expected {frames}: export it anew.")
+        raise InputError(
+            f"found {8 * len(bits) // size} frames, expected {frames}: export it anew."
+        )
     for start in range(0, frames * size, size):
         some = np.unpackbits(bits[start // 8 : (start + size + 7) // 8], bitorder="little")
         yield some[start % 8 :][:size].reshape(shape)

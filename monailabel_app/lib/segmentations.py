@@ -55,20 +55,35 @@ def describe(header: Mapping[str, Any], study: str, series: str) -> Segmentation
     refers = sequence(header, "ReferencedSeriesSequence")
     for other in sequence(header, "StudiesContainingOtherReferencedInstancesSequence"):
         refers += sequence(other, "ReferencedSeriesSequence")
-    groups = sequence(header, "SharedFunctionalGroupsSequence") + sequence(header, "PerFrameFunctionalGroupsSequence")
+    groups = sequence(header, "SharedFunctionalGroupsSequence") + sequence(
+        header, "PerFrameFunctionalGroupsSequence"
+    )
     derivations = [one for group in groups for one in sequence(group, "DerivationImageSequence")]
-    sources = [one for derivation in [header, *derivations] for one in sequence(derivation, "SourceImageSequence")]
+    sources = [
+        one
+        for derivation in [header, *derivations]
+        for one in sequence(derivation, "SourceImageSequence")
+    ]
     sources += [one for item in refers for one in sequence(item, "ReferencedInstanceSequence")]
-    segments = {first(one, "SegmentNumber"): first(one, "SegmentLabel") for one in sequence(header, "SegmentSequence")}
+    segments = {
+        first(one, "SegmentNumber"): first(one, "SegmentLabel")
+        for one in sequence(header, "SegmentSequence")
+    }
     # Of a LABELMAP, which may give it a name.
     segments.pop(first(header, "PixelPaddingValue") or 0, None)
     return Segmentation(
         study=study,
         series=series,
         instance=str(first(header, "SOPInstanceUID")),
-        scans=tuple(dict.fromkeys(str(uid) for one in refers if (uid := first(one, "SeriesInstanceUID")))),
-        source=next((str(uid) for one in sources if (uid := first(one, "ReferencedSOPInstanceUID"))), ""),
-        names=frozenset(compared(segment_name(label, number)) for number, label in segments.items()),
+        scans=tuple(
+            dict.fromkeys(str(uid) for one in refers if (uid := first(one, "SeriesInstanceUID")))
+        ),
+        source=next(
+            (str(uid) for one in sources if (uid := first(one, "ReferencedSOPInstanceUID"))), ""
+        ),
+        names=frozenset(
+            compared(segment_name(label, number)) for number, label in segments.items()
+        ),
         made=_made(header),
         whole=first(header, "ClinicalTrialCoordinatingCenterName") == OF_THIS_APP,
         concatenation=str(first(header, "ConcatenationUID") or ""),
@@ -86,10 +101,14 @@ def current(segmentations: Sequence[Segmentation]) -> list[Segmentation]:
         InputError: where two of the same time, or without one, have a segment in common.
     """
     left = [
-        one for one in segmentations if not any(other.is_newer(one) and other.replaces(one) for other in segmentations)
+        one
+        for one in segmentations
+        if not any(other.is_newer(one) and other.replaces(one) for other in segmentations)
     ]
     for one, other in combinations(left, 2):
-        if not (one.is_newer(other) or other.is_newer(one)) and (one.replaces(other) or other.replaces(one)):
+        if not (one.is_newer(other) or other.is_newer(one)) and (
+            one.replaces(other) or other.replaces(one)
+        ):
             common = ", ".join(sorted(one.names & other.names)) or "saved by this server"
             raise InputError(
                 f"DICOM SEG: found instances {one.instance} and {other.instance}, both with {common}, and none that is "
@@ -110,7 +129,9 @@ def compared(name: str) -> str:
 
 def _made(header: Mapping[str, Any]) -> datetime | None:
     """The latest of what it says: writers copy some dates from the scan, and leave others out."""
-    offset = re.fullmatch(r"([+-])([01]\d)([0-5]\d)", str(first(header, "TimezoneOffsetFromUTC") or "").strip())
+    offset = re.fullmatch(
+        r"([+-])([01]\d)([0-5]\d)", str(first(header, "TimezoneOffsetFromUTC") or "").strip()
+    )
     zone = None
     if offset:
         sign, hours, minutes = offset.groups()
@@ -119,7 +140,9 @@ def _made(header: Mapping[str, Any]) -> datetime | None:
     for kind in ("Series", "Content", "InstanceCreation"):
         # Of old, 2026.01.31 and 12:30:00; a time may end after the hours.
         date = str(first(header, f"{kind}Date") or "").strip().replace(".", "")
-        time, _, fraction = str(first(header, f"{kind}Time") or "").strip().replace(":", "").partition(".")
+        time, _, fraction = (
+            str(first(header, f"{kind}Time") or "").strip().replace(":", "").partition(".")
+        )
         text = f"{date:0<8}{time:0<6}{fraction[:6]:0<6}"
         try:
             moment = datetime.strptime(text, "%Y%m%d%H%M%S%f")

@@ -20,7 +20,11 @@ def segment_names(info: Mapping[str, Any]) -> dict[int, str]:
         InputError: for an info of another form, and a value of two names.
     """
     try:
-        named = [(one["name"], one["idx"]) for one in info.get("label_info") or () if "name" in one and "idx" in one]
+        named = [
+            (one["name"], one["idx"])
+            for one in info.get("label_info") or ()
+            if "name" in one and "idx" in one
+        ]
         named = named or list(dict((info.get("params") or {}).get("label_names") or {}).items())
         names: dict[int, str] = {}
         for name, value in named:
@@ -36,7 +40,10 @@ def segment_names(info: Mapping[str, Any]) -> dict[int, str]:
 
 
 def match(
-    values: Collection[int], names: Mapping[int, str], classes: Mapping[str, int], known: Collection[str] = ()
+    values: Collection[int],
+    names: Mapping[int, str],
+    classes: Mapping[str, int],
+    known: Collection[str] = (),
 ) -> dict[int, int]:
     """The value of a bundle for each value in a label.
 
@@ -54,7 +61,9 @@ def match(
             for names that nobody knows, which would be background without a word.
     """
     if not values:
-        raise InputError("found no segment, expected one or more: draw or segment, and save the label anew.")
+        raise InputError(
+            "found no segment, expected one or more: draw or segment, and save the label anew."
+        )
     mine = {our_name(name): value for name, value in classes.items()}
     mine.setdefault("lesion", mine.get("liver", 0))
     given = names or {value: name for name, value in classes.items()}
@@ -66,7 +75,11 @@ def match(
         )
     others = {our_name(name) for name in known}
     ours = {value: our_name(given[value]) for value in values}
-    if unknown := [given[value] for value, name in ours.items() if name not in {*mine, *others} and not is_known(name)]:
+    if unknown := [
+        given[value]
+        for value, name in ours.items()
+        if name not in {*mine, *others} and not is_known(name)
+    ]:
         raise InputError(
             f"found segments called {', '.join(map(repr, unknown[:5]))}, expected names that are known, as "
             f"{', '.join(sorted({*classes, *known} - {'background'}))}: rename or remove them, and save the label anew."
@@ -74,7 +87,9 @@ def match(
     return {value: mine.get(name, 0) for value, name in ours.items()}
 
 
-def check_segments(values: Collection[int], info: Mapping[str, Any], labels: Mapping[str, Mapping[str, int]]) -> None:
+def check_segments(
+    values: Collection[int], info: Mapping[str, Any], labels: Mapping[str, Mapping[str, int]]
+) -> None:
     """Refuse a label of which a training could not tell what its segments are.
 
     Args:
@@ -88,7 +103,10 @@ def check_segments(values: Collection[int], info: Mapping[str, Any], labels: Map
     names = segment_names(info)
     for value in () if names else values:
         meant = {
-            our_name(name): bundle for bundle, some in labels.items() for name, one in some.items() if one == value
+            our_name(name): bundle
+            for bundle, some in labels.items()
+            for name, one in some.items()
+            if one == value
         }
         if len(meant) > 1:
             several = " and ".join(f"{name} for {bundle}" for name, bundle in meant.items())

@@ -40,7 +40,9 @@ from liverseg.errors import InputError, sentence
 logger = logging.getLogger(__name__)
 
 
-def fix_server(server: FastAPI, inferences: int, max_upload_mb: int, hosts: str, origins: Sequence[str]) -> None:
+def fix_server(
+    server: FastAPI, inferences: int, max_upload_mb: int, hosts: str, origins: Sequence[str]
+) -> None:
     """Put everything of this module into MONAI Label's server, when it has started and before its first request.
 
     Args:
@@ -58,7 +60,9 @@ def fix_server(server: FastAPI, inferences: int, max_upload_mb: int, hosts: str,
     pass_on_dicomweb()
     check_tokens()
     # Whoever asks for it would throw the app away, with all that it knows.
-    server.router.routes[:] = [route for route in server.router.routes if getattr(route, "path", "") != "/reload"]
+    server.router.routes[:] = [
+        route for route in server.router.routes if getattr(route, "path", "") != "/reload"
+    ]
     for path in ("/infer/wsi/{model}", "/infer/wsi_v2/{model}"):
         answer_first(server, path, _refuse_whole_slides, "POST")
     serve_ohif(server)
@@ -69,18 +73,27 @@ def fix_server(server: FastAPI, inferences: int, max_upload_mb: int, hosts: str,
     # Starlette has put its middleware together for the start itself, and does so anew for the next request.
     server.middleware_stack = None
     # Of its own, MONAI Label lets all pages in; with MONAI_LABEL_CORS_ORIGINS it does not start.
-    server.user_middleware = [one for one in server.user_middleware if one.cls is not CORSMiddleware]
+    server.user_middleware = [
+        one for one in server.user_middleware if one.cls is not CORSMiddleware
+    ]
     server.add_middleware(Threads, inferences=inferences)
     server.add_middleware(UploadLimit, max_mb=max_upload_mb)
     if origins:
         server.add_middleware(
-            CORSMiddleware, allow_origins=origins, allow_credentials=True, allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_credentials=True,
+            allow_methods=["*"],
+            allow_headers=["*"],
         )
     server.add_middleware(OwnPages, hosts=names, origins=origins)
 
 
 def _refuse_whole_slides(model: str) -> None:
-    raise HTTPException(404, f"model: found {model!r} asked for a whole slide, expected /infer: this app has volumes.")
+    raise HTTPException(
+        404,
+        f"model: found {model!r} asked for a whole slide, expected /infer: this app has volumes.",
+    )
 
 
 def _listens_on() -> str:
@@ -128,7 +141,10 @@ def answer_with_sentences(server: FastAPI) -> None:
 
 def _status(request: Request, error: Exception) -> tuple[int, Any]:
     if isinstance(error, HTTPException) and error.status_code == 429:
-        return 429, f"{request.url.path}: found one that runs, expected none: wait for its end, or cancel it (DELETE)."
+        return (
+            429,
+            f"{request.url.path}: found one that runs, expected none: wait for its end, or cancel it (DELETE).",
+        )
     if isinstance(error, HTTPException):
         return error.status_code, error.detail
     if isinstance(error, RequestValidationError):
@@ -155,9 +171,16 @@ def _without_folders(detail: Any) -> Any:
         return detail
     sent = os.path.join(tempfile.gettempdir(), "tmp")
     detail = re.sub(re.escape(sent) + r"\w{8}(\.\w+)+", "the upload", detail)
-    given = [settings.MONAI_LABEL_STUDIES, settings.MONAI_LABEL_SESSION_PATH, os.getcwd(), sys.prefix]
+    given = [
+        settings.MONAI_LABEL_STUDIES,
+        settings.MONAI_LABEL_SESSION_PATH,
+        os.getcwd(),
+        sys.prefix,
+    ]
     given += [tempfile.gettempdir(), os.path.expanduser("~")]
-    folders = {os.path.realpath(folder) for folder in given} | {folder for folder in given if os.path.isabs(folder)}
+    folders = {os.path.realpath(folder) for folder in given} | {
+        folder for folder in given if os.path.isabs(folder)
+    }
     for folder in sorted(folders - {"/"}, key=len, reverse=True):
         detail = detail.replace(f"{folder.rstrip('/')}/", "")
     return detail
@@ -189,6 +212,10 @@ def remove_leftovers() -> None:
         written.get().add_task(remove_file, path)
         return path
 
-    for module, name in ((infer, "run_inference"), (datastore, "add_image"), (datastore, "save_label")):
+    for module, name in (
+        (infer, "run_inference"),
+        (datastore, "add_image"),
+        (datastore, "save_label"),
+    ):
         setattr(module, name, removing(getattr(module, name)))
     infer.nifti_to_dicom_seg = noted

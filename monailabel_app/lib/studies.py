@@ -71,7 +71,9 @@ def _check_download(image: str, check_sum: str | None, **_: Any) -> None:
     check_image(image)
     kind, colon, _digest = (check_sum or "").partition(":")
     if colon and kind not in CHECKSUMS:
-        raise InputError(f"check_sum: found {kind!r}, expected one of {', '.join(CHECKSUMS)}: choose one.")
+        raise InputError(
+            f"check_sum: found {kind!r}, expected one of {', '.join(CHECKSUMS)}: choose one."
+        )
 
 
 def _check_image_info(image: str, info: str, **_: Any) -> None:
@@ -79,8 +81,14 @@ def _check_image_info(image: str, info: str, **_: Any) -> None:
     check_image_info("info", json_object("info", info), app_instance()._scoring_methods)
 
 
-def _check_new_label(image: str, params: str, tag: str, label: UploadFile, **_: Any) -> dict[str, str]:
-    info, tag, store = json_object("params", params), tag or DefaultLabelTag.FINAL, app_instance().datastore()
+def _check_new_label(
+    image: str, params: str, tag: str, label: UploadFile, **_: Any
+) -> dict[str, str]:
+    info, tag, store = (
+        json_object("params", params),
+        tag or DefaultLabelTag.FINAL,
+        app_instance().datastore(),
+    )
     check_label_info("params", info)
     check_image(image)
     check_name("tag", tag)
@@ -106,16 +114,24 @@ def _check_segments(tag: str, values: list[int], info: dict[str, Any]) -> None:
     # Of others than final ones nobody learns.
     if tag == DefaultLabelTag.FINAL:
         try:
-            check_segments(values, info, {name: bundle.labels for name, bundle in app_instance().bundles.items()})
+            check_segments(
+                values,
+                info,
+                {name: bundle.labels for name, bundle in app_instance().bundles.items()},
+            )
         except InputError as error:
             raise InputError(f"label: {error}") from error
 
 
 def _check_dataset(limit_cases: int | None, **_: Any) -> None:
     if limit_cases is not None and limit_cases < 1:
-        raise InputError(f"limit_cases: found {limit_cases}, expected a number above 0: leave it out for all.")
+        raise InputError(
+            f"limit_cases: found {limit_cases}, expected a number above 0: leave it out for all."
+        )
     if not app_instance().datastore().get_labeled_images():
-        raise HTTPException(404, "dataset: found no scan with a final label, expected one: label a scan first.")
+        raise HTTPException(
+            404, "dataset: found no scan with a final label, expected one: label a scan first."
+        )
 
 
 def _then_removed(download: Callable[..., FileResponse]) -> Callable[..., FileResponse]:
@@ -131,11 +147,15 @@ def _check_new_session(files: list[UploadFile], uncompress: bool, expiry: int, *
     for file in files:
         check_name("files", PurePath(file.filename or "").name)
     if expiry < 0:
-        raise InputError(f"expiry: found {expiry} s, expected 0 (the server's own) or more: fix it.")
+        raise InputError(
+            f"expiry: found {expiry} s, expected 0 (the server's own) or more: fix it."
+        )
     if len(files) == 1:
         (check_archive if uncompress else check_volume)("files", files[0], max_mb())
     elif uncompress:
-        raise InputError(f"uncompress: found {len(files)} files, expected one archive: send one, or leave it out.")
+        raise InputError(
+            f"uncompress: found {len(files)} files, expected one archive: send one, or leave it out."
+        )
     else:
         check_series("files", files, max_mb())
 
@@ -143,7 +163,10 @@ def _check_new_session(files: list[UploadFile], uncompress: bool, expiry: int, *
 def _check_session_image(session_id: str, image: bool, **_: Any) -> None:
     check_session(session_id)
     if image and not os.path.isfile(app_instance().sessions().get_session(session_id).image):
-        raise HTTPException(404, f"image: found a folder in session {session_id!r}, expected one file: leave it out.")
+        raise HTTPException(
+            404,
+            f"image: found a folder in session {session_id!r}, expected one file: leave it out.",
+        )
 
 
 def check_session(session_id: str) -> None:
@@ -155,7 +178,9 @@ def check_session(session_id: str) -> None:
     """
     check_name("session_id", session_id)
     if app_instance().sessions().get_session(session_id) is None:
-        raise HTTPException(404, f"session_id: found no session {session_id!r}, expected one: create it anew.")
+        raise HTTPException(
+            404, f"session_id: found no session {session_id!r}, expected one: create it anew."
+        )
 
 
 def check_image(image: str) -> None:
@@ -178,7 +203,8 @@ def _not_there(image: str) -> HTTPException:
     known = sorted(app_instance().datastore().list_images())
     some = ", ".join(known[:5]) + (f" and {len(known) - 5} more" if len(known) > 5 else "")
     return HTTPException(
-        404, f"image: found {image!r}, expected the id of one in the studies ({some or 'none'}): upload it first."
+        404,
+        f"image: found {image!r}, expected the id of one in the studies ({some or 'none'}): upload it first.",
     )
 
 
@@ -186,7 +212,10 @@ def _check_label(label: str, tag: str) -> None:
     store = app_instance().datastore()
     check_image(label)
     if not store.get_label_uri(label, tag):
-        raise HTTPException(404, f"label: found none of {label!r} with the tag {tag!r}, expected one: save it first.")
+        raise HTTPException(
+            404,
+            f"label: found none of {label!r} with the tag {tag!r}, expected one: save it first.",
+        )
 
 
 def max_mb() -> int:

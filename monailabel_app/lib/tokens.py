@@ -40,7 +40,9 @@ def _with_roles(from_token: Callable[[str], auth.User]) -> Callable[[str], auth.
             return from_token(token)
         # Claims that are missing, or of another form.
         except (AttributeError, TypeError, ValueError) as error:
-            raise jwt.InvalidTokenError(f"no user and roles in it ({error})".splitlines()[0]) from error
+            raise jwt.InvalidTokenError(
+                f"no user and roles in it ({error})".splitlines()[0]
+            ) from error
 
     return checked
 
@@ -68,7 +70,9 @@ def _post(url: str, **sent: Any) -> requests.Response:
     except (AttributeError, requests.RequestException, ValueError) as failure:
         raise _no_realm(type(failure).__name__) from failure
     if error == "invalid_grant":
-        raise HTTPException(401, "password: found another than the user's, expected that one: log in again.")
+        raise HTTPException(
+            401, "password: found another than the user's, expected that one: log in again."
+        )
     if error or not response.ok:
         raise _no_realm(f"{response.status_code} {error or ''}".strip())
     return response

@@ -27,7 +27,9 @@ class Threads:
         self.inferences = anyio.CapacityLimiter(inferences)
         self.others = anyio.CapacityLimiter(40)
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Callable, send: Callable) -> None:
+    async def __call__(
+        self, scope: MutableMapping[str, Any], receive: Callable, send: Callable
+    ) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
@@ -36,7 +38,9 @@ class Threads:
 
         def there(function: Callable) -> Callable:
             async def call(*args: Any) -> Any:
-                return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(function(*args), server_loop))
+                return await asyncio.wrap_future(
+                    asyncio.run_coroutine_threadsafe(function(*args), server_loop)
+                )
 
             return call
 
@@ -61,9 +65,13 @@ class Threads:
                 ended = len(chunk) < CHUNK_BYTES
                 return {"type": "http.request", "body": chunk, "more_body": not ended}
 
-            infers = "/infer/" in scope["path"] and "/batch/" not in scope["path"] and refusal is None
+            infers = (
+                "/infer/" in scope["path"] and "/batch/" not in scope["path"] and refusal is None
+            )
             answer = self.app(scope, receive_again, there(send))
-            await anyio.to_thread.run_sync(asyncio.run, answer, limiter=self.inferences if infers else self.others)
+            await anyio.to_thread.run_sync(
+                asyncio.run, answer, limiter=self.inferences if infers else self.others
+            )
 
 
 async def _receive_body(receive: Callable, body: anyio.SpooledTemporaryFile[bytes]) -> bool:
@@ -75,7 +83,8 @@ async def _receive_body(receive: Callable, body: anyio.SpooledTemporaryFile[byte
                 message = await receive()
         except TimeoutError as error:
             raise HTTPException(
-                408, f"upload: found nothing for {IDLE_SECONDS} s, expected the rest of the request: send it again."
+                408,
+                f"upload: found nothing for {IDLE_SECONDS} s, expected the rest of the request: send it again.",
             ) from error
         if message["type"] == "http.disconnect":
             return False
@@ -91,7 +100,9 @@ class UploadLimit:
         self.app = app
         self.max_mb = max_mb
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Callable, send: Callable) -> None:
+    async def __call__(
+        self, scope: MutableMapping[str, Any], receive: Callable, send: Callable
+    ) -> None:
         """Pass one request on, as long as it is small enough."""
         length = dict(scope.get("headers", [])).get(b"content-length", b"0")
         announced = int(length) if length.isdigit() else 0

@@ -57,7 +57,9 @@ def check_series(what: str, uploads: Sequence[UploadFile], max_mb: int) -> None:
     names = [PurePath(upload.filename or "").name for upload in uploads]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise InputError(f"{what}: found {twice[0]!r} twice, expected a name of its own for each file: rename one.")
+        raise InputError(
+            f"{what}: found {twice[0]!r} twice, expected a name of its own for each file: rename one."
+        )
     volumes = [name for name in names if nifti_suffix(name)]
     if volumes:
         raise InputError(
@@ -157,7 +159,11 @@ def update_model(bundle: Bundle | None, model: str, upload: UploadFile) -> dict[
         InputError: for weights that are not those of its network.
     """
     files = model_files(weights_in_use(bundle.folder)) if bundle else []
-    if bundle is None or any(len(file.parts) > 1 for file in files) or _has_several_networks(bundle):
+    if (
+        bundle is None
+        or any(len(file.parts) > 1 for file in files)
+        or _has_several_networks(bundle)
+    ):
         raise HTTPException(
             404,
             f"model {model}: found no single file of weights to replace, expected one: copy them into the bundle's "
@@ -166,7 +172,9 @@ def update_model(bundle: Bundle | None, model: str, upload: UploadFile) -> dict[
     with _copy("file", upload, [".pt"]) as path:
         with bundle.workflow({"device": "cpu"}) as parser:
             load_weights(parser.get_parsed_content("network"), path)
-        version = new_version(bundle.folder, state="training", reason="sent by a client", parent=None)
+        version = new_version(
+            bundle.folder, state="training", reason="sent by a client", parent=None
+        )
         with lock(version.folder / ".lock"):
             file = version.folder / "model.pt"
             shutil.copyfile(path, file)
@@ -206,7 +214,9 @@ def _copy(what: str, upload: UploadFile, suffixes: Sequence[str]) -> Iterator[Pa
     name = PurePath(upload.filename or "").name
     suffix = next((suffix for suffix in suffixes if name.lower().endswith(suffix)), None)
     if suffix is None:
-        raise InputError(f"{what}: found {name!r}, expected a file {' or '.join(suffixes)}: convert it.")
+        raise InputError(
+            f"{what}: found {name!r}, expected a file {' or '.join(suffixes)}: convert it."
+        )
     with tempfile.NamedTemporaryFile(suffix=suffix) as file:
         shutil.copyfileobj(upload.file, file)
         file.flush()

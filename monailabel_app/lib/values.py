@@ -19,9 +19,16 @@ def check_name(what: str, name: Any) -> None:
     Raises:
         InputError: for it.
     """
-    wrong = not isinstance(name, str) or not name or name.startswith(".") or any(part in name for part in "/\\")
+    wrong = (
+        not isinstance(name, str)
+        or not name
+        or name.startswith(".")
+        or any(part in name for part in "/\\")
+    )
     if wrong or not name.isprintable():
-        raise InputError(f"{what}: found {name!r}, expected a name without slashes and leading dot: rename it.")
+        raise InputError(
+            f"{what}: found {name!r}, expected a name without slashes and leading dot: rename it."
+        )
     if len(name.encode()) > LONGEST_NAME:
         raise InputError(
             f"{what}: found a name of {len(name.encode())} bytes ({name[:20]}…), expected {LONGEST_NAME} at most: "
@@ -38,7 +45,9 @@ def json_object(what: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text or "{}")
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{what}: found no JSON ({error}), expected an object of options: fix it.") from error
+        raise InputError(
+            f"{what}: found no JSON ({error}), expected an object of options: fix it."
+        ) from error
     if not isinstance(value, dict):
         raise InputError(f"{what}: found {value!r}, expected an object of options by name: fix it.")
     return value
@@ -53,7 +62,9 @@ def check_json(what: str, value: Mapping[str, Any]) -> None:
     try:
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{what}: found {error}, expected finite numbers and Unicode text: fix it.") from error
+        raise InputError(
+            f"{what}: found {error}, expected finite numbers and Unicode text: fix it."
+        ) from error
 
 
 def check_image_info(what: str, info: Mapping[str, Any], scores: Collection[str]) -> None:
@@ -65,7 +76,9 @@ def check_image_info(what: str, info: Mapping[str, Any], scores: Collection[str]
     check_json(what, info)
     own = sorted({*OF_THE_SERVER, *scores} & set(info))
     if own:
-        raise InputError(f"{what}: found {', '.join(own)}, expected keys that are not the server's own: rename them.")
+        raise InputError(
+            f"{what}: found {', '.join(own)}, expected keys that are not the server's own: rename them."
+        )
 
 
 def check_label_info(what: str, info: Mapping[str, Any]) -> None:

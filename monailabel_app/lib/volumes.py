@@ -48,7 +48,9 @@ def read_boxes(scan: str, boxes: Sequence[Box]) -> list[np.ndarray]:
     image = open_nifti(scan)
     first, last = min(box[2].start for box in boxes), max(box[2].stop for box in boxes)
     try:
-        slices = np.asanyarray(image.dataobj[:, :, first:last]).reshape(*image.shape[:2], last - first)
+        slices = np.asanyarray(image.dataobj[:, :, first:last]).reshape(
+            *image.shape[:2], last - first
+        )
     except UNREADABLE as error:
         raise unreadable(scan, error) from error
     return [slices[x, y, z.start - first : z.stop - first] for x, y, z in boxes]
@@ -72,7 +74,9 @@ def read_label(label: str) -> MetaTensor:
             "label, or number its segments anew."
         )
     affine = torch.as_tensor(volume.affine)
-    return MetaTensor(torch.from_numpy(as_bytes)[None], affine=affine, meta={"filename_or_obj": label})
+    return MetaTensor(
+        torch.from_numpy(as_bytes)[None], affine=affine, meta={"filename_or_obj": label}
+    )
 
 
 def values_in(label: MetaTensor) -> list[int]:

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from bundle_runs import BUNDLE, SHORT, monai_bundle
+from helpers.bundle_runs import BUNDLE, SHORT, monai_bundle
 
 
 @pytest.fixture(scope="session")
@@ -13,7 +13,13 @@ def trained(tmp_path_factory, dataset) -> Path:
     folder = tmp_path_factory.mktemp("trained") / BUNDLE.name
     shutil.copytree(BUNDLE, folder, ignore=shutil.ignore_patterns("models", "eval", "output"))
     run = monai_bundle(
-        "run", "training", "--config_file", "configs/train.json", cwd=folder, dataset_dir=dataset, **SHORT
+        "run",
+        "training",
+        "--config_file",
+        "configs/train.json",
+        cwd=folder,
+        dataset_dir=dataset,
+        **SHORT,
     )
     assert run.returncode == 0, run.stderr[-3000:]
     (folder / "training.log").write_text(run.stdout)

@@ -16,12 +16,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import AFFINE, ROOT, make_scan, options, save, write_dataset
-from dataset_trees import write_series
+from helpers.bundle_runs import AFFINE, ROOT, make_scan, options, save, write_dataset
+from helpers.dataset_trees import write_series
+from helpers.readme_commands import commands
 from monai.bundle import ConfigParser
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from readme_commands import commands
 
 from liverseg.networks import merge_weights
 from liverseg.workbench.zoo.build import build_archive
@@ -45,12 +45,21 @@ SETTINGS = {
     "mixed_unet_lits": {"spatial_size": [32, 32]},
     "unet3d_abdomen": WINDOWS,
     "deepedit_liver": WINDOWS,
-    "unet3d_liver": {"spatial_size": [28, 28, 28], "lesion_spatial_size": [20, 20, 20], "lesion_spacing": [6, 6, 10]},
+    "unet3d_liver": {
+        "spatial_size": [28, 28, 28],
+        "lesion_spatial_size": [20, 20, 20],
+        "lesion_spacing": [6, 6, 10],
+    },
 }
 SHORT = {"max_epochs": 1, "val_interval": 1}
 TRAINING = {
     # One of the networks, for each is trained by a process of its own.
-    "cascade_lits": {"stage": "localise", "target": "liver", "localise_size": [48, 48], "spatial_size": [48, 48]},
+    "cascade_lits": {
+        "stage": "localise",
+        "target": "liver",
+        "localise_size": [48, 48],
+        "spatial_size": [48, 48],
+    },
     "mixed_unet_lits": {"stage": "liver"},
     "unet3d_abdomen": {"iterations_per_epoch": 1},
     "deepedit_liver": {"amp": False},
@@ -63,7 +72,10 @@ ONE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_S
 @cache
 def modules() -> dict[str, set[str]]:
     """The installed distributions by the modules they bring."""
-    return {name: set(map(canonicalize_name, found)) for name, found in metadata.packages_distributions().items()}
+    return {
+        name: set(map(canonicalize_name, found))
+        for name, found in metadata.packages_distributions().items()
+    }
 
 
 def with_all_they_need(names: list[str]) -> set[str]:
@@ -74,7 +86,11 @@ def with_all_they_need(names: list[str]) -> set[str]:
         if name not in done:
             done.add(name)
             needs = map(Requirement, metadata.distribution(name).requires or ())
-            todo += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+            todo += [
+                need.name
+                for need in needs
+                if need.marker is None or need.marker.evaluate({"extra": ""})
+            ]
     return done
 
 
@@ -84,10 +100,17 @@ def write_data(folder: Path, bundle: str, classes: int) -> None:
     for path in sorted((folder / "data").glob("segmentation-*")) if classes > 3 else ():
         label = np.asarray(nib.load(path).dataobj)
         # The organs side by side.
-        save(path, ((label > 0) * (1 + np.arange(len(label)) // 2 % (classes - 1))[:, None, None]).astype(np.uint8))
+        save(
+            path,
+            ((label > 0) * (1 + np.arange(len(label)) // 2 % (classes - 1))[:, None, None]).astype(
+                np.uint8
+            ),
+        )
     # As large as the README's clicks are far.
     shape, affine = (
-        ((320, 256, 72), np.diag([0.75, 0.75, 1, 1])) if bundle == "deepedit_liver" else ((48, 40, 8), AFFINE)
+        ((320, 256, 72), np.diag([0.75, 0.75, 1, 1]))
+        if bundle == "deepedit_liver"
+        else ((48, 40, 8), AFFINE)
     )
     image, _ = make_scan(9, shape)
     save(folder / "scan.nii.gz", image, affine)
@@ -118,7 +141,10 @@ def write_weights(bundle: Path, narrow: dict) -> None:
     parser.read_config(bundle / "configs" / "train.json")
     parser.update({"bundle_root": str(bundle), **narrow})
     torch.manual_seed(0)
-    networks, paths = parser.get_parsed_content("network_def"), parser.get_parsed_content("stage_models")
+    networks, paths = (
+        parser.get_parsed_content("network_def"),
+        parser.get_parsed_content("stage_models"),
+    )
     for name, network in networks.named_children():
         Path(paths[name]).parent.mkdir(parents=True)
         torch.save(network.state_dict(), paths[name])
@@ -140,14 +166,19 @@ def with_settings(command: list[str], bundle: str) -> list[str] | None:
     if command[0] == "torchrun":
         values |= {"ckpt_dir": "several", "output_dir": "several"}
     typed = {argument for argument in arguments if argument.startswith("--")}
-    return [*arguments, *options(**{name: value for name, value in values.items() if f"--{name}" not in typed})]
+    return [
+        *arguments,
+        *options(**{name: value for name, value in values.items() if f"--{name}" not in typed}),
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUNDLES)
 def test_the_readme_is_right_where_an_archive_was_unpacked(name, tmp_path):
     source = tmp_path / "source" / name
-    shutil.copytree(ROOT / "bundles" / name, source, ignore=shutil.ignore_patterns("models", "eval", "output"))
+    shutil.copytree(
+        ROOT / "bundles" / name, source, ignore=shutil.ignore_patterns("models", "eval", "output")
+    )
     content = json.loads((source / "configs" / "train.json").read_text())
     chain = "all_stages" in content
     if chain:
@@ -163,35 +194,63 @@ def test_the_readme_is_right_where_an_archive_was_unpacked(name, tmp_path):
     # What the README asks for besides, to verify the metadata.
     present = with_all_they_need([*required, "jsonschema"])
     assert "pip install jsonschema" in (folder / "docs" / "README.md").read_text()
-    series = ["run", "inference", "--config_file", "configs/inference.json", "--dataset_dir", "series"]
+    series = [
+        "run",
+        "inference",
+        "--config_file",
+        "configs/inference.json",
+        "--dataset_dir",
+        "series",
+    ]
     typed = commands(folder / "docs" / "README.md", tmp_path)
     assert ["python", "-m", "monai.bundle", *series[:-1], "scan.nii.gz"] in typed
     task = {
-        "absent": [module for module, found in modules().items() if not found & (present | {"liverseg"})],
+        "absent": [
+            module for module, found in modules().items() if not found & (present | {"liverseg"})
+        ],
         # Those of torchrun last, for its process group outlives them. A chain of rounds is another test's.
         "commands": [
             arguments
-            for command in sorted([*typed, ["monai.bundle", *series]], key=lambda command: command[0] == "torchrun")
+            for command in sorted(
+                [*typed, ["monai.bundle", *series]], key=lambda command: command[0] == "torchrun"
+            )
             if (arguments := with_settings(command, name)) and "iterate" not in arguments
         ],
     }
     (tmp_path / "task.json").write_text(json.dumps(task))
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1", **ONE_PROCESS}
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+        **ONE_PROCESS,
+    }
     environment |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "0",
         "CUDA_VISIBLE_DEVICES": "",
         "GLOO_SOCKET_IFNAME": "lo",
     }
-    arguments = [sys.executable, str(ROOT / "tests" / "run_archive.py"), str(tmp_path / "task.json")]
+    arguments = [
+        sys.executable,
+        str(ROOT / "tests" / "helpers" / "run_archive.py"),
+        str(tmp_path / "task.json"),
+    ]
     done = subprocess.run(
-        arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=550
+        arguments,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=550,
     )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
     loaded = json.loads(done.stdout.splitlines()[-1])
     assert loaded["liverseg"] == str(folder / "liverseg" / "__init__.py")
-    brought = {distribution for module in loaded["modules"] for distribution in modules().get(module, ())}
+    brought = {
+        distribution for module in loaded["modules"] for distribution in modules().get(module, ())
+    }
     assert {canonicalize_name(package) for package in required} - brought == set()
 
     summary = json.loads((folder / "eval" / "summary.json").read_text())
@@ -203,7 +262,8 @@ def test_the_readme_is_right_where_an_archive_was_unpacked(name, tmp_path):
     for scan in (nib.load(folder / "scan.nii.gz"), nib.Nifti1Image(np.zeros((48, 40, 8)), AFFINE)):
         on_its_grid = [mask for mask in masks.values() if mask.shape == scan.shape]
         assert [
-            np.abs(np.abs(np.diag(mask.affine)) - np.abs(np.diag(scan.affine))).max() < 1e-3 for mask in on_its_grid
+            np.abs(np.abs(np.diag(mask.affine)) - np.abs(np.diag(scan.affine))).max() < 1e-3
+            for mask in on_its_grid
         ]
     for mask in masks.values():
         assert mask.get_data_dtype() == np.uint8

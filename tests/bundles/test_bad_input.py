@@ -10,7 +10,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import AFFINE, BUNDLE, SHORT, make_scan, monai_bundle, monai_bundle_here, save
+from helpers.bundle_runs import (
+    AFFINE,
+    BUNDLE,
+    SHORT,
+    make_scan,
+    monai_bundle,
+    monai_bundle_here,
+    save,
+)
 from monai.bundle import create_workflow
 
 from liverseg.errors import sentence
@@ -27,14 +35,19 @@ def error_line(run) -> str:
 
 
 def test_the_command_line_ends_with_the_sentence(tmp_path):
-    run = monai_bundle("run", "training", "--config_file", TRAIN, cwd=tmp_path, bundle_root="2024", device="cuda:7")
+    run = monai_bundle(
+        "run", "training", "--config_file", TRAIN, cwd=tmp_path, bundle_root="2024", device="cuda:7"
+    )
     assert "cuda:7 was asked for" in error_line(run)
 
 
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ({"loss": "dise"}, ["loss", "'dise'", "dice_ce", "iou_xy", "focal_tversky", "perhaps dice"]),
+        (
+            {"loss": "dise"},
+            ["loss", "'dise'", "dice_ce", "iou_xy", "focal_tversky", "perhaps dice"],
+        ),
         ({"mask_cleaning": "@postprocessings#x"}, ["@postprocessings#x", "clean_slices"]),
         ({"modality": "pet"}, ["modality", "'pet'", "ct, mr"]),
         ({"modalty": "mr"}, ["modalty", "--modality"]),
@@ -55,7 +68,11 @@ def test_what_is_typed_is_checked(dataset, tmp_path, monkeypatch, setting, words
 
 @pytest.mark.parametrize(
     ("bundle", "setting"),
-    [("cascade_lits", "modality"), ("cascade_lits", "in_channels"), ("mixed_unet_lits", "modality")],
+    [
+        ("cascade_lits", "modality"),
+        ("cascade_lits", "in_channels"),
+        ("mixed_unet_lits", "modality"),
+    ],
 )
 def test_a_setting_that_a_bundle_lacks_is_refused(tmp_path, monkeypatch, bundle, setting):
     config = BUNDLE.parent / bundle / "configs" / "train.json"
@@ -88,13 +105,20 @@ def test_a_section_is_not_run(tmp_path, monkeypatch, run_id):
 
 def run_training(dataset: Path, tmp_path: Path, **settings) -> str:
     """The sentence that a training ends with, run in this process."""
-    values = {**SHORT, "dataset_dir": str(dataset), "ckpt_dir": str(tmp_path / "m"), "output_dir": str(tmp_path / "e")}
+    values = {
+        **SHORT,
+        "dataset_dir": str(dataset),
+        "ckpt_dir": str(tmp_path / "m"),
+        "output_dir": str(tmp_path / "e"),
+    }
     return run_workflow(TRAIN, "train", {**values, **settings})
 
 
 def run_workflow(config: str | list[str], kind: str, settings: dict) -> str:
     with pytest.raises(Exception) as error:
-        create_workflow(config_file=config, workflow_type=kind, bundle_root=str(BUNDLE), **settings).run()
+        create_workflow(
+            config_file=config, workflow_type=kind, bundle_root=str(BUNDLE), **settings
+        ).run()
     found = sentence(error.value)
     assert found is not None, repr(error.value)
     assert "\n" not in found
@@ -104,7 +128,9 @@ def run_workflow(config: str | list[str], kind: str, settings: dict) -> str:
 def spoil(dataset: Path, tmp_path: Path, what: str) -> Path:
     folder = shutil.copytree(dataset, tmp_path / "data")
     image, label = make_scan(1)
-    volume, segmentation, datalist = (folder / n for n in ("volume-1.nii", "segmentation-1.nii", "dataset.json"))
+    volume, segmentation, datalist = (
+        folder / n for n in ("volume-1.nii", "segmentation-1.nii", "dataset.json")
+    )
     content = json.loads(datalist.read_text())
     if what == "missing file":
         volume.unlink()
@@ -155,7 +181,9 @@ def test_a_spoilt_data_set(dataset, tmp_path, what, words):
 
 def test_an_output_folder_that_cannot_be_written(dataset, tmp_path):
     (tmp_path / "file").touch()
-    assert "cannot be written" in run_training(dataset, tmp_path, ckpt_dir=str(tmp_path / "file" / "models"))
+    assert "cannot be written" in run_training(
+        dataset, tmp_path, ckpt_dir=str(tmp_path / "file" / "models")
+    )
 
 
 def test_weights_of_another_network(dataset, tmp_path):
@@ -179,7 +207,9 @@ def test_inference_without_weights_or_scans(dataset, settings, words):
 @pytest.mark.parametrize("ext", [".mha", ".nrrd", "nii"])
 def test_inference_in_a_format_that_masks_are_not_written_in(dataset, ext):
     settings = {"dataset_dir": str(dataset), "output_ext": ext, "ckpt_path": "gone.pt"}
-    assert run_workflow(INFERENCE, "infer", settings).startswith(f"output_ext: found '{ext}', expected .nii.gz or .nii")
+    assert run_workflow(INFERENCE, "infer", settings).startswith(
+        f"output_ext: found '{ext}', expected .nii.gz or .nii"
+    )
 
 
 def test_a_broken_scan_does_not_end_the_others(trained, tmp_path):
@@ -194,17 +224,43 @@ def test_a_broken_scan_does_not_end_the_others(trained, tmp_path):
     (tmp_path / "dataset.json").write_text(
         json.dumps({"training": [], "test": [f"{folder.name}/ct.nii.gz" for folder in folders]})
     )
-    settings = {"dataset_dir": tmp_path, "output_dir": tmp_path / "out", "spacing": SHORT["spacing"]}
-    run = monai_bundle("run", "inference", "--config_file", INFERENCE, cwd=tmp_path, bundle_root=trained, **settings)
+    settings = {
+        "dataset_dir": tmp_path,
+        "output_dir": tmp_path / "out",
+        "spacing": SHORT["spacing"],
+    }
+    run = monai_bundle(
+        "run",
+        "inference",
+        "--config_file",
+        INFERENCE,
+        cwd=tmp_path,
+        bundle_root=trained,
+        **settings,
+    )
     line = error_line(run)
     assert line.startswith("error: 2 of 4 scans failed")
-    assert f"{broken}: not readable as a volume" in line and f"{folders[2] / 'ct.nii.gz'}: the volume is 4-D" in line
+    assert (
+        f"{broken}: not readable as a volume" in line
+        and f"{folders[2] / 'ct.nii.gz'}: the volume is 4-D" in line
+    )
     masks = sorted((tmp_path / "out").glob("*.nii.gz"))
     assert [path.name for path in masks] == ["s0_ct_liver.nii.gz", "s3_ct_liver.nii.gz"]
-    assert all(nib.load(path).shape == (48, 40, 8) and np.allclose(nib.load(path).affine, AFFINE) for path in masks)
-    scans = {scan["image"]: scan for scan in json.loads((tmp_path / "out" / "summary.json").read_text())["scans"]}
+    assert all(
+        nib.load(path).shape == (48, 40, 8) and np.allclose(nib.load(path).affine, AFFINE)
+        for path in masks
+    )
+    scans = {
+        scan["image"]: scan
+        for scan in json.loads((tmp_path / "out" / "summary.json").read_text())["scans"]
+    }
     assert sorted(scans) == [str(folder / "ct.nii.gz") for folder in folders]
-    assert [scan.get("mask") for _, scan in sorted(scans.items())] == [masks[0].name, None, None, masks[1].name]
+    assert [scan.get("mask") for _, scan in sorted(scans.items())] == [
+        masks[0].name,
+        None,
+        None,
+        masks[1].name,
+    ]
     done = scans[str(folders[0] / "ct.nii.gz")]
     voxels = int((np.asarray(nib.load(masks[0]).dataobj) == 1).sum())
     assert done["volume_ml"] == {"liver": pytest.approx(voxels * 6 * 6 * 10 / 1000)}
@@ -217,7 +273,12 @@ def test_a_broken_scan_does_not_end_the_others(trained, tmp_path):
 def test_a_broken_scan_does_not_end_an_evaluation(trained, dataset, tmp_path):
     folder = spoil(dataset, tmp_path, "truncated")
     settings = {
-        **{"dataset_dir": str(folder), "output_dir": str(tmp_path / "e"), "section": "validation", "fold": 1},
+        **{
+            "dataset_dir": str(folder),
+            "output_dir": str(tmp_path / "e"),
+            "section": "validation",
+            "fold": 1,
+        },
         **{"ckpt_dir": str(trained / "models"), "spacing": SHORT["spacing"]},
     }
     found = run_workflow([TRAIN, str(BUNDLE / "configs" / "evaluate.json")], "train", settings)

@@ -32,7 +32,12 @@ CONFIGS = [
     "multi_gpu_train.json",
     "logging.conf",
 ]
-FILES = [*(f"configs/{name}" for name in CONFIGS), "docs/README.md", "docs/data_license.txt", "LICENSE"]
+FILES = [
+    *(f"configs/{name}" for name in CONFIGS),
+    "docs/README.md",
+    "docs/data_license.txt",
+    "LICENSE",
+]
 # What train.json and inference.json name alike and need not agree on; where training goes by stages, also the others.
 OWN = {"output_dir", "mask_cleaning", "initialize", "run"}
 OWN_OF_STAGES = {"network"}
@@ -106,7 +111,11 @@ def test_configs_are_json_and_made_for_one_version_of_liverseg(bundle):
 
 def test_metadata_names_what_is_installed(bundle):
     content = json.loads((bundle / "configs" / "metadata.json").read_text())
-    named = {"monai": content["monai_version"], "torch": content["pytorch_version"], "numpy": content["numpy_version"]}
+    named = {
+        "monai": content["monai_version"],
+        "torch": content["pytorch_version"],
+        "numpy": content["numpy_version"],
+    }
     named |= content["required_packages_version"]
     assert named == {name: metadata.version(name).split("+")[0] for name in named}
     assert content["version"] in content["changelog"]
@@ -120,9 +129,14 @@ def test_metadata_fits_the_schema(bundle):
 
 @pytest.mark.parametrize("name", ["train.json", "inference.json"])
 def test_network_takes_and_gives_what_metadata_says(bundle, name):
-    files = {"meta_file": bundle / "configs" / "metadata.json", "config_file": bundle / "configs" / name}
+    files = {
+        "meta_file": bundle / "configs" / "metadata.json",
+        "config_file": bundle / "configs" / name,
+    }
     # The smallest image that the metadata allows, in the config as it is.
-    verify_net_in_out("network_def", **files, device="cpu", bundle_root=str(bundle), **NARROW.get(bundle.name, {}))
+    verify_net_in_out(
+        "network_def", **files, device="cpu", bundle_root=str(bundle), **NARROW.get(bundle.name, {})
+    )
 
 
 def test_metadata_says_which_sizes_and_values_there_are(bundle):
@@ -169,7 +183,9 @@ def test_training_and_inference_see_the_same(bundle):
     own = OWN | (OWN_OF_STAGES if "stage" in train.get() else set())
     both = set(train.get()) & set(infer.get()) - {"num_classes", "network_def", "networks"} - own
     assert {"spacing", "hu_window", "postprocessings"} <= both
-    different = {key for key in both if without_requires(train[key]) != without_requires(infer[key])}
+    different = {
+        key for key in both if without_requires(train[key]) != without_requires(infer[key])
+    }
     assert different == set()
 
 
@@ -216,16 +232,26 @@ def test_has_the_properties_that_monai_asks_for(bundle, name, dataset, tmp_path,
 
 @pytest.mark.parametrize("names", [["train.json", "evaluate.json"], ["inference.json"]])
 def test_settings_are_shipped_as_they_may_be_given(bundle, names):
-    parser = ConfigParser(ConfigParser.load_config_files([bundle / "configs" / name for name in names]))
+    parser = ConfigParser(
+        ConfigParser.load_config_files([bundle / "configs" / name for name in names])
+    )
     for key, value in parser.get().items():
         assert read_setting(key, value, parser.get(), parser) == value
 
 
 def test_tracking_looks_where_the_training_writes(bundle):
     content = config(bundle, "train.json").get()
-    handlers = {handler["_target_"].rpartition(".")[2]: handler for handler in content["train"]["handlers"]}
+    handlers = {
+        handler["_target_"].rpartition(".")[2]: handler for handler in content["train"]["handlers"]
+    }
     # Each reads what those before it have written.
-    assert list(handlers)[-5:] == ["Checkpoints", "TensorBoardStatsHandler", "RunSummary", "Overlays", "Tracking"]
+    assert list(handlers)[-5:] == [
+        "Checkpoints",
+        "TensorBoardStatsHandler",
+        "RunSummary",
+        "Overlays",
+        "Tracking",
+    ]
     folders = {handlers[name]["output_dir"] for name in ("RunSummary", "Overlays", "Tracking")}
     validation = content["validate"]["handlers"][0]
     assert folders == {handlers["TensorBoardStatsHandler"]["log_dir"]} == {validation["log_dir"]}
@@ -251,10 +277,19 @@ def test_every_scan_is_looked_at_where_it_is_loaded(bundle):
 
 def test_every_mask_of_the_liver_is_looked_at_before_it_is_saved(bundle):
     content = json.loads((bundle / "configs" / "inference.json").read_text())
-    assert "liver" in class_names(json.loads((bundle / "configs" / "metadata.json").read_text())).values()
-    loads = [item["_target_"] for item in content["preprocessing"]["transforms"] if isinstance(item, dict)]
+    assert (
+        "liver"
+        in class_names(json.loads((bundle / "configs" / "metadata.json").read_text())).values()
+    )
+    loads = [
+        item["_target_"]
+        for item in content["preprocessing"]["transforms"]
+        if isinstance(item, dict)
+    ]
     # While the intensities and the order of the axes are those of the file.
-    assert loads[:3] == [f"liverseg.transforms.{n}" for n in ("LoadVolumed", "CheckPlausibilityd", "SampleVoxelsd")]
+    assert loads[:3] == [
+        f"liverseg.transforms.{n}" for n in ("LoadVolumed", "CheckPlausibilityd", "SampleVoxelsd")
+    ]
     *_, inverted, flagged, saved = content["postprocessing"]["transforms"]
     assert (inverted["_target_"], saved["_target_"]) == ("Invertd", "liverseg.transforms.SaveMaskd")
     assert flagged == {

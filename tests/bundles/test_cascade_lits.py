@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from bundle_runs import BUNDLE
+from helpers.bundle_runs import BUNDLE
 from monai.bundle import ConfigParser
 
 from liverseg.errors import sentence
@@ -28,9 +28,15 @@ def config(*names: str, **settings) -> ConfigParser:
 @pytest.mark.parametrize("plane", PLANE_AXES)
 def test_inference_looks_at_a_plane_as_it_was_trained(plane):
     grid = config("train.json", stage="tune", plane=plane).get_parsed_content("grid")
-    assert [{"R": 0, "A": 1, "S": 2}[letter] for letter in grid["axcodes"]] == list(PLANE_AXES[plane])
+    assert [{"R": 0, "A": 1, "S": 2}[letter] for letter in grid["axcodes"]] == list(
+        PLANE_AXES[plane]
+    )
     assert grid["spacing"] == [1.1, 1.2, -1]  # of x and y; slices along z stay where they are
-    assert grid["slice_spacing"] == [-1, -1 if plane == "axial" else 1.3, -1]  # then the columns, which are z
+    assert grid["slice_spacing"] == [
+        -1,
+        -1 if plane == "axial" else 1.3,
+        -1,
+    ]  # then the columns, which are z
     inferer = config("inference.json").get_parsed_content("inferer#inferer")
     assert inferer.slices[plane].spacing == tuple(grid["slice_spacing"][:2])
     assert inferer.region_grid.spacing == tuple(grid["spacing"][:2])
@@ -44,7 +50,11 @@ def without_requires(value):
 
 def test_evaluation_segments_as_inference_does():
     inference, evaluation = config("inference.json"), config("train.json", "evaluate.json")
-    pairs = {"inferer#inferer": "validate#inferer", "cascade": "cascade", "liver_cleaning": "liver_cleaning"}
+    pairs = {
+        "inferer#inferer": "validate#inferer",
+        "cascade": "cascade",
+        "liver_cleaning": "liver_cleaning",
+    }
     for one, other in pairs.items():
         assert without_requires(inference[one]) == without_requires(evaluation[other])
 
@@ -59,7 +69,10 @@ def test_training_localises_as_inference_does():
         assert {trained.pop(key) is None for key in ("network", "weights")} == {False}
         if target == "lesion":
             # Training reads of the lesions' mask only its box: it crops to the liver, and learns without a finding too.
-            assert trained.pop("postprocessing") == f"${used.pop('postprocessing')} if @prior == 'box' else None"
+            assert (
+                trained.pop("postprocessing")
+                == f"${used.pop('postprocessing')} if @prior == 'box' else None"
+            )
         assert used == trained
 
 
@@ -68,7 +81,10 @@ def test_every_stage_has_its_place_and_none_is_forgotten():
     expected = [
         {"target": target, **stage}
         for target in ("liver", "lesion")
-        for stage in ({"stage": "localise"}, *({"stage": "tune", "plane": plane} for plane in PLANE_AXES))
+        for stage in (
+            {"stage": "localise"},
+            *({"stage": "tune", "plane": plane} for plane in PLANE_AXES),
+        )
     ]
     assert stages == expected
 
@@ -78,7 +94,9 @@ def test_every_training_ends_with_one_file_of_what_all_stages_have_written():
     written = {}
     for stage in content["all_stages"]:
         parser = config("train.json", ckpt_dir="weights", **stage)
-        (handler,) = (one for one in parser["train#handlers"] if one["_target_"].endswith("Checkpoints"))
+        (handler,) = (
+            one for one in parser["train#handlers"] if one["_target_"].endswith("Checkpoints")
+        )
         parser["written"] = handler["ckpt_dir"]
         written[f"{stage['target']}_{parser.get_parsed_content('part')}"] = (
             parser.get_parsed_content("written").rstrip("/") + "/model.pt"
@@ -86,14 +104,19 @@ def test_every_training_ends_with_one_file_of_what_all_stages_have_written():
     parser = config("train.json", ckpt_dir="weights")
     assert parser.get_parsed_content("stage_models") == written
     assert cascade_weights("weights") == written
-    assert list(CascadeNetworks(torch.nn.Conv2d(1, 1, 1), torch.nn.Conv2d(2, 1, 1))) == list(written)
+    assert list(CascadeNetworks(torch.nn.Conv2d(1, 1, 1), torch.nn.Conv2d(2, 1, 1))) == list(
+        written
+    )
     multi_gpu = json.loads((CONFIGS / "multi_gpu_train.json").read_text())
     for last in (
         content["run"][-1],
         content["rounds"][-1],
         multi_gpu["run"][-1].replace("torch.distributed.get_rank() or ", ""),
     ):
-        assert last == "$@liverseg.networks.merge_weights(@stage_models, os.path.join(@ckpt_dir, 'model.pt'))"
+        assert (
+            last
+            == "$@liverseg.networks.merge_weights(@stage_models, os.path.join(@ckpt_dir, 'model.pt'))"
+        )
 
 
 def test_what_segments_is_part_of_what_is_checked_and_exported():
@@ -107,7 +130,10 @@ def test_what_segments_is_part_of_what_is_checked_and_exported():
     ("setting", "words"),
     [
         ({"stage": "tuning"}, "stage: found 'tuning', expected one of localise, tune"),
-        ({"stage": "tune", "plane": "oblique"}, "plane: found 'oblique', expected one of localise, axial, coronal"),
+        (
+            {"stage": "tune", "plane": "oblique"},
+            "plane: found 'oblique', expected one of localise, axial, coronal",
+        ),
     ],
 )
 def test_an_unknown_stage_or_plane_is_one_sentence(setting, words):

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import BUNDLE, monai_bundle, save
+from helpers.bundle_runs import BUNDLE, monai_bundle, save
 from monai.bundle import create_workflow
 
 from liverseg.errors import sentence
@@ -66,8 +66,18 @@ def painter(tmp_path_factory) -> dict:
         network.bias[:] = torch.tensor([0.5, 0, 0])
     path = tmp_path_factory.mktemp("painter") / "painter.pt"
     torch.save(network.state_dict(), path)
-    network_def = {"_target_": "torch.nn.Conv3d", "in_channels": 4, "out_channels": 3, "kernel_size": 1}
-    return {"network_def": network_def, "ckpt_path": str(path), "spatial_size": [24, 24, 24], "amp": False}
+    network_def = {
+        "_target_": "torch.nn.Conv3d",
+        "in_channels": 4,
+        "out_channels": 3,
+        "kernel_size": 1,
+    }
+    return {
+        "network_def": network_def,
+        "ckpt_path": str(path),
+        "spatial_size": [24, 24, 24],
+        "amp": False,
+    }
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -76,7 +86,9 @@ def test_a_click_lands_where_it_was_put(name, painter, tmp_path):
     save(tmp_path / "scan.nii.gz", np.zeros(shape, np.int16), affine)
     spacing = 3.0 if name != "identity" else 1.5
     clicks = {"liver": [[12, 25, 8]], "lesion": [[33, 10, 14]], "background": [[20, 18, 11]]}
-    mask = segment(tmp_path / "out", tmp_path / "scan.nii.gz", clicks=clicks, spacing=[spacing] * 3, **painter)
+    mask = segment(
+        tmp_path / "out", tmp_path / "scan.nii.gz", clicks=clicks, spacing=[spacing] * 3, **painter
+    )
     assert mask.shape == shape
     assert mask.dtype == np.uint8
     assert set(np.unique(mask)) == {0, 1, 2}
@@ -94,7 +106,9 @@ def test_a_click_lands_where_it_was_put(name, painter, tmp_path):
 def test_without_clicks_the_mode_is_automatic(painter, tmp_path):
     save(tmp_path / "scan.nii.gz", np.zeros((20, 20, 20), np.int16))
     assert not segment(tmp_path / "none", tmp_path / "scan.nii.gz", **painter).any()
-    assert not segment(tmp_path / "empty", tmp_path / "scan.nii.gz", clicks={"liver": []}, **painter).any()
+    assert not segment(
+        tmp_path / "empty", tmp_path / "scan.nii.gz", clicks={"liver": []}, **painter
+    ).any()
 
 
 @pytest.mark.parametrize(
@@ -127,7 +141,10 @@ def two_balls(seed: int) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
     """A very bright ball, which is liver, and a bright one, which may be or not: nothing but a click can tell."""
     generator = np.random.default_rng(seed)
     shape = (32, 16, 16)
-    centres = [[x, *map(int, generator.integers(6, 10, 2))] for x in generator.permutation([8, 23]).tolist()]
+    centres = [
+        [x, *map(int, generator.integers(6, 10, 2))]
+        for x in generator.permutation([8, 23]).tolist()
+    ]
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1)
     certain, doubtful = (np.linalg.norm(grid - centre, axis=-1) < 5 for centre in centres)
     image = 220.0 * certain + 110.0 * doubtful + generator.normal(0, 15, shape)
@@ -152,7 +169,13 @@ def trained(tmp_path_factory) -> Path:
         image, label, _ = two_balls(number)
         save(folder / f"volume-{number}.nii", image, affine)
         save(folder / f"label-{number}.nii", label, affine)
-        items.append({"image": f"volume-{number}.nii", "label": f"label-{number}.nii", "fold": int(number >= 8)})
+        items.append(
+            {
+                "image": f"volume-{number}.nii",
+                "label": f"label-{number}.nii",
+                "fold": int(number >= 8),
+            }
+        )
     (folder / "dataset.json").write_text(json.dumps({"training": items}))
     # The balls have no lesions.
     settings = {
@@ -165,7 +188,16 @@ def trained(tmp_path_factory) -> Path:
     }
     train = str(CONFIGS / "train.json")
     run = monai_bundle(
-        *("run", "training", "--config_file", train, "--bundle_root", folder, "--dataset_dir", folder),
+        *(
+            "run",
+            "training",
+            "--config_file",
+            train,
+            "--bundle_root",
+            folder,
+            "--dataset_dir",
+            folder,
+        ),
         cwd=folder,
         batch_size=2,
         **settings,
@@ -177,11 +209,15 @@ def trained(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_simulated_clicks_make_scans_better_that_were_not_trained_on(trained):
     with (trained / "eval" / "history.csv").open(newline="") as file:
-        last = {name: float(value) for name, value in list(csv.DictReader(file))[-1].items() if value}
+        last = {
+            name: float(value) for name, value in list(csv.DictReader(file))[-1].items() if value
+        }
     # Who always takes the doubtful ball for liver, or never, has 1 and 2/3 in turn.
     assert last["val_dice_automatic"] < 0.92
     assert last["val_dice_clicks"] > 0.94
-    assert last["val_mean_dice"] == pytest.approx((last["val_dice_clicks"] + last["val_dice_automatic"]) / 2, abs=1e-6)
+    assert last["val_mean_dice"] == pytest.approx(
+        (last["val_dice_clicks"] + last["val_dice_automatic"]) / 2, abs=1e-6
+    )
     model = json.loads((trained / "models" / "model.json").read_text())
     assert model["val_mean_dice"] == pytest.approx(last["val_mean_dice"])
 

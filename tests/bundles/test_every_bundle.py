@@ -12,17 +12,29 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import BUNDLE, SHORT, known, monai_bundle, torchrun, tracked_epochs
+from helpers.bundle_runs import BUNDLE, SHORT, known, monai_bundle, torchrun, tracked_epochs
 from monai.bundle import create_workflow
 
 from liverseg.networks import PreactivationUNet3D, UNet, load_weights
 
 # A small training of bundles with two stages, and the network of each.
 STAGED = {
-    "mixed_unet_lits": {"spatial_size": [32, 32], "slices_per_volume": 1, "stage_network#first_filters": 8},
+    "mixed_unet_lits": {
+        "spatial_size": [32, 32],
+        "slices_per_volume": 1,
+        "stage_network#first_filters": 8,
+    },
     "unet3d_liver": {
-        **{"spatial_size": [28, 28, 28], "lesion_spatial_size": [20, 20, 20], "lesion_spacing": [6.0, 6.0, 10.0]},
-        **{"stage_networks#liver#width": 4, "stage_networks#lesion#width": 4, "patches_per_volume": 1},
+        **{
+            "spatial_size": [28, 28, 28],
+            "lesion_spatial_size": [20, 20, 20],
+            "lesion_spacing": [6.0, 6.0, 10.0],
+        },
+        **{
+            "stage_networks#liver#width": 4,
+            "stage_networks#lesion#width": 4,
+            "patches_per_volume": 1,
+        },
     },
 }
 LESION_NETWORKS = {
@@ -30,7 +42,16 @@ LESION_NETWORKS = {
     "unet3d_liver": lambda: PreactivationUNet3D(width=4, valid=True),
 }
 # The dataset's liver and lesion in the place of two of the seven organs.
-ABDOMEN = ("background", "artery", "portal_vein", "liver", "spleen", "stomach", "gallbladder", "pancreas")
+ABDOMEN = (
+    "background",
+    "artery",
+    "portal_vein",
+    "liver",
+    "spleen",
+    "stomach",
+    "gallbladder",
+    "pancreas",
+)
 VOLUMES = {
     "classes": {name: [value] if value < 3 else [] for value, name in enumerate(ABDOMEN)},
     "spacing": [12, 12, 12],
@@ -39,7 +60,15 @@ VOLUMES = {
     "networks#paper#width": 4,
     "networks#quality#init_filters": 4,
 }
-ORGANS = {"classes": {"background": [0], "liver": [1], "right_kidney": [2], "left_kidney": [], "spleen": []}}
+ORGANS = {
+    "classes": {
+        "background": [0],
+        "liver": [1],
+        "right_kidney": [2],
+        "left_kidney": [],
+        "spleen": [],
+    }
+}
 RUNS = {
     "unet_liver vgg16": {"network_def#encoder": "vgg16"},
     "fcn_liver simple": {"network_def": "@networks#simple"},
@@ -51,7 +80,12 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_trains_evaluates_and_infers(name, dataset, tmp_path):
     folder = BUNDLE.parent / name.split()[0] / "configs"
-    settings = {"spacing": SHORT["spacing"], **RUNS[name], "bundle_root": str(tmp_path), "dataset_dir": str(dataset)}
+    settings = {
+        "spacing": SHORT["spacing"],
+        **RUNS[name],
+        "bundle_root": str(tmp_path),
+        "dataset_dir": str(dataset),
+    }
     short = {"spatial_size": SHORT["spatial_size"], **settings, "max_epochs": 1, "val_interval": 1}
 
     def run(files, kind, **more):
@@ -82,7 +116,9 @@ def test_liver_and_lesion_networks_are_trained_one_after_the_other(name, dataset
     settings |= {"resume": True, "tracking": "mlflow"}
 
     def train(run_id, **more):
-        found = monai_bundle("run", run_id, "--config_file", config, cwd=tmp_path, **settings, **more)
+        found = monai_bundle(
+            "run", run_id, "--config_file", config, cwd=tmp_path, **settings, **more
+        )
         assert found.returncode == 0, found.stderr[-3000:]
         return found.stdout
 
@@ -99,7 +135,10 @@ def test_liver_and_lesion_networks_are_trained_one_after_the_other(name, dataset
         lines = (tmp_path / "eval" / stage / "history.csv").read_text().splitlines()
         assert [line.partition(",")[0] for line in lines] == ["epoch", "1", "2"]
         assert json.loads((tmp_path / "eval" / stage / "metrics.json").read_text())["epochs"] == 2
-    assert tracked_epochs(tmp_path / "eval" / "mlflow.db") == [("liver", [1, 2]), ("lesion", [1, 2])]
+    assert tracked_epochs(tmp_path / "eval" / "mlflow.db") == [
+        ("liver", [1, 2]),
+        ("lesion", [1, 2]),
+    ]
 
     # Evaluation, inference and export take the file of both.
     merged = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
@@ -112,13 +151,23 @@ def test_liver_and_lesion_networks_are_trained_one_after_the_other(name, dataset
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STAGED)
 def test_two_processes_train_one_of_the_stages(name, dataset, tmp_path):
-    files = [str(BUNDLE.parent / name / "configs" / file) for file in ("train.json", "multi_gpu_train.json")]
+    files = [
+        str(BUNDLE.parent / name / "configs" / file)
+        for file in ("train.json", "multi_gpu_train.json")
+    ]
     settings = {"bundle_root": tmp_path, "dataset_dir": dataset, **STAGED[name]}
     settings |= {"max_epochs": 1, "batch_size": 1, "tracking": "mlflow"}
-    found = torchrun("run", "run", "--config_file", str(files), "--stage", "lesion", cwd=tmp_path, **settings)
+    found = torchrun(
+        "run", "run", "--config_file", str(files), "--stage", "lesion", cwd=tmp_path, **settings
+    )
     assert found.returncode == 0, found.stderr[-3000:]
     # Two cases train: one each, so an epoch is one step.
-    assert (tmp_path / "eval" / "lesion" / "history.csv").read_text().splitlines()[-1].startswith("1,1,")
+    assert (
+        (tmp_path / "eval" / "lesion" / "history.csv")
+        .read_text()
+        .splitlines()[-1]
+        .startswith("1,1,")
+    )
     assert tracked_epochs(tmp_path / "eval" / "mlflow.db") == [("lesion", [1])]
     load_weights(LESION_NETWORKS[name](), tmp_path / "models" / "lesion" / "model.pt")
 
@@ -132,7 +181,12 @@ def test_cascade_is_trained_by_stages_and_rounds_and_gives_one_mask(dataset, tmp
         **{"localise_network#first_filters": 8, "tune_network#first_filters": 4},
         **{"localise_spacing": [6.0, 6.0, -1.0], "spacing": [6.0, 6.0, 6.0]},
     }
-    short = {"localise_size": [48, 48], "spatial_size": [48, 48], "max_epochs": 1, "slices_per_volume": 2}
+    short = {
+        "localise_size": [48, 48],
+        "spatial_size": [48, 48],
+        "max_epochs": 1,
+        "slices_per_volume": 2,
+    }
 
     def run(files, kind, **more):
         config = [str(folder / file) for file in files]
@@ -147,9 +201,14 @@ def test_cascade_is_trained_by_stages_and_rounds_and_gives_one_mask(dataset, tmp
         run(["train.json"], "train", **short, stage=stage, plane="coronal")
     chain("training", "--plane=coronal", "--target", "lesion")
     parts = [(target, part) for target in ("liver", "lesion") for part in ("localise", "coronal")]
-    assert sorted(tmp_path.glob("models/*/*")) == sorted(tmp_path / "models" / target / part for target, part in parts)
+    assert sorted(tmp_path.glob("models/*/*")) == sorted(
+        tmp_path / "models" / target / part for target, part in parts
+    )
     for target, part in parts:
-        assert json.loads((tmp_path / "eval" / target / part / "metrics.json").read_text())["epochs"] == 1
+        assert (
+            json.loads((tmp_path / "eval" / target / part / "metrics.json").read_text())["epochs"]
+            == 1
+        )
         assert (tmp_path / "models" / target / part / "model.pt").is_file()
 
     chain("iterate", "--target=liver", "--plane", "coronal", max_rounds=1, round_epochs=1)
@@ -158,22 +217,34 @@ def test_cascade_is_trained_by_stages_and_rounds_and_gives_one_mask(dataset, tmp
         metrics = {row["round"]: float(row["val_mean_dice"]) for row in csv.DictReader(file)}
     best = max(metrics, key=metrics.get)
     assert set(metrics) == {"0", "1"}
-    assert (trained / "model.pt").read_bytes() == (trained / "rounds" / best / "model.pt").read_bytes()
+    assert (trained / "model.pt").read_bytes() == (
+        trained / "rounds" / best / "model.pt"
+    ).read_bytes()
     assert {path.name for path in (trained / "rounds" / "1" / "patches").iterdir()} == {
         "0.npz",
         "1.npz",
         "patches.json",
     }
-    assert json.loads((tmp_path / "eval" / "liver" / "coronal" / "rounds" / "1" / "metrics.json").read_text())
+    assert json.loads(
+        (tmp_path / "eval" / "liver" / "coronal" / "rounds" / "1" / "metrics.json").read_text()
+    )
     tracked = tracked_epochs(tmp_path / "eval" / "mlflow.db")
-    assert tracked == [(name, [1]) for name in ("lesion/localise", "lesion/coronal", "liver/coronal/rounds/1")]
+    assert tracked == [
+        (name, [1]) for name in ("lesion/localise", "lesion/coronal", "liver/coronal/rounds/1")
+    ]
 
     run(["train.json", "evaluate.json"], "train", planes=["coronal"])
     # Four networks were not trained, so there is no file of all.
     assert not (tmp_path / "models" / "model.pt").exists()
-    assert json.loads((tmp_path / "eval" / "summary.json").read_text())["lesions"]["reference_lesions"] == 1
+    assert (
+        json.loads((tmp_path / "eval" / "summary.json").read_text())["lesions"]["reference_lesions"]
+        == 1
+    )
     run(["inference.json"], "infer", planes=["coronal"])
-    mask, scan = nib.load(tmp_path / "output" / "volume-4_liver_lesion.nii.gz"), nib.load(dataset / "volume-4.nii")
+    mask, scan = (
+        nib.load(tmp_path / "output" / "volume-4_liver_lesion.nii.gz"),
+        nib.load(dataset / "volume-4.nii"),
+    )
     assert mask.shape == scan.shape
     assert np.allclose(mask.affine, scan.affine)
     assert set(np.unique(mask.dataobj)) <= {0, 1, 2}

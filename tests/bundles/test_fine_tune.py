@@ -7,35 +7,63 @@ import json
 
 import pytest
 import torch
-from bundle_runs import ROOT
+from helpers.bundle_runs import ROOT
 from monai.bundle import ConfigParser, create_workflow
 
 from liverseg.errors import sentence
 
 BUNDLES = sorted(path.parents[1] for path in ROOT.glob("bundles/*/configs/fine_tune.json"))
 FLAT = {"spacing": [6.0, 6.0, -1.0], "spatial_size": [32, 32]}
-ABDOMEN = ("background", "artery", "portal_vein", "liver", "spleen", "stomach", "gallbladder", "pancreas")
+ABDOMEN = (
+    "background",
+    "artery",
+    "portal_vein",
+    "liver",
+    "spleen",
+    "stomach",
+    "gallbladder",
+    "pancreas",
+)
 ORGANS = ("background", "liver", "right_kidney", "left_kidney", "spleen")
 # Small networks, and the data set's liver and lesion for organs.
 SMALL = {
     "unet_liver": {**FLAT, "network_def#first_filters": 4},
     "fcn_liver": {**FLAT, "network_def": "@networks#simple"},
     "deeplabv3_liver": FLAT,
-    "deeplabv3_abdomen_mr": {**FLAT, "classes": {name: [n] if n < 3 else [] for n, name in enumerate(ORGANS)}},
+    "deeplabv3_abdomen_mr": {
+        **FLAT,
+        "classes": {name: [n] if n < 3 else [] for n, name in enumerate(ORGANS)},
+    },
     "cascade_lits": {
-        **{"localise_network#first_filters": 4, "localise_spacing": [6.0, 6.0, -1.0], "localise_size": [32, 32]},
+        **{
+            "localise_network#first_filters": 4,
+            "localise_spacing": [6.0, 6.0, -1.0],
+            "localise_size": [32, 32],
+        },
         "slices_per_volume": 1,
     },
-    "mixed_unet_lits": {"spatial_size": [32, 32], "slices_per_volume": 1, "stage_network#first_filters": 4},
+    "mixed_unet_lits": {
+        "spatial_size": [32, 32],
+        "slices_per_volume": 1,
+        "stage_network#first_filters": 4,
+    },
     "unet3d_abdomen": {
         **{"spacing": [12, 12, 12], "spatial_size": [16, 16, 16], "networks#paper#width": 4},
         **{"classes": {name: [n] if n < 3 else [] for n, name in enumerate(ABDOMEN)}},
     },
     "unet3d_liver": {
-        **{"spatial_size": [28, 28, 28], "stage_networks#liver#width": 4, "stage_networks#lesion#width": 4},
+        **{
+            "spatial_size": [28, 28, 28],
+            "stage_networks#liver#width": 4,
+            "stage_networks#lesion#width": 4,
+        },
         "patches_per_volume": 1,
     },
-    "deepedit_liver": {"spacing": [12, 12, 12], "spatial_size": [16, 16, 16], "network_def#init_filters": 8},
+    "deepedit_liver": {
+        "spacing": [12, 12, 12],
+        "spatial_size": [16, 16, 16],
+        "network_def#init_filters": 8,
+    },
 }
 
 
@@ -44,9 +72,20 @@ def fine_tuned(bundle) -> list[str]:
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
-def test_runs_steps_from_weights_and_keeps_them_where_it_finds_nothing_better(bundle, dataset, tmp_path):
-    settings = {"bundle_root": str(bundle), "dataset_dir": str(dataset), "ckpt_dir": str(tmp_path / "models")}
-    settings |= {"output_dir": str(tmp_path / "eval"), "amp": False, "batch_size": 1, "max_iterations": 6}
+def test_runs_steps_from_weights_and_keeps_them_where_it_finds_nothing_better(
+    bundle, dataset, tmp_path
+):
+    settings = {
+        "bundle_root": str(bundle),
+        "dataset_dir": str(dataset),
+        "ckpt_dir": str(tmp_path / "models"),
+    }
+    settings |= {
+        "output_dir": str(tmp_path / "eval"),
+        "amp": False,
+        "batch_size": 1,
+        "max_iterations": 6,
+    }
     settings["iterations_per_epoch"] = 3
     settings |= SMALL[bundle.name]
     parser = ConfigParser()
@@ -54,7 +93,11 @@ def test_runs_steps_from_weights_and_keeps_them_where_it_finds_nothing_better(bu
     parser.update(settings)
     several = "pretrain_dir" in parser
     parser.update(
-        {"pretrain_dir" if several else "load_pretrain": str(tmp_path / ("start" if several else "start.pt"))}
+        {
+            "pretrain_dir" if several else "load_pretrain": str(
+                tmp_path / ("start" if several else "start.pt")
+            )
+        }
     )
     start = tmp_path.joinpath(parser.get_parsed_content("load_pretrain"))
     start.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +106,11 @@ def test_runs_steps_from_weights_and_keeps_them_where_it_finds_nothing_better(bu
     given = {"pretrain_dir": str(tmp_path / "start")} if several else {"load_pretrain": str(start)}
 
     workflow = create_workflow(
-        config_file=fine_tuned(bundle), workflow_type="train", logging_file=False, **settings, **given
+        config_file=fine_tuned(bundle),
+        workflow_type="train",
+        logging_file=False,
+        **settings,
+        **given,
     )
     network = workflow.parser.get_parsed_content("network")
     optimizer = workflow.parser.get_parsed_content("optimizer")
@@ -75,10 +122,18 @@ def test_runs_steps_from_weights_and_keeps_them_where_it_finds_nothing_better(bu
     with history.open(newline="") as file:
         rows = list(csv.DictReader(file))
     # Two scans train, one in each step: an epoch has more steps than scans.
-    assert [(row["epoch"], row["iteration"]) for row in rows] == [("0", "0"), ("1", "3"), ("2", "6")]
+    assert [(row["epoch"], row["iteration"]) for row in rows] == [
+        ("0", "0"),
+        ("1", "3"),
+        ("2", "6"),
+    ]
     assert all(row["val_mean_dice"] for row in rows)
     after = network.state_dict()
-    norms = [name for name in begun if name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    norms = [
+        name
+        for name in begun
+        if name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    ]
     assert all(torch.equal(begun[name], after[name]) for name in norms)
     assert not all(torch.equal(value, after[name]) for name, value in begun.items())
     (record,) = (tmp_path / "models").rglob("model.json")
@@ -124,7 +179,9 @@ def test_as_many_steps_for_few_labels_as_for_many_and_each_as_often(labels):
 def test_without_weights_it_says_what_is_missing(dataset, tmp_path):
     bundle = ROOT / "bundles" / "fcn_liver"
     settings = {"bundle_root": str(bundle), "dataset_dir": str(dataset), "ckpt_dir": str(tmp_path)}
-    workflow = create_workflow(config_file=fine_tuned(bundle), workflow_type="train", logging_file=False, **settings)
+    workflow = create_workflow(
+        config_file=fine_tuned(bundle), workflow_type="train", logging_file=False, **settings
+    )
     with pytest.raises(Exception, match="freeze_norms") as caught:
         workflow.run()
     assert "found no weights to start from, expected" in str(sentence(caught.value))

@@ -8,8 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import AFFINE, BUNDLE, make_scan, save
-from dataset_trees import write_series
+from helpers.bundle_runs import AFFINE, BUNDLE, make_scan, save
+from helpers.dataset_trees import write_series
 from monai.bundle import create_workflow
 
 INFERENCE = str(BUNDLE / "configs" / "inference.json")
@@ -66,7 +66,12 @@ def segment(folder: Path, scans: Path) -> Path:
         config_file=INFERENCE,
         workflow_type="infer",
         bundle_root=str(BUNDLE),
-        network_def={"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 2, "kernel_size": 1},
+        network_def={
+            "_target_": "torch.nn.Conv2d",
+            "in_channels": 1,
+            "out_channels": 2,
+            "kernel_size": 1,
+        },
         ckpt_path=str(folder / "threshold.pt"),
         dataset_dir=str(scans),
         output_dir=str(folder / "masks"),
@@ -85,7 +90,9 @@ def masks(tmp_path_factory) -> Path:
     pytest.importorskip("pydicom")
     for number, (name, affine) in enumerate(SERIES.items()):
         names = [f"IM{k}" for k in range(8)]
-        write_series(folder / name, make_scan(9)[0], affine, names, SeriesInstanceUID=f"1.2.{number}")
+        write_series(
+            folder / name, make_scan(9)[0], affine, names, SeriesInstanceUID=f"1.2.{number}"
+        )
     nib.save(two_places(), folder / "two-places.nii.gz")
     return segment(folder, folder)
 
@@ -106,7 +113,9 @@ def test_the_mask_of_a_tilted_series_lies_where_its_slices_do(masks):
     """Each voxel of the scan, where its own slice says that it is, against the mask, where its affine says it is."""
     mask = found_at(masks, "tilted")
     expected = make_scan(9)[0] > 40
-    points = nib.affines.apply_affine(SERIES["tilted"], np.moveaxis(np.indices(expected.shape), 0, -1))
+    points = nib.affines.apply_affine(
+        SERIES["tilted"], np.moveaxis(np.indices(expected.shape), 0, -1)
+    )
     index = np.rint(nib.affines.apply_affine(np.linalg.inv(mask.affine), points)).astype(int)
     found = np.asarray(mask.dataobj)[tuple(np.moveaxis(index, -1, 0))] > 0
     # The slices step aside by a third of a voxel, and edges by as much.
@@ -141,7 +150,8 @@ def test_every_voxel_is_decided_by_its_own_intensity(masks, name):
 def test_a_mask_lies_where_itk_shows_the_scan(masks):
     sitk = pytest.importorskip("SimpleITK", reason='needs pip install ".[label]"')
     scan, mask = (
-        sitk.ReadImage(str(path)) for path in (masks.parent / "two-places.nii.gz", masks / "two-places_liver.nii.gz")
+        sitk.ReadImage(str(path))
+        for path in (masks.parent / "two-places.nii.gz", masks / "two-places_liver.nii.gz")
     )
     assert mask.GetSize() == scan.GetSize()
     for corner in ((0, 0, 0), (47, 0, 0), (0, 39, 0), (47, 39, 7)):

@@ -26,7 +26,13 @@ def sums(logits, target):
     """TP, FP, FN of each class over the whole batch, with probabilities for the prediction."""
     p, g = probabilities(logits), np.eye(logits.shape[1])[target[:, 0]].transpose(0, 3, 1, 2)
     axes = (0, 2, 3)
-    return (p * g).sum(axes), (p * (1 - g)).sum(axes), ((1 - p) * g).sum(axes), g.sum(axes), p.sum(axes)
+    return (
+        (p * g).sum(axes),
+        (p * (1 - g)).sum(axes),
+        ((1 - p) * g).sum(axes),
+        g.sum(axes),
+        p.sum(axes),
+    )
 
 
 def dice(logits, target):
@@ -74,7 +80,9 @@ FORMULAS = {
     "dice_uniform": lambda x, y: 1 - dice(x, y).mean(),
     "dice_simple": lambda x, y: (WEIGHTS[: x.shape[1]] * (1 - dice(x, y))).mean(),
     "dice_square": lambda x, y: (WEIGHTS[: x.shape[1]] * (1 - dice(x, y))).mean(),
-    "per_organ": lambda x, y: 1 - np.append(tversky(x, y, 0.5, 1.5)[1:], tversky(x, y, 1, 1)[0]).mean(),
+    "per_organ": lambda x, y: (
+        1 - np.append(tversky(x, y, 0.5, 1.5)[1:], tversky(x, y, 1, 1)[0]).mean()
+    ),
 }
 
 
@@ -86,7 +94,9 @@ def losses(bundle):
     return json.loads(config(bundle).read_text())["losses"]
 
 
-each_loss = pytest.mark.parametrize(("bundle", "name"), [(b, n) for b in NUM_CLASSES for n in losses(b)])
+each_loss = pytest.mark.parametrize(
+    ("bundle", "name"), [(b, n) for b in NUM_CLASSES for n in losses(b)]
+)
 
 
 def build(bundle, name, **override):
@@ -124,7 +134,11 @@ def test_loss_equals_its_formula(bundle, name):
 @each_loss
 def test_a_perfect_prediction_has_almost_no_loss_and_a_wrong_one_much(bundle, name):
     _, target = batch(bundle)
-    onehot = torch.nn.functional.one_hot(torch.tensor(target[:, 0]), NUM_CLASSES[bundle]).movedim(-1, 1).double()
+    onehot = (
+        torch.nn.functional.one_hot(torch.tensor(target[:, 0]), NUM_CLASSES[bundle])
+        .movedim(-1, 1)
+        .double()
+    )
     loss = build(bundle, name)
     assert float(loss(40 * onehot, torch.tensor(target))) < 1e-4
     assert float(loss(-40 * onehot, torch.tensor(target))) > 0.9
@@ -155,16 +169,25 @@ def test_global_weights_are_those_of_the_training_sets_voxels(dataset, name, pow
     for key, value in {**settings, "normalize_weights": normalize}.items():
         parser[key] = value
     loss = parser.get_parsed_content(f"losses#{name}")
-    items = [item for item in json.loads((dataset / "dataset.json").read_text())["training"] if item["fold"] != 0]
+    items = [
+        item
+        for item in json.loads((dataset / "dataset.json").read_text())["training"]
+        if item["fold"] != 0
+    ]
     labels = [np.asarray(nib.load(dataset / item["label"]).dataobj) for item in items]
     n = sum(np.bincount(label.ravel(), minlength=3) for label in labels) / 4
     w = n.sum() / (3 * n**power + 1)
     w = w / w.mean() if normalize else w
 
     generator = np.random.default_rng(0)
-    logits, target = generator.normal(0, 2, (3, 3, 9, 7)), generator.choice(3, (3, 1, 9, 7), p=[0.8, 0.1, 0.1])
+    logits, target = (
+        generator.normal(0, 2, (3, 3, 9, 7)),
+        generator.choice(3, (3, 1, 9, 7), p=[0.8, 0.1, 0.1]),
+    )
     expected = (w * (1 - dice(logits, target))).mean()
-    assert float(loss(torch.tensor(logits), torch.tensor(target))) == pytest.approx(expected, rel=1e-6)
+    assert float(loss(torch.tensor(logits), torch.tensor(target))) == pytest.approx(
+        expected, rel=1e-6
+    )
     single = loss(torch.tensor(logits).float(), torch.tensor(target))
     assert float(single) == pytest.approx(expected, rel=1e-5)
 
@@ -210,8 +233,13 @@ def deep_supervision(formula):
     """Half the weight for half the resolution, with the label's nearest pixel to the middle of the side's."""
 
     def of(sides, target):
-        labels = [target[:, :, 2**level // 2 :: 2**level, 2**level // 2 :: 2**level] for level in range(len(sides))]
-        return sum(formula(x, y) / 2**level for level, (x, y) in enumerate(zip(sides, labels, strict=True)))
+        labels = [
+            target[:, :, 2**level // 2 :: 2**level, 2**level // 2 :: 2**level]
+            for level in range(len(sides))
+        ]
+        return sum(
+            formula(x, y) / 2**level for level, (x, y) in enumerate(zip(sides, labels, strict=True))
+        )
 
     return of
 
@@ -228,7 +256,10 @@ def level_ramp(sides, target):
     return total / last
 
 
-CASCADE_FORMULAS = {"level_ramp": level_ramp, **{name: deep_supervision(f) for name, f in ONE_OUTPUT.items()}}
+CASCADE_FORMULAS = {
+    "level_ramp": level_ramp,
+    **{name: deep_supervision(f) for name, f in ONE_OUTPUT.items()},
+}
 
 
 def cascade_loss(name, **settings):
@@ -247,7 +278,9 @@ def sides_and_target():
 
 
 def value_of(loss, sides, target):
-    outputs = [torch.tensor(side) for side in sides] if isinstance(sides, list) else torch.tensor(sides)
+    outputs = (
+        [torch.tensor(side) for side in sides] if isinstance(sides, list) else torch.tensor(sides)
+    )
     return float(loss(outputs, torch.tensor(target, dtype=torch.float64)))
 
 
@@ -259,16 +292,23 @@ def test_every_loss_of_the_cascade_has_a_formula_here():
 def test_loss_of_the_cascade_equals_its_formula(name):
     sides, target = sides_and_target()
     loss = cascade_loss(f"losses#{name}")
-    assert value_of(loss, sides, target) == pytest.approx(CASCADE_FORMULAS[name](sides, target), rel=1e-6)
+    assert value_of(loss, sides, target) == pytest.approx(
+        CASCADE_FORMULAS[name](sides, target), rel=1e-6
+    )
     # A localisation network gives one output.
-    assert value_of(loss, sides[0], target) == pytest.approx(CASCADE_FORMULAS[name](sides[:1], target), rel=1e-6)
+    assert value_of(loss, sides[0], target) == pytest.approx(
+        CASCADE_FORMULAS[name](sides[:1], target), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", CASCADE_FORMULAS)
 def test_gradients_of_the_cascades_losses_are_finite_without_target_and_where_all_is_right(name):
     loss = cascade_loss(f"losses#{name}")
     for value in (0, 1):
-        sides = [torch.full((2, 1, 16 // f, 16 // f), 40.0 * (2 * value - 1), requires_grad=True) for f in (1, 2, 4, 8)]
+        sides = [
+            torch.full((2, 1, 16 // f, 16 // f), 40.0 * (2 * value - 1), requires_grad=True)
+            for f in (1, 2, 4, 8)
+        ]
         found = loss(sides, torch.full((2, 1, 16, 16), float(value)))
         found.backward()
         assert all(torch.isfinite(side.grad).all() for side in sides)
@@ -286,7 +326,9 @@ def test_each_stage_of_the_cascade_has_its_loss_and_both_can_be_chosen():
     ):
         outputs = sides if settings["stage"] == "tune" else sides[:1]
         expected = CASCADE_FORMULAS[name](outputs, target)
-        assert value_of(cascade_loss("loss", **settings), outputs, target) == pytest.approx(expected, rel=1e-6)
+        assert value_of(cascade_loss("loss", **settings), outputs, target) == pytest.approx(
+            expected, rel=1e-6
+        )
 
 
 def test_the_cascades_loss_without_levels_is_the_dice_of_the_last_output():
@@ -298,4 +340,6 @@ def test_the_cascades_loss_without_levels_is_the_dice_of_the_last_output():
 def test_iou_xy_of_the_cascade_takes_alpha_with_alpha_plus_beta_two():
     sides, target = sides_and_target()
     expected = deep_supervision(lambda x, y: 1 - tversky_of_target(x, y, 1.3, 0.7))(sides, target)
-    assert value_of(cascade_loss("losses#iou_xy", iou_xy_alpha=1.3), sides, target) == pytest.approx(expected, rel=1e-6)
+    assert value_of(
+        cascade_loss("losses#iou_xy", iou_xy_alpha=1.3), sides, target
+    ) == pytest.approx(expected, rel=1e-6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bundle_runs import BUNDLE, SHORT
+from helpers.bundle_runs import BUNDLE, SHORT
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems
 from monai.fl.utils.exchange_object import ExchangeObject
@@ -20,8 +20,16 @@ def state_that_says(liver: bool) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("liver", [True, False])
 def test_a_federated_client_evaluates_the_weights_that_it_is_sent(dataset, tmp_path, liver):
     torch.save(state_that_says(not liver), tmp_path / "model.pt")
-    settings = {"spacing": SHORT["spacing"], "mask_cleaning": "@postprocessings#none", "network_def": CONVOLUTION}
-    folders = {"dataset_dir": str(dataset), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "eval")}
+    settings = {
+        "spacing": SHORT["spacing"],
+        "mask_cleaning": "@postprocessings#none",
+        "network_def": CONVOLUTION,
+    }
+    folders = {
+        "dataset_dir": str(dataset),
+        "ckpt_dir": str(tmp_path),
+        "output_dir": str(tmp_path / "eval"),
+    }
     client = MonaiAlgo(str(BUNDLE), config_train_filename=None, eval_kwargs={**settings, **folders})
     client.initialize({ExtraItems.CLIENT_NAME: "hospital"})
     metrics = client.evaluate(ExchangeObject(weights=state_that_says(liver))).metrics

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from bundle_runs import BUNDLE, start_node, torchrun, write_dataset
+from helpers.bundle_runs import BUNDLE, start_node, torchrun, write_dataset
 from monai.bundle import ConfigParser, create_workflow
 
 BUNDLES = sorted(path.parents[1] for path in BUNDLE.parent.glob("*/configs/multi_gpu_train.json"))
@@ -24,7 +24,16 @@ CONFIGS = BUNDLE.parent / "unet3d_abdomen" / "configs"
 TRAIN = str(CONFIGS / "train.json")
 BOTH = f"['{TRAIN}','{CONFIGS / 'multi_gpu_train.json'}']"
 COMMAND = ("run", "training", "--config_file")
-ABDOMEN = ("background", "artery", "portal_vein", "liver", "spleen", "stomach", "gallbladder", "pancreas")
+ABDOMEN = (
+    "background",
+    "artery",
+    "portal_vein",
+    "liver",
+    "spleen",
+    "stomach",
+    "gallbladder",
+    "pancreas",
+)
 # What two processes compute as one does: a loss that is a mean over scans (Dice of each, not of the batch) and no batch
 # norm. The seed decides the first weights and the patients; a crop is the whole scan, and nothing is augmented.
 SETTINGS = {
@@ -81,7 +90,10 @@ def test_two_processes_with_half_the_batch_equal_one(scans, tmp_path):
     create_workflow(config_file=TRAIN, workflow_type="train", **settings("one", batch_size=2)).run()
     run = torchrun(*COMMAND, BOTH, cwd=tmp_path, **settings("two", batch_size=1))
     assert run.returncode == 0, run.stderr[-3000:]
-    one, two = (torch.load(tmp_path / name / "models" / "checkpoint.pt", weights_only=True) for name in ("one", "two"))
+    one, two = (
+        torch.load(tmp_path / name / "models" / "checkpoint.pt", weights_only=True)
+        for name in ("one", "two")
+    )
     assert one["iteration"] == two["iteration"] == 6
     # The average has hardly left the weights that the training started with.
     assert largest_difference(one["model"], one["ema_model"]) > 0.05
@@ -97,11 +109,18 @@ def test_a_killed_process_ends_both_machines_and_the_training_goes_on(scans, tmp
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-    folders = {"dataset_dir": scans, "ckpt_dir": tmp_path / "models", "output_dir": tmp_path / "eval"}
+    folders = {
+        "dataset_dir": scans,
+        "ckpt_dir": tmp_path / "models",
+        "output_dir": tmp_path / "eval",
+    }
 
     def start(**more):
         settings = {**SETTINGS, **folders, "batch_size": 1, **more}
-        return [start_node(f"127.0.0.{node}", endpoint, *COMMAND, BOTH, cwd=tmp_path, **settings) for node in (1, 2)]
+        return [
+            start_node(f"127.0.0.{node}", endpoint, *COMMAND, BOTH, cwd=tmp_path, **settings)
+            for node in (1, 2)
+        ]
 
     def end(nodes):
         try:
@@ -140,8 +159,12 @@ def test_every_scan_belongs_to_one_process(bundle, processes, scans, tmp_path, m
 
     def share(part, rank):
         parser = ConfigParser()
-        parser.read_config([bundle / "configs" / name for name in ("train.json", "multi_gpu_train.json")])
-        parser.update({"bundle_root": str(tmp_path), "dataset_dir": str(scans), "fold": 1, "cache_gb": 0})
+        parser.read_config(
+            [bundle / "configs" / name for name in ("train.json", "multi_gpu_train.json")]
+        )
+        parser.update(
+            {"bundle_root": str(tmp_path), "dataset_dir": str(scans), "fold": 1, "cache_gb": 0}
+        )
         parser["batch_size"] = 1
         # The labels have no more than two values above 0.
         parser["classes"] = dict(zip(parser["classes"], [[0], [1, 2], *[[]] * 9], strict=False))
@@ -155,10 +178,14 @@ def test_every_scan_belongs_to_one_process(bundle, processes, scans, tmp_path, m
         drawn.set_epoch(4)
         return list(drawn)
 
-    validated, drawn = ([share(part, rank) for rank in range(processes)] for part in ("validate", "train"))
+    validated, drawn = (
+        [share(part, rank) for rank in range(processes)] for part in ("validate", "train")
+    )
     # Three scans are validated, four train.
     assert sorted(chain(*validated)) == [0, 1, 2]
-    if bundle.name == "unet3d_abdomen":  # draws patients with replacement, in each step different ones
+    if (
+        bundle.name == "unet3d_abdomen"
+    ):  # draws patients with replacement, in each step different ones
         assert all(len(set(step)) == processes for step in zip(*drawn, strict=True))
         assert set(chain(*drawn)) == {0, 1, 2, 3}
     else:  # as many for each process, so where that does not divide a few come twice
@@ -170,7 +197,8 @@ def test_every_scan_belongs_to_one_process(bundle, processes, scans, tmp_path, m
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 def test_one_process_writes_for_tensorboard(bundle):
     train, multi = (
-        json.loads((bundle / "configs" / name).read_text()) for name in ("train.json", "multi_gpu_train.json")
+        json.loads((bundle / "configs" / name).read_text())
+        for name in ("train.json", "multi_gpu_train.json")
     )
     writers = {
         f"{part}#handlers#{index}#_disabled_"
@@ -187,7 +215,9 @@ def test_the_files_for_slurm_and_kubernetes_are_whole():
     service, job = yaml.safe_load_all((files / "job.yaml").read_text())
     name, spec = job["metadata"]["name"], job["spec"]
     (container,) = spec["template"]["spec"]["containers"]
-    given = dict(word.split("=") for word in container["args"] if word.startswith("--") and "=" in word)
+    given = dict(
+        word.split("=") for word in container["args"] if word.startswith("--") and "=" in word
+    )
     assert service["metadata"]["name"] == spec["template"]["spec"]["subdomain"]
     assert service["spec"]["selector"] == {"job-name": name}
     assert given["--rdzv_endpoint"].split(":")[0] == f"{name}-0.{service['metadata']['name']}"

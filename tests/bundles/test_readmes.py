@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from bundle_runs import ROOT
+from helpers.bundle_runs import ROOT
+from helpers.readme_commands import commands
 from monai.bundle import ConfigParser
-from readme_commands import commands
 from typer.main import get_command
 
 from liverseg.workbench.cli import app
@@ -30,7 +30,9 @@ def test_no_link_leads_out_of_the_bundle(readme):
         target = (readme.parent / path).resolve() if path else readme
         assert target.is_relative_to(bundle) and target.is_file(), link
         titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if place else []
-        assert not place or place in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
+        assert not place or place in [
+            re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles
+        ]
     assert "../" not in text
 
 
@@ -43,11 +45,15 @@ def test_options_are_names_of_the_configs(readme, tmp_path):
         if command[0] not in ("python", "torchrun", "…") or "run" not in started[:1]:
             continue
         arguments = started if command[0] != "…" else [*started, *command[1:]]
-        files = arguments[arguments.index("--config_file") + 1].strip("[]").replace("'", "").split(",")
+        files = (
+            arguments[arguments.index("--config_file") + 1].strip("[]").replace("'", "").split(",")
+        )
         parser = ConfigParser()
         parser.read_config([readme.parents[1] / file for file in files])
         assert arguments[1] in parser.get()
-        names = {argument.removeprefix("--") for argument in arguments if argument.startswith("--")} - {"config_file"}
+        names = {
+            argument.removeprefix("--") for argument in arguments if argument.startswith("--")
+        } - {"config_file"}
         unknown = {name for name in names - {"tracking"} if name not in parser}
         assert unknown == set(), arguments
         for argument in arguments:
@@ -55,7 +61,9 @@ def test_options_are_names_of_the_configs(readme, tmp_path):
                 assert argument.removeprefix("@") in parser, arguments
 
 
-def test_commands_of_liverseg_are_there_in_the_repository_and_said_to_be_nowhere_else(readme, tmp_path):
+def test_commands_of_liverseg_are_there_in_the_repository_and_said_to_be_nowhere_else(
+    readme, tmp_path
+):
     typed = [command[1:] for command in commands(readme, tmp_path) if command[0] == "liverseg"]
     assert ["data", "phantoms", "data"] in [command[:3] for command in typed]
     for data, verb, *arguments in typed:

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import BUNDLE, copy_files
+from helpers.bundle_runs import BUNDLE, copy_files
 from monai.bundle import create_workflow
 
 from liverseg.networks import load_weights
@@ -18,7 +18,12 @@ pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 
 ABDOMEN = BUNDLE.parent / "deeplabv3_abdomen_mr"
 CLASSES = {"background": None, "liver": [5]}
-SETTINGS = {"spacing": [3.0, 3.0, -1], "spatial_size": [128, 108], "classes": CLASSES, "learning_rate": 0.0007}
+SETTINGS = {
+    "spacing": [3.0, 3.0, -1],
+    "spatial_size": [128, 108],
+    "classes": CLASSES,
+    "learning_rate": 0.0007,
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +36,14 @@ def overfit(folder: Path, bundle: Path, name: str, settings: dict, max_epochs: i
     samples = Path(__file__).resolve().parents[3] / "shared" / "samples"
     if not samples.is_dir():
         pytest.skip(f"the real scans are not there: {samples}")
-    item = {"image": str(samples / f"{name}.nii.gz"), "label": str(samples / f"{name}_organs.nii.gz")}
-    training, validation = {**item, "fold": 1}, {**copy_files(item, folder / "copy"), "fold": 0, "patient": "copy"}
+    item = {
+        "image": str(samples / f"{name}.nii.gz"),
+        "label": str(samples / f"{name}_organs.nii.gz"),
+    }
+    training, validation = (
+        {**item, "fold": 1},
+        {**copy_files(item, folder / "copy"), "fold": 0, "patient": "copy"},
+    )
     # Eight times the same scan: an epoch of eight steps, so that writing checkpoints takes no time.
     (folder / "dataset.json").write_text(json.dumps({"training": [validation, *[training] * 8]}))
     create_workflow(

@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from bundle_runs import BUNDLE, copy_files
+from helpers.bundle_runs import BUNDLE, copy_files
 from monai.bundle import ConfigParser, create_workflow
 
 from liverseg.data import count_voxels
@@ -20,7 +20,15 @@ CONFIGS = BUNDLE.parent / "unet3d_abdomen" / "configs"
 # Coarse and narrow: some steps in seconds.
 SETTINGS = {"spacing": [6.0, 6.0, 6.0], "spatial_size": [32, 32, 32], "networks#paper#width": 8}
 # TotalSegmentator's values of the organs, in the order of the classes.
-VALUES = {"artery": 52, "portal_vein": 64, "liver": 5, "spleen": 1, "stomach": 6, "gallbladder": 4, "pancreas": 7}
+VALUES = {
+    "artery": 52,
+    "portal_vein": 64,
+    "liver": 5,
+    "spleen": 1,
+    "stomach": 6,
+    "gallbladder": 4,
+    "pancreas": 7,
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +39,10 @@ def trained(tmp_path_factory) -> Path:
         pytest.skip(f"the real scans are not there: {samples}")
     folder = tmp_path_factory.mktemp("abdomen")
     item = {"image": str(samples / "ts_ct.nii.gz"), "label": str(samples / "ts_ct_organs.nii.gz")}
-    copies = {name: {**copy_files(item, folder / name), "patient": name} for name in ("validation", "test")}
+    copies = {
+        name: {**copy_files(item, folder / name), "patient": name}
+        for name in ("validation", "test")
+    }
     items = [{**copies["validation"], "fold": 0}, {**item, "fold": 1}]
     (folder / "dataset.json").write_text(json.dumps({"training": items, "test": [copies["test"]]}))
     create_workflow(

@@ -9,7 +9,7 @@ import cc3d
 import nibabel as nib
 import numpy as np
 import pytest
-from bundle_runs import BUNDLE, copy_files, known
+from helpers.bundle_runs import BUNDLE, copy_files, known
 from monai.bundle import create_workflow
 from monai.transforms import LoadImage
 
@@ -19,11 +19,17 @@ pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 STAGES = {
     "mixed_unet_lits": [{"stage": "liver"}, {"stage": "lesion"}],
     "cascade_lits": [
-        {"target": target, "stage": stage} for target in ("liver", "lesion") for stage in ("localise", "tune")
+        {"target": target, "stage": stage}
+        for target in ("liver", "lesion")
+        for stage in ("localise", "tune")
     ],
 }
 SETTINGS = {
-    "mixed_unet_lits": {"spatial_size": [64, 64], "stage_network#first_filters": 16, "stage_network#dropout": 0.0},
+    "mixed_unet_lits": {
+        "spatial_size": [64, 64],
+        "stage_network#first_filters": 16,
+        "stage_network#dropout": 0.0,
+    },
     "cascade_lits": {
         **{"planes": ["axial"], "spacing": [4.0, 4.0, 4.0], "localise_spacing": [6.0, 6.0, -1.0]},
         **{"spatial_size": [64, 64], "localise_size": [64, 64]},
@@ -56,7 +62,10 @@ def overfitted(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("overfit") / request.param
     folder.mkdir()
     item = write_scan(samples, folder)
-    training, validation = {**item, "fold": 1}, {**copy_files(item, folder / "copy"), "fold": 0, "patient": "copy"}
+    training, validation = (
+        {**item, "fold": 1},
+        {**copy_files(item, folder / "copy"), "fold": 0, "patient": "copy"},
+    )
     (folder / "dataset.json").write_text(json.dumps({"training": [validation, training]}))
     config = BUNDLE.parent / folder.name / "configs" / "train.json"
     for stage in STAGES[folder.name]:
@@ -78,7 +87,10 @@ def overfitted(request, tmp_path_factory) -> Path:
 
 
 def segment(trained: Path, scan: Path, cleaning: str) -> tuple[np.ndarray, nib.Nifti1Image]:
-    output_dir, config = trained / cleaning, BUNDLE.parent / trained.name / "configs" / "inference.json"
+    output_dir, config = (
+        trained / cleaning,
+        BUNDLE.parent / trained.name / "configs" / "inference.json",
+    )
     create_workflow(
         config_file=str(config),
         workflow_type="infer",
@@ -100,7 +112,10 @@ def test_lesions_lie_inside_the_liver_on_the_scans_grid(overfitted, samples, nam
     assert np.allclose(mask.affine, LoadImage()(scan).affine, atol=1e-3)
     assert set(np.unique(found)) <= {0, 1, 2}
     # The networks find one liver; a lesion is a part of it, and the CRF moves none out of it.
-    assert cc3d.connected_components((found > 0).astype(np.uint8), connectivity=26, return_N=True)[1] == 1
+    assert (
+        cc3d.connected_components((found > 0).astype(np.uint8), connectivity=26, return_N=True)[1]
+        == 1
+    )
     cleaned, _ = segment(overfitted, scan, "dense_crf")
     assert not (cleaned[found == 0] == 2).any()
     if name == "image.nii.gz":  # the scan that the networks know by heart

@@ -14,8 +14,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import BUNDLE, ROOT, SHORT, monai_bundle, options, torchrun, tracked_epochs
-from waiting import wait_until
+from helpers.bundle_runs import BUNDLE, ROOT, SHORT, monai_bundle, options, torchrun, tracked_epochs
+from helpers.waiting import wait_until
 
 from liverseg.networks import DeepLabV3Plus, load_weights
 
@@ -33,7 +33,10 @@ def test_training_from_the_bundles_folder_ends_with_a_line_of_json(trained):
     summary = json.loads((trained / "training.log").read_text().splitlines()[-1])
     assert summary == json.loads((trained / "eval" / "metrics.json").read_text())
     assert summary["epochs"] == 2
-    assert summary["best_val_mean_dice"] == json.loads((trained / "models" / "model.json").read_text())["val_mean_dice"]
+    assert (
+        summary["best_val_mean_dice"]
+        == json.loads((trained / "models" / "model.json").read_text())["val_mean_dice"]
+    )
     assert [row["epoch"] for row in history(trained / "eval")] == ["1", "2"]
     assert list((trained / "eval").glob("events.out.tfevents.*"))
     load_weights(DeepLabV3Plus(), trained / "models" / "model.pt")
@@ -65,7 +68,10 @@ def test_inference_from_elsewhere_writes_the_mask_on_the_scans_grid(trained, dat
         spacing=SHORT["spacing"],
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    mask, scan = nib.load(tmp_path / "masks" / "volume-4_liver.nii.gz"), nib.load(dataset / "volume-4.nii")
+    mask, scan = (
+        nib.load(tmp_path / "masks" / "volume-4_liver.nii.gz"),
+        nib.load(dataset / "volume-4.nii"),
+    )
     assert mask.shape == scan.shape
     assert np.allclose(mask.affine, scan.affine)
     assert set(np.unique(mask.dataobj)) <= {0, 1}
@@ -135,7 +141,12 @@ def test_torchscript_export_computes_the_same(trained, tmp_path):
 @pytest.mark.slow
 def test_two_processes_train_together(dataset, tmp_path):
     run = torchrun(
-        *("run", "training", "--config_file", f"['{TRAIN}','{BUNDLE / 'configs' / 'multi_gpu_train.json'}']"),
+        *(
+            "run",
+            "training",
+            "--config_file",
+            f"['{TRAIN}','{BUNDLE / 'configs' / 'multi_gpu_train.json'}']",
+        ),
         cwd=tmp_path,
         **SHORT,
         dataset_dir=dataset,

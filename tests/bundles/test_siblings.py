@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from bundle_runs import BUNDLE
+from helpers.bundle_runs import BUNDLE
 
 # The first-level keys that may differ from those of deeplabv3_liver.
 DIFFERENT = {
@@ -25,7 +25,13 @@ DIFFERENT = {
         "inference.json": {"num_classes", "modality", "mask_cleaning", "output_postfix"},
     },
 }
-CONFIGS = ("train.json", "fine_tune.json", "evaluate.json", "inference.json", "multi_gpu_train.json")
+CONFIGS = (
+    "train.json",
+    "fine_tune.json",
+    "evaluate.json",
+    "inference.json",
+    "multi_gpu_train.json",
+)
 
 
 def read(name: str, config: str) -> dict:
@@ -37,7 +43,11 @@ def differences(one: dict, other: dict, below: str = "") -> set[str]:
     found = set()
     for key in one.keys() | other.keys():
         path, values = f"{below}{key}", [one.get(key), other.get(key)]
-        deeper = path.startswith("losses") and path.count("#") < 2 and all(isinstance(v, dict) for v in values)
+        deeper = (
+            path.startswith("losses")
+            and path.count("#") < 2
+            and all(isinstance(v, dict) for v in values)
+        )
         if deeper:
             found |= differences(*values, below=f"{path}#")
         elif values[0] != values[1]:
@@ -48,7 +58,9 @@ def differences(one: dict, other: dict, below: str = "") -> set[str]:
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_differs_in_nothing_but_what_is_listed(name, config):
-    assert differences(read(BUNDLE.name, config), read(name, config)) == DIFFERENT[name].get(config, set())
+    assert differences(read(BUNDLE.name, config), read(name, config)) == DIFFERENT[name].get(
+        config, set()
+    )
 
 
 @pytest.mark.parametrize("config", CONFIGS)

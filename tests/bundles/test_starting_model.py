@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from bundle_runs import BUNDLE
+from helpers.bundle_runs import BUNDLE
 from monai.bundle import create_workflow
 
 pytestmark = pytest.mark.slow
@@ -60,7 +60,10 @@ def test_it_finds_the_liver_of_real_scans(name, tmp_path):
     if not SHARED.is_dir():
         pytest.skip(f"the real scans are not there: {SHARED}")
     reference, value, modality, least = SCANS[name]
-    assert dice(segment(SHARED / name, tmp_path, modality=modality), SHARED / reference, value) >= least
+    assert (
+        dice(segment(SHARED / name, tmp_path, modality=modality), SHARED / reference, value)
+        >= least
+    )
 
 
 @pytest.mark.real_data
@@ -69,7 +72,9 @@ def test_lesions_lie_in_the_liver_and_leave_it_as_it_is(tmp_path):
         pytest.skip(f"the real scans are not there: {SHARED}")
     scan = SHARED / "samples" / "crlm_ct_1006.nii.gz"
     liver = np.asarray(segment(scan, tmp_path / "liver").dataobj)
-    both = np.asarray(segment(scan, tmp_path / "both", segmented_targets=["liver", "lesion"]).dataobj)
+    both = np.asarray(
+        segment(scan, tmp_path / "both", segmented_targets=["liver", "lesion"]).dataobj
+    )
     np.testing.assert_array_equal(both > 0, liver > 0)
     # It has metastases that one sees.
     assert 500 < np.count_nonzero(both == 2) < np.count_nonzero(both == 1)

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import BUNDLE, SHORT
+from helpers.bundle_runs import BUNDLE, SHORT
 from monai.bundle import create_workflow
 
 from liverseg.errors import sentence
@@ -20,7 +20,12 @@ from liverseg.networks import DeepLabV3Plus
 ABDOMEN = BUNDLE.parent / "deeplabv3_abdomen_mr"
 OVERLAY = json.loads((ABDOMEN / "configs" / "uniclass.json").read_text())
 ORGANS = list(OVERLAY["organ_networks"]["networks"])
-SETTINGS = {"spacing": SHORT["spacing"], "amp": False, "modality": "ct", "mask_cleaning": "@postprocessings#none"}
+SETTINGS = {
+    "spacing": SHORT["spacing"],
+    "amp": False,
+    "modality": "ct",
+    "mask_cleaning": "@postprocessings#none",
+}
 
 
 def slices(dataset: Path) -> torch.Tensor:
@@ -33,7 +38,9 @@ def slices(dataset: Path) -> torch.Tensor:
 def bundle(tmp_path_factory, dataset) -> Path:
     """A copy of the bundle with the overlay and a model per organ, of random weights."""
     ignore = shutil.ignore_patterns("models", "eval", "output")
-    folder = shutil.copytree(ABDOMEN, tmp_path_factory.mktemp("uniclass") / ABDOMEN.name, ignore=ignore)
+    folder = shutil.copytree(
+        ABDOMEN, tmp_path_factory.mktemp("uniclass") / ABDOMEN.name, ignore=ignore
+    )
     for seed, name in enumerate(ORGANS):
         torch.manual_seed(seed)
         network = DeepLabV3Plus().eval()
@@ -52,7 +59,9 @@ def merged_by_hand(bundle, dataset) -> np.ndarray:
     probabilities = []
     for name in ORGANS:
         network = DeepLabV3Plus().eval()
-        network.load_state_dict(torch.load(bundle / "models" / name / "model.pt", weights_only=True))
+        network.load_state_dict(
+            torch.load(bundle / "models" / name / "model.pt", weights_only=True)
+        )
         with torch.no_grad():
             probabilities.append(network(slices(dataset)).double().softmax(1)[:, 1].numpy())
     p = np.stack(probabilities)
@@ -73,7 +82,9 @@ def run(bundle: Path, dataset: Path, output_dir: Path, *names: str, **settings) 
     ).run()
 
 
-def test_inference_gives_the_merge_of_the_organs_own_networks(bundle, dataset, merged_by_hand, tmp_path):
+def test_inference_gives_the_merge_of_the_organs_own_networks(
+    bundle, dataset, merged_by_hand, tmp_path
+):
     run(bundle, dataset, tmp_path, "inference")
     mask = np.asarray(nib.load(tmp_path / "volume-4_organs.nii.gz").dataobj)
     assert mask.shape == merged_by_hand.shape
@@ -92,8 +103,13 @@ def test_evaluation_measures_the_merged_mask(bundle, dataset, merged_by_hand, tm
         assert found[name] == pytest.approx(dice, abs=2e-3)
 
 
-def test_models_are_given_by_organ_and_a_missing_one_is_named(bundle, dataset, merged_by_hand, tmp_path):
-    models = {name: str(shutil.copy(bundle / "models" / name / "model.pt", tmp_path / name)) for name in ORGANS}
+def test_models_are_given_by_organ_and_a_missing_one_is_named(
+    bundle, dataset, merged_by_hand, tmp_path
+):
+    models = {
+        name: str(shutil.copy(bundle / "models" / name / "model.pt", tmp_path / name))
+        for name in ORGANS
+    }
     swapped = {**models, "liver": models["spleen"], "spleen": models["liver"]}
     run(bundle, dataset, tmp_path, "inference", organ_models=swapped)
     mask = np.asarray(nib.load(tmp_path / "volume-4_organs.nii.gz").dataobj)

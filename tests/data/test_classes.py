@@ -39,7 +39,10 @@ def test_a_class_without_a_voxel_is_refused_in_either_section(make):
     datalist = make([1, 2], [1], [1, 2], [1])
     assert len(load_datalist(datalist, "validation", 0, LESIONS)) == 2
     for section, fold in (("training", 0), ("validation", 1)):
-        with pytest.raises(InputError, match=rf"dataset\.json: {section}: found no voxel of lesion \(2\) .* 2 scans"):
+        with pytest.raises(
+            InputError,
+            match=rf"dataset\.json: {section}: found no voxel of lesion \(2\) .* 2 scans",
+        ):
             load_datalist(datalist, section, fold, LESIONS)
         assert len(load_datalist(datalist, section, fold, LIVER)) == 2
         # The data are known to have none.
@@ -62,7 +65,9 @@ def test_all_other_values_are_a_class_too(make):
 
 def test_no_more_labels_are_read_than_it_takes(make, monkeypatch):
     read, count = [], voxel_counts._read_label
-    monkeypatch.setattr(voxel_counts, "_read_label", lambda label: read.append(label) or count(label))
+    monkeypatch.setattr(
+        voxel_counts, "_read_label", lambda label: read.append(label) or count(label)
+    )
     datalist = make(*[[1, 2]] * 20)
     load_datalist(datalist, "training", 0, LESIONS)
     assert len(read) == 1
@@ -75,9 +80,13 @@ def test_no_more_labels_are_read_than_it_takes(make, monkeypatch):
 
 def test_values_that_are_another_organ_are_refused(make):
     btcv = {"0": "background", "1": "spleen", "6": "liver"}
-    with pytest.raises(InputError, match=r"labels: found 'spleen' for the value 1, expected 'liver'"):
+    with pytest.raises(
+        InputError, match=r"labels: found 'spleen' for the value 1, expected 'liver'"
+    ):
         load_datalist(make([1, 2], [1, 2], names=btcv), "training", 0, LIVER)
-    assert load_datalist(make([1, 6], [1, 6], names=btcv), "training", 0, {"background": [0, 1], "liver": [6]})
+    assert load_datalist(
+        make([1, 6], [1, 6], names=btcv), "training", 0, {"background": [0, 1], "liver": [6]}
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,9 +98,21 @@ def test_values_that_are_another_organ_are_refused(make):
         ({1: "liver"}, {"background": [0], "target": [1]}, None),
         ({1: "liver", 2: "lesion"}, {"background": [0, 1], "lesion": [2]}, None),
         ({2: "liver", 1: "lesion"}, LESIONS, "'liver' for the value 2"),
-        ({3: "kidney_left", 2: "kidney_right"}, {"background": [0], "right_kidney": [2], "left_kidney": [3]}, None),
-        ({2: "kidney_left"}, {"background": [0], "right_kidney": [2]}, "'kidney_left' for the value 2"),
-        ({52: "aorta", 64: "portal_vein_and_splenic_vein"}, {"artery": [52], "portal_vein": [64]}, None),
+        (
+            {3: "kidney_left", 2: "kidney_right"},
+            {"background": [0], "right_kidney": [2], "left_kidney": [3]},
+            None,
+        ),
+        (
+            {2: "kidney_left"},
+            {"background": [0], "right_kidney": [2]},
+            "'kidney_left' for the value 2",
+        ),
+        (
+            {52: "aorta", 64: "portal_vein_and_splenic_vein"},
+            {"artery": [52], "portal_vein": [64]},
+            None,
+        ),
         ({}, LESIONS, None),
     ],
 )
@@ -107,7 +128,19 @@ def test_names_of_a_data_set_against_classes(labels, classes, wrong):
     ("names", "ours"),
     [
         (["liver", "Liver", " LIVER", "hepar", "Liver_1", "Whole Liver"], "liver"),
-        (["lesion", "Tumor", "tumour 2", "liver_tumor", "livertumor01", "Metastases", "cancer", "mass"], "lesion"),
+        (
+            [
+                "lesion",
+                "Tumor",
+                "tumour 2",
+                "liver_tumor",
+                "livertumor01",
+                "Metastases",
+                "cancer",
+                "mass",
+            ],
+            "lesion",
+        ),
         (["left_kidney", "kidney_left", "Left Kidney", "Kidney, left", "kidney L"], "left kidney"),
         (["adrenal_gland_right", "right adrenal gland"], "right adrenal gland"),
         (["portal_vein_and_splenic_vein", "portal vein"], "portal vein"),

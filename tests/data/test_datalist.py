@@ -16,7 +16,11 @@ def make_items(folder, patients, scans=1):
     items = []
     for patient in patients:
         for scan in range(scans):
-            item = {"image": f"{patient}_{scan}.nii", "label": f"{patient}_{scan}_label.nii", "patient": patient}
+            item = {
+                "image": f"{patient}_{scan}.nii",
+                "label": f"{patient}_{scan}_label.nii",
+                "patient": patient,
+            }
             for key in ("image", "label"):
                 (folder / item[key]).touch()
             items.append(item)
@@ -25,7 +29,10 @@ def make_items(folder, patients, scans=1):
 
 def test_no_patient_is_in_two_folds_and_folds_are_even(tmp_path):
     items = split_by_patient(make_items(tmp_path, "abcdefg", scans=3), num_folds=3)
-    folds_of = {patient: {item["fold"] for item in items if item["patient"] == patient} for patient in "abcdefg"}
+    folds_of = {
+        patient: {item["fold"] for item in items if item["patient"] == patient}
+        for patient in "abcdefg"
+    }
     assert all(len(folds) == 1 for folds in folds_of.values())
     sizes = [sum(folds == {fold} for folds in folds_of.values()) for fold in range(3)]
     assert max(sizes) - min(sizes) <= 1
@@ -38,7 +45,9 @@ def test_folds_depend_on_the_seed_only(tmp_path):
 
 
 def test_training_and_validation_make_up_the_whole_without_overlap(tmp_path):
-    path = write_datalist(tmp_path / "dataset.json", make_items(tmp_path, "abcdef"), LABELS, num_folds=3)
+    path = write_datalist(
+        tmp_path / "dataset.json", make_items(tmp_path, "abcdef"), LABELS, num_folds=3
+    )
     for fold in range(3):
         training = {item["image"] for item in load_datalist(path, "training", fold)}
         validation = {item["image"] for item in load_datalist(path, "validation", fold)}
@@ -51,15 +60,21 @@ def test_a_datalist_without_folds_is_split_by_patient(tmp_path):
     items = make_items(tmp_path, "abcdefghij", scans=2)
     (tmp_path / "dataset.json").write_text(json.dumps({"training": items}))
     training = {item["patient"] for item in load_datalist(tmp_path / "dataset.json", "training", 0)}
-    validation = {item["patient"] for item in load_datalist(tmp_path / "dataset.json", "validation", 0)}
+    validation = {
+        item["patient"] for item in load_datalist(tmp_path / "dataset.json", "validation", 0)
+    }
     assert (len(training), len(validation)) == (8, 2)
     assert not training & validation
 
 
 def write(folder, **content):
     """A datalist, and every NIfTI file that it names."""
-    for entry in [entry for section in content.values() if isinstance(section, list) for entry in section]:
-        for file in [entry] if isinstance(entry, str) else entry.values() if isinstance(entry, dict) else ():
+    for entry in [
+        entry for section in content.values() if isinstance(section, list) for entry in section
+    ]:
+        for file in (
+            [entry] if isinstance(entry, str) else entry.values() if isinstance(entry, dict) else ()
+        ):
             if isinstance(file, str) and file.endswith((".nii", ".nii.gz")) and "gone" not in file:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 (folder / file).touch()
@@ -77,7 +92,9 @@ def test_decathlon_test_entries_are_plain_strings_that_can_be_segmented_but_not_
     image = str(tmp_path / "imagesTs" / "a.nii")
     assert load_datalist(path, "test", labelled=False) == [{"image": image, "patient": "a"}]
     assert find_scans(tmp_path) == [{"image": image}]
-    with pytest.raises(InputError, match=r"test\[0\], label: found none .*a\.nii, .*--section validation"):
+    with pytest.raises(
+        InputError, match=r"test\[0\], label: found none .*a\.nii, .*--section validation"
+    ):
         load_datalist(path, "test")
 
 
@@ -93,42 +110,81 @@ BROKEN = {
         ["patient a", "training", "validation"],
     ),
     # Also where the section that is asked for is another.
-    "patient in a fold and in test": ({"training": FOLDS, "test": [pair("d", patient="b")]}, ["patient b", "test"]),
-    "missing image": ({"training": [*FOLDS, pair("gone", fold=1)]}, ["gone.nii", "is not there", "training[3]"]),
+    "patient in a fold and in test": (
+        {"training": FOLDS, "test": [pair("d", patient="b")]},
+        ["patient b", "test"],
+    ),
+    "missing image": (
+        {"training": [*FOLDS, pair("gone", fold=1)]},
+        ["gone.nii", "is not there", "training[3]"],
+    ),
     "not a datalist": ({"images": []}, ['neither "training" nor "test"']),
     "nnU-Net's": (
         {"channel_names": {"0": "CT"}, "labels": {"liver": 1}},
         ["nnU-Net", "liverseg data split", "imagesTs"],
     ),
-    "section of another name": ({"training": FOLDS, "val": [pair("d")]}, ["'val'", "expected 'validation'"]),
+    "section of another name": (
+        {"training": FOLDS, "val": [pair("d")]},
+        ["'val'", "expected 'validation'"],
+    ),
     "section of a misspelt name": (
         {"training": FOLDS, "validaton": [pair("d")]},
         ["found the key 'validaton', expected 'validation'"],
     ),
-    "section that is no list": ({"training": {"image": ["a.nii"]}}, ["training: found", "expected a list"]),
-    "no image": ({"training": [{"img": "a.nii", "seg": "b.nii"}]}, ["training[0]", "img", '"image"']),
+    "section that is no list": (
+        {"training": {"image": ["a.nii"]}},
+        ["training: found", "expected a list"],
+    ),
+    "no image": (
+        {"training": [{"img": "a.nii", "seg": "b.nii"}]},
+        ["training[0]", "img", '"image"'],
+    ),
     "number": ({"training": [*FOLDS, 3]}, ["training[3]: found 3"]),
     "several channels": (
         {"training": [{**pair("a"), "image": ["a.nii", "b.nii"]}]},
         ["training[0], image", "list of 2"],
     ),
-    "list of labels": ({"training": [{**pair("a"), "label": ["a.nii"]}]}, ["training[0], label", "list of 1"]),
-    "empty image": ({"training": [pair("a"), {**pair("b"), "image": ""}]}, ["training[1], image", 'found ""']),
-    "null image": ({"training": [{**pair("a"), "image": None}]}, ["training[0], image", "found null"]),
+    "list of labels": (
+        {"training": [{**pair("a"), "label": ["a.nii"]}]},
+        ["training[0], label", "list of 1"],
+    ),
+    "empty image": (
+        {"training": [pair("a"), {**pair("b"), "image": ""}]},
+        ["training[1], image", 'found ""'],
+    ),
+    "null image": (
+        {"training": [{**pair("a"), "image": None}]},
+        ["training[0], image", "found null"],
+    ),
     "null label": (
         {"training": [pair("a"), {**pair("b"), "label": None}]},
         ["training[1], label: found none", "b.nii"],
     ),
-    "missing label": ({"training": FOLDS, "validation": ["d.nii"]}, ["validation[0], label: found none", "d.nii"]),
-    "empty label": ({"training": [{**pair("a"), "label": " "}]}, ["training[0], label", 'found " "']),
-    "NaN as label": ({"training": [{**pair("a"), "label": float("nan")}]}, ["training[0], label", "found NaN"]),
-    "image as label": ({"training": [{**pair("a"), "label": "./a.nii"}]}, ["training[0]", "as image and as label"]),
+    "missing label": (
+        {"training": FOLDS, "validation": ["d.nii"]},
+        ["validation[0], label: found none", "d.nii"],
+    ),
+    "empty label": (
+        {"training": [{**pair("a"), "label": " "}]},
+        ["training[0], label", 'found " "'],
+    ),
+    "NaN as label": (
+        {"training": [{**pair("a"), "label": float("nan")}]},
+        ["training[0], label", "found NaN"],
+    ),
+    "image as label": (
+        {"training": [{**pair("a"), "label": "./a.nii"}]},
+        ["training[0]", "as image and as label"],
+    ),
     "some without fold": ({"training": [*FOLDS, pair("d")]}, ["training[3] has no fold"]),
     "null as fold": ({"training": [*FOLDS, pair("d", fold=None)]}, ["training[3] has no fold"]),
     "half a fold": ({"training": [pair("a", fold=0.5)]}, ["training[0], fold: found 0.5"]),
     "word as fold": ({"training": [pair("a", fold="first")]}, ["training[0], fold", '"first"']),
     "truth as fold": ({"training": [pair("a", fold=True)]}, ["training[0], fold", "true"]),
-    "folds and a list": ({"training": FOLDS, "validation": [pair("d")]}, ["one way to hold scans out"]),
+    "folds and a list": (
+        {"training": FOLDS, "validation": [pair("d")]},
+        ["one way to hold scans out"],
+    ),
     "image of two patients": (
         {"training": [*FOLDS, {**FOLDS[0], "patient": "z"}]},
         ["training[0] and training[3] are of two patients", "same image", "a.nii"],
@@ -146,9 +202,15 @@ BROKEN = {
         ["training[2] and training[3]", "same label"],
     ),
     "list as patient": ({"training": [pair("a", patient=["a"])]}, ["training[0], patient"]),
-    "truth as patient": ({"training": [pair("a", patient=True)]}, ["training[0], patient", "found true"]),
+    "truth as patient": (
+        {"training": [pair("a", patient=True)]},
+        ["training[0], patient", "found true"],
+    ),
     "empty patient": ({"training": [pair("a", patient="")]}, ["training[0], patient", 'found ""']),
-    "one patient": ({"training": [pair("a", patient=1), pair("b", patient="1")]}, ["1 patient in training"]),
+    "one patient": (
+        {"training": [pair("a", patient=1), pair("b", patient="1")]},
+        ["1 patient in training"],
+    ),
     "one name in several folders": (
         {"training": [{"image": f"{n}/ct.nii", "label": f"{n}/seg.nii"} for n in "abc"]},
         ["training[0] and training[1] are both called ct", '"patient"'],
@@ -157,9 +219,18 @@ BROKEN = {
         {"training": FOLDS, "test": [{"image": "test/a.nii"}]},
         ["training[0] and test[0] are both called a"],
     ),
-    "labels with two names": ({"training": FOLDS, "labels": {"liver": 1, "lesion": 1}}, ["labels: found", '"lesion"']),
-    "labels of regions": ({"training": FOLDS, "labels": {"liver": [1, 2]}}, ["labels: found", "[1, 2]"]),
-    "labels without values": ({"training": FOLDS, "labels": ["background", "liver"]}, ["labels: found", "liver"]),
+    "labels with two names": (
+        {"training": FOLDS, "labels": {"liver": 1, "lesion": 1}},
+        ["labels: found", '"lesion"'],
+    ),
+    "labels of regions": (
+        {"training": FOLDS, "labels": {"liver": [1, 2]}},
+        ["labels: found", "[1, 2]"],
+    ),
+    "labels without values": (
+        {"training": FOLDS, "labels": ["background", "liver"]},
+        ["labels: found", "liver"],
+    ),
 }
 
 
@@ -184,12 +255,24 @@ def test_a_broken_datalist_is_refused_in_one_sentence(tmp_path, case):
 def test_a_misspelt_key_is_named_with_the_one_that_is_meant(tmp_path, meant, found):
     item = pair("a", fold=0, patient="a")
     item[found] = item.pop(meant)
-    with pytest.raises(InputError, match=rf"training\[0\]: found the key '{found}', expected '{meant}': rename it"):
+    with pytest.raises(
+        InputError, match=rf"training\[0\]: found the key '{found}', expected '{meant}': rename it"
+    ):
         load_datalist(write(tmp_path, training=[item, *FOLDS[1:]]), "training")
 
 
 def test_keys_that_others_use_are_no_slips(tmp_path):
-    more = ("pseudo_label", "class", "name", "age", "label_class", "image_meta_dict", "patient_id", "box", "path")
+    more = (
+        "pseudo_label",
+        "class",
+        "name",
+        "age",
+        "label_class",
+        "image_meta_dict",
+        "patient_id",
+        "box",
+        "path",
+    )
     # Beside the key that they are like, these are others.
     more += ("image2", "labels")
     items = [{**pair(patient), **dict.fromkeys(more, "x")} for patient in "abc"]
@@ -221,7 +304,9 @@ def test_a_fold_where_a_list_of_scans_validates_is_refused(tmp_path):
 
 @pytest.mark.parametrize("folds", [("0", "1", "2"), (0.0, 1.0, 2.0), ("0", 1, 2.0)])
 def test_folds_as_text_or_fractions_are_numbers(tmp_path, folds):
-    path = write(tmp_path, training=[pair(name, fold=fold) for name, fold in zip("abc", folds, strict=True)])
+    path = write(
+        tmp_path, training=[pair(name, fold=fold) for name, fold in zip("abc", folds, strict=True)]
+    )
     for fold in (1, "1"):
         assert [item["patient"] for item in load_datalist(path, "training", fold)] == ["a", "c"]
         assert [item["patient"] for item in load_datalist(path, "validation", fold)] == ["b"]
@@ -254,7 +339,9 @@ def test_paths_as_people_write_them(tmp_path, monkeypatch):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
     (tmp_path / "dataset.json").write_text(json.dumps({"test": list(paths)}))
-    found = [item["image"] for item in load_datalist(tmp_path / "dataset.json", "test", labelled=False)]
+    found = [
+        item["image"] for item in load_datalist(tmp_path / "dataset.json", "test", labelled=False)
+    ]
     assert found == [str(tmp_path / file) for file in paths.values()]
 
 
@@ -265,17 +352,27 @@ def test_links_keep_their_names_and_folders_may_be_links(tmp_path):
         for file in (f"{name}.nii", f"{name}_label.nii"):
             (real / "blobs" / f"{file}-blob").touch()
             (real / file).symlink_to(f"blobs/{file}-blob")
-    (real / "blobs" / "list").write_text(json.dumps({"training": [pair("a", fold=0), pair("b", fold=1)]}))
+    (real / "blobs" / "list").write_text(
+        json.dumps({"training": [pair("a", fold=0), pair("b", fold=1)]})
+    )
     (real / "dataset.json").symlink_to("blobs/list")
     (tmp_path / "link").symlink_to("disk/data")
     for folder in (real, tmp_path / "link"):
         (item,) = load_datalist(folder / "dataset.json", "validation")
-        assert item == {"image": str(real / "a.nii"), "label": str(real / "a_label.nii"), "patient": "a"}
+        assert item == {
+            "image": str(real / "a.nii"),
+            "label": str(real / "a_label.nii"),
+            "patient": "a",
+        }
     # The same scan by two links.
     (real / "c.nii").symlink_to("a.nii")
     (real / "dataset.json").unlink()
-    with pytest.raises(InputError, match=r"training\[0\] and test\[0\] are of two patients and have the same image"):
-        load_datalist(write(real, training=[pair("a", fold=0), pair("b", fold=1)], test=["c.nii"]), "training")
+    with pytest.raises(
+        InputError, match=r"training\[0\] and test\[0\] are of two patients and have the same image"
+    ):
+        load_datalist(
+            write(real, training=[pair("a", fold=0), pair("b", fold=1)], test=["c.nii"]), "training"
+        )
 
 
 def test_a_datalist_elsewhere_finds_its_scans_through_links(tmp_path):
@@ -301,7 +398,10 @@ def test_patients_are_told_by_whole_names(tmp_path):
     assert patient_of({"image": "scans/1.2.840.3.nii.gz"}) == "1.2.840.3"
     assert [patient_of({"image": f"case.00{n}.nii.gz"}) for n in (1, 2)] == ["case.001", "case.002"]
     # Of the series in one folder a file names one.
-    assert [patient_of({"image": str(study / file)}) for file in ("1.dcm", "IM2")] == ["study", "study"]
+    assert [patient_of({"image": str(study / file)}) for file in ("1.dcm", "IM2")] == [
+        "study",
+        "study",
+    ]
     assert patient_of({"image": "a.nii", "patient": 0}) == "0"
     items = [{"image": folder.name, "label": f"{folder.name}.nii.gz"} for folder in series]
     for item in items:
@@ -320,12 +420,19 @@ def test_what_else_an_item_says_is_left_out(tmp_path):
     assert list(load_datalist(path, "test")[0].items())[2:] == [("patient", "3")]
 
 
-@pytest.mark.parametrize("labels", [{"0": "background", "1": "liver"}, {"background": 0, "liver": 1}])
+@pytest.mark.parametrize(
+    "labels", [{"0": "background", "1": "liver"}, {"background": 0, "liver": 1}]
+)
 def test_names_of_labels_in_both_orders(tmp_path, labels):
-    assert read_datalist(write(tmp_path, labels=labels, test=[])).labels == {0: "background", 1: "liver"}
+    assert read_datalist(write(tmp_path, labels=labels, test=[])).labels == {
+        0: "background",
+        1: "liver",
+    }
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", "3", "null", "[" * 100_000], ids=lambda text: str(text)[:4])
+@pytest.mark.parametrize(
+    "content", [None, "{", "[]", "3", "null", "[" * 100_000], ids=lambda text: str(text)[:4]
+)
 def test_what_is_no_datalist_is_refused(tmp_path, content):
     path = tmp_path / "dataset.json"
     if content is not None:

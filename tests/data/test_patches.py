@@ -48,7 +48,14 @@ def label_in(tmp_path):
 
     def run(volumes, folder="patches", levels=(2, 4, 8), **options):
         label_patches(
-            volumes, Bright(), tmp_path / "model.pt", tmp_path / folder, SIZE, levels=levels, amp=False, **options
+            volumes,
+            Bright(),
+            tmp_path / "model.pt",
+            tmp_path / folder,
+            SIZE,
+            levels=levels,
+            amp=False,
+            **options,
         )
         return {path.stem: dict(np.load(path)) for path in (tmp_path / folder).glob("*.npz")}
 
@@ -60,7 +67,11 @@ def tiles(array, level):
     height, width = SIZE[0] // level, SIZE[1] // level
     array = np.pad(array, [(0, -array.shape[0] % height), (0, -array.shape[1] % width), (0, 0)])
     rows, columns, depth = array.shape[0] // height, array.shape[1] // width, array.shape[2]
-    return array.reshape(rows, height, columns, width, depth).transpose(4, 0, 2, 1, 3).reshape(-1, height, width)
+    return (
+        array.reshape(rows, height, columns, width, depth)
+        .transpose(4, 0, 2, 1, 3)
+        .reshape(-1, height, width)
+    )
 
 
 @pytest.mark.parametrize("shape", [(16, 24), (48, 48), (37, 25), (5, 7)])
@@ -75,7 +86,9 @@ def test_patches_are_the_tiles_with_enough_annotation_and_the_networks_labels(sh
         assert kept.any() or (level, shape) == (2, (5, 7))  # a slice smaller than the tile
         for key, array in (("image", image), ("prior", prior)):
             assert found[f"{key}_{level}"].dtype == np.float16
-            assert np.array_equal(found[f"{key}_{level}"], tiles(array, level)[kept].astype(np.float16))
+            assert np.array_equal(
+                found[f"{key}_{level}"], tiles(array, level)[kept].astype(np.float16)
+            )
         assert found[f"label_{level}"].dtype == np.uint8
         assert np.array_equal(found[f"label_{level}"], tiles(predicted, level)[kept])
     assert len(found) == 9
@@ -85,7 +98,9 @@ def test_the_record_counts_the_patches_of_all_volumes(label_in, tmp_path):
     found = label_in([case(), case((32, 24), seed=1)], min_area=0.4)
     record = json.loads((tmp_path / "patches" / "patches.json").read_text())
     assert record["min_area"] == 0.4
-    counts = {level: sum(len(content[f"image_{level}"]) for content in found.values()) for level in "248"}
+    counts = {
+        level: sum(len(content[f"image_{level}"]) for content in found.values()) for level in "248"
+    }
     assert record["patches"] == counts
     assert min(counts.values()) > 0
 
@@ -110,8 +125,18 @@ def test_thirty_percent_in_float32_counts_as_thirty_percent(tmp_path):
     volume["label"][0, :3, :10] = 1  # 30 of 10 x 10 pixels
     torch.save(Bright().state_dict(), tmp_path / "model.pt")
     with pytest.raises(InputError, match="found no patch"):
-        label_patches([volume], Bright(), tmp_path / "model.pt", tmp_path / "none", (20, 20), [2], min_area=0.301)
-    label_patches([volume], Bright(), tmp_path / "model.pt", tmp_path / "one", (20, 20), [2], min_area=0.3)
+        label_patches(
+            [volume],
+            Bright(),
+            tmp_path / "model.pt",
+            tmp_path / "none",
+            (20, 20),
+            [2],
+            min_area=0.301,
+        )
+    label_patches(
+        [volume], Bright(), tmp_path / "model.pt", tmp_path / "one", (20, 20), [2], min_area=0.3
+    )
     assert len(np.load(tmp_path / "one" / "0.npz")["image_2"]) == 1
 
 
@@ -126,7 +151,9 @@ def test_nothing_annotated_is_no_patch_even_for_a_threshold_of_zero(label_in):
 def test_the_limit_is_for_each_level_and_volume_and_the_seed_draws(label_in):
     volumes = [case(), case(seed=1)]
     every = label_in(volumes, "every", per_volume=1000)
-    first, again, other = (label_in(volumes, f"{n}", per_volume=5, seed=seed) for n, seed in enumerate((0, 0, 1)))
+    first, again, other = (
+        label_in(volumes, f"{n}", per_volume=5, seed=seed) for n, seed in enumerate((0, 0, 1))
+    )
     for number in ("0", "1"):
         kept = every[number]["image_4"]
         assert len(kept) > 5
@@ -136,7 +163,10 @@ def test_the_limit_is_for_each_level_and_volume_and_the_seed_draws(label_in):
             assert not np.array_equal(*chosen)
             assert np.array_equal(chosen[0], again[number][f"image_{level}"])
         # Patches stay in order, without repetition, and with their own label.
-        places = [int(np.flatnonzero((kept == patch).all((1, 2)))[0]) for patch in first[number]["image_4"]]
+        places = [
+            int(np.flatnonzero((kept == patch).all((1, 2)))[0])
+            for patch in first[number]["image_4"]
+        ]
         assert places == sorted(set(places))
         assert np.array_equal(first[number]["label_4"], every[number]["label_4"][places])
 
@@ -160,16 +190,25 @@ def test_what_a_killed_run_left_is_made_again(label_in, tmp_path):
     (tmp_path / "patches" / "patches.json").unlink()
     (tmp_path / "patches" / "1.npz").unlink()
     again = label_in([case(), case(seed=1)])
-    assert all(np.array_equal(again[number][key], found[number][key]) for number in found for key in found[number])
+    assert all(
+        np.array_equal(again[number][key], found[number][key])
+        for number in found
+        for key in found[number]
+    )
 
 
 def test_no_patch_at_all_and_sizes_that_do_not_fit_are_refused(label_in, tmp_path):
     half = case()
     half["label"][:, :, ::2] = 0
-    with pytest.raises(InputError, match=r"patches: found no patch with 0\.99 of it annotated: lower min_patch_area"):
+    with pytest.raises(
+        InputError,
+        match=r"patches: found no patch with 0\.99 of it annotated: lower min_patch_area",
+    ):
         label_in([half], min_area=0.99, levels=[2])
     assert not (tmp_path / "patches" / "patches.json").exists()
-    with pytest.raises(InputError, match=r"spatial_size is \[16, 24\], expected multiples of \[2, 3\]"):
+    with pytest.raises(
+        InputError, match=r"spatial_size is \[16, 24\], expected multiples of \[2, 3\]"
+    ):
         label_in([case()], levels=[2, 3])
 
 
@@ -177,15 +216,22 @@ def test_files_are_found_in_the_order_of_the_volumes(tmp_path):
     for number in (10, 2, 0, 1):
         (tmp_path / f"{number}.npz").touch()
     (tmp_path / "patches.json").touch()
-    assert find_patches(tmp_path) == [{"patches": str(tmp_path / f"{number}.npz")} for number in (0, 1, 2, 10)]
+    assert find_patches(tmp_path) == [
+        {"patches": str(tmp_path / f"{number}.npz")} for number in (0, 1, 2, 10)
+    ]
 
 
 def test_a_folder_without_patches_is_refused(tmp_path):
-    with pytest.raises(InputError, match="gone: found no patches, expected those of a round: start rounds with the id"):
+    with pytest.raises(
+        InputError,
+        match="gone: found no patches, expected those of a round: start rounds with the id",
+    ):
         find_patches(tmp_path / "gone")
 
 
-def drawn(label_in, tmp_path, num_samples, levels=(2, 4, 8), keys=("image", "prior", "label"), seed=0):
+def drawn(
+    label_in, tmp_path, num_samples, levels=(2, 4, 8), keys=("image", "prior", "label"), seed=0
+):
     content = label_in([case()], levels=levels)["0"]
     transform = RandPatchesd(keys, num_samples, SIZE).set_random_state(seed)
     return content, transform({"patches": str(tmp_path / "patches" / "0.npz")})

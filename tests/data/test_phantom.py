@@ -152,7 +152,10 @@ def test_edge_voxels_hold_their_share_of_both_tissues():
     nearest = fine.image[1::3, 1::3, 1::3]
     liver_edge = (np.abs(nearest - mean) > 20) & ndimage.binary_dilation(coarse.labels > 0)
     assert liver_edge.sum() > 500
-    error, error_of_nearest = np.abs(coarse.image - mean)[liver_edge], np.abs(nearest - mean)[liver_edge]
+    error, error_of_nearest = (
+        np.abs(coarse.image - mean)[liver_edge],
+        np.abs(nearest - mean)[liver_edge],
+    )
     assert error.mean() < 0.35 * error_of_nearest.mean()
 
 

@@ -23,9 +23,15 @@ def test_files_are_those_of_lits(tmp_path):
     assert items == [
         {"image": "volume-0.nii", "label": "segmentation-0.nii", "patient": "phantom-0"},
         {"image": "volume-1.nii", "label": "segmentation-1.nii", "patient": "phantom-1"},
-        {"image": "test-volume-0.nii", "label": "test-segmentation-0.nii", "patient": "test-phantom-0"},
+        {
+            "image": "test-volume-0.nii",
+            "label": "test-segmentation-0.nii",
+            "patient": "test-phantom-0",
+        },
     ]
-    assert {path.name for path in tmp_path.iterdir()} == {item[key] for item in items for key in ("image", "label")}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        item[key] for item in items for key in ("image", "label")
+    }
     for item in items:
         image, label = nib.load(tmp_path / item["image"]), nib.load(tmp_path / item["label"])
         assert (image.get_data_dtype(), label.get_data_dtype()) == (np.int16, np.uint8)
@@ -53,11 +59,21 @@ def test_organ_labels_are_those_of_chaos(tmp_path):
 
 
 def test_labels_of_the_abdomen_are_those_of_the_bundle(tmp_path):
-    (item,) = write_phantoms(tmp_path, 1, labels=ABDOMEN_LABELS, shape=(96, 96, 60), spacing=(4.0, 4.0, 4.0))
+    (item,) = write_phantoms(
+        tmp_path, 1, labels=ABDOMEN_LABELS, shape=(96, 96, 60), spacing=(4.0, 4.0, 4.0)
+    )
     labels = np.asarray(nib.load(tmp_path / item["label"]).dataobj)
-    counts = dict(zip(ABDOMEN_LABELS.values(), np.bincount(labels.ravel(), minlength=8), strict=True))
+    counts = dict(
+        zip(ABDOMEN_LABELS.values(), np.bincount(labels.ravel(), minlength=8), strict=True)
+    )
     assert min(counts.values()) > 0
-    assert counts["background"] > counts["liver"] > counts["spleen"] > counts["pancreas"] > counts["portal_vein"]
+    assert (
+        counts["background"]
+        > counts["liver"]
+        > counts["spleen"]
+        > counts["pancreas"]
+        > counts["portal_vein"]
+    )
 
 
 def test_cases_and_seeds_are_different_patients(tmp_path):

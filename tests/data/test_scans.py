@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dataset_trees import write_series
+from helpers.dataset_trees import write_series
 
 from liverseg.data import cache_num, find_scans, inverse_frequency_weights
 from liverseg.errors import InputError
@@ -26,7 +26,9 @@ def test_a_file_a_folder_and_a_datalist(tmp_path, write_nifti):
 
 def write_dicom(folder: Path, uid: str = "1.2.3", name: str = "{}.dcm") -> None:
     names = [name.format(k) for k in range(3)]
-    write_series(folder, np.zeros((4, 5, 3), np.int16), np.diag([-2, -2, 3, 1]), names, SeriesInstanceUID=uid)
+    write_series(
+        folder, np.zeros((4, 5, 3), np.int16), np.diag([-2, -2, 3, 1]), names, SeriesInstanceUID=uid
+    )
 
 
 def images(path: Path) -> list[str]:
@@ -46,7 +48,12 @@ def test_dicom_series_are_found_however_deep(tmp_path):
 def test_scans_are_found_one_folder_below(tmp_path, write_nifti):
     """As TotalSegmentator and KiTS lay them out."""
     volume = np.zeros((2, 2, 2), np.int16)
-    for name in ("s0001/ct.nii.gz", "s0001/segmentations/liver.nii.gz", "s0002/ct.nii.gz", "s0002/segmentation.nii.gz"):
+    for name in (
+        "s0001/ct.nii.gz",
+        "s0001/segmentations/liver.nii.gz",
+        "s0002/ct.nii.gz",
+        "s0002/segmentation.nii.gz",
+    ):
         write_nifti(name, volume)
     assert images(tmp_path) == ["s0001/ct.nii.gz", "s0002/ct.nii.gz"]
     for name in ("imagesTr/a.nii.gz", "labelsTr/a.nii.gz"):
@@ -61,7 +68,9 @@ def test_scans_are_found_one_folder_below(tmp_path, write_nifti):
 def test_suffixes_in_any_case_and_nothing_hidden(tmp_path, write_nifti):
     volume = np.zeros((2, 2, 2), np.int16)
     for name in ("UPPER.NII", "b.NII.GZ", "._b.NII.GZ", ".c.nii"):
-        whole = Path(write_nifti("whole.nii" + (".gz" if name.lower().endswith("gz") else ""), volume))
+        whole = Path(
+            write_nifti("whole.nii" + (".gz" if name.lower().endswith("gz") else ""), volume)
+        )
         whole.rename(tmp_path / name)
     (tmp_path / ".DS_Store").write_bytes(b"Bud1")
     write_dicom(tmp_path / "__MACOSX")
@@ -115,10 +124,15 @@ def test_masks_are_known_by_the_names_of_their_scans(tmp_path, write_nifti, capl
     for name in (*masks, *scans):
         write_nifti(name, volume)
     assert images(tmp_path) == sorted(scans)
-    assert "left out: mask (a_liver.nii.gz, a_liver_lesion.nii, b-lk.nii.gz and 1 more)" in caplog.messages[-1]
+    assert (
+        "left out: mask (a_liver.nii.gz, a_liver_lesion.nii, b-lk.nii.gz and 1 more)"
+        in caplog.messages[-1]
+    )
 
 
-@pytest.mark.parametrize("summary", ["[]", "no json", '{"scans": ["a.nii.gz", {"image": "a.nii.gz"}]}', '{"mean": {}}'])
+@pytest.mark.parametrize(
+    "summary", ["[]", "no json", '{"scans": ["a.nii.gz", {"image": "a.nii.gz"}]}', '{"mean": {}}']
+)
 def test_a_summary_of_another_program_says_nothing_of_masks(tmp_path, write_nifti, summary):
     scan = write_nifti("a.nii.gz", np.zeros((2, 2, 2), np.int16))
     (tmp_path / "summary.json").write_text(summary)
@@ -134,7 +148,9 @@ def test_nifti_further_down_is_named(tmp_path, write_nifti, caplog):
     assert "NIfTI file further down (b.nii.gz, c.nii)" in caplog.messages[0]
     (tmp_path / "sub" / "b.nii.gz").unlink()
     (tmp_path / "a.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"no scan in it \(only NIfTI file further down \(c\.nii\)\)"):
+    with pytest.raises(
+        InputError, match=r"no scan in it \(only NIfTI file further down \(c\.nii\)\)"
+    ):
         find_scans(tmp_path)
 
 
@@ -149,13 +165,17 @@ def test_a_link_keeps_its_name_and_is_read(tmp_path, write_nifti):
     assert images(tmp_path / "snapshot") == ["other.nii", "scan.nii.gz"]
     for item in find_scans(tmp_path / "snapshot"):
         assert np.array_equal(read_volume(item["image"]).array, volume)
-    assert find_scans(tmp_path / "snapshot" / "scan.nii.gz") == [{"image": str(tmp_path / "snapshot" / "scan.nii.gz")}]
+    assert find_scans(tmp_path / "snapshot" / "scan.nii.gz") == [
+        {"image": str(tmp_path / "snapshot" / "scan.nii.gz")}
+    ]
     (tmp_path / "snapshot" / "lost.nii").symlink_to("../blobs/not-fetched")
     with pytest.raises(InputError, match=r"lost\.nii: there is a link to a file that is not there"):
         read_volume(find_scans(tmp_path / "snapshot")[0]["image"])
 
 
-@pytest.mark.parametrize(("name", "words"), [("gone", "no such file or folder"), ("", "no scan in it")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("gone", "no such file or folder"), ("", "no scan in it")]
+)
 def test_nothing_to_segment(tmp_path, name, words):
     with pytest.raises(InputError, match=words):
         find_scans(tmp_path / name)
@@ -163,7 +183,10 @@ def test_nothing_to_segment(tmp_path, name, words):
 
 def test_cache_num_counts_decoded_bytes(write_nifti):
     affine = np.diag([1.0, 1.0, 3.0, 1.0])
-    data = [{"image": write_nifti(f"{n}.nii.gz", np.zeros((20, 20, 10), np.int16), affine)} for n in range(4)]
+    data = [
+        {"image": write_nifti(f"{n}.nii.gz", np.zeros((20, 20, 10), np.int16), affine)}
+        for n in range(4)
+    ]
     one_gb = 20 * 20 * 10 * 5 / 1e9
     assert cache_num(data, 2.5 * one_gb) == 2
     assert cache_num(data, 10 * one_gb) == 4

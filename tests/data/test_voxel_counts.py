@@ -18,7 +18,10 @@ CLASSES = {"background": [0], "liver": [1, 2], "spleen": [7]}
 def labels():
     """Two label volumes with the values 0, 1, 2 and 7."""
     generator = np.random.default_rng(0)
-    return [generator.choice([0, 1, 2, 7], shape, p=[0.7, 0.1, 0.15, 0.05]) for shape in ((20, 15, 33), (11, 9, 3))]
+    return [
+        generator.choice([0, 1, 2, 7], shape, p=[0.7, 0.1, 0.15, 0.05])
+        for shape in ((20, 15, 33), (11, 9, 3))
+    ]
 
 
 @pytest.fixture
@@ -26,7 +29,10 @@ def data(labels, write_nifti):
     """The items of the two, on grids of 1 and of 8 mm³."""
     affines = [np.eye(4), np.diag([2.0, -2.0, 2.0, 1.0])]
     files = zip(labels, affines, strict=True)
-    return [{"label": write_nifti(f"{n}.nii.gz", v.astype(np.int16), a)} for n, (v, a) in enumerate(files)]
+    return [
+        {"label": write_nifti(f"{n}.nii.gz", v.astype(np.int16), a)}
+        for n, (v, a) in enumerate(files)
+    ]
 
 
 @pytest.fixture
@@ -43,7 +49,9 @@ def read(monkeypatch):
 
 
 def by_hand(labels):
-    return [sum(int(np.isin(label, values).sum()) for label in labels) for values in CLASSES.values()]
+    return [
+        sum(int(np.isin(label, values).sum()) for label in labels) for values in CLASSES.values()
+    ]
 
 
 def test_counts_of_all_labels(data, labels):
@@ -65,7 +73,9 @@ def test_counted_once_and_again_only_what_changed(data, labels, read, tmp_path, 
     assert sorted(read) == ["0.nii.gz", "1.nii.gz"]
     read.clear()
     assert count_voxels(data, CLASSES, datalist).tolist() == by_hand(labels)
-    assert count_voxels(data, {"background": None, "liver": [1]}, datalist)[1] == sum((v == 1).sum() for v in labels)
+    assert count_voxels(data, {"background": None, "liver": [1]}, datalist)[1] == sum(
+        (v == 1).sum() for v in labels
+    )
     assert count_voxels(data[:1], CLASSES, datalist).tolist() == by_hand(labels[:1])
     assert read == []
 
@@ -102,7 +112,9 @@ def test_a_broken_memory_is_counted_anew_and_an_unwritable_one_said(data, labels
     assert "counted again" in caplog.text
     assert len(json.loads((tmp_path / "dataset.voxel_counts.json").read_text())) == 2
     with caplog.at_level(logging.WARNING):
-        assert count_voxels(data, CLASSES, tmp_path / "gone" / "dataset.json").tolist() == by_hand(labels)
+        assert count_voxels(data, CLASSES, tmp_path / "gone" / "dataset.json").tolist() == by_hand(
+            labels
+        )
     assert "not remembered" in caplog.text
 
 
@@ -110,17 +122,24 @@ def test_bad_labels_are_named(data, write_nifti, tmp_path):
     with pytest.raises(InputError, match=r"\.nii\.gz: label values 7 are in no class"):
         count_voxels(data, {"background": [0], "liver": [1, 2]}, tmp_path / "dataset.json")
     half = [{"label": write_nifti("half.nii.gz", np.full((3, 3, 3), 0.5, np.float32))}]
-    with pytest.raises(InputError, match=r"half\.nii\.gz: found label values 0\.5, expected whole numbers"):
+    with pytest.raises(
+        InputError, match=r"half\.nii\.gz: found label values 0\.5, expected whole numbers"
+    ):
         count_voxels(half, CLASSES)
     scan = [{"label": write_nifti("scan.nii.gz", np.array([0, 2**30], np.int32).reshape(1, 1, 2))}]
-    with pytest.raises(InputError, match=r"scan\.nii\.gz: found values from 0 to 1073741824, expected classes"):
+    with pytest.raises(
+        InputError, match=r"scan\.nii\.gz: found values from 0 to 1073741824, expected classes"
+    ):
         count_voxels(scan, CLASSES)
     with pytest.raises(InputError, match="there is no such file"):
         count_voxels([{"label": str(tmp_path / "gone.nii")}], CLASSES, tmp_path / "dataset.json")
 
 
 def test_values_that_are_whole_but_for_rounding_are_counted(labels, write_nifti):
-    near = [{"label": write_nifti(f"near{n}.nii.gz", v * np.float32(0.9999999))} for n, v in enumerate(labels)]
+    near = [
+        {"label": write_nifti(f"near{n}.nii.gz", v * np.float32(0.9999999))}
+        for n, v in enumerate(labels)
+    ]
     assert count_voxels(near, CLASSES).tolist() == by_hand(labels)
 
 

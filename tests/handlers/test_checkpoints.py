@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from full_disk import full_disk
+from helpers.full_disk import full_disk
+from helpers.two_ranks import run_two_ranks
 from ignite.engine import Events
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, ValidationHandler
-from two_ranks import run_two_ranks
 
 from liverseg.errors import InputError
 from liverseg.handlers import Checkpoints, RunSummary
@@ -48,9 +48,15 @@ class Run:
         self.optimizer = torch.optim.SGD(self.network.parameters(), learning_rate, momentum=0.9)
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 1, 0.5)
         data = [
-            {"image": torch.arange(16.0).reshape(1, 4, 4) * n * scale, "label": torch.ones(width, 4, 4)} for n in (1, 2)
+            {
+                "image": torch.arange(16.0).reshape(1, 4, 4) * n * scale,
+                "label": torch.ones(width, 4, 4),
+            }
+            for n in (1, 2)
         ]
-        self.evaluator = SupervisedEvaluator(torch.device("cpu"), DataLoader(Dataset(data)), self.network)
+        self.evaluator = SupervisedEvaluator(
+            torch.device("cpu"), DataLoader(Dataset(data)), self.network
+        )
         self.evaluator.add_event_handler(Events.COMPLETED, self._set_metric, metrics, start)
         self.states = []
         self.trainer = SupervisedTrainer(
@@ -81,7 +87,9 @@ class Run:
     def _set_metric(self, evaluator, metrics, start):
         epoch = evaluator.state.epoch
         evaluator.state.metrics["val_mean_dice"] = metrics[epoch - 1] if epoch else start
-        self.states.append({key: value.clone() for key, value in evaluator.network.state_dict().items()})
+        self.states.append(
+            {key: value.clone() for key, value in evaluator.network.state_dict().items()}
+        )
 
     def run(self):
         self.trainer.run()
@@ -101,7 +109,11 @@ def test_model_is_the_best_epoch_and_checkpoint_the_last(tmp_path):
     assert same(load(tmp_path / "model.pt"), run.states[1])
     checkpoint = load(tmp_path / "checkpoint.pt")
     assert same(checkpoint["model"], run.states[2])
-    assert (checkpoint["epoch"], checkpoint["best_metric"], checkpoint["best_metric_epoch"]) == (3, 0.8, 2)
+    assert (checkpoint["epoch"], checkpoint["best_metric"], checkpoint["best_metric_epoch"]) == (
+        3,
+        0.8,
+        2,
+    )
     record = json.loads((tmp_path / "model.json").read_text())
     assert (record["val_mean_dice"], record["epoch"]) == (0.8, 2)
     assert "a.nii" not in (tmp_path / "model.json").read_text()
@@ -162,7 +174,11 @@ def test_resuming_equals_never_having_stopped(tmp_path):
 def test_a_run_is_resumed_with_another_batch_size(tmp_path):
     Run(tmp_path, [0.1, 0.2], batch_size=1).run()
     resumed = Run(tmp_path, [0.1, 0.2, 0.3], batch_size=2, resume=True).run()
-    assert (len(resumed.states), resumed.trainer.state.epoch, resumed.trainer.state.iteration) == (1, 3, 3)
+    assert (len(resumed.states), resumed.trainer.state.epoch, resumed.trainer.state.iteration) == (
+        1,
+        3,
+        3,
+    )
 
 
 def test_a_resumed_run_remembers_its_best(tmp_path):
@@ -244,14 +260,18 @@ def test_the_average_is_validated_and_kept(tmp_path):
     assert same(model, run.states[1])
     assert same(checkpoint["model"], run.network.state_dict())
     assert not torch.equal(checkpoint["model"]["1.weight"], checkpoint["ema_model"]["1.weight"])
-    assert torch.equal(checkpoint["model"]["0.running_var"], checkpoint["ema_model"]["0.running_var"])
+    assert torch.equal(
+        checkpoint["model"]["0.running_var"], checkpoint["ema_model"]["0.running_var"]
+    )
 
 
 def test_resuming_an_average_equals_never_having_stopped(tmp_path):
     whole = Run(tmp_path / "whole", [0.1, 0.2, 0.3, 0.4], ema_momentum=0.1).run()
     Run(tmp_path / "parts", [0.1, 0.2], ema_momentum=0.1).run()
     resumed = Run(tmp_path / "parts", [0.1, 0.2, 0.3, 0.4], ema_momentum=0.1, resume=True).run()
-    assert all(same(one, other) for one, other in zip(resumed.states, whole.states[2:], strict=True))
+    assert all(
+        same(one, other) for one, other in zip(resumed.states, whole.states[2:], strict=True)
+    )
     assert same(resumed.network.state_dict(), whole.network.state_dict())
     assert same(load(tmp_path / "parts" / "model.pt"), load(tmp_path / "whole" / "model.pt"))
 
@@ -266,24 +286,34 @@ def test_no_average_leaves_everything_as_it_was(tmp_path):
 @pytest.mark.parametrize(("before", "after"), [(0, 0.1), (0.1, 0)])
 def test_an_average_is_resumed_only_where_there_is_one(tmp_path, before, after):
     Run(tmp_path, [0.5], ema_momentum=before).run()
-    with pytest.raises(InputError, match=r"checkpoint\.pt: not a checkpoint .*ema_mo.* resume with the settings"):
+    with pytest.raises(
+        InputError, match=r"checkpoint\.pt: not a checkpoint .*ema_mo.* resume with the settings"
+    ):
         Run(tmp_path, [0.5, 0.6], ema_momentum=after, resume=True).run()
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1])
 def test_a_momentum_that_is_none_is_refused(tmp_path, momentum):
-    with pytest.raises(InputError, match=f"ema_momentum is {momentum}, expected at least 0 and below 1"):
+    with pytest.raises(
+        InputError, match=f"ema_momentum is {momentum}, expected at least 0 and below 1"
+    ):
         Run(tmp_path, [0.5], ema_momentum=momentum)
 
 
 @pytest.mark.slow
 def test_every_process_validates_the_average_that_is_saved(tmp_path):
     run_two_ranks(__file__, str(tmp_path))
-    model, validated = load(tmp_path / "0" / "model.pt"), [load(tmp_path / f"validated_{rank}.pt") for rank in range(2)]
+    model, validated = (
+        load(tmp_path / "0" / "model.pt"),
+        [load(tmp_path / f"validated_{rank}.pt") for rank in range(2)],
+    )
     assert same(model, validated[0])
     assert same(model, validated[1])
     # Only the first process found a checkpoint in its folder.
-    assert "found the checkpoint of epoch 0 in process 1 and of 1 in the first one" in (tmp_path / "1.txt").read_text()
+    assert (
+        "found the checkpoint of epoch 0 in process 1 and of 1 in the first one"
+        in (tmp_path / "1.txt").read_text()
+    )
     # Only the second had labels that are no numbers.
     found = [(tmp_path / f"diverged_{rank}.txt").read_text() for rank in range(2)]
     assert all("found NaN or infinity after iteration 1 of the training" in text for text in found)
@@ -291,13 +321,18 @@ def test_every_process_validates_the_average_that_is_saved(tmp_path):
 
 def spoil_gradient(run, iteration, number=float("nan")):
     """What faulty kernels give: a gradient that is no number, of a loss that is one."""
-    spoilt = lambda gradient: gradient * number if run.trainer.state.iteration == iteration else gradient  # noqa: E731
+
+    def spoilt(gradient):
+        return gradient * number if run.trainer.state.iteration == iteration else gradient
+
     run.network[1].bias.register_hook(spoilt)
 
 
 @pytest.mark.parametrize("ema_momentum", [0, 0.5])
 @pytest.mark.parametrize("iteration", [1, 2, 3])  # the second is the last of its epoch
-def test_a_weight_that_is_no_number_ends_the_training_and_is_not_saved(tmp_path, iteration, ema_momentum):
+def test_a_weight_that_is_no_number_ends_the_training_and_is_not_saved(
+    tmp_path, iteration, ema_momentum
+):
     run = Run(tmp_path, [0.8, 0.9, 0.95], ema_momentum=ema_momentum)
     spoil_gradient(run, iteration)
     found = rf"1\.bias: found NaN or infinity after iteration {iteration} of the training .*--amp false, a larger"
@@ -311,21 +346,30 @@ def test_a_weight_that_is_no_number_ends_the_training_and_is_not_saved(tmp_path,
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path):
-    with pytest.raises(InputError, match=r"(loss|1\.weight): found NaN or infinity after iteration \d of the training"):
+    with pytest.raises(
+        InputError,
+        match=r"(loss|1\.weight): found NaN or infinity after iteration \d of the training",
+    ):
         Run(tmp_path, [0.8, 0.9], learning_rate=1e30).run()
     assert not (tmp_path / "model.pt").exists()
 
 
 def test_statistics_that_are_not_finite_are_not_saved(tmp_path):
     run = Run(tmp_path, [0.8])
-    run.trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: run.network[0].running_var.fill_(float("inf")))
-    with pytest.raises(InputError, match=r"0\.running_var: found NaN or infinity after iteration 2"):
+    run.trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda _: run.network[0].running_var.fill_(float("inf"))
+    )
+    with pytest.raises(
+        InputError, match=r"0\.running_var: found NaN or infinity after iteration 2"
+    ):
         run.run()
     assert not (tmp_path / "model.pt").exists()
 
 
 def test_a_metric_that_is_no_number_is_refused(tmp_path):
-    with pytest.raises(InputError, match="val_mean_dice: found NaN at epoch 2, expected a number: hold out scans"):
+    with pytest.raises(
+        InputError, match="val_mean_dice: found NaN at epoch 2, expected a number: hold out scans"
+    ):
         Run(tmp_path, [0.8, float("nan"), 0.9]).run()
     assert json.loads((tmp_path / "model.json").read_text())["val_mean_dice"] == 0.8
 
@@ -336,14 +380,19 @@ def test_a_checkpoint_that_is_not_finite_is_not_resumed(tmp_path, part):
     checkpoint = load(tmp_path / "checkpoint.pt")
     checkpoint[part]["1.bias"][0] = float("nan")
     torch.save(checkpoint, tmp_path / "checkpoint.pt")
-    with pytest.raises(InputError, match=r"checkpoint\.pt: found NaN or infinity for 1 of 2 numbers of 1\.bias"):
+    with pytest.raises(
+        InputError, match=r"checkpoint\.pt: found NaN or infinity for 1 of 2 numbers of 1\.bias"
+    ):
         Run(tmp_path, [0.5, 0.6], ema_momentum=0.5, resume=True).run()
 
 
 def test_a_full_disk_loses_nothing(tmp_path):
     Run(tmp_path, [0.5]).run()
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
-    with full_disk(100), pytest.raises(InputError, match=r"(model|checkpoint)\.pt: could not be saved .* is kept"):
+    with (
+        full_disk(100),
+        pytest.raises(InputError, match=r"(model|checkpoint)\.pt: could not be saved .* is kept"),
+    ):
         Run(tmp_path, [0.9], learning_rate=0.2).run()
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before
 
@@ -367,13 +416,17 @@ def test_the_summary_is_the_last_line_printed_and_a_file(tmp_path, capsys):
 
 if __name__ == "__main__":  # one rank of test_every_process_validates_the_average_that_is_saved
     folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting_point", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting_point", rank=rank, world_size=2
+    )
     # Each rank with images of its own, so that the running means of the normalisation differ.
     run = Run(folder / str(rank), [0.5], scale=1 + rank, parallel=True, ema_momentum=0.3).run()
     torch.save(run.states[0], folder / f"validated_{rank}.pt")
     run = Run(folder / f"diverged_{rank}", [0.5], parallel=True)
     if rank == 1:
-        run.trainer.loss_function = lambda pred, label: torch.nn.functional.mse_loss(pred, label * float("nan"))
+        run.trainer.loss_function = lambda pred, label: torch.nn.functional.mse_loss(
+            pred, label * float("nan")
+        )
     try:
         run.run()
     except InputError as error:

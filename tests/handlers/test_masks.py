@@ -28,7 +28,10 @@ def run(folder, scans, *handlers) -> None:
 
 
 def errors(folder) -> dict[str, str | None]:
-    return {scan["image"]: scan.get("error") for scan in json.loads((folder / "summary.json").read_text())["scans"]}
+    return {
+        scan["image"]: scan.get("error")
+        for scan in json.loads((folder / "summary.json").read_text())["scans"]
+    }
 
 
 def test_scans_that_fail_are_recorded_whether_alone_or_not(tmp_path, write_nifti):
@@ -41,7 +44,11 @@ def test_scans_that_fail_are_recorded_whether_alone_or_not(tmp_path, write_nifti
         run(tmp_path / "each", [wrong])
     said = sentence(error.value)
     assert said is not None and "the volume is 2-D" in said
-    assert errors(tmp_path / "both") == errors(tmp_path / "each") == {wrong["image"]: said, right["image"]: None}
+    assert (
+        errors(tmp_path / "both")
+        == errors(tmp_path / "each")
+        == {wrong["image"]: said, right["image"]: None}
+    )
 
 
 def test_what_no_scan_is_to_blame_for_is_recorded_of_none(tmp_path, write_nifti):
@@ -55,7 +62,9 @@ def test_what_no_scan_is_to_blame_for_is_recorded_of_none(tmp_path, write_nifti)
 def test_a_folder_that_cannot_be_written_ends_the_run_before_the_first_scan(tmp_path):
     class NoEpoch:
         def attach(self, engine):
-            engine.add_event_handler(Events.EPOCH_STARTED, lambda: pytest.fail("the scans are read"))
+            engine.add_event_handler(
+                Events.EPOCH_STARTED, lambda: pytest.fail("the scans are read")
+            )
 
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file.masks: the folder cannot be written"):

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from helpers.tiny_training import train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_training import train
 
 from liverseg.handlers.overlays import LABEL_RGB, PREDICTION_RGB, draw_overlay
 
@@ -21,7 +21,12 @@ def where(picture: np.ndarray, colour) -> tuple[float, ...]:
     distance = np.abs(picture[:-28].astype(int) - colour).max(axis=2)
     rows, columns = np.nonzero(distance < 40)
     height, width = distance.shape
-    return rows.min() / height, (rows.max() + 1) / height, columns.min() / width, (columns.max() + 1) / width
+    return (
+        rows.min() / height,
+        (rows.max() + 1) / height,
+        columns.min() / width,
+        (columns.max() + 1) / width,
+    )
 
 
 def test_outlines_are_where_the_masks_are_with_the_patients_right_on_the_left():
@@ -38,7 +43,10 @@ def test_every_class_has_an_outline():
     label = np.zeros((30, 30), np.uint8)
     label[3:27, 3:27], label[12:18, 12:18] = 1, 2
     nothing = np.zeros_like(label)
-    both, one = (draw_overlay(nothing, mask, nothing, (1, 1)) for mask in (label, (label > 0).astype(np.uint8)))
+    both, one = (
+        draw_overlay(nothing, mask, nothing, (1, 1))
+        for mask in (label, (label > 0).astype(np.uint8))
+    )
     middle = (slice(150, 362), slice(150, 362))
     assert both[middle].any()
     assert not one[middle].any()
@@ -58,9 +66,9 @@ def test_the_best_epoch_is_drawn_and_tensorboard_has_every_new_best(tmp_path):
         assert np.allclose(where(shown, PREDICTION_RGB)[2:], (0.35, 0.65), atol=0.03)
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    assert {tag: [event.step for event in events.Images(tag)] for tag in events.Tags()["images"]} == {
-        f"overlays/case_{number}": [1, 3] for number in (1, 2, 3)
-    }
+    assert {
+        tag: [event.step for event in events.Images(tag)] for tag in events.Tags()["images"]
+    } == {f"overlays/case_{number}": [1, 3] for number in (1, 2, 3)}
 
 
 def test_weights_to_start_from_are_drawn_as_epoch_0(tmp_path):

@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.two_ranks import run_two_ranks
 from monai.data import DataLoader, Dataset, DistributedSampler, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.inferers import SimpleInferer
 from monai.transforms import AsDiscreted, Compose, EnsureChannelFirstd, LoadImaged
-from two_ranks import run_two_ranks
 
 import liverseg
 from liverseg.engines import ScanDataset, ScanEvaluator
@@ -40,7 +40,9 @@ class ImageIsTheAnswer(torch.nn.Module):
         return torch.cat([(image == c).float() for c in range(3)], dim=1)
 
 
-def write_case(folder: Path, name: str, prediction: np.ndarray, reference: np.ndarray) -> dict[str, str]:
+def write_case(
+    folder: Path, name: str, prediction: np.ndarray, reference: np.ndarray
+) -> dict[str, str]:
     case = {}
     for key, array in (("image", prediction), ("label", reference)):
         path = folder / f"{name}_{key}.nii.gz"
@@ -93,7 +95,9 @@ def evaluate(cases, report, sampler=None, postprocessing=None, inferer=None, tol
 
 
 def read(output_dir: Path):
-    return pd.read_csv(output_dir / "cases.csv"), json.loads((output_dir / "summary.json").read_text())
+    return pd.read_csv(output_dir / "cases.csv"), json.loads(
+        (output_dir / "summary.json").read_text()
+    )
 
 
 def test_report_of_an_evaluation(tmp_path, caplog):
@@ -105,7 +109,10 @@ def test_report_of_an_evaluation(tmp_path, caplog):
     assert sorted(path.name for path in output_dir.glob("[!.]*")) == ["cases.csv", "summary.json"]
 
     assert list(table.columns) == ["case", "class", *METRICS]
-    volumes = {case["image"]: [nib.load(case[key]).get_fdata().astype(int) for key in case] for case in cases}
+    volumes = {
+        case["image"]: [nib.load(case[key]).get_fdata().astype(int) for key in case]
+        for case in cases
+    }
     assert table["case"].tolist() == [name for name in sorted(volumes) for _ in range(2)]
     for _, row in table.iterrows():
         expected = case_metrics(*volumes[row["case"]], SPACING_MM, NAMES)[row["class"]]
@@ -117,7 +124,8 @@ def test_report_of_an_evaluation(tmp_path, caplog):
     pooled = summary["pooled"]
     assert pooled["global_accuracy"] == pytest.approx((predictions == references).mean())
     ious = [
-        ((predictions == c) & (references == c)).sum() / ((predictions == c) | (references == c)).sum()
+        ((predictions == c) & (references == c)).sum()
+        / ((predictions == c) | (references == c)).sum()
         for c in range(3)
     ]
     assert [pooled["classes"][name]["iou"] for name in NAMES] == pytest.approx(ious)
@@ -133,7 +141,9 @@ def test_report_of_an_evaluation(tmp_path, caplog):
             assert values[metric]["count"] == len(known)
             assert values[metric]["mean"] == (pytest.approx(np.mean(known)) if known else None)
             assert values[metric]["median"] == (pytest.approx(np.median(known)) if known else None)
-            assert values[metric]["sd"] == (pytest.approx(np.std(known, ddof=1)) if len(known) > 1 else None)
+            assert values[metric]["sd"] == (
+                pytest.approx(np.std(known, ddof=1)) if len(known) > 1 else None
+            )
     assert summary["cases"]["lesion"]["hd95_mm"]["count"] == 1
     assert summary["cases"]["liver"]["empty_predictions"] == 1
     assert summary["cases"]["lesion"]["empty_predictions"] == 2
@@ -153,7 +163,10 @@ def test_lesions_are_counted_in_the_rows_of_their_class(tmp_path):
     found = np.zeros((20, 16, 6), int)
     found[2:9, 2:9, 1:5], found[4:6, 4:6, 2:4] = 1, 2
     cases.append(write_case(tmp_path, "d", found, found))
-    evaluate(cases, SegmentationReport(tmp_path / "eval", NAMES, lesion_class="lesion", organ_class="liver"))
+    evaluate(
+        cases,
+        SegmentationReport(tmp_path / "eval", NAMES, lesion_class="lesion", organ_class="liver"),
+    )
     evaluate(cases, SegmentationReport(tmp_path / "plain", NAMES))
     table, summary = read(tmp_path / "eval")
     plain, plain_summary = read(tmp_path / "plain")
@@ -162,8 +175,12 @@ def test_lesions_are_counted_in_the_rows_of_their_class(tmp_path):
     livers = table[~others].set_index("case")
     for case in cases:
         prediction, reference = (nib.load(case[key]).get_fdata() > 0 for key in ("image", "label"))
-        expected = 2 * (prediction & reference).sum() / (prediction.sum() + reference.sum() or math.nan)
-        assert livers.loc[case["image"], "dice"] == pytest.approx(expected, nan_ok=True)  # the liver with its lesions
+        expected = (
+            2 * (prediction & reference).sum() / (prediction.sum() + reference.sum() or math.nan)
+        )
+        assert livers.loc[case["image"], "dice"] == pytest.approx(
+            expected, nan_ok=True
+        )  # the liver with its lesions
 
     counts = ["reference_lesions", "predicted_lesions", "true_positive_lesions"]
     shares = ["detection_precision", "detection_recall", "burden", "reference_burden"]
@@ -175,10 +192,14 @@ def test_lesions_are_counted_in_the_rows_of_their_class(tmp_path):
         expected = lesion_metrics(prediction == 2, reference == 2)
         for mask, name in ((prediction, "burden"), (reference, "reference_burden")):
             expected[name] = (mask == 2).sum() / (mask > 0).sum() if mask.any() else math.nan
-        assert rows.loc[case["image"], [*counts, *shares]].to_dict() == pytest.approx(expected, nan_ok=True)
+        assert rows.loc[case["image"], [*counts, *shares]].to_dict() == pytest.approx(
+            expected, nan_ok=True
+        )
     # The lesion of the fair case, moved by one of its three voxels, has an intersection over union of exactly a half.
     assert rows["true_positive_lesions"].tolist() == [0, 0, 0, 1]
-    assert ",1,0,0,,0.0," in (tmp_path / "eval" / "cases.csv").read_text()  # whole numbers and an empty cell
+    assert (
+        ",1,0,0,,0.0," in (tmp_path / "eval" / "cases.csv").read_text()
+    )  # whole numbers and an empty cell
 
     pooled = summary.pop("lesions")
     errors = (rows["burden"] - rows["reference_burden"]).dropna()
@@ -193,7 +214,12 @@ def test_lesions_are_counted_in_the_rows_of_their_class(tmp_path):
             "burden_max_error": errors.abs().max(),
         }
     )
-    assert summary["cases"]["lesion"]["detection_recall"] == {"mean": 0.25, "sd": 0.5, "median": 0, "count": 4}
+    assert summary["cases"]["lesion"]["detection_recall"] == {
+        "mean": 0.25,
+        "sd": 0.5,
+        "median": 0,
+        "count": 4,
+    }
     assert summary["cases"]["lesion"]["detection_precision"]["count"] == 2
     assert summary["cases"]["lesion"]["dice"] == plain_summary["cases"]["lesion"]["dice"]
     assert summary.keys() == plain_summary.keys()
@@ -217,14 +243,21 @@ def test_time_is_counted_where_it_is_spent(tmp_path):
     assert post["postprocessing_per_case"]["median"] > 6 * post["inference_per_slice"]["median"]
     # Batches of two scans and one, each of six slices: .1 s shared by two, .1 s for the third.
     assert network["inference_per_slice"]["mean"] >= 0.2 / 3 / 6
-    assert network["postprocessing_per_case"]["median"] < 6 * network["inference_per_slice"]["median"]
+    assert (
+        network["postprocessing_per_case"]["median"] < 6 * network["inference_per_slice"]["median"]
+    )
 
 
 def test_masks_lie_on_the_grid_of_the_label(tmp_path):
     cases = make_cases(tmp_path)
     (tmp_path / "other").mkdir()
-    same_name = write_case(tmp_path / "other", "a", np.full((20, 16, 6), 2), np.full((20, 16, 6), 2))
-    evaluate([*cases, same_name], SegmentationReport(tmp_path / "eval", NAMES, masks_dir=tmp_path / "masks"))
+    same_name = write_case(
+        tmp_path / "other", "a", np.full((20, 16, 6), 2), np.full((20, 16, 6), 2)
+    )
+    evaluate(
+        [*cases, same_name],
+        SegmentationReport(tmp_path / "eval", NAMES, masks_dir=tmp_path / "masks"),
+    )
     assert len(list((tmp_path / "masks").glob("*.nii.gz"))) == 4
     for case in [*cases, same_name]:
         mask = nib.load(find_mask(tmp_path / "masks", case["image"]))
@@ -236,11 +269,18 @@ def test_masks_lie_on_the_grid_of_the_label(tmp_path):
 def test_masks_in_the_folder_of_the_report_keep_their_record(tmp_path):
     cases = make_cases(tmp_path)
     # As an inference leaves them.
-    MaskFolder(tmp_path / "eval", "liver").save("/d/a.nii", np.zeros((3, 4, 2), np.uint8), np.eye(4))
+    MaskFolder(tmp_path / "eval", "liver").save(
+        "/d/a.nii", np.zeros((3, 4, 2), np.uint8), np.eye(4)
+    )
     for _ in range(2):
         evaluate(cases, SegmentationReport(tmp_path / "eval", NAMES, masks_dir=tmp_path / "eval"))
         masks = sorted(path.name for path in (tmp_path / "eval").glob("*.nii.gz"))
-        assert masks == ["a_image_pred.nii.gz", "a_liver.nii.gz", "b_image_pred.nii.gz", "c_image_pred.nii.gz"]
+        assert masks == [
+            "a_image_pred.nii.gz",
+            "a_liver.nii.gz",
+            "b_image_pred.nii.gz",
+            "c_image_pred.nii.gz",
+        ]
         summary = read(tmp_path / "eval")[1]
         assert sorted(scan["mask"] for scan in summary["scans"]) == masks
         assert summary["number_of_cases"] == 3
@@ -296,13 +336,18 @@ def test_warnings_of_scan_and_label_are_in_the_summary(tmp_path):
 
     cases = make_cases(tmp_path)[:1]
     evaluate(cases, SegmentationReport(tmp_path / "eval", NAMES), postprocessing=warn)
-    assert read(tmp_path / "eval")[1]["warnings"] == {cases[0]["image"]: ["one.", "two.", "label: three."]}
+    assert read(tmp_path / "eval")[1]["warnings"] == {
+        cases[0]["image"]: ["one.", "two.", "label: three."]
+    }
 
 
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(tmp_path):
     # Three cases and two that fail on two ranks, both of which meet one that fails; the sampler gives one case twice.
-    cases = [*make_cases(tmp_path), *({"image": f"/gone/{n}.nii", "label": f"/gone/{n}.nii"} for n in range(2))]
+    cases = [
+        *make_cases(tmp_path),
+        *({"image": f"/gone/{n}.nii", "label": f"/gone/{n}.nii"} for n in range(2)),
+    ]
     one = SegmentationReport(tmp_path / "one", NAMES, lesion_class="lesion", organ_class="liver")
     with pytest.raises(InputError, match=r"^2 of 5 scans failed"):
         evaluate(cases, one, tolerant=True)
@@ -333,12 +378,17 @@ def test_different_grids_name_both_shapes_and_the_file(tmp_path):
 
 def test_label_value_outside_the_classes_names_the_file(tmp_path):
     with pytest.raises(InputError, match=r"_image.nii.gz: .* from 0 to 2, expected 0 to 1"):
-        evaluate(make_cases(tmp_path), SegmentationReport(tmp_path / "eval", ["background", "liver"]))
+        evaluate(
+            make_cases(tmp_path), SegmentationReport(tmp_path / "eval", ["background", "liver"])
+        )
 
 
 def test_references_without_a_voxel_are_refused(tmp_path):
     cases = [write_case(tmp_path, name, np.ones((8, 8, 4)), np.zeros((8, 8, 4))) for name in "ab"]
-    with pytest.raises(InputError, match=r"the labels of all 2 cases hold no voxel of liver, lesion.*check which of"):
+    with pytest.raises(
+        InputError,
+        match=r"the labels of all 2 cases hold no voxel of liver, lesion.*check which of",
+    ):
         evaluate(cases, SegmentationReport(tmp_path / "eval", NAMES))
     assert list((tmp_path / "eval").iterdir()) == []
 
@@ -355,12 +405,18 @@ def test_references_without_a_voxel_are_refused(tmp_path):
 )
 def test_output_that_is_no_label_map_is_refused(tmp_path, change, expected_words):
     with pytest.raises(InputError, match=expected_words):
-        evaluate(make_cases(tmp_path), SegmentationReport(tmp_path / "eval", NAMES), postprocessing=change)
+        evaluate(
+            make_cases(tmp_path),
+            SegmentationReport(tmp_path / "eval", NAMES),
+            postprocessing=change,
+        )
 
 
 if __name__ == "__main__":  # one rank of test_two_processes_write_what_one_writes
     cases, output_dir, meeting_point, rank = sys.argv[1:]
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=int(rank), world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting_point}", rank=int(rank), world_size=2
+    )
     # The error is the first rank's, with which torchrun ends all.
     with pytest.raises(InputError, match="scans failed") if rank == "0" else nullcontext():
         evaluate(

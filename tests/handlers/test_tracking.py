@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.tiny_training import train
 from ignite.engine import Events
 from mlflow import MlflowClient
-from tiny_training import train
 
 from liverseg.errors import InputError
 from liverseg.handlers import Tracking
@@ -50,7 +50,15 @@ def tracking(folder: Path, uri: str | None = None, **config) -> Tracking:
     path.write_text(json.dumps(CONFIG | config))
     # As MONAI gives it where output_dir is not an expression.
     written = f"{folder} + '/{path.name}'"
-    return Tracking(uri or f"sqlite:///{folder / 'mlflow.db'}", "tries", "first", written, folder, folder, folder)
+    return Tracking(
+        uri or f"sqlite:///{folder / 'mlflow.db'}",
+        "tries",
+        "first",
+        written,
+        folder,
+        folder,
+        folder,
+    )
 
 
 def runs(client: MlflowClient) -> list:
@@ -58,12 +66,18 @@ def runs(client: MlflowClient) -> list:
 
 
 def history(client: MlflowClient, run, name: str) -> list[tuple[int, float]]:
-    return [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
+    return [
+        (metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)
+    ]
 
 
 def artifacts(client: MlflowClient, run, folder: str | None = None) -> list[str]:
     found = client.list_artifacts(run.info.run_id, folder)
-    return [name for item in found for name in (artifacts(client, run, item.path) if item.is_dir else [item.path])]
+    return [
+        name
+        for item in found
+        for name in (artifacts(client, run, item.path) if item.is_dir else [item.path])
+    ]
 
 
 def sha256(path) -> str:
@@ -76,7 +90,11 @@ def test_a_resumed_training_goes_on_in_its_run(client, tmp_path):
     (first,) = runs(client)
     assert (first.info.run_name, first.info.status) == ("first", "FINISHED")
     # Neither expressions nor components, and not where it is tracked.
-    assert first.data.params == {"spacing": "[1.5, 1.5, -1]", "loss": "@losses::dice_ce", "max_epochs": "2"}
+    assert first.data.params == {
+        "spacing": "[1.5, 1.5, -1]",
+        "loss": "@losses::dice_ce",
+        "max_epochs": "2",
+    }
     assert first.data.metrics["best_val_mean_dice"] == 0.3
     first_model = (folder / "model.pt").read_bytes()
     kept = folder / "mlartifacts" / first.info.run_id / "artifacts"
@@ -153,7 +171,10 @@ def test_what_a_killed_training_had_no_time_to_log_is_logged_when_it_is_resumed(
 
 @pytest.mark.parametrize("uri", ["mlruns", "nothing://there"])
 def test_a_store_that_is_none_is_refused_before_the_first_epoch(tmp_path, uri):
-    with pytest.raises(InputError, match=rf"^tracking_uri: MLflow cannot use {uri} \(.*\), expected a SQLite file or"):
+    with pytest.raises(
+        InputError,
+        match=rf"^tracking_uri: MLflow cannot use {uri} \(.*\), expected a SQLite file or",
+    ):
         train(tmp_path, [0.3], CASES, tracking(tmp_path, uri))
     assert not (tmp_path / "history.csv").exists()
 
@@ -169,7 +190,9 @@ def test_commit_of_a_folder(tmp_path, monkeypatch):
 
     def git(*arguments):
         settings = ("-c", "user.name=me", "-c", "user.email=me@here", "-c", "commit.gpgsign=false")
-        return subprocess.check_output(["git", *settings, "-C", tmp_path, *arguments], text=True).strip()
+        return subprocess.check_output(
+            ["git", *settings, "-C", tmp_path, *arguments], text=True
+        ).strip()
 
     assert git_commit(tmp_path) is None
     git("init", "-q")

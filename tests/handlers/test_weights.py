@@ -17,7 +17,9 @@ def train(path, start, freeze_norms):
     network = torch.nn.Sequential(
         torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2), torch.nn.InstanceNorm2d(2, affine=True)
     )
-    data = [{"image": torch.randn(1, 4, 4) * 5 + 3, "label": torch.randn(2, 4, 4)} for _ in range(3)]
+    data = [
+        {"image": torch.randn(1, 4, 4) * 5 + 3, "label": torch.randn(2, 4, 4)} for _ in range(3)
+    ]
     SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=2,
@@ -49,5 +51,8 @@ def test_statistics_stay_and_weights_change(tmp_path):
 
 
 def test_without_weights_there_is_nothing_to_freeze():
-    with pytest.raises(InputError, match=r"freeze_norms: found no weights to start from, expected .*--load_pretrain"):
+    with pytest.raises(
+        InputError,
+        match=r"freeze_norms: found no weights to start from, expected .*--load_pretrain",
+    ):
         WeightsCheckpointLoader(torch.nn.BatchNorm2d(1), None, freeze_norms=True)

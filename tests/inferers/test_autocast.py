@@ -22,7 +22,9 @@ class TwoLevels(torch.nn.Module):
         self.kind = kind
 
     def forward(self, image):
-        return self.kind([self.fine(image), self.coarse(image)]) if self.training else self.fine(image)
+        return (
+            self.kind([self.fine(image), self.coarse(image)]) if self.training else self.fine(image)
+        )
 
 
 def batch():
@@ -38,7 +40,9 @@ def test_every_level_returns_in_full_precision(kind, amp):
     levels = AutocastInferer(amp)(image, network)
     assert [level.dtype for level in levels] == [torch.float32] * 2
     assert [tuple(level.shape) for level in levels] == [(2, 2, 16, 16), (2, 2, 8, 8)]
-    torch.testing.assert_close(levels, [network.fine(image), network.coarse(image)], atol=0.05, rtol=0.05)
+    torch.testing.assert_close(
+        levels, [network.fine(image), network.coarse(image)], atol=0.05, rtol=0.05
+    )
     assert AutocastInferer(amp)(image, network.eval()).shape == (2, 2, 16, 16)
 
 
@@ -47,7 +51,9 @@ LOSSES = {
     "focal_tversky": FocalTverskyLoss(to_onehot_y=True, softmax=True, batch=True),
     "top_k": TopKLoss(10),
     "dice_top_k": DiceTopKLoss(10, batch=True),
-    "per_class": PerClassLoss({"background": None, "lesion": TverskyLoss(alpha=0.5, beta=1.5, batch=True)}),
+    "per_class": PerClassLoss(
+        {"background": None, "lesion": TverskyLoss(alpha=0.5, beta=1.5, batch=True)}
+    ),
 }
 
 
@@ -57,7 +63,8 @@ def test_deep_supervision_in_monais_trainer(name):
     loss, data = LOSSES[name], batch()
     network = TwoLevels()
     expected = loss(network.fine(data["image"]), data["label"]) + 0.5 * loss(
-        network.coarse(data["image"]), interpolate(data["label"], scale_factor=0.5, mode="nearest-exact")
+        network.coarse(data["image"]),
+        interpolate(data["label"], scale_factor=0.5, mode="nearest-exact"),
     )
     items = [{key: value[n] for key, value in data.items()} for n in range(2)]
     before = {key: value.clone() for key, value in network.state_dict().items()}
@@ -101,6 +108,10 @@ def test_only_small_patches_of_a_training_stay_in_float32(monkeypatch):
         AutocastInferer()(torch.rand(1, 1, *size), network)
         return found[0]
 
-    assert [dtype(63, 64, 64), dtype(64, 8, 8), dtype(8, 8)] == [torch.float32, torch.bfloat16, torch.bfloat16]
+    assert [dtype(63, 64, 64), dtype(64, 8, 8), dtype(8, 8)] == [
+        torch.float32,
+        torch.bfloat16,
+        torch.bfloat16,
+    ]
     with torch.no_grad():
         assert dtype(8, 8, 8) == torch.bfloat16

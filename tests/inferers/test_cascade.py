@@ -27,7 +27,9 @@ LIVER, LESION = 0.5, 0.8  # the thresholds: brighter is liver, still brighter is
 
 # Oblique, 0.8 x 1 x 3 mm.
 C, S = np.cos(0.3), np.sin(0.3)
-OBLIQUE = np.array([[C, -S, 0, 31], [S, C, 0, -17], [0, 0, 1, 400], [0, 0, 0, 1]]) @ np.diag([0.8, 1.0, 3.0, 1.0])
+OBLIQUE = np.array([[C, -S, 0, 31], [S, C, 0, -17], [0, 0, 1, 400], [0, 0, 0, 1]]) @ np.diag(
+    [0.8, 1.0, 3.0, 1.0]
+)
 
 
 class Threshold(nn.Module):
@@ -50,10 +52,14 @@ class Threshold(nn.Module):
 def networks(**changed: nn.Module) -> nn.ModuleDict:
     names = [(target, part) for target in ("liver", "lesion") for part in ("localise", *PLANES)]
     values = {"liver": LIVER, "lesion": LESION}
-    return nn.ModuleDict({f"{target}_{part}": Threshold(values[target]) for target, part in names} | changed)
+    return nn.ModuleDict(
+        {f"{target}_{part}": Threshold(values[target]) for target, part in names} | changed
+    )
 
 
-def inferer(crop_margin_mm=1000.0, prior="none", box_margin_mm=5.0, spacing_z=-1.0, **options) -> CascadeInferer:
+def inferer(
+    crop_margin_mm=1000.0, prior="none", box_margin_mm=5.0, spacing_z=-1.0, **options
+) -> CascadeInferer:
     """Without resampling; the liver's crop is the whole volume unless a margin says otherwise."""
 
     def localise(margin):
@@ -103,7 +109,8 @@ def test_the_mask_is_that_of_the_mean_probability_of_the_planes():
         nn.init.zeros_(convolution.bias)
     scan = np.random.default_rng(0).normal(0, 1, (19, 23, 14)).astype(np.float32)
     network = networks(
-        liver_localise=Threshold(-100), **{f"liver_{plane}": convolution for plane, convolution in convolutions.items()}
+        liver_localise=Threshold(-100),
+        **{f"liver_{plane}": convolution for plane, convolution in convolutions.items()},
     )
     one = inferer(targets=["liver"])
     one.keep_probabilities = True
@@ -130,7 +137,9 @@ def test_the_mask_is_that_of_the_mean_probability_of_the_planes():
     assert not one.kept[0, 1].any()
 
     for plane, vote in zip(PLANES, votes, strict=True):
-        assert np.array_equal(inferer(targets=["liver"], planes=[plane])(volume(scan), network)[0, 0], vote > 0.5)
+        assert np.array_equal(
+            inferer(targets=["liver"], planes=[plane])(volume(scan), network)[0, 0], vote > 0.5
+        )
 
 
 def test_keeps_the_probability_of_lesions_in_the_liver_and_of_the_liver_without_them():
@@ -141,7 +150,9 @@ def test_keeps_the_probability_of_lesions_in_the_liver_and_of_the_liver_without_
     for scan, label, (liver, lesion) in zip(scans, labels[:, 0], one.kept, strict=True):
         region = np.zeros(scan.shape, bool)
         if scan.any():
-            rows, columns, slices = (np.flatnonzero((scan > LIVER).any(axes)) for axes in ((1, 2), (0, 2), (0, 1)))
+            rows, columns, slices = (
+                np.flatnonzero((scan > LIVER).any(axes)) for axes in ((1, 2), (0, 2), (0, 1))
+            )
             box = tuple(slice(max(i[0] - 3, 0), i[-1] + 4) for i in (rows, columns, slices))
             region[box] = True
         # The networks' logits are a hundred times what a voxel is above the threshold.
@@ -157,7 +168,9 @@ def test_keeps_the_probability_of_lesions_in_the_liver_and_of_the_liver_without_
 def test_a_plane_gets_its_slices_as_orientation_gives_them_in_training(plane):
     scan, network = volume(make_scan(), affine=OBLIQUE), networks()
     inferer(targets=["liver"])(scan, network)
-    oriented = Orientationd("image", axcodes=AXCODES[plane], labels=None)({"image": scan[0]})["image"]
+    oriented = Orientationd("image", axcodes=AXCODES[plane], labels=None)({"image": scan[0]})[
+        "image"
+    ]
     seen = network[f"liver_{plane}"].volume()
     assert torch.equal(seen[:1], oriented.as_tensor())
     assert (seen[1] == 1).all()
@@ -168,14 +181,19 @@ def test_a_plane_is_resampled_as_in_training(plane):
     scan, network = smooth((60, 48, 16), OBLIQUE), networks()
     label = inferer(spacing=(1.6, 2.0), spacing_z=1.5, targets=["liver"])(scan, network)
     seen = network[f"liver_{plane}"].volume()
-    assert seen.shape[1:] == {"axial": (30, 24, 16), "coronal": (30, 32, 24), "sagittal": (24, 32, 30)}[plane]
+    assert (
+        seen.shape[1:]
+        == {"axial": (30, 24, 16), "coronal": (30, 32, 24), "sagittal": (24, 32, 30)}[plane]
+    )
 
     item = Spacingd("image", pixdim=(1.6, 2.0, -1))({"image": scan[0]})
     item = Orientationd("image", axcodes=AXCODES[plane], labels=None)(item)
     item = Spacingd("image", pixdim=(-1, -1 if plane == "axial" else 1.5, -1))(item)
     trained_on = item["image"].as_tensor()[0]
     # Spacing keeps the first voxel's centre, the inferer the extent: half a voxel apart, and one more or less.
-    size = tuple(slice(min(lengths)) for lengths in zip(trained_on.shape, seen.shape[1:], strict=True))
+    size = tuple(
+        slice(min(lengths)) for lengths in zip(trained_on.shape, seen.shape[1:], strict=True)
+    )
     assert all(abs(a - b) <= 1 for a, b in zip(trained_on.shape, seen.shape[1:], strict=True))
     assert float((seen[0][size] - trained_on[size]).abs().mean()) < 0.03
 
@@ -200,7 +218,9 @@ def test_a_spacing_that_the_region_has_already_is_left_alone():
 
 def test_liver_and_lesion_of_an_oblique_anisotropic_scan_are_where_they_were():
     scan = smooth((60, 48, 16), OBLIQUE)
-    label = inferer(crop_margin_mm=8, spacing=(1.2, 1.2), spacing_z=1.2, margin_mm=5)(scan, networks())
+    label = inferer(crop_margin_mm=8, spacing=(1.2, 1.2), spacing_z=1.2, margin_mm=5)(
+        scan, networks()
+    )
     expected = (scan > LIVER).numpy() * (1 + (scan > LESION).numpy())
     for value in (1, 2):
         found, wanted = np.asarray(label) == value, expected == value
@@ -221,7 +241,9 @@ def test_the_prior_goes_with_the_image_into_every_plane():
     """A network that reads nothing but the prior gives back the box, which is 0.8 x 1 x 3 mm a voxel."""
     scan = volume(make_scan(), affine=OBLIQUE)
     network = networks(**{f"liver_{plane}": Threshold(0.5, channel=1) for plane in PLANES})
-    label = inferer(crop_margin_mm=9, prior="box", box_margin_mm=3, targets=["liver"])(scan, network)
+    label = inferer(crop_margin_mm=9, prior="box", box_margin_mm=3, targets=["liver"])(
+        scan, network
+    )
     expected = np.zeros(scan.shape[2:], np.uint8)
     expected[10 - 4 : 26 + 4, 6 - 3 : 20 + 3, 3 - 1 : 9 + 1] = 1
     assert np.array_equal(label[0, 0], expected)
@@ -236,7 +258,10 @@ def test_the_tuning_networks_see_the_localised_region_alone():
     inferer(crop_margin_mm=4, targets=["liver"])(volume(make_scan(), affine=OBLIQUE), network)
     size = (16 + 2 * 5, 14 + 2 * 4, 6 + 2 * 2)  # 4 mm are 5, 4 and 2 voxels
     for plane in PLANES:
-        assert network[f"liver_{plane}"].volume().shape == (2, *(size[axis] for axis in AXES[plane]))
+        assert network[f"liver_{plane}"].volume().shape == (
+            2,
+            *(size[axis] for axis in AXES[plane]),
+        )
 
 
 def test_the_lesion_networks_see_the_box_of_the_tuned_liver():
@@ -253,10 +278,16 @@ def test_the_lesion_networks_see_the_box_of_the_tuned_liver():
 
 def test_lesions_are_only_where_the_cleaned_liver_is():
     scan = make_scan()
-    scan[8, 9, 5], scan[12, 21, 4], scan[38, 30] = 0.9, 0.9, 0.9  # in the box around the liver, and far from it
+    scan[8, 9, 5], scan[12, 21, 4], scan[38, 30] = (
+        0.9,
+        0.9,
+        0.9,
+    )  # in the box around the liver, and far from it
     liver = np.zeros(scan.shape, bool)
     liver[10:26, 6:20, 3:9] = True
-    label = inferer(liver_cleaning=lambda mask: torch.as_tensor(liver[None]).to(mask))(volume(scan), networks())
+    label = inferer(liver_cleaning=lambda mask: torch.as_tensor(liver[None]).to(mask))(
+        volume(scan), networks()
+    )
     expected = liver * (1 + (scan > LESION))
     assert (expected == 2).sum() == 48
     assert np.array_equal(label[0, 0], expected)
@@ -265,7 +296,9 @@ def test_lesions_are_only_where_the_cleaned_liver_is():
 def test_a_localised_lesion_is_only_the_prior_of_the_tuned_one():
     """The localisation decides whether there is a lesion, the tuning networks where."""
     scan = make_scan()
-    network = networks(lesion_localise=Threshold(0.85), **{f"lesion_{plane}": Threshold(0.55) for plane in PLANES})
+    network = networks(
+        lesion_localise=Threshold(0.85), **{f"lesion_{plane}": Threshold(0.55) for plane in PLANES}
+    )
     assert np.array_equal(inferer()(volume(scan), network)[0, 0], 2 * (scan > LIVER))
 
 
@@ -280,25 +313,38 @@ def test_no_lesion_localised_is_no_lesion_without_a_warning(caplog):
 
 def test_the_liver_alone():
     scan = make_scan()
-    network = nn.ModuleDict({name: part for name, part in networks().items() if name.startswith("liver")})
+    network = nn.ModuleDict(
+        {name: part for name, part in networks().items() if name.startswith("liver")}
+    )
     assert np.array_equal(inferer(targets=["liver"])(volume(scan), network)[0, 0], scan > LIVER)
 
 
 def test_planes_that_do_not_vote_are_not_run():
     scan = make_scan()
-    network = nn.ModuleDict({name: part for name, part in networks().items() if not name.endswith("_axial")})
+    network = nn.ModuleDict(
+        {name: part for name, part in networks().items() if not name.endswith("_axial")}
+    )
     label = inferer(planes=["sagittal", "coronal"])(volume(scan), network)
     assert np.array_equal(label[0, 0], (scan > LIVER) * (1 + (scan > LESION)))
 
 
 def test_each_scan_of_a_batch_has_its_own_liver_and_one_without_is_empty(caplog):
     scans = [make_scan(seed=1), np.zeros((40, 32, 12)), np.roll(make_scan(seed=2), 5, 0)]
-    items = [MetaTensor(volume(scan)[0], meta={"filename_or_obj": f"{n}.nii"}) for n, scan in enumerate(scans)]
+    items = [
+        MetaTensor(volume(scan)[0], meta={"filename_or_obj": f"{n}.nii"})
+        for n, scan in enumerate(scans)
+    ]
     with caplog.at_level(logging.WARNING, "liverseg.inferers"):
-        labels = inferer(crop_margin_mm=4)(next(iter(DataLoader(Dataset(items), batch_size=3))), networks())
+        labels = inferer(crop_margin_mm=4)(
+            next(iter(DataLoader(Dataset(items), batch_size=3))), networks()
+        )
     for index, scan in enumerate(scans):
         assert np.array_equal(labels[index, 0], (scan > LIVER) * (1 + (scan > LESION)))
-    said = [record.getMessage() for record in caplog.records if record.name == "liverseg.inferers.cascade"]
+    said = [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "liverseg.inferers.cascade"
+    ]
     assert said == ["1.nii: no liver found, so its mask is empty."]
 
 
@@ -339,10 +385,16 @@ GRIDS = {
 def test_the_mask_is_on_the_grid_of_the_file_and_knows_it(name, tmp_path):
     scan, affine = GRIDS[name]
     nib.save(nib.Nifti1Image(scan.astype(np.float32), affine), tmp_path / "scan.nii.gz")
-    preprocessing = Compose([LoadVolumed("image"), Orientationd("image", axcodes="RAS", labels=None)])
-    batch = next(iter(DataLoader(Dataset([{"image": str(tmp_path / "scan.nii.gz")}], preprocessing))))
+    preprocessing = Compose(
+        [LoadVolumed("image"), Orientationd("image", axcodes="RAS", labels=None)]
+    )
+    batch = next(
+        iter(DataLoader(Dataset([{"image": str(tmp_path / "scan.nii.gz")}], preprocessing)))
+    )
     batch["pred"] = inferer(crop_margin_mm=4, margin_mm=4)(batch["image"], networks())
-    invert = Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=True, to_tensor=True)
+    invert = Invertd(
+        "pred", transform=preprocessing, orig_keys="image", nearest_interp=True, to_tensor=True
+    )
     mask = invert(decollate_batch(batch)[0])["pred"]
     assert mask.meta["filename_or_obj"] == str(tmp_path / "scan.nii.gz")
     assert np.allclose(mask.affine, affine, atol=1e-5)
@@ -354,8 +406,14 @@ def peak_bytes(function) -> int:
     """The most memory of tensors that was held at a time while a function ran."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         function()
-    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return int(np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]).max())
+    events = [
+        event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
+    return int(
+        np.cumsum(
+            [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+        ).max()
+    )
 
 
 def test_three_planes_need_no_more_memory_than_one():
@@ -365,9 +423,15 @@ def test_three_planes_need_no_more_memory_than_one():
 
     scan = volume(make_scan((96, 96, 96)))
     network = nn.ModuleDict({name: Quiet() for name in networks()})
-    options = {"slices": {plane: VolumeSliceInferer(sw_batch_size=1, amp=False) for plane in PLANES}}
+    options = {
+        "slices": {plane: VolumeSliceInferer(sw_batch_size=1, amp=False) for plane in PLANES}
+    }
     peaks = [
-        peak_bytes(lambda chosen=chosen: inferer(targets=["liver"], planes=chosen, **options)(scan, network))
+        peak_bytes(
+            lambda chosen=chosen: inferer(targets=["liver"], planes=chosen, **options)(
+                scan, network
+            )
+        )
         for chosen in (PLANES[:1], PLANES)
     ]
     one_volume = scan.numel() * 4
@@ -378,7 +442,9 @@ def test_three_planes_need_no_more_memory_than_one():
 
 @pytest.mark.parametrize(("planes", "found"), [(["axial", "oblique"], "oblique"), ([], "none")])
 def test_another_plane_is_refused(planes, found):
-    with pytest.raises(InputError, match=f"planes: found {found}, expected some of axial, coronal, sagittal"):
+    with pytest.raises(
+        InputError, match=f"planes: found {found}, expected some of axial, coronal, sagittal"
+    ):
         inferer(planes=planes)
 
 

@@ -9,7 +9,9 @@ from monai.networks.nets import SegResNet
 from liverseg.inferers import ClickWindowInferer, EvaluateWithClicks, VolumeWindowInferer
 
 # Oblique, and thick slices.
-AFFINE = torch.tensor([[1.6, -1.2, 0, 30], [1.2, 1.6, 0, -20], [0, 0, 5, 7], [0, 0, 0, 1]], dtype=torch.float64)
+AFFINE = torch.tensor(
+    [[1.6, -1.2, 0, 30], [1.2, 1.6, 0, -20], [0, 0, 5, 7], [0, 0, 0, 1]], dtype=torch.float64
+)
 OPTIONS = {"roi_size": (16, 16, 16), "spacing": (4.0, 4.0, 4.0), "amp": False}
 
 
@@ -17,7 +19,9 @@ def painter() -> torch.nn.Module:
     """Classes 1 and 2 where their click is above a half, else the background."""
     network = torch.nn.Conv3d(4, 3, 1)
     with torch.no_grad():
-        network.weight[:] = torch.tensor([[0.0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])[..., None, None, None]
+        network.weight[:] = torch.tensor([[0.0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])[
+            ..., None, None, None
+        ]
         network.bias[:] = torch.tensor([0.5, 0, 0])
     return network
 
@@ -55,7 +59,9 @@ def test_each_scan_of_a_batch_has_its_own_clicks():
 def evaluate(num_clicks: int, label: MetaTensor) -> dict:
     evaluator = SupervisedEvaluator(
         torch.device("cpu"),
-        DataLoader([{"image": MetaTensor(torch.zeros(label.shape), affine=label.affine), "label": label}]),
+        DataLoader(
+            [{"image": MetaTensor(torch.zeros(label.shape), affine=label.affine), "label": label}]
+        ),
         painter(),
         inferer=ClickWindowInferer(num_classes=3, sigma=2.0, **OPTIONS),
         iteration_update=EvaluateWithClicks(num_clicks, 3, OPTIONS["spacing"]),

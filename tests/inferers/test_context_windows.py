@@ -34,7 +34,9 @@ class Above(nn.Module):
 
 def volume(shape, spacing_mm=1.0) -> MetaTensor:
     torch.manual_seed(0)
-    return MetaTensor(torch.rand(1, 1, *shape) - 0.5, affine=torch.eye(4) * torch.tensor([*[spacing_mm] * 3, 1.0]))
+    return MetaTensor(
+        torch.rand(1, 1, *shape) - 0.5, affine=torch.eye(4) * torch.tensor([*[spacing_mm] * 3, 1.0])
+    )
 
 
 @pytest.mark.parametrize("shape", [(20, 17, 9), (8, 8, 4), (3, 2, 1)])
@@ -56,7 +58,8 @@ def test_tiles_see_their_context_and_0_beyond_the_volume():
 def test_a_lower_threshold_finds_more():
     x = volume((8, 8, 4))
     found = [
-        ContextTileInferer((8, 8, 4), (1, 1, 1), threshold, amp=False)(x, Above()).sum() for threshold in (0.5, 0.01)
+        ContextTileInferer((8, 8, 4), (1, 1, 1), threshold, amp=False)(x, Above()).sum()
+        for threshold in (0.5, 0.01)
     ]
     assert found[0] < found[1]
 

@@ -43,21 +43,31 @@ def patient(liver=RIGHT, shape=(44, 32, 60)) -> MetaTensor:
     x[4:40, 4:28] = 0.0
     x[liver] = 0.4
     meta = {"filename_or_obj": ["scan.nii"], "flags": [""]}
-    return MetaTensor(x[None, None], affine=torch.eye(4) * torch.tensor([5.0, 5.0, 5.0, 1.0]), meta=meta)
+    return MetaTensor(
+        x[None, None], affine=torch.eye(4) * torch.tensor([5.0, 5.0, 5.0, 1.0]), meta=meta
+    )
 
 
 def turned(x: MetaTensor, axcodes: str) -> MetaTensor:
     image = nib.Nifti1Image(x[0, 0].numpy(), x.affine.numpy())
-    turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axcodes))
+    turn = nib.orientations.ornt_transform(
+        nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axcodes)
+    )
     image = image.as_reoriented(turn)
     meta = {"filename_or_obj": ["scan.nii"], "flags": [""]}
-    return MetaTensor(torch.tensor(image.get_fdata())[None, None], affine=torch.tensor(image.affine), meta=meta)
+    return MetaTensor(
+        torch.tensor(image.get_fdata())[None, None], affine=torch.tensor(image.affine), meta=meta
+    )
 
 
 def look(x: MetaTensor, looks: Looks, names=LIVER_ONLY) -> tuple[torch.Tensor, dict[str, str], int]:
     """The labels, the flags and how often the inferer was asked."""
     found = MirrorCheckInferer(looks, names)(x, "the network").as_tensor()
-    return found, dict(line.split(": ", 1) for line in x.meta["flags"][0].splitlines()), len(looks.seen)
+    return (
+        found,
+        dict(line.split(": ", 1) for line in x.meta["flags"][0].splitlines()),
+        len(looks.seen),
+    )
 
 
 def test_a_scan_in_whose_mirror_image_the_liver_is_has_a_flag():
@@ -81,7 +91,11 @@ def test_left_and_right_are_those_of_the_affine(axcodes, liver, expected):
     def only_on_the_right(inputs, network):
         middle = inputs.shape[2 + axis] // 2
         start = middle if axcodes[axis] == "L" else 0
-        return (inputs > 0.2).to(torch.uint8).index_fill(2 + axis, torch.arange(start, start + middle), 0)
+        return (
+            (inputs > 0.2)
+            .to(torch.uint8)
+            .index_fill(2 + axis, torch.arange(start, start + middle), 0)
+        )
 
     MirrorCheckInferer(only_on_the_right, LIVER_ONLY)(x, "the network")
     assert [line.split(":")[0] for line in x.meta["flags"][0].splitlines()] == expected
@@ -156,7 +170,9 @@ def test_another_inferer_may_look_at_the_mirror_image():
     x, first, second = patient(LEFT), Looks(blind=(0, 0.5)), Looks(blind=(0, 0.5))
     MirrorCheckInferer(first, LIVER_ONLY, look=second)(x, "the network")
     assert len(first.seen) == len(second.seen) == 1
-    assert torch.equal(second.seen[0], x.as_tensor().flip(2)) and x.meta["flags"][0].startswith("mirrored")
+    assert torch.equal(second.seen[0], x.as_tensor().flip(2)) and x.meta["flags"][0].startswith(
+        "mirrored"
+    )
 
 
 def test_lesions_are_liver():

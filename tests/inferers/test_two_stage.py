@@ -39,7 +39,9 @@ def networks() -> LiverLesionNetworks:
 
 
 def inferer(**options) -> TwoStageInferer:
-    stages = {name: VolumeSliceInferer(amp=False, **options.pop(name, {})) for name in ("liver", "lesion")}
+    stages = {
+        name: VolumeSliceInferer(amp=False, **options.pop(name, {})) for name in ("liver", "lesion")
+    }
     return TwoStageInferer(**stages, **options)
 
 
@@ -93,7 +95,9 @@ def test_lesions_are_only_where_the_cleaned_liver_is():
     expected = np.zeros(scan.shape, np.uint8)
     liver = np.zeros_like(scan, bool)
     liver[10:30, 8:20, 2:-2] = True
-    labels = inferer(liver_cleaning=lambda mask: torch.as_tensor(liver[None]).to(mask))(volume(scan), networks())
+    labels = inferer(liver_cleaning=lambda mask: torch.as_tensor(liver[None]).to(mask))(
+        volume(scan), networks()
+    )
     expected[liver] = 1
     expected[liver & (scan > LESION)] = 2
     assert (expected == 2).any()
@@ -104,7 +108,9 @@ def test_the_cleaning_gets_the_spacing_of_the_scan():
     scan = make_scan(shape=(60, 60, 30))
     affine = np.diag([1.0, 2.0, 3.0, 1.0])
     cleaning = ErodeKeepLargestDilate(radius_mm=3)
-    mask = MetaTensor(torch.as_tensor(scan > LIVER)[None].to(torch.uint8), affine=torch.as_tensor(affine))
+    mask = MetaTensor(
+        torch.as_tensor(scan > LIVER)[None].to(torch.uint8), affine=torch.as_tensor(affine)
+    )
     liver = np.asarray(cleaning(mask))[0]
     labels = inferer(liver_cleaning=cleaning)(volume(scan, affine=affine), networks())
     assert 0 < liver.sum() < int(mask.sum())
@@ -115,7 +121,9 @@ def test_the_lesion_network_sees_the_box_and_nothing_outside_the_liver():
     scan = make_scan()
     scan[scan == 0.7] = 0.3
     network = networks()
-    inferer(margin_mm=6, outside_value=-1.0)(volume(scan, affine=np.diag([2.0, 3.0, 5.0, 1.0])), network)
+    inferer(margin_mm=6, outside_value=-1.0)(
+        volume(scan, affine=np.diag([2.0, 3.0, 5.0, 1.0])), network
+    )
     scan_box = scan[7:33, 6:22]  # 3 voxels of 2 mm, 2 of 3 mm
     expected = np.where(scan_box > LIVER, scan_box, -1)
     seen = torch.cat(network.lesion.seen)[:, 0].permute(1, 2, 0)
@@ -143,12 +151,17 @@ def test_training_shows_the_lesion_network_what_it_sees_here(outside_value):
 
 def test_each_scan_of_a_batch_has_its_own_liver_and_one_without_is_empty(caplog):
     scans = [make_scan(seed=1), np.roll(make_scan(seed=2), 5, 0), np.zeros((50, 40, 9))]
-    items = [MetaTensor(volume(scan)[0], meta={"filename_or_obj": f"{n}.nii"}) for n, scan in enumerate(scans)]
+    items = [
+        MetaTensor(volume(scan)[0], meta={"filename_or_obj": f"{n}.nii"})
+        for n, scan in enumerate(scans)
+    ]
     with caplog.at_level(logging.WARNING):
         labels = inferer()(next(iter(DataLoader(Dataset(items), batch_size=3))), networks())
     for index, scan in enumerate(scans):
         assert np.array_equal(labels[index, 0], (scan > LIVER) * (1 + (scan > LESION)))
-    assert [record.getMessage() for record in caplog.records] == ["2.nii: no liver found, so its mask is empty."]
+    assert [record.getMessage() for record in caplog.records] == [
+        "2.nii: no liver found, so its mask is empty."
+    ]
 
 
 def test_scripted_networks_give_the_same_mask():
@@ -189,10 +202,16 @@ GRIDS = {
 def test_the_mask_is_on_the_grid_of_the_file(name, tmp_path):
     scan, affine = GRIDS[name]
     nib.save(nib.Nifti1Image(scan.astype(np.float32), affine), tmp_path / "scan.nii.gz")
-    preprocessing = Compose([LoadVolumed("image"), Orientationd("image", axcodes="RAS", labels=None)])
-    batch = next(iter(DataLoader(Dataset([{"image": str(tmp_path / "scan.nii.gz")}], preprocessing))))
+    preprocessing = Compose(
+        [LoadVolumed("image"), Orientationd("image", axcodes="RAS", labels=None)]
+    )
+    batch = next(
+        iter(DataLoader(Dataset([{"image": str(tmp_path / "scan.nii.gz")}], preprocessing)))
+    )
     batch["pred"] = inferer(margin_mm=4, outside_value=0.0)(batch["image"], networks())
-    invert = Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=True, to_tensor=True)
+    invert = Invertd(
+        "pred", transform=preprocessing, orig_keys="image", nearest_interp=True, to_tensor=True
+    )
     mask = invert(decollate_batch(batch)[0])["pred"]
     assert np.allclose(mask.affine, affine, atol=1e-5)
     assert np.array_equal(mask[0], (scan > LIVER) * (1 + (scan > LESION)))

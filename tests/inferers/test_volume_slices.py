@@ -26,13 +26,19 @@ class Threshold(torch.nn.Module):
 
 def small_network(in_channels=1, num_classes=3):
     torch.manual_seed(0)
-    layers = [torch.nn.Conv2d(in_channels, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, num_classes, 1)]
+    layers = [
+        torch.nn.Conv2d(in_channels, 8, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(8, num_classes, 1),
+    ]
     return torch.nn.Sequential(*layers).eval()
 
 
 def smooth_volume(shape, affine=None):
     grids = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
-    image = torch.tensor(1 - np.sqrt(sum(grid**2 for grid in grids)), dtype=torch.float32)[None, None]
+    image = torch.tensor(1 - np.sqrt(sum(grid**2 for grid in grids)), dtype=torch.float32)[
+        None, None
+    ]
     return image if affine is None else MetaTensor(image, affine=torch.as_tensor(affine))
 
 
@@ -76,7 +82,9 @@ def test_keeps_what_the_resampled_logits_say_on_the_grid_of_the_volume():
 def test_the_batch_size_changes_nothing(sw_batch_size):
     volume, network = torch.randn(1, 1, 16, 16, 5), small_network()
     expected = VolumeSliceInferer(sw_batch_size=5, amp=False)(volume, network)
-    assert torch.equal(VolumeSliceInferer(sw_batch_size=sw_batch_size, amp=False)(volume, network), expected)
+    assert torch.equal(
+        VolumeSliceInferer(sw_batch_size=sw_batch_size, amp=False)(volume, network), expected
+    )
 
 
 def test_the_network_sees_its_own_spacing_and_the_mask_has_the_grid_of_the_volume():
@@ -157,7 +165,9 @@ def test_a_network_without_sense_of_direction_needs_no_flips():
     volume, network = smooth_volume((20, 24, 3), np.eye(4)), Threshold()
     plain = VolumeSliceInferer(size=(30, 30), amp=False)(volume, network)
     assert len(network.shapes) == 1
-    assert torch.equal(VolumeSliceInferer(size=(30, 30), flips=[[0], [0, 1]], amp=False)(volume, network), plain)
+    assert torch.equal(
+        VolumeSliceInferer(size=(30, 30), flips=[[0], [0, 1]], amp=False)(volume, network), plain
+    )
     assert len(network.shapes) == 1 + 3
 
 
@@ -213,10 +223,16 @@ def test_volumes_on_one_grid_are_channels(num_slices):
         neighbours = torch.arange(-(num_slices // 2), num_slices // 2 + 1)
         for k in range(5):
             # All slices of the first volume, then those of the next; beyond the ends the last slice repeats.
-            expected = volume[index][..., (k + neighbours).clamp(0, 4)].permute(0, 3, 1, 2).reshape(-1, 10, 12)
+            expected = (
+                volume[index][..., (k + neighbours).clamp(0, 4)]
+                .permute(0, 3, 1, 2)
+                .reshape(-1, 10, 12)
+            )
             assert torch.equal(seen[index][k], expected)
             with torch.no_grad():
-                assert torch.equal(labels[index, 0, ..., k].long(), network(expected[None]).argmax(1)[0])
+                assert torch.equal(
+                    labels[index, 0, ..., k].long(), network(expected[None]).argmax(1)[0]
+                )
 
 
 def test_the_logit_of_one_class_is_that_of_its_sigmoid():
@@ -245,7 +261,9 @@ def test_probabilities_come_slab_by_slab_and_are_the_mean_of_the_passes(flips, n
         if num_classes == 1:
             logits = np.concatenate([np.zeros_like(logits), logits], 1)
         e = np.exp(logits)
-        expected = expected + np.flip(e / e.sum(1, keepdims=True), [2 + axis for axis in axes]) / (1 + len(flips))
+        expected = expected + np.flip(e / e.sum(1, keepdims=True), [2 + axis for axis in axes]) / (
+            1 + len(flips)
+        )
     assert found.shape == (max(2, num_classes), 17, 22, 5)
     np.testing.assert_allclose(found.numpy(), expected.transpose(1, 2, 3, 0), atol=1e-6)
     labels = inferer(volume, network)

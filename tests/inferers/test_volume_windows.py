@@ -19,13 +19,19 @@ ROI = (16, 24, 16)
 def small_network(num_classes=4):
     """Three layers that see beyond the window's border, so that windows disagree where they overlap."""
     torch.manual_seed(0)
-    layers = [torch.nn.Conv3d(1, 6, 5, padding=2), torch.nn.ReLU(), torch.nn.Conv3d(6, num_classes, 3, padding=1)]
+    layers = [
+        torch.nn.Conv3d(1, 6, 5, padding=2),
+        torch.nn.ReLU(),
+        torch.nn.Conv3d(6, num_classes, 3, padding=1),
+    ]
     return torch.nn.Sequential(*layers).eval()
 
 
 def smooth_volume(shape, affine=None):
     grids = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
-    image = torch.tensor(1 - np.sqrt(sum(grid**2 for grid in grids)), dtype=torch.float32)[None, None]
+    image = torch.tensor(1 - np.sqrt(sum(grid**2 for grid in grids)), dtype=torch.float32)[
+        None, None
+    ]
     return image if affine is None else MetaTensor(image, affine=torch.as_tensor(affine))
 
 
@@ -39,7 +45,9 @@ def monais_logits(volume, network, overlap=0.5):
 
 
 @pytest.mark.parametrize("overlap", [0, 0.25, 0.5, 0.7])
-@pytest.mark.parametrize("shape", [(40, 50, 61), (16, 24, 16), (16, 70, 17), (9, 30, 40), (30, 30, 5), (5, 6, 7)])
+@pytest.mark.parametrize(
+    "shape", [(40, 50, 61), (16, 24, 16), (16, 70, 17), (9, 30, 40), (30, 30, 5), (5, 6, 7)]
+)
 def test_equals_monais_sliding_window_and_argmax(shape, overlap):
     volume, network = torch.randn(1, 1, *shape), small_network()
     labels = VolumeWindowInferer(ROI, overlap=overlap, sw_batch_size=3, amp=False)(volume, network)
@@ -66,26 +74,45 @@ def test_the_blended_logits_are_monais(shape):
     inferer = VolumeWindowInferer(ROI, sw_batch_size=2, amp=False)
     with torch.no_grad():
         planes = torch.cat(list(inferer._finished_planes(volume[0], network, torch.device("cpu"))))
-    assert torch.allclose(planes.permute(1, 2, 3, 0)[None], monais_logits(volume, network), atol=1e-5)
+    assert torch.allclose(
+        planes.permute(1, 2, 3, 0)[None], monais_logits(volume, network), atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("depths", [(12, 12), (12, 50), (50, 12), (7, 100), (100, 7), (1, 9), (9, 1)])
+@pytest.mark.parametrize(
+    "depths", [(12, 12), (12, 50), (50, 12), (7, 100), (100, 7), (1, 9), (9, 1)]
+)
 @pytest.mark.parametrize("parts", [1, 3, 5])
 def test_planes_are_interpolated_as_a_whole_volume_is(depths, parts):
     source = torch.randn(depths[0], 3, 4, 5)
     found = list(planes_between(iter(source.split(-(-depths[0] // parts))), *depths))
-    assert [position for position, _ in found] == np.cumsum([0, *(len(planes) for _, planes in found)])[:-1].tolist()
-    expected = F.interpolate(source.permute(1, 2, 3, 0)[None], (4, 5, depths[1]), mode="trilinear", align_corners=False)
-    assert torch.allclose(torch.cat([planes for _, planes in found]).permute(1, 2, 3, 0)[None], expected, atol=1e-4)
+    assert [position for position, _ in found] == np.cumsum(
+        [0, *(len(planes) for _, planes in found)]
+    )[:-1].tolist()
+    expected = F.interpolate(
+        source.permute(1, 2, 3, 0)[None], (4, 5, depths[1]), mode="trilinear", align_corners=False
+    )
+    assert torch.allclose(
+        torch.cat([planes for _, planes in found]).permute(1, 2, 3, 0)[None], expected, atol=1e-4
+    )
 
 
-@pytest.mark.parametrize("spacing", [(3.0, 3.0, 3.0), (0.9, 1.1, 1.3), (-1, 3.0, -1), (2.0, -1, 4.0)])
+@pytest.mark.parametrize(
+    "spacing", [(3.0, 3.0, 3.0), (0.9, 1.1, 1.3), (-1, 3.0, -1), (2.0, -1, 4.0)]
+)
 def test_resampled_there_and_back_as_trilinear_logits_of_the_whole_volume(spacing):
     affine = np.diag([1.5, 0.8, 2.0, 1.0])
-    volume, network = MetaTensor(torch.randn(1, 1, 40, 50, 30), affine=torch.as_tensor(affine)), small_network()
+    volume, network = (
+        MetaTensor(torch.randn(1, 1, 40, 50, 30), affine=torch.as_tensor(affine)),
+        small_network(),
+    )
     labels = VolumeWindowInferer(ROI, spacing=spacing, amp=False)(volume, network)
-    seen = ResampleVolumed(keys="image", spacing=spacing)({"image": volume[0]})["image"].as_tensor()[None]
-    logits = F.interpolate(monais_logits(seen, network), (40, 50, 30), mode="trilinear", align_corners=False)
+    seen = ResampleVolumed(keys="image", spacing=spacing)({"image": volume[0]})[
+        "image"
+    ].as_tensor()[None]
+    logits = F.interpolate(
+        monais_logits(seen, network), (40, 50, 30), mode="trilinear", align_corners=False
+    )
     assert (labels != logits.argmax(1, keepdim=True)).float().mean() < 1e-4  # but for ties
     assert np.allclose(labels.affine, affine)
 
@@ -93,7 +120,9 @@ def test_resampled_there_and_back_as_trilinear_logits_of_the_whole_volume(spacin
 def test_the_mask_lies_where_monais_affine_resampling_puts_it():
     """The logits, with the affine of what the network saw, resampled by MONAI to the scan's oblique grid."""
     c, s = np.cos(0.4), np.sin(0.4)
-    turned = np.array([[-c, s, 0, 31.0], [s, c, 0, -17.0], [0, 0, 1, 400.0], [0, 0, 0, 1]]) @ np.diag([1.5, 0.8, 2, 1])
+    turned = np.array(
+        [[-c, s, 0, 31.0], [s, c, 0, -17.0], [0, 0, 1, 400.0], [0, 0, 0, 1]]
+    ) @ np.diag([1.5, 0.8, 2, 1])
     volume, network = smooth_volume((40, 50, 30), turned), small_network()
     labels = VolumeWindowInferer(ROI, spacing=(2.5, 2.5, 3.5), amp=False)(volume, network)
     seen = ResampleVolumed(keys="image", spacing=(2.5, 2.5, 3.5))({"image": volume[0]})["image"]
@@ -117,13 +146,17 @@ def test_resampling_there_and_back_shifts_nothing(mm):
 def test_every_volume_of_a_batch_has_its_own_mask():
     volumes, network = torch.randn(2, 1, 20, 30, 33), small_network()
     inferer = VolumeWindowInferer(ROI, amp=False)
-    assert torch.equal(inferer(volumes, network), torch.cat([inferer(volume[None], network) for volume in volumes]))
+    assert torch.equal(
+        inferer(volumes, network), torch.cat([inferer(volume[None], network) for volume in volumes])
+    )
 
 
 def test_bfloat16_gives_the_same_mask_but_for_a_few_edge_voxels():
     volume, network = smooth_volume((40, 40, 30)), small_network()
     exact = VolumeWindowInferer(ROI, amp=False)(volume, network)
-    assert float((exact != VolumeWindowInferer(ROI, amp=True)(volume, network)).float().mean()) < 0.01
+    assert (
+        float((exact != VolumeWindowInferer(ROI, amp=True)(volume, network)).float().mean()) < 0.01
+    )
 
 
 def test_the_logits_in_memory_do_not_grow_with_the_depth():
@@ -131,7 +164,9 @@ def test_the_logits_in_memory_do_not_grow_with_the_depth():
     sizes = []
     for depth in (40, 200):
         inferer = VolumeWindowInferer(ROI, amp=False)
-        planes = inferer._finished_planes(torch.zeros(1, 16, 24, depth), small_network(), torch.device("cpu"))
+        planes = inferer._finished_planes(
+            torch.zeros(1, 16, 24, depth), small_network(), torch.device("cpu")
+        )
         with torch.no_grad():
             sizes.append(max(found.untyped_storage().nbytes() for found in planes))
     assert sizes[0] == sizes[1] <= 4 * 4 * np.prod(ROI)

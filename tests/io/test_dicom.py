@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from dataset_trees import write_series
+from helpers.dataset_trees import write_series
 
 from liverseg.errors import InputError
 from liverseg.io.dicom import find_series
@@ -83,9 +83,17 @@ def refusal(path) -> str:
 @pytest.mark.parametrize("numbers", ["of another order", "equal", "absent"])
 def test_slices_are_ordered_by_where_they_lie(tmp_path, directions, numbers):
     affine = DIRECTIONS[directions]
-    number = {"of another order": lambda k: (5 * k) % 6, "equal": lambda k: 1, "absent": lambda k: None}[numbers]
+    number = {
+        "of another order": lambda k: (5 * k) % 6,
+        "equal": lambda k: 1,
+        "absent": lambda k: None,
+    }[numbers]
     # The names run against the positions.
-    write(tmp_path, ARRAY[:, :, ::-1], affine @ nib.affines.from_matvec(np.diag([1, 1, -1]), [0, 0, 5]))
+    write(
+        tmp_path,
+        ARRAY[:, :, ::-1],
+        affine @ nib.affines.from_matvec(np.diag([1, 1, -1]), [0, 0, 5]),
+    )
     for k in range(6):
         edit(tmp_path / f"{k}.dcm", InstanceNumber=number(k))
     assert assert_is(tmp_path, affine=affine) == ()
@@ -93,7 +101,14 @@ def test_slices_are_ordered_by_where_they_lie(tmp_path, directions, numbers):
 
 def test_a_series_is_as_itk_reads_it(tmp_path):
     sitk = pytest.importorskip("SimpleITK")
-    write(tmp_path, affine=DIRECTIONS["oblique"], PixelRepresentation=1, BitsStored=12, HighBit=11, RescaleIntercept=0)
+    write(
+        tmp_path,
+        affine=DIRECTIONS["oblique"],
+        PixelRepresentation=1,
+        BitsStored=12,
+        HighBit=11,
+        RescaleIntercept=0,
+    )
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path)))
     image = reader.Execute()
@@ -108,7 +123,10 @@ def test_a_gap_is_refused_with_where_it_is(tmp_path):
     write(tmp_path)
     (tmp_path / "2.dcm").unlink()
     message = refusal(tmp_path)
-    assert "5.00 mm between 1.dcm at (-31.25, 12.50, 42.50) mm and 3.dcm at (-31.25, 12.50, 47.50) mm" in message
+    assert (
+        "5.00 mm between 1.dcm at (-31.25, 12.50, 42.50) mm and 3.dcm at (-31.25, 12.50, 47.50) mm"
+        in message
+    )
     assert "2.50 mm between most slices" in message
 
 
@@ -134,15 +152,29 @@ def thinned(folder: Path, every: int = 2, **tags) -> Path:
 @pytest.mark.parametrize(
     ("every", "tags", "words"),
     [
-        (2, {"SpacingBetweenSlices": 2.5, "SliceThickness": 2.5}, "5.00 mm apart, but SpacingBetweenSlices is 2.50 mm"),
+        (
+            2,
+            {"SpacingBetweenSlices": 2.5, "SliceThickness": 2.5},
+            "5.00 mm apart, but SpacingBetweenSlices is 2.50 mm",
+        ),
         (2, {"SpacingBetweenSlices": -2.5}, "5.00 mm apart, but SpacingBetweenSlices is 2.50 mm"),
-        (3, {"SpacingBetweenSlices": 2.5, "SliceThickness": 4}, "7.50 mm apart, but SpacingBetweenSlices is 2.50 mm"),
-        (2, {"SliceThickness": 2.5}, "but SliceThickness is 2.50 mm and InstanceNumbers are left out"),
+        (
+            3,
+            {"SpacingBetweenSlices": 2.5, "SliceThickness": 4},
+            "7.50 mm apart, but SpacingBetweenSlices is 2.50 mm",
+        ),
+        (
+            2,
+            {"SliceThickness": 2.5},
+            "but SliceThickness is 2.50 mm and InstanceNumbers are left out",
+        ),
     ],
 )
 def test_every_other_slice_missing_is_said(tmp_path, every, tags, words):
     (warning,) = assert_is(
-        thinned(tmp_path, every, **tags), ARRAY[:, :, ::every], AXIAL @ np.diag([1.0, 1.0, every, 1.0])
+        thinned(tmp_path, every, **tags),
+        ARRAY[:, :, ::every],
+        AXIAL @ np.diag([1.0, 1.0, every, 1.0]),
     )
     assert words in warning
 
@@ -161,7 +193,12 @@ def test_every_other_slice_missing_is_said(tmp_path, every, tags, words):
 )
 def test_slices_that_overlap_or_leave_gaps_are_not_missing(tmp_path, every, tags):
     assert (
-        assert_is(thinned(tmp_path, every, **tags), ARRAY[:, :, ::every], AXIAL @ np.diag([1.0, 1.0, every, 1.0])) == ()
+        assert_is(
+            thinned(tmp_path, every, **tags),
+            ARRAY[:, :, ::every],
+            AXIAL @ np.diag([1.0, 1.0, every, 1.0]),
+        )
+        == ()
     )
 
 
@@ -203,7 +240,10 @@ def test_spacing_may_be_rounded_but_not_drift(tmp_path):
 def test_a_slice_beside_the_others_is_refused(tmp_path):
     write(tmp_path)
     edit(tmp_path / "3.dcm", ImagePositionPatient=[-28.25, 12.5, 47.5])
-    assert "3.dcm at (-28.25, 12.50, 47.50) mm lies 3.00 mm from where the others have it" in refusal(tmp_path)
+    assert (
+        "3.dcm at (-28.25, 12.50, 47.50) mm lies 3.00 mm from where the others have it"
+        in refusal(tmp_path)
+    )
 
 
 def test_copies_of_a_slice_are_taken_once(tmp_path):
@@ -220,7 +260,9 @@ def test_two_different_slices_at_one_place_are_refused(tmp_path):
     write(tmp_path)
     shutil.copy(tmp_path / "3.dcm", tmp_path / "3b.dcm")
     edit(tmp_path / "3b.dcm", SOPInstanceUID="1.2.3.4")
-    assert "3.dcm and 3b.dcm lie at the same position, (-31.25, 12.50, 47.50) mm" in refusal(tmp_path)
+    assert "3.dcm and 3b.dcm lie at the same position, (-31.25, 12.50, 47.50) mm" in refusal(
+        tmp_path
+    )
 
 
 @pytest.mark.parametrize(
@@ -240,18 +282,25 @@ def test_a_slice_that_cannot_be_placed_is_refused(tmp_path, tags, words):
     assert "4.dcm cannot be placed" in message and words in message
 
 
-@pytest.mark.parametrize(("written", "read"), [("0,7\\0,8", None), ("", None), ("nan\\1", None), ("0.80\\0.70 ", True)])
+@pytest.mark.parametrize(
+    ("written", "read"), [("0,7\\0,8", None), ("", None), ("nan\\1", None), ("0.80\\0.70 ", True)]
+)
 def test_numbers_are_read_as_they_are_written(tmp_path, written, read):
     write(tmp_path)
     for k in range(6):
         dataset = pydicom.dcmread(tmp_path / f"{k}.dcm")
         tag = dataset["PixelSpacing"].tag
-        dataset[tag] = pydicom.dataelem.RawDataElement(tag, "DS", len(written), written.encode(), 0, False, True)
+        dataset[tag] = pydicom.dataelem.RawDataElement(
+            tag, "DS", len(written), written.encode(), 0, False, True
+        )
         dataset.save_as(tmp_path / f"{k}.dcm")
     if read:
         assert_is(tmp_path)
     else:
-        assert f"0.dcm cannot be placed (its PixelSpacing is {written!r}, expected 2 numbers)" in refusal(tmp_path)
+        assert (
+            f"0.dcm cannot be placed (its PixelSpacing is {written!r}, expected 2 numbers)"
+            in refusal(tmp_path)
+        )
 
 
 def test_directions_with_more_digits_than_are_allowed(tmp_path):
@@ -265,7 +314,9 @@ def test_directions_with_more_digits_than_are_allowed(tmp_path):
         dataset[tag] = pydicom.dataelem.RawDataElement(tag, "DS", len(text), text, 0, False, True)
 
     write(tmp_path, affine=affine, change=long)
-    assert len(pydicom.dcmread(tmp_path / "0.dcm").get_item("ImageOrientationPatient").value) > 6 * 17
+    assert (
+        len(pydicom.dcmread(tmp_path / "0.dcm").get_item("ImageOrientationPatient").value) > 6 * 17
+    )
     assert_is(tmp_path, affine=affine)
 
 
@@ -280,13 +331,23 @@ def test_a_tilted_gantry(tmp_path, aside):
     write(tmp_path, np.rint(20 * places @ slopes).astype(np.int64), affine, RescaleIntercept=-32768)
 
     volume = read_volume(str(tmp_path))
-    assert f"the last slice lies {9 * 2.5 * np.hypot(*aside):.1f} mm beside the first" in volume.warnings[0]
+    assert (
+        f"the last slice lies {9 * 2.5 * np.hypot(*aside):.1f} mm beside the first"
+        in volume.warnings[0]
+    )
     axes = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
     assert np.allclose(axes.T @ axes, np.eye(3), atol=1e-9)
-    points = np.moveaxis(np.indices(volume.array.shape), 0, -1) @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+    points = (
+        np.moveaxis(np.indices(volume.array.shape), 0, -1) @ volume.affine[:3, :3].T
+        + volume.affine[:3, 3]
+    )
     inside = np.moveaxis(points - affine[:3, 3], -1, 0).reshape(3, -1)
     index = np.linalg.solve(affine[:3, :3], inside).T
-    known = ((index > -1e-6) & (index < np.array(shape) - 1 + 1e-6)).all(axis=1).reshape(volume.array.shape)
+    known = (
+        ((index > -1e-6) & (index < np.array(shape) - 1 + 1e-6))
+        .all(axis=1)
+        .reshape(volume.array.shape)
+    )
     assert known.sum() > 0.8 * np.prod(shape)
     assert np.abs(volume.array - 20 * points @ slopes)[known].max() < 1
     darkest = volume.array[known].min()
@@ -301,7 +362,10 @@ def test_each_series_in_a_folder_is_a_scan_of_its_own(tmp_path):
     other = ARRAY[:, :, ::-1] // 2
     write(tmp_path, other, name="b{}.dcm", SeriesInstanceUID="1.2.4", SeriesDescription="arterial")
     series, left_out = find_series(tmp_path)
-    assert sorted(each.path for each in series) == [str(tmp_path / "0.dcm"), str(tmp_path / "b0.dcm")]
+    assert sorted(each.path for each in series) == [
+        str(tmp_path / "0.dcm"),
+        str(tmp_path / "b0.dcm"),
+    ]
     assert left_out == {}
     message = refusal(tmp_path)
     assert "2 series in it" in message
@@ -315,7 +379,9 @@ def test_series_below_a_folder(tmp_path):
     assert_is(tmp_path)
     write(tmp_path / "PAT" / "ST0" / "SE1", SeriesInstanceUID="1.2.4", name="IM{}")
     write(tmp_path / "PAT" / "ST0", SeriesInstanceUID="1.2.5")
-    names = sorted(Path(each.path).relative_to(tmp_path).as_posix() for each in find_series(tmp_path)[0])
+    names = sorted(
+        Path(each.path).relative_to(tmp_path).as_posix() for each in find_series(tmp_path)[0]
+    )
     assert names == ["PAT/ST0/0.dcm", "PAT/ST0/SE0", "PAT/ST0/SE1"]
 
 
@@ -370,7 +436,10 @@ def test_two_patients_with_the_same_identifiers(tmp_path, up_mm, uid):
     write(tmp_path / "a", SeriesInstanceUID=uid)
     other = AXIAL @ nib.affines.from_matvec(np.eye(3), [0, 0, up_mm / 2.5])
     write(tmp_path / "b", ARRAY // 2, other, SeriesInstanceUID=uid)
-    assert sorted(each.path for each in find_series(tmp_path)[0]) == [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert sorted(each.path for each in find_series(tmp_path)[0]) == [
+        str(tmp_path / "a"),
+        str(tmp_path / "b"),
+    ]
     assert_is(tmp_path / "b", ARRAY // 2, other)
 
 
@@ -395,7 +464,11 @@ def test_files_that_are_each_a_series_of_their_own(tmp_path):
 @pytest.mark.parametrize(("tag", "values"), [("PatientID", "ab"), ("Modality", ["CT", "MR"])])
 def test_files_of_two_patients_or_modalities_are_not_joined(tmp_path, tag, values):
     write_series(
-        tmp_path, ARRAY, AXIAL, [f"{k}.dcm" for k in range(6)], lambda dataset, k: setattr(dataset, tag, values[k // 3])
+        tmp_path,
+        ARRAY,
+        AXIAL,
+        [f"{k}.dcm" for k in range(6)],
+        lambda dataset, k: setattr(dataset, tag, values[k // 3]),
     )
     assert "2 series in it" in refusal(tmp_path)
     (warning,) = assert_is(tmp_path / "1.dcm", ARRAY[:, :, :3])
@@ -445,15 +518,16 @@ def test_parts_of_a_scan_that_follow_each_other_are_one_volume(tmp_path, modalit
 
 
 @pytest.mark.parametrize(
-    ("tag", "values", "said"), [("AcquisitionNumber", (1, 2), True), ("AcquisitionTime", ("100000", "100030"), False)]
+    ("tag", "values", "said"),
+    [("AcquisitionNumber", (1, 2), True), ("AcquisitionTime", ("100000", "100030"), False)],
 )
 def test_slices_of_mri_may_be_taken_in_turns(tmp_path, tag, values, said):
     two_phases(tmp_path, 1.25, tag, values, Modality="MR")
     volume = read_volume(str(tmp_path))
     assert volume.array.shape == (8, 9, 12)
-    assert ["take turns between 2 values of AcquisitionNumber" in warning for warning in volume.warnings] == [
-        True
-    ] * said
+    assert [
+        "take turns between 2 values of AcquisitionNumber" in warning for warning in volume.warnings
+    ] == [True] * said
 
 
 def test_echoes_and_parts_of_a_dixon_series(tmp_path):
@@ -486,7 +560,9 @@ def test_slices_that_are_turned_by_turns_are_said(tmp_path):
     for k in (1, 3, 5):
         edit(scan / f"{k}.dcm", ImageOrientationPatient=[-1, 0, 0, 0, -1, 0])
     (warning,) = read_volume(str(scan / "0.dcm")).warnings
-    assert "3 slices of its series (1.dcm and others) lie between its own, turned by 180°" in warning
+    assert (
+        "3 slices of its series (1.dcm and others) lie between its own, turned by 180°" in warning
+    )
     for k in range(3, 6):
         edit(scan / f"{k}.dcm", ImageOrientationPatient=[-1, 0, 0, 0, -1, 0])
     for k in range(3):
@@ -498,7 +574,9 @@ def test_three_orientations_in_one_series(tmp_path):
     names = ["axial", "coronal", "sagittal"]
     for name in names:
         write(tmp_path, affine=DIRECTIONS[name], name=f"{name}{{}}.dcm")
-    assert sorted(Path(each.path).name for each in find_series(tmp_path)[0]) == [f"{name}0.dcm" for name in names]
+    assert sorted(Path(each.path).name for each in find_series(tmp_path)[0]) == [
+        f"{name}0.dcm" for name in names
+    ]
     for name in names:
         assert_is(tmp_path / f"{name}2.dcm", affine=DIRECTIONS[name])
 
@@ -508,10 +586,22 @@ def test_what_is_no_scan_is_named_in_one_line(tmp_path):
     write(tmp_path, ARRAY[:, :, :1], name="scout", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     write(tmp_path, ARRAY[:, :, :1], name="alone", SeriesInstanceUID="1.2.5")
     write(tmp_path, ARRAY[:2, :, :1], name="colour", SamplesPerPixel=3, PlanarConfiguration=0)
-    write(tmp_path, ARRAY[:, :, :1], name="dose", SOPClassUID=SECONDARY_CAPTURE, ImagePositionPatient=None)
+    write(
+        tmp_path,
+        ARRAY[:, :, :1],
+        name="dose",
+        SOPClassUID=SECONDARY_CAPTURE,
+        ImagePositionPatient=None,
+    )
     for name, kind in (("rt", "481.3"), ("seg", "66.4"), ("sr", "88.67"), ("pr", "11.1")):
         uid = f"1.2.840.10008.5.1.4.1.1.{kind}"
-        write(tmp_path, ARRAY[:, :, :1], name=name, SOPClassUID=uid, change=None if name == "seg" else without_pixels)
+        write(
+            tmp_path,
+            ARRAY[:, :, :1],
+            name=name,
+            SOPClassUID=uid,
+            change=None if name == "seg" else without_pixels,
+        )
     directory = pydicom.dcmread(tmp_path / "rt")
     directory.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.1.3.10"
     del directory.SOPClassUID
@@ -571,7 +661,9 @@ def test_a_file_that_may_be_a_slice_and_cannot_be_read_is_named(tmp_path, conten
     # The last one, which leaves no gap.
     file = tmp_path / "5.dcm"
     whole = file.read_bytes()
-    file.write_bytes({"text": b"no image" * 50, "half": whole[:-60], "header": whole[:250]}.get(content, b""))
+    file.write_bytes(
+        {"text": b"no image" * 50, "half": whole[:-60], "header": whole[:250]}.get(content, b"")
+    )
     if content == "gone":
         file.unlink()
         file.symlink_to("annex/5.dcm")
@@ -644,7 +736,9 @@ def test_bits_above_those_stored_say_nothing(tmp_path, above, packed):
         if packed:
             dataset.compress(pydicom.uid.RLELossless)
 
-    write(tmp_path, change=noisy, PixelRepresentation=1, BitsStored=12, HighBit=11, RescaleIntercept=0)
+    write(
+        tmp_path, change=noisy, PixelRepresentation=1, BitsStored=12, HighBit=11, RescaleIntercept=0
+    )
     assert_is(tmp_path, signed)
 
 
@@ -663,7 +757,9 @@ def test_padding_is_as_dark_as_the_darkest_voxel(tmp_path, padding):
     assert_is(tmp_path, expected)
 
 
-@pytest.mark.parametrize(("modality", "intercept", "said"), [("CT", 0, True), ("CT", -1024, False), ("MR", 0, False)])
+@pytest.mark.parametrize(
+    ("modality", "intercept", "said"), [("CT", 0, True), ("CT", -1024, False), ("MR", 0, False)]
+)
 def test_padding_of_a_ct_that_is_stored_as_tissue_is_said(tmp_path, modality, intercept, said):
     hu = np.clip(ARRAY, -1000, 1000)
     hu[2:4, :, 1:3] = 0
@@ -672,10 +768,19 @@ def test_padding_of_a_ct_that_is_stored_as_tissue_is_said(tmp_path, modality, in
         dataset.PixelPaddingValue = 0
         dataset.PixelData = np.ascontiguousarray(hu[:, :, k].T).tobytes()
 
-    write(tmp_path, change=padded, PixelRepresentation=1, RescaleIntercept=intercept, Modality=modality)
+    write(
+        tmp_path,
+        change=padded,
+        PixelRepresentation=1,
+        RescaleIntercept=intercept,
+        Modality=modality,
+    )
     warnings = read_volume(str(tmp_path)).warnings
     if said:
-        assert f"{(hu == 0).sum()} voxels of 0 HU are marked as padding (PixelPaddingValue)" in warnings[0]
+        assert (
+            f"{(hu == 0).sum()} voxels of 0 HU are marked as padding (PixelPaddingValue)"
+            in warnings[0]
+        )
         assert f"were read as {hu.min()} HU" in warnings[0]
     assert len(warnings) == said
 
@@ -730,7 +835,13 @@ def test_tags_that_are_odd_but_readable_are_read(tmp_path, keyword, kind, value)
 
 @pytest.mark.parametrize("modality", ["CT", "MR"])
 def test_inverted_pictures(tmp_path, modality):
-    write(tmp_path, PhotometricInterpretation="MONOCHROME1", Modality=modality, BitsStored=12, HighBit=11)
+    write(
+        tmp_path,
+        PhotometricInterpretation="MONOCHROME1",
+        Modality=modality,
+        BitsStored=12,
+        HighBit=11,
+    )
     if modality == "CT":
         assert assert_is(tmp_path) == ()
     else:
@@ -747,12 +858,18 @@ def test_compressed_slices(tmp_path):
     assert_is(tmp_path)
 
 
-@pytest.mark.parametrize("syntax", ["JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless"])
+@pytest.mark.parametrize(
+    "syntax", ["JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless"]
+)
 def test_lossless_jpeg(tmp_path, syntax):
     gdcm = pytest.importorskip("gdcm", reason='needs pip install ".[dicom]"')
     write(tmp_path, PixelRepresentation=1, RescaleIntercept=0)
     for k in range(6):
-        reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+        reader, change, writer = (
+            gdcm.ImageReader(),
+            gdcm.ImageChangeTransferSyntax(),
+            gdcm.ImageWriter(),
+        )
         reader.SetFileName(str(tmp_path / f"{k}.dcm"))
         assert reader.Read()
         change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
@@ -782,7 +899,9 @@ def test_a_compression_without_a_decoder_is_named(tmp_path, monkeypatch):
 # --- several slices in one file
 
 
-def write_enhanced(file: Path, frames: list[int], array=ARRAY, affine=AXIAL, modality="CT", echoes=()) -> None:
+def write_enhanced(
+    file: Path, frames: list[int], array=ARRAY, affine=AXIAL, modality="CT", echoes=()
+) -> None:
     """An enhanced file whose frames are the slices of `array` in the order of `frames`."""
     write(file.parent, array, affine, Modality=modality)
     first = pydicom.dcmread(file.parent / "0.dcm")
@@ -790,7 +909,9 @@ def write_enhanced(file: Path, frames: list[int], array=ARRAY, affine=AXIAL, mod
     lps = np.diag([-1, -1, 1, 1]) @ affine
     for place, k in enumerate(frames):
         group, position, values = (pydicom.Dataset() for _ in range(3))
-        position.ImagePositionPatient = [float(v) for v in (lps @ [0, 0, k % array.shape[2], 1])[:3]]
+        position.ImagePositionPatient = [
+            float(v) for v in (lps @ [0, 0, k % array.shape[2], 1])[:3]
+        ]
         # Each frame has its own.
         values.RescaleSlope, values.RescaleIntercept = 1, -1024 - k
         group.PlanePositionSequence, group.PixelValueTransformationSequence = [position], [values]
@@ -801,10 +922,22 @@ def write_enhanced(file: Path, frames: list[int], array=ARRAY, affine=AXIAL, mod
         per_frame.append(group)
         planes.append(array[:, :, k % array.shape[2]].T.astype(np.int64) + 1024 + k)
     shared, plane, measures = (pydicom.Dataset() for _ in range(3))
-    plane.ImageOrientationPatient, measures.PixelSpacing = first.ImageOrientationPatient, first.PixelSpacing
+    plane.ImageOrientationPatient, measures.PixelSpacing = (
+        first.ImageOrientationPatient,
+        first.PixelSpacing,
+    )
     shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [plane], [measures]
-    first.SharedFunctionalGroupsSequence, first.PerFrameFunctionalGroupsSequence = [shared], per_frame
-    for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
+    first.SharedFunctionalGroupsSequence, first.PerFrameFunctionalGroupsSequence = (
+        [shared],
+        per_frame,
+    )
+    for tag in (
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+        "RescaleSlope",
+        "RescaleIntercept",
+    ):
         delattr(first, tag)
     first.NumberOfFrames = len(frames)
     first.SOPClassUID = "1.2.840.10008.5.1.4.1.1." + {"CT": "2.1", "MR": "4.1"}[modality]
@@ -828,7 +961,9 @@ def test_an_enhanced_file_without_a_frame_is_refused(tmp_path):
 
 
 def test_an_enhanced_file_with_two_volumes_is_refused(tmp_path):
-    write_enhanced(tmp_path / "IM0", [*range(6), *range(6)], modality="MR", echoes=[5.0] * 6 + [10.0] * 6)
+    write_enhanced(
+        tmp_path / "IM0", [*range(6), *range(6)], modality="MR", echoes=[5.0] * 6 + [10.0] * 6
+    )
     for path in (tmp_path, tmp_path / "IM0"):
         message = refusal(path)
         assert "2 series in it" in message
@@ -850,12 +985,16 @@ def test_real_series_are_as_itk_reads_them(samples, folder):
     sitk = pytest.importorskip("SimpleITK")
     place = samples / folder
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(place / "ct" if folder == "dcmqi_ct" else place)))
+    reader.SetFileNames(
+        reader.GetGDCMSeriesFileNames(str(place / "ct" if folder == "dcmqi_ct" else place))
+    )
     image = reader.Execute()
     volume = read_volume(str(place))
     voxels = sitk.GetArrayFromImage(image).T
     # GE's padding of −3024 HU lies outside the circle that was measured.
-    assert np.array_equal(volume.array, np.where(voxels == -3024, voxels[voxels > -3024].min(), voxels))
+    assert np.array_equal(
+        volume.array, np.where(voxels == -3024, voxels[voxels > -3024].min(), voxels)
+    )
     last = np.array(volume.array.shape) - 1
     point = np.array(image.TransformIndexToPhysicalPoint(last.tolist())) * [-1, -1, 1]
     assert np.allclose((volume.affine @ [*last, 1])[:3], point, atol=1e-4)

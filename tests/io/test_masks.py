@@ -8,8 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from bundle_runs import BUNDLE
-from full_disk import full_disk
+from helpers.bundle_runs import BUNDLE
+from helpers.full_disk import full_disk
 
 from liverseg.errors import InputError
 from liverseg.io import masks as masks_module
@@ -34,7 +34,9 @@ def names_in(folder: Path) -> list[str]:
 def save_all(folder: Path, scans: list[str], **options) -> dict[str, str]:
     """The names of the masks of one run over these scans; the mask of scan n holds n."""
     masks = MaskFolder(folder, "liver", scans=[{"image": scan} for scan in scans], **options)
-    return {scan: masks.save(scan, mask(number), AFFINE).name for number, scan in enumerate(scans, 1)}
+    return {
+        scan: masks.save(scan, mask(number), AFFINE).name for number, scan in enumerate(scans, 1)
+    }
 
 
 @pytest.mark.parametrize(
@@ -43,15 +45,24 @@ def save_all(folder: Path, scans: list[str], **options) -> dict[str, str]:
         (["/d/s0001/ct.nii.gz"], ["ct_liver"]),
         (["/d/a.nii", "/d/b.NII.GZ", "/d/c"], ["a_liver", "b_liver", "c_liver"]),
         # TotalSegmentator's layout.
-        (["/d/s0001/ct.nii.gz", "/d/s0002/ct.nii.gz", "/d/x.nii"], ["s0001_ct_liver", "s0002_ct_liver", "x_liver"]),
-        (["/p1/visit/ct/img.nii", "/p2/visit/ct/img.nii"], ["p1_visit_ct_img_liver", "p2_visit_ct_img_liver"]),
+        (
+            ["/d/s0001/ct.nii.gz", "/d/s0002/ct.nii.gz", "/d/x.nii"],
+            ["s0001_ct_liver", "s0002_ct_liver", "x_liver"],
+        ),
+        (
+            ["/p1/visit/ct/img.nii", "/p2/visit/ct/img.nii"],
+            ["p1_visit_ct_img_liver", "p2_visit_ct_img_liver"],
+        ),
         # Folders of DICOM series.
         (["/d/1.2.840.1", "/d/1.2.840.2"], ["1.2.840.1_liver", "1.2.840.2_liver"]),
         (["/d/1/series", "/d/2/series"], ["1_series_liver", "2_series_liver"]),
         # One folder to macOS and Windows.
         (["/d/P1/ct.nii", "/d/p2/CT.nii"], ["P1_ct_liver", "p2_CT_liver"]),
         # What tells two apart makes one the same as a third.
-        (["/d/s1/ct.nii", "/d/s2/ct.nii", "/e/s1_ct.nii"], ["d_s1_ct_liver", "s2_ct_liver", "e_s1_ct_liver"]),
+        (
+            ["/d/s1/ct.nii", "/d/s2/ct.nii", "/e/s1_ct.nii"],
+            ["d_s1_ct_liver", "s2_ct_liver", "e_s1_ct_liver"],
+        ),
     ],
 )
 def test_scans_called_alike_get_the_folders_that_tell_them_apart(tmp_path, scans, names):
@@ -60,18 +71,26 @@ def test_scans_called_alike_get_the_folders_that_tell_them_apart(tmp_path, scans
     assert [value(tmp_path / name) for name in found.values()] == list(range(1, len(scans) + 1))
 
 
-@pytest.mark.parametrize("scans", [["/d/a.nii", "/d/a.nii.gz"], ["/d/a.nii.gz", "/d/A.NII"], ["/d/a", "/d/a.dcm"]])
+@pytest.mark.parametrize(
+    "scans", [["/d/a.nii", "/d/a.nii.gz"], ["/d/a.nii.gz", "/d/A.NII"], ["/d/a", "/d/a.dcm"]]
+)
 def test_where_no_folder_tells_them_apart_the_path_does(tmp_path, scans):
     first = save_all(tmp_path / "one", scans)
     assert len({name.lower() for name in first.values()}) == 2
-    assert all(name.lower().startswith("a_") and name.endswith("_liver.nii.gz") for name in first.values())
+    assert all(
+        name.lower().startswith("a_") and name.endswith("_liver.nii.gz") for name in first.values()
+    )
     # Whatever else is there, and in whatever order.
     assert save_all(tmp_path / "two", ["/d/x.nii", *scans[::-1]]).items() >= first.items()
 
 
 def test_names_that_no_file_system_takes_are_cut(tmp_path):
     study = "1.2.840.113619.2.55.3.2831868886.735.1371630151.2" * 3
-    scans = [f"/{study}/{'ü' * 120}.nii", f"/{study[:-1]}3/{'ü' * 120}.nii", "/d/not UTF-8 \udcfc.nii"]
+    scans = [
+        f"/{study}/{'ü' * 120}.nii",
+        f"/{study[:-1]}3/{'ü' * 120}.nii",
+        "/d/not UTF-8 \udcfc.nii",
+    ]
     found = save_all(tmp_path, scans)
     assert len(set(found.values())) == 3
     assert sorted(found.values()) == [name for name in names_in(tmp_path) if name != "summary.json"]
@@ -79,9 +98,16 @@ def test_names_that_no_file_system_takes_are_cut(tmp_path):
 
 
 def test_one_scan_at_a_time_overwrites_no_other(tmp_path):
-    scans = [f"/d/s{number}/ct.nii.gz" for number in (1, 2, 3)] + ["/d/s1/ct.nii", "/d/S1/CT.nii.gz"]
+    scans = [f"/d/s{number}/ct.nii.gz" for number in (1, 2, 3)] + [
+        "/d/s1/ct.nii",
+        "/d/S1/CT.nii.gz",
+    ]
     names = {scan: save_all(tmp_path, [scan])[scan] for scan in scans}
-    assert list(names.values())[:3] == ["ct_liver.nii.gz", "s2_ct_liver.nii.gz", "s3_ct_liver.nii.gz"]
+    assert list(names.values())[:3] == [
+        "ct_liver.nii.gz",
+        "s2_ct_liver.nii.gz",
+        "s3_ct_liver.nii.gz",
+    ]
     assert len({name.lower() for name in names.values()}) == len(scans)
     for number, scan in enumerate(scans, 2):
         MaskFolder(tmp_path, "liver").save(scan, mask(number), AFFINE)
@@ -111,9 +137,18 @@ def test_a_mask_of_which_nobody_knows_whose_it_is_stays(tmp_path):
 
 
 def test_another_postfix_or_suffix_is_another_mask(tmp_path):
-    for options in ({"postfix": "liver"}, {"postfix": "organs"}, {"postfix": "liver", "suffix": ".nii"}):
+    for options in (
+        {"postfix": "liver"},
+        {"postfix": "organs"},
+        {"postfix": "liver", "suffix": ".nii"},
+    ):
         MaskFolder(tmp_path, **options).save("/d/a.nii", mask(1), AFFINE)
-    assert names_in(tmp_path) == ["a_liver.nii", "a_liver.nii.gz", "a_organs.nii.gz", "summary.json"]
+    assert names_in(tmp_path) == [
+        "a_liver.nii",
+        "a_liver.nii.gz",
+        "a_organs.nii.gz",
+        "summary.json",
+    ]
     assert len(recorded_scans(tmp_path)) == 3
 
 
@@ -140,7 +175,10 @@ def test_the_file_lies_where_the_scan_does_for_every_reader(tmp_path, suffix, sh
     image = nib.load(path)
     assert image.shape == shape and image.get_data_dtype() == np.uint8
     assert np.array_equal(image.dataobj, labels)
-    (sform, sform_code), (qform, qform_code) = image.get_sform(coded=True), image.get_qform(coded=True)
+    (sform, sform_code), (qform, qform_code) = (
+        image.get_sform(coded=True),
+        image.get_qform(coded=True),
+    )
     assert np.allclose(sform, AFFINE) and np.allclose(qform, AFFINE, atol=1e-5)
     assert sform_code == qform_code > 0
     assert image.header.get_xyzt_units()[0] == "mm"
@@ -157,8 +195,18 @@ def test_the_summary_says_what_was_made_of_each_scan(tmp_path):
     masks.record_failure("/d/a.nii", "/d/a.nii: not readable.")
     failed, done = json.loads((tmp_path / "summary.json").read_text())["scans"]
     assert failed == {"image": "/d/a.nii", "error": "/d/a.nii: not readable."}
-    assert done.pop("volume_ml") == {"liver": 2.0, "right kidney": 0.8, "left kidney": 0, "spleen": 0, "7": 0.01}
-    assert (done["image"], done["mask"], done["warnings"]) == ("/d/b.nii", "b_organs.nii.gz", ["it is odd."])
+    assert done.pop("volume_ml") == {
+        "liver": 2.0,
+        "right kidney": 0.8,
+        "left kidney": 0,
+        "spleen": 0,
+        "7": 0.01,
+    }
+    assert (done["image"], done["mask"], done["warnings"]) == (
+        "/d/b.nii",
+        "b_organs.nii.gz",
+        ["it is odd."],
+    )
     assert done["bundle"] == "deeplabv3_abdomen_mr"
     assert "flags" not in done
     masks.save("/d/b.nii", labels, AFFINE, flags={"volume": "it is small."})
@@ -190,7 +238,10 @@ def test_find_mask_knows_scans_by_their_path(tmp_path, monkeypatch):
 def test_a_disk_that_is_full_leaves_the_mask_that_was_there(tmp_path):
     masks = MaskFolder(tmp_path, "liver", ".nii")
     masks.save("/d/a.nii", mask(1), AFFINE)
-    with full_disk(1000), pytest.raises(InputError, match=r"a_liver\.nii: could not be saved \(File too large\)"):
+    with (
+        full_disk(1000),
+        pytest.raises(InputError, match=r"a_liver\.nii: could not be saved \(File too large\)"),
+    ):
         masks.save("/d/a.nii", mask(2, (20, 20, 20)), AFFINE)
     assert value(tmp_path / "a_liver.nii") == 1
     assert names_in(tmp_path) == ["a_liver.nii", "summary.json"]

@@ -30,7 +30,10 @@ SHIFTED = changed(x=(0, 3, -20))
 MIRRORED = changed(x=(0, 0, -2))
 SHEARED = changed(z=(1, 2, 3 * np.tan(TILT)))
 TURNED = PLACE.copy()
-TURNED[1:3, :3] = [[0, 2 * np.cos(TILT), -3 * np.sin(TILT)], [0, 2 * np.sin(TILT), 3 * np.cos(TILT)]]
+TURNED[1:3, :3] = [
+    [0, 2 * np.cos(TILT), -3 * np.sin(TILT)],
+    [0, 2 * np.sin(TILT), 3 * np.cos(TILT)],
+]
 
 
 def write(path: Path, sform=None, sform_code=1, qform=None, qform_code=1, **fields) -> Path:
@@ -55,7 +58,9 @@ def itk_corners(path: Path) -> np.ndarray:
     """Where ITK puts the corners, in RAS mm."""
     sitk = pytest.importorskip("SimpleITK", reason='needs pip install ".[label]"')
     image = sitk.ReadImage(str(path))
-    return np.array([image.TransformIndexToPhysicalPoint(corner.tolist()) for corner in CORNERS]) * (-1, -1, 1)
+    return np.array(
+        [image.TransformIndexToPhysicalPoint(corner.tolist()) for corner in CORNERS]
+    ) * (-1, -1, 1)
 
 
 def corners_of(affine: np.ndarray) -> np.ndarray:
@@ -64,7 +69,9 @@ def corners_of(affine: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("qform_code", [0, 1, 2])
 @pytest.mark.parametrize("sform_code", [0, 1, 2, 4])
-@pytest.mark.parametrize("sform", [PLACE, SHIFTED, MIRRORED, TURNED, SHEARED, 1.1 * PLACE + np.diag([0, 0, 0, -0.1])])
+@pytest.mark.parametrize(
+    "sform", [PLACE, SHIFTED, MIRRORED, TURNED, SHEARED, 1.1 * PLACE + np.diag([0, 0, 0, -0.1])]
+)
 def test_a_file_lies_where_itk_shows_it(tmp_path, sform, sform_code, qform_code):
     path = write(tmp_path / "a.nii", sform, sform_code, PLACE, qform_code)
     volume = read_nifti(path)
@@ -81,7 +88,13 @@ def test_a_file_lies_where_itk_shows_it(tmp_path, sform, sform_code, qform_code)
 
 @pytest.mark.parametrize(
     ("fields", "mm_per_unit"),
-    [({}, 1), ({"xyzt_units": 1}, 1000), ({"xyzt_units": 3}, 0.001), ({"xyzt_units": 0}, 1), ({"xyzt_units": 10}, 1)],
+    [
+        ({}, 1),
+        ({"xyzt_units": 1}, 1000),
+        ({"xyzt_units": 3}, 0.001),
+        ({"xyzt_units": 0}, 1),
+        ({"xyzt_units": 10}, 1),
+    ],
 )
 def test_lengths_in_metre_and_micron_become_mm(tmp_path, fields, mm_per_unit):
     own = np.diag([1 / mm_per_unit] * 3 + [1]) @ TURNED
@@ -91,9 +104,9 @@ def test_lengths_in_metre_and_micron_become_mm(tmp_path, fields, mm_per_unit):
     assert np.allclose(volume.affine, TURNED, atol=1e-4)
     assert np.allclose(corners_of(volume.affine), itk_corners(path), atol=1e-3)
     # nibabel knows no unit, and that is said.
-    assert [np.allclose(other, nib.load(path).affine) for other in volume.other_affines[-1:]] == [True] * (
-        mm_per_unit != 1
-    )
+    assert [np.allclose(other, nib.load(path).affine) for other in volume.other_affines[-1:]] == [
+        True
+    ] * (mm_per_unit != 1)
     assert len(volume.warnings) == (mm_per_unit != 1)
 
 
@@ -106,7 +119,11 @@ def test_two_forms_that_disagree_are_named_with_the_figure(tmp_path):
     # By rounding only.
     for offset, count in ((0.09, 0), (0.11, 1)):
         volume = read_nifti(write(tmp_path / "c.nii", changed(x=(0, 3, -50 + offset)), 2, PLACE))
-        assert len(volume.warnings) == len({tuple(other.flat) for other in volume.other_affines}) == count
+        assert (
+            len(volume.warnings)
+            == len({tuple(other.flat) for other in volume.other_affines})
+            == count
+        )
     assert not read_nifti(write(tmp_path / "d.nii", TURNED, 1, TURNED)).warnings
     assert not read_nifti(write(tmp_path / "e.nii", qform=MIRRORED)).warnings
 
@@ -151,7 +168,9 @@ def test_what_only_nibabel_reads_lies_where_nibabel_shows_it(tmp_path):
 def test_a_header_without_a_place_in_space_is_refused(tmp_path, fields, words):
     path = write(tmp_path / "a.nii", PLACE, 1, PLACE, 1, **fields)
     for read in (read_nifti, read_nifti_grid):
-        with pytest.raises(InputError, match=rf"a\.nii: its header has .*{words}.*expected three axes in space"):
+        with pytest.raises(
+            InputError, match=rf"a\.nii: its header has .*{words}.*expected three axes in space"
+        ):
             read(path)
 
 
@@ -168,9 +187,15 @@ def test_nifti_2_of_either_byte_order_and_scaled_voxels_are_read(tmp_path):
     scaled = nib.Nifti1Image(ARRAY / 4 - 1, PLACE)
     scaled.set_data_dtype(np.int16)
     nib.save(scaled, tmp_path / "scaled.nii")
-    for name, expected in (("two.nii.gz", ARRAY), ("big.nii", ARRAY), ("scaled.nii", ARRAY / 4 - 1)):
+    for name, expected in (
+        ("two.nii.gz", ARRAY),
+        ("big.nii", ARRAY),
+        ("scaled.nii", ARRAY / 4 - 1),
+    ):
         volume = read_nifti(tmp_path / name)
-        assert np.allclose(volume.array, expected, atol=1e-3) and np.allclose(volume.affine, PLACE), name
+        assert np.allclose(volume.array, expected, atol=1e-3) and np.allclose(
+            volume.affine, PLACE
+        ), name
 
 
 def set_vox_offset(path: Path, begin: int, more: bytes = b"") -> Path:
@@ -187,11 +212,16 @@ def test_voxels_begin_where_the_header_says(tmp_path):
     assert np.array_equal(read_nifti(path).array, ARRAY)
     # In the header itself they would be others for everybody.
     path = set_vox_offset(write(tmp_path / "b.nii", PLACE), 0)
-    of_itk, of_nibabel = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T, np.asanyarray(nib.load(path).dataobj)
+    of_itk, of_nibabel = (
+        sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T,
+        np.asanyarray(nib.load(path).dataobj),
+    )
     assert not np.array_equal(of_itk, of_nibabel) and not np.array_equal(of_nibabel, ARRAY)
     for begin in (0, 16, 348):
         for read in (read_nifti, read_nifti_grid):
-            with pytest.raises(InputError, match=rf"b\.nii: .*vox.offset.*{begin}|b\.nii: .*{begin} \(vox_offset\)"):
+            with pytest.raises(
+                InputError, match=rf"b\.nii: .*vox.offset.*{begin}|b\.nii: .*{begin} \(vox_offset\)"
+            ):
                 read(set_vox_offset(path, begin))
 
 
@@ -204,7 +234,9 @@ def test_voxels_that_begin_in_the_header_are_refused_with_the_least(tmp_path):
         gzip.compress(set_vox_offset(write(tmp_path / "one.nii", PLACE), 0).read_bytes())
     )
     for name, least in (("one.nii", 352), ("packed.nii.gz", 352), ("two.nii", 544)):
-        with pytest.raises(InputError, match=rf"{name}: .* at byte 0 \(vox_offset\), .*, expected {least} or more"):
+        with pytest.raises(
+            InputError, match=rf"{name}: .* at byte 0 \(vox_offset\), .*, expected {least} or more"
+        ):
             read_nifti(tmp_path / name)
 
 
@@ -270,7 +302,9 @@ def test_what_is_written_lies_at_one_place_for_everybody(tmp_path, affine, name)
     assert image.header.get_xyzt_units()[0] == "mm"
     assert np.allclose(itk_corners(tmp_path / name), corners_of(affine), atol=1e-4)
     volume = read_nifti(tmp_path / name)
-    assert volume.warnings == volume.other_affines == () and np.allclose(volume.affine, affine, atol=1e-5)
+    assert volume.warnings == volume.other_affines == () and np.allclose(
+        volume.affine, affine, atol=1e-5
+    )
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -296,6 +330,8 @@ def test_the_real_scans_lie_where_everybody_shows_them(samples):
         directions = np.reshape(reader.GetDirection(), (3, 3)) * reader.GetSpacing()
         last = np.array(grid.array.shape) - 1
         theirs = (directions @ last + reader.GetOrigin()) * (-1, -1, 1)
-        assert np.allclose(nib.affines.apply_affine(grid.affine, last), theirs, atol=1e-3), path.name
+        assert np.allclose(nib.affines.apply_affine(grid.affine, last), theirs, atol=1e-3), (
+            path.name
+        )
         assert np.allclose(grid.affine, nib.load(path).affine), path.name
         assert grid.warnings == grid.other_affines == (), path.name

@@ -6,7 +6,7 @@ import runpy
 from types import SimpleNamespace
 
 import pytest
-from bundle_runs import ROOT
+from helpers.bundle_runs import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -28,8 +28,13 @@ def learnt(benchmark, tmp_path_factory):
     work = tmp_path_factory.mktemp("oracle")
     held_out = [benchmark.write_phantom(work, 10**6, "portal", *GRID)]
     phases = ["portal", "portal", "portal", "native"]
-    pool = [benchmark.write_phantom(work, patient, phase, *GRID) for patient, phase in enumerate(phases)]
-    return {name: benchmark.learn(work / name, name, SEED, pool, held_out, 2, 40, {}) for name in benchmark.STRATEGIES}
+    pool = [
+        benchmark.write_phantom(work, patient, phase, *GRID) for patient, phase in enumerate(phases)
+    ]
+    return {
+        name: benchmark.learn(work / name, name, SEED, pool, held_out, 2, 40, {})
+        for name in benchmark.STRATEGIES
+    }
 
 
 def test_all_begin_alike_and_learn_from_different_scans(learnt):
@@ -40,7 +45,11 @@ def test_all_begin_alike_and_learn_from_different_scans(learnt):
 
 
 def test_uncertain_finds_the_scan_that_is_unlike_the_labelled(learnt):
-    assert [learnt[name][1][1] for name in ("first", "random", "uncertain")] == ["1_portal", "2_portal", "3_native"]
+    assert [learnt[name][1][1] for name in ("first", "random", "uncertain")] == [
+        "1_portal",
+        "2_portal",
+        "3_native",
+    ]
 
 
 def test_the_table_compares_with_random(benchmark, capsys):

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import make_scan, save
+from helpers.bundle_runs import make_scan, save
 
 from liverseg.errors import InputError
 from liverseg.transforms.load import check_same_grid
@@ -58,7 +58,11 @@ def test_what_a_link_points_to_is_never_changed(folder, tmp_path):
     (folder / "new.nii.gz").symlink_to(outside / "gone.nii.gz")
     store.add_image("new", str(folder / "a.nii.gz"), {})
     assert contents(outside) == before
-    assert sorted(file.name for file in folder.glob("*.nii*")) == ["a.nii.gz", "b.nii.gz", "new.nii.gz"]
+    assert sorted(file.name for file in folder.glob("*.nii*")) == [
+        "a.nii.gz",
+        "b.nii.gz",
+        "new.nii.gz",
+    ]
     assert label_files(folder) == []
 
 
@@ -111,7 +115,10 @@ def test_what_another_process_adds_is_there_at_once(folder, tmp_path):
         lambda name: store.get_image_uri(name) == str(folder / f"{name}.nii.gz"),
         lambda name: store.get_image_info(name)["by"] == "other",
         lambda name: store.get_labels_by_image_id(name) == {"final": name},
-        lambda name: store.get_label_uri(name, "final") == str(folder / "labels" / "final" / f"{name}.nii.gz"),
+        lambda name: (
+            store.get_label_uri(name, "final")
+            == str(folder / "labels" / "final" / f"{name}.nii.gz")
+        ),
         lambda name: store.get_label_info(name, "final")["by"] == "other",
     ):
         name = f"new{len(store.list_images())}"
@@ -142,7 +149,9 @@ def test_a_folder_for_no_labels_is_refused_with_a_sentence(tmp_path):
 def test_what_is_not_3d_is_refused_by_name(tmp_path, read):
     for shape in ((4, 5), (4, 5, 6, 2)):
         save(tmp_path / "several.nii.gz", np.zeros(shape, np.uint8))
-        with pytest.raises(InputError, match=r"several\.nii\.gz'?: the volume is .-D with shape 4×5.* expected one"):
+        with pytest.raises(
+            InputError, match=r"several\.nii\.gz'?: the volume is .-D with shape 4×5.* expected one"
+        ):
             read(str(tmp_path / "several.nii.gz"))
     save(tmp_path / "one.nii.gz", np.zeros((4, 5, 6, 1), np.uint8))
     assert read(str(tmp_path / "one.nii.gz")).shape == (1, 4, 5, 6)
@@ -154,13 +163,18 @@ def test_a_labelmap_has_whole_values_of_a_byte(tmp_path):
     label = read_label(str(tmp_path / "near.nii.gz"))
     assert label.flatten().tolist() == [0, 1, 1, 2] and label.dtype == torch.uint8
     assert values_in(label) == [1, 2]
-    for odd, words in ((0.5, "found label values 0.5, expected whole numbers"), (np.nan, "found label values nan")):
+    for odd, words in (
+        (0.5, "found label values 0.5, expected whole numbers"),
+        (np.nan, "found label values nan"),
+    ):
         save(tmp_path / "odd.nii.gz", np.full((2, 2, 2), odd, np.float32))
         with pytest.raises(InputError, match=rf"odd\.nii\.gz: {words}"):
             read_label(str(tmp_path / "odd.nii.gz"))
     for odd in (-1, 256):
         save(tmp_path / "odd.nii.gz", np.full((2, 2, 2), odd, np.int16))
-        with pytest.raises(InputError, match=rf"odd\.nii\.gz: found label values {odd}, expected 0 to 255"):
+        with pytest.raises(
+            InputError, match=rf"odd\.nii\.gz: found label values {odd}, expected 0 to 255"
+        ):
             read_label(str(tmp_path / "odd.nii.gz"))
     voxels = np.zeros((2, 2, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])
     save(tmp_path / "odd.nii.gz", voxels)
@@ -169,7 +183,11 @@ def test_a_labelmap_has_whole_values_of_a_byte(tmp_path):
 
 
 def test_a_label_may_lie_at_either_place_of_a_scan_whose_forms_disagree(tmp_path):
-    drawn, sform, qform = np.arange(60, dtype=np.uint8).reshape(3, 4, 5), np.eye(4), np.diag([-1.0, 1, 1, 1])
+    drawn, sform, qform = (
+        np.arange(60, dtype=np.uint8).reshape(3, 4, 5),
+        np.eye(4),
+        np.diag([-1.0, 1, 1, 1]),
+    )
     qform[0, 3] = 30
     scan = nib.Nifti1Image(drawn.astype(np.int16), sform)
     scan.set_qform(qform, 1)
@@ -181,5 +199,7 @@ def test_a_label_may_lie_at_either_place_of_a_scan_whose_forms_disagree(tmp_path
         label = check_same_grid(grid, read_label(str(tmp_path / "label.nii.gz")))
         assert np.array_equal(label.affine, qform) and np.array_equal(label[0], drawn)
     save(tmp_path / "label.nii.gz", drawn, sform + 15 * np.eye(4, k=3))
-    with pytest.raises(InputError, match=r"label\.nii\.gz: its grid is not that of scan 'scan\.nii\.gz' \(.*mm off"):
+    with pytest.raises(
+        InputError, match=r"label\.nii\.gz: its grid is not that of scan 'scan\.nii\.gz' \(.*mm off"
+    ):
         check_same_grid(grid, read_label(str(tmp_path / "label.nii.gz")))

@@ -17,8 +17,17 @@ import numpy as np
 import pytest
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
-from dicom_studies import AFFINE, SCAN, SERIES, SHAPE, STUDY, Archive, make_scan, make_segmentation
 from fastapi import FastAPI
+from helpers.dicom_studies import (
+    AFFINE,
+    SCAN,
+    SERIES,
+    SHAPE,
+    STUDY,
+    Archive,
+    make_scan,
+    make_segmentation,
+)
 from monailabel.config import settings
 
 from lib.activelearning.next_scan import First
@@ -76,10 +85,16 @@ def test_everything_works_while_it_is_there(store, tmp_path):
     assert np.array_equal(voxels(store.get_label_uri(SERIES, "final")), LIVER)
     # What OHIF opens it by, and what says whose it is.
     info = store.get_image_info(SERIES)
-    assert (info["StudyInstanceUID"], info["SeriesInstanceUID"], info["PatientID"]) == (STUDY, SERIES, "p")
+    assert (info["StudyInstanceUID"], info["SeriesInstanceUID"], info["PatientID"]) == (
+        STUDY,
+        SERIES,
+        "p",
+    )
 
 
-def test_what_was_copied_goes_on_while_it_is_down_and_the_rest_when_it_is_back(store, archive, online, tmp_path):
+def test_what_was_copied_goes_on_while_it_is_down_and_the_rest_when_it_is_back(
+    store, archive, online, tmp_path
+):
     label = store.get_label_uri(SERIES, "final")
     online.close()
     assert np.array_equal(voxels(store.get_image_uri(SERIES)), SCAN)
@@ -114,19 +129,28 @@ def test_clients_are_told_503():
     answer_with_sentences(server)
 
     request = SimpleNamespace(method="GET", url=SimpleNamespace(path="/datastore/image"))
-    answer = server.exception_handlers[InputError](request, DicomServerError("studies: found no DICOMweb server."))
+    answer = server.exception_handlers[InputError](
+        request, DicomServerError("studies: found no DICOMweb server.")
+    )
     assert answer.status_code == 503
     assert json.loads(answer.body) == {"detail": "studies: found no DICOMweb server."}
 
 
 @pytest.mark.parametrize(
     ("status", "hint"),
-    [(401, "MONAI_LABEL_DICOMWEB_PASSWORD"), (404, "MONAI_LABEL_QIDO_PREFIX"), (500, "see its log"), (503, "its log")],
+    [
+        (401, "MONAI_LABEL_DICOMWEB_PASSWORD"),
+        (404, "MONAI_LABEL_QIDO_PREFIX"),
+        (500, "see its log"),
+        (503, "its log"),
+    ],
 )
 def test_a_server_that_refuses(store, archive, status, hint):
     archive.fault = lambda path: status
     for ask in (store.list_images, lambda: connect(archive.url)):
-        with pytest.raises(DicomServerError, match=rf"the answer {status} of the DICOM server at .*{hint}"):
+        with pytest.raises(
+            DicomServerError, match=rf"the answer {status} of the DICOM server at .*{hint}"
+        ):
             ask()
 
 
@@ -146,7 +170,9 @@ def test_a_server_that_says_nothing_is_not_waited_for(store, archive, monkeypatc
         ended.set()
 
 
-@pytest.mark.parametrize(("status", "wrong"), [(500, "found the answer 500"), (200, "that is no DICOM")])
+@pytest.mark.parametrize(
+    ("status", "wrong"), [(500, "found the answer 500"), (200, "that is no DICOM")]
+)
 @pytest.mark.parametrize("what", ["metadata", "instances"])
 def test_what_it_cannot_send_of_one_label_hides_no_other(store, archive, what, status, wrong):
     bad = make_segmentation({"liver": LIVER}, scan=OTHER)
@@ -204,7 +230,10 @@ def test_a_slow_download_holds_up_nothing_else(store, archive):
             assert not any(one.done() for one in slow)
         finally:
             ended.set()
-        assert np.array_equal(voxels(slow[0].result(60)), SCAN) and slow[1].result(60) == slow[0].result()
+        assert (
+            np.array_equal(voxels(slow[0].result(60)), SCAN)
+            and slow[1].result(60) == slow[0].result()
+        )
 
 
 def test_a_scan_that_is_downloaded_keeps_no_other_annotator_waiting(store, archive):
@@ -238,7 +267,9 @@ def test_of_a_server_that_filters_nothing_only_labels_are_read_as_labels(store, 
     archive.fault = asked.append
     assert store.get_labeled_images() == [SERIES]
     label = archive.instances[-1].SeriesInstanceUID
-    assert [path for path in asked if path.endswith("metadata")] == [f"studies/{STUDY}/series/{label}/metadata"]
+    assert [path for path in asked if path.endswith("metadata")] == [
+        f"studies/{STUDY}/series/{label}/metadata"
+    ]
 
 
 def test_a_server_that_knows_no_filters(store, archive):
@@ -251,7 +282,9 @@ def test_a_server_that_knows_no_filters(store, archive):
 def test_a_page_for_people_is_no_list(store, archive):
     archive.fault = lambda path: 200
     for ask in (store.list_images, lambda: connect(archive.url)):
-        with pytest.raises(DicomServerError, match=rf"a server at {archive.url} that does not answer in DICOMweb"):
+        with pytest.raises(
+            DicomServerError, match=rf"a server at {archive.url} that does not answer in DICOMweb"
+        ):
             ask()
 
 
@@ -264,7 +297,9 @@ def test_what_was_deleted_on_the_server_is_gone(store, archive):
     assert store.list_images() == [] and store.get_image_uri(OTHER) == ""
 
 
-@pytest.mark.parametrize(("fault", "said"), [(409, "found the answer 409"), ("keep nothing", "refuses it .272")])
+@pytest.mark.parametrize(
+    ("fault", "said"), [(409, "found the answer 409"), ("keep nothing", "refuses it .272")]
+)
 def test_a_label_that_the_server_does_not_keep_is_not_saved(store, archive, tmp_path, fault, said):
     archive.fault = lambda path: fault if path == "studies" else None
     archive.instances.pop()

@@ -12,7 +12,8 @@ import pytest
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 import SimpleITK
-from dicom_studies import (
+from dicomweb_client import DICOMfileClient
+from helpers.dicom_studies import (
     AFFINE,
     COLUMN,
     ORIGIN,
@@ -26,8 +27,7 @@ from dicom_studies import (
     make_segmentation,
     make_slice,
 )
-from dicomweb_client import DICOMfileClient
-from full_disk import full_disk
+from helpers.full_disk import full_disk
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
@@ -64,7 +64,9 @@ def new_store(client, tmp_path, monkeypatch):
 
     def make() -> DicomwebDatastore:
         store = DicomwebDatastore(
-            client=client, search_filter={"Modality": "CT"}, cache_path=str(tmp_path / f"cache{len(stores)}")
+            client=client,
+            search_filter={"Modality": "CT"},
+            cache_path=str(tmp_path / f"cache{len(stores)}"),
         )
         stores.append(store)
         return store
@@ -113,7 +115,9 @@ def test_a_tilted_scan_lies_where_it_was_taken_for_itk_too(store):
         index = [*(weights @ bright / weights.sum()), float(number)]
         expected = ORIGIN + ROW * 4 * SPACING[0] + COLUMN * ((6 - number) * SPACING[1] + 3 * number)
         expected[2] += SPACING[2] * number
-        assert np.allclose(image.TransformContinuousIndexToPhysicalPoint(index), expected, atol=1e-3)
+        assert np.allclose(
+            image.TransformContinuousIndexToPhysicalPoint(index), expected, atol=1e-3
+        )
     (warning,) = store.get_image_info(TILTED)["warnings"]
     assert "was tilted" in warning
 
@@ -131,7 +135,9 @@ def test_what_is_no_series_of_the_server_is_no_image(store, name):
 
 
 def test_a_series_that_is_no_volume_is_said(store):
-    with pytest.raises(InputError, match=f"image {MIXED}: no CT or MRI series in it .only single slice"):
+    with pytest.raises(
+        InputError, match=f"image {MIXED}: no CT or MRI series in it .only single slice"
+    ):
         store.get_image_uri(MIXED)
 
 
@@ -145,7 +151,9 @@ def test_info_of_a_scan_that_nobody_opened_yet(store):
 
 def test_a_label_is_a_dicom_seg_with_the_names_of_its_segments(store, new_store, client, tmp_path):
     label = drawn(1, 3)
-    names = [{"name": name, "idx": value} for value, name in enumerate(["liver", "lesion", "spleen"], 1)]
+    names = [
+        {"name": name, "idx": value} for value, name in enumerate(["liver", "lesion", "spleen"], 1)
+    ]
     save(store, tmp_path, label, {"label_info": names})
     (found,) = client.search_for_series(search_filters={"Modality": "SEG"})
     series = Dataset.from_json(found).SeriesInstanceUID
@@ -172,11 +180,18 @@ def test_a_label_of_floats_is_saved_as_its_whole_numbers(store, client, tmp_path
     (segmentation,) = client.retrieve_series(STUDY, Dataset.from_json(found).SeriesInstanceUID)
     assert [segment.SegmentLabel for segment in segmentation.SegmentSequence] == ["liver", "spleen"]
     assert int(segmentation.pixel_array.sum()) == np.count_nonzero(drawn(1, 3))
-    assert np.array_equal(load(store.get_label_uri(SERIES, "final")).get_fdata() > 0, drawn(1, 3) > 0)
+    assert np.array_equal(
+        load(store.get_label_uri(SERIES, "final")).get_fdata() > 0, drawn(1, 3) > 0
+    )
 
 
 def test_a_mask_that_is_saved_as_label_has_the_models_names(store, client, tmp_path):
-    save(store, tmp_path, drawn(2), {"model": "m", "params": {"label_names": {"liver": 1, "lesion": 2}}})
+    save(
+        store,
+        tmp_path,
+        drawn(2),
+        {"model": "m", "params": {"label_names": {"liver": 1, "lesion": 2}}},
+    )
     (found,) = client.search_for_series(search_filters={"Modality": "SEG"})
     (segmentation,) = client.retrieve_series(STUDY, Dataset.from_json(found).SeriesInstanceUID)
     assert [segment.SegmentLabel for segment in segmentation.SegmentSequence] == ["lesion"]
@@ -205,7 +220,11 @@ def blocks(*names: str) -> dict[str, np.ndarray]:
 def names_of(store: DicomwebDatastore, image: str = SERIES) -> set[str]:
     """Of the segments in the label of a scan."""
     label = np.unique(np.asanyarray(load(store.get_label_uri(image, "final")).dataobj))
-    return {one["name"] for one in store.get_label_info(image, "final")["label_info"] if one["idx"] in label}
+    return {
+        one["name"]
+        for one in store.get_label_info(image, "final")["label_info"]
+        if one["idx"] in label
+    }
 
 
 def test_of_labels_that_are_saved_in_one_second_the_last_counts(store, new_store, tmp_path):
@@ -214,14 +233,18 @@ def test_of_labels_that_are_saved_in_one_second_the_last_counts(store, new_store
     assert names_of(store) == names_of(new_store()) == {"liver"}
 
 
-def test_what_is_saved_last_counts_though_another_programs_clock_is_fast(store, new_store, client, tmp_path):
+def test_what_is_saved_last_counts_though_another_programs_clock_is_fast(
+    store, new_store, client, tmp_path
+):
     client.store_instances([make_segmentation(blocks("liver"), ContentDate="20990101")])
     save(store, tmp_path, drawn(1), {"label_info": [{"name": "spleen", "idx": 1}]})
     assert names_of(store) == names_of(new_store()) == {"spleen"}
 
 
 def test_all_instances_of_a_series_count(store, client):
-    one, other = (make_segmentation({name: mask}) for name, mask in blocks("liver", "spleen").items())
+    one, other = (
+        make_segmentation({name: mask}) for name, mask in blocks("liver", "spleen").items()
+    )
     other.SeriesInstanceUID = one.SeriesInstanceUID
     client.store_instances([one])
     assert names_of(store) == {"liver"}
@@ -230,7 +253,9 @@ def test_all_instances_of_a_series_count(store, client):
 
 
 def test_one_dicom_seg_for_each_organ(store, client):
-    client.store_instances([make_segmentation({name: mask}) for name, mask in blocks("liver", "spleen").items()])
+    client.store_instances(
+        [make_segmentation({name: mask}) for name, mask in blocks("liver", "spleen").items()]
+    )
     (item,) = store.datalist()
     assert np.array_equal(np.asanyarray(load(item["label"]).dataobj) > 0, drawn(1, 1) > 0)
     assert names_of(store) == {"liver", "spleen"}
@@ -290,10 +315,15 @@ def test_a_label_that_cannot_be_read_hides_no_other(store, client, bad):
     assert there["completed"] == 2
     # What trains, what is drawn next, what is listed and what is given away.
     assert store.get_labeled_images() == [SERIES]
-    assert not {SERIES, OTHER} & set(store.get_unlabeled_images()) and MIXED in store.get_unlabeled_images()
+    assert (
+        not {SERIES, OTHER} & set(store.get_unlabeled_images())
+        and MIXED in store.get_unlabeled_images()
+    )
     assert [item["image"] for item in store.datalist()] == [store.get_image_uri(SERIES)]
     assert names_of(store) == {"liver"}
-    with pytest.raises(InputError, match=rf"label of {OTHER}: DICOM SEG .*: found .*, expected .*: ") as error:
+    with pytest.raises(
+        InputError, match=rf"label of {OTHER}: DICOM SEG .*: found .*, expected .*: "
+    ) as error:
         store.get_label_uri(OTHER, "final")
     status = store.status()
     assert status == {
@@ -336,7 +366,10 @@ def test_a_series_that_is_no_volume_keeps_nobody_from_the_next_scan(store, clien
     following = First("by name", 60)
     given = [following({"client_id": "a"}, store)["id"] for _ in range(4)]
     assert {SERIES, OTHER} < {*given, MIXED} and MIXED not in given
-    assert list(store.status()["unreadable_scans"]) == [MIXED] and MIXED not in store.get_unlabeled_images()
+    assert (
+        list(store.status()["unreadable_scans"]) == [MIXED]
+        and MIXED not in store.get_unlabeled_images()
+    )
 
 
 @pytest.mark.parametrize("free_bytes", [300, 10_000], ids=["for a slice", "for the volume"])

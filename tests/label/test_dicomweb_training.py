@@ -9,9 +9,9 @@ import sysconfig
 import nibabel as nib
 import numpy as np
 import pytest
-from bundle_runs import AFFINE, make_scan
-from dataset_trees import turned, write_series
-from label_bundles import tiny_bundle
+from helpers.bundle_runs import AFFINE, make_scan
+from helpers.dataset_trees import turned, write_series
+from helpers.label_bundles import tiny_bundle
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from dicomweb_client import DICOMfileClient
@@ -25,7 +25,15 @@ from liverseg.data import load_datalist
 # Three patients, of whom one came twice; nothing but the last part tells their UIDs apart, and one has no name.
 SCANS = {"1.2.840.11.1": "one", "1.2.840.11.2": "two", "1.2.840.22.3": "two", "1.2.840.33.4": None}
 STUDIES = dict(zip(SCANS, ("1.2.840.91", "1.2.840.92", "1.2.840.93", "1.2.840.94"), strict=True))
-NEEDED = ("PatientName", "StudyDate", "StudyTime", "PatientSex", "PatientBirthDate", "StudyID", "AccessionNumber")
+NEEDED = (
+    "PatientName",
+    "StudyDate",
+    "StudyTime",
+    "PatientSex",
+    "PatientBirthDate",
+    "StudyID",
+    "AccessionNumber",
+)
 
 
 @pytest.fixture
@@ -36,11 +44,19 @@ def store(tmp_path, monkeypatch):
     for number, (series, whose) in enumerate(SCANS.items()):
         image, affine = turned(make_scan(number)[0], AFFINE, "LPS")
         names = [f"{series}_{k}.dcm" for k in range(image.shape[2])]
-        tags = {"SeriesInstanceUID": series, "StudyInstanceUID": STUDIES[series], "FrameOfReferenceUID": f"{series}.9"}
+        tags = {
+            "SeriesInstanceUID": series,
+            "StudyInstanceUID": STUDIES[series],
+            "FrameOfReferenceUID": f"{series}.9",
+        }
         empty = dict.fromkeys((*NEEDED, "ReferringPhysicianName"), "")
-        write_series(folder, image, affine, names, PatientID=whose or "", SeriesNumber=1, **tags, **empty)
+        write_series(
+            folder, image, affine, names, PatientID=whose or "", SeriesNumber=1, **tags, **empty
+        )
     client = DICOMfileClient(url=folder.as_uri(), in_memory=True, update_db=True)
-    store = DicomwebDatastore(client=client, search_filter={"Modality": "CT"}, cache_path=str(tmp_path / "cache"))
+    store = DicomwebDatastore(
+        client=client, search_filter={"Modality": "CT"}, cache_path=str(tmp_path / "cache")
+    )
     for number, series in enumerate(SCANS):
         nib.save(nib.Nifti1Image(make_scan(number)[1], AFFINE), tmp_path / "label.nii.gz")
         names = [{"name": name, "idx": value} for value, name in enumerate(["Liver", "Tumor"], 1)]
@@ -59,12 +75,19 @@ def test_a_training_takes_its_scans_and_keeps_patients_apart(store, tmp_path):
     other._observer.stop()
     assert {series: patient(other, series) for series in SCANS} == patients
 
-    task = Retraining(read_bundle(tiny_bundle(tmp_path / "lits", "deepedit_liver")), tmp_path / "validation.json")
+    task = Retraining(
+        read_bundle(tiny_bundle(tmp_path / "lits", "deepedit_liver")), tmp_path / "validation.json"
+    )
     _, scans = task.check({"pretrained": False}, store)
     assert sorted(scans["training"] + scans["validation"]) == sorted(SCANS)
-    assert not {patients[name] for name in scans["training"]} & {patients[name] for name in scans["validation"]}
+    assert not {patients[name] for name in scans["training"]} & {
+        patients[name] for name in scans["validation"]
+    }
     classes = {"background": 0, "liver": 1, "lesion": 2}
-    lists = {section: items(store, scans[section], classes, tmp_path) for section in ("training", "validation")}
+    lists = {
+        section: items(store, scans[section], classes, tmp_path)
+        for section in ("training", "validation")
+    }
     (tmp_path / "datalist.json").write_text(json.dumps(lists))
     values = {name: [value] for name, value in classes.items()}
     for section in ("training", "validation"):

@@ -6,8 +6,8 @@ import json
 import shutil
 
 import pytest
-from bundle_runs import ROOT
-from label_bundles import tiny_bundle
+from helpers.bundle_runs import ROOT
+from helpers.label_bundles import tiny_bundle
 
 from liverseg.errors import InputError
 
@@ -52,7 +52,9 @@ def test_every_bundle_of_the_project_can_be_trained(folder, tmp_path):
     assert all(sorted(names) == sorted(losses) for names in offered)
     assert 0 < shown["learning_rate"] < 0.1
     # As 3D Slicer sends them: the first of each list.
-    chosen = task.options({key: value[0] if isinstance(value, list) else value for key, value in shown.items()})
+    chosen = task.options(
+        {key: value[0] if isinstance(value, list) else value for key, value in shown.items()}
+    )
     assert chosen == task.options({})
 
 
@@ -63,7 +65,10 @@ def test_names_narrow_and_must_be_there(tmp_path):
     shutil.copytree(tmp_path / "bundles" / "one", tmp_path / "model" / "one")
     folders = [tmp_path / "bundles", tmp_path / "model", tmp_path / "none"]
     taken, refused = find_bundles(folders)
-    assert {name: bundle.folder.parent.name for name, bundle in taken.items()} == {"one": "bundles", "two": "bundles"}
+    assert {name: bundle.folder.parent.name for name, bundle in taken.items()} == {
+        "one": "bundles",
+        "two": "bundles",
+    }
     assert "rename" in refused["model/one"]
     taken, refused = find_bundles(folders, ["two"])
     assert list(taken) == ["two"]

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import requests
-from label_bundles import run_bundle
+from helpers.label_bundles import run_bundle
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 import nrrd
@@ -33,7 +33,13 @@ def of_slicer(client, clicks) -> dict:
     info = client.info()
     options = {name: values[0] for name, values in info["models"]["clicks"]["config"].items()}
     points = {name: clicks.get(name, []) for name in info["labels"]}
-    asked = {**points, "label": "liver", **options, "reset_state": True, "result_extension": ".nrrd"}
+    asked = {
+        **points,
+        "label": "liver",
+        **options,
+        "reset_state": True,
+        "result_extension": ".nrrd",
+    }
     return {**asked, "result_dtype": "uint8"}
 
 
@@ -45,10 +51,17 @@ def of_ohif(client, clicks) -> dict:
 
 @pytest.mark.parametrize("params_of", [of_slicer, of_ohif])
 @pytest.mark.parametrize("image", FILES)
-def test_clicks_are_those_of_the_bundles_own_inference_voxel_for_voxel(client, root, tmp_path, image, params_of):
+def test_clicks_are_those_of_the_bundles_own_inference_voxel_for_voxel(
+    client, root, tmp_path, image, params_of
+):
     file, result = client.infer("clicks", image, params_of(client, CLICKS))
     found, _ = nrrd.read(file)
-    own = run_bundle(root / "bundles" / "clicks", root / "studies" / FILES[image], tmp_path / "own", clicks=CLICKS)
+    own = run_bundle(
+        root / "bundles" / "clicks",
+        root / "studies" / FILES[image],
+        tmp_path / "own",
+        clicks=CLICKS,
+    )
     assert np.array_equal(found, np.asanyarray(nib.load(own).dataobj))
     for value, positions in enumerate(CLICKS.values()):
         assert [found[tuple(position)] for position in positions] == [value] * len(positions)
@@ -60,7 +73,10 @@ def test_without_clicks_it_is_the_automatic_mask(client, root, tmp_path, image):
     own = run_bundle(root / "bundles" / "clicks", root / "studies" / FILES[image], tmp_path / "own")
     automatic = np.asanyarray(nib.load(own).dataobj)
     assert set(np.unique(automatic)) == {0, 1}
-    for model, params in {"clicks": of_slicer(client, {}), "clicks_seg": {"result_extension": ".nrrd"}}.items():
+    for model, params in {
+        "clicks": of_slicer(client, {}),
+        "clicks_seg": {"result_extension": ".nrrd"},
+    }.items():
         assert np.array_equal(nrrd.read(client.infer(model, image, params)[0])[0], automatic)
 
 
@@ -70,7 +86,9 @@ def test_strokes_start_from_what_the_clicks_made(root, tmp_path):
     task = ClickSegmentation(read_bundle(folder), ProbabilityStore(tmp_path / "probabilities"))
     Path(task({"image": scan, **CLICKS})[0]).unlink()
     for _ in range(2):
-        lesion = task.probabilities(scan).regions(["lesion"], [tuple(slice(0, size) for size in (48, 40, 8))])[0]
+        lesion = task.probabilities(scan).regions(
+            ["lesion"], [tuple(slice(0, size) for size in (48, 40, 8))]
+        )[0]
         assert lesion[tuple(CLICKS["lesion"][0])] > 0.5
         assert (lesion > 0.5).mean() < 0.05
         (folder / "models" / "model.pt").touch()
@@ -93,7 +111,11 @@ def test_clients_find_both_modes(client):
     [
         ("clicks", {"spleen": [[1, 2, 3]]}, ["clicks", "'spleen'", "background, liver, lesion"]),
         ("clicks", {"foreground": [[1, 2, 3]]}, ["clicks", "'foreground'", "liver"]),
-        ("clicks", {"liver": [[1, 2, 8]]}, ["clicks", "plain.nii.gz", "[1.0, 2.0, 8.0]", "liver", "[47, 39, 7]"]),
+        (
+            "clicks",
+            {"liver": [[1, 2, 8]]},
+            ["clicks", "plain.nii.gz", "[1.0, 2.0, 8.0]", "liver", "[47, 39, 7]"],
+        ),
         ("clicks", {"liver": [[1, 2]]}, ["clicks", "for liver", "[1, 2]", "three numbers"]),
         ("clicks", {"liver": [1, 2, 3]}, ["clicks", "for liver", "1", "three numbers"]),
         ("clicks", {"liver": "all"}, ["clicks", "for liver", "'all'", "three numbers"]),
@@ -105,7 +127,9 @@ def test_clients_find_both_modes(client):
     ],
 )
 def test_wrong_clicks_get_a_sentence(server, model, params, words):
-    answer = requests.post(f"{server.url}/infer/{model}?image=plain", data={"params": json.dumps(params)}, timeout=60)
+    answer = requests.post(
+        f"{server.url}/infer/{model}?image=plain", data={"params": json.dumps(params)}, timeout=60
+    )
     assert answer.status_code == 400, answer.text
     assert all(word in answer.json()["detail"] for word in words), answer.text
 

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import requests
-from bundle_runs import save
+from helpers.bundle_runs import save
 from scipy import ndimage
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
@@ -18,11 +18,22 @@ from lib.bundles import read_bundle
 from lib.infers.correct import CleanUp, Scribbles
 from lib.infers.segment import Segmentation
 from lib.probabilities import ProbabilityStore
-from lib.scribbles import LIKELIHOODS, correct_region, cut, inner_of, label_log_odds, network_log_odds, regions_of
+from lib.scribbles import (
+    LIKELIHOODS,
+    correct_region,
+    cut,
+    inner_of,
+    label_log_odds,
+    network_log_odds,
+    regions_of,
+)
 from liverseg.errors import InputError
 
 SPACING_MM = (1.0, 0.75, 2.5)
-INFO = [{"name": name, "id": number} for number, name in enumerate(("liver", "background_scribbles", "lesion"), 1)]
+INFO = [
+    {"name": name, "id": number}
+    for number, name in enumerate(("liver", "background_scribbles", "lesion"), 1)
+]
 
 
 def dice(one, other) -> float:
@@ -33,7 +44,11 @@ def dice(one, other) -> float:
 def leak():
     """An organ, a mask of it that leaks into a darker neighbour, and where the voxels are in mm."""
     shape = (120, 150, 40)
-    mm = np.stack(np.meshgrid(*(np.arange(n) * s for n, s in zip(shape, SPACING_MM, strict=True)), indexing="ij"))
+    mm = np.stack(
+        np.meshgrid(
+            *(np.arange(n) * s for n, s in zip(shape, SPACING_MM, strict=True)), indexing="ij"
+        )
+    )
     organ, neighbour = (
         np.linalg.norm(mm - np.array(centre_mm)[:, None, None, None], axis=0) < radius_mm
         for centre_mm, radius_mm in (((45, 55, 50), 22), ((80, 55, 50), 16))
@@ -59,7 +74,14 @@ def test_a_stroke_in_a_leak_removes_it(leak, prior, likelihood):
     (region,) = regions_of(strokes[0] | strokes[1], SPACING_MM, 30)
     held = mask[region]
     log_odds = label_log_odds(held, SPACING_MM) if prior == "label" else None
-    found = cut(image[region], held, *(stroke[region] for stroke in strokes), SPACING_MM, log_odds, likelihood)
+    found = cut(
+        image[region],
+        held,
+        *(stroke[region] for stroke in strokes),
+        SPACING_MM,
+        log_odds,
+        likelihood,
+    )
     assert dice(found, organ[region]) > 0.97
     assert found[strokes[0][region]].all() and not found[strokes[1][region]].any()
 
@@ -97,11 +119,15 @@ def test_one_kind_of_strokes_is_enough(leak, likelihood):
     # And what was missed is found, without a word on the background.
     missing = organ & (np.arange(mask.shape[0])[:, None, None] > 40)
     strokes = line(mask.shape, 30, 38), none
-    found = cut(image, missing, *strokes, SPACING_MM, label_log_odds(missing, SPACING_MM), likelihood)
+    found = cut(
+        image, missing, *strokes, SPACING_MM, label_log_odds(missing, SPACING_MM), likelihood
+    )
     assert dice(found, organ) > 0.97
     # Also of a single voxel.
     strokes = line(mask.shape, 34, 35), none
-    found = cut(image, missing, *strokes, SPACING_MM, label_log_odds(missing, SPACING_MM), likelihood)
+    found = cut(
+        image, missing, *strokes, SPACING_MM, label_log_odds(missing, SPACING_MM), likelihood
+    )
     assert dice(missing, organ) < dice(found, organ) - 0.1
 
 
@@ -112,7 +138,14 @@ def test_far_from_strokes_the_label_stays(leak):
     other[5:12, 5:12, 2:6] = True
     stroke = line(mask.shape, 74, 90)
     held = mask | other
-    found = cut(image, held, np.zeros(mask.shape, bool), stroke, SPACING_MM, label_log_odds(held, SPACING_MM))
+    found = cut(
+        image,
+        held,
+        np.zeros(mask.shape, bool),
+        stroke,
+        SPACING_MM,
+        label_log_odds(held, SPACING_MM),
+    )
     assert dice(found[:20, :20, :10], other[:20, :20, :10]) > 0.85
 
 
@@ -122,7 +155,9 @@ def test_the_region_has_its_margin_and_ends_with_the_volume(corner):
     strokes[corner] = True
     (region,) = regions_of(strokes, SPACING_MM, 7)
     for part, length, mm, at in zip(region, strokes.shape, SPACING_MM, corner, strict=True):
-        assert part == slice(max(at - int(np.ceil(7 / mm)), 0), min(at + 1 + int(np.ceil(7 / mm)), length))
+        assert part == slice(
+            max(at - int(np.ceil(7 / mm)), 0), min(at + 1 + int(np.ceil(7 / mm)), length)
+        )
 
 
 def test_strokes_share_a_region_as_far_as_their_boxes_overlap():
@@ -155,7 +190,14 @@ def test_a_large_region_is_cut_in_larger_voxels_and_changes_no_more_than_the_lea
 def correct(leak, tmp_path):
     """Corrects the leak in some slices: strokes and mask as bool, and how the files store it."""
 
-    def correct(slices=slice(None), strokes=None, turn=lambda volume: volume, scan_shape=None, task=None, **options):
+    def correct(
+        slices=slice(None),
+        strokes=None,
+        turn=lambda volume: volume,
+        scan_shape=None,
+        task=None,
+        **options,
+    ):
         image, _, mask = leak
         labels = mask.astype(np.uint8)
         labels[line(mask.shape, 74, 90) if strokes is None else strokes] = 2
@@ -163,7 +205,10 @@ def correct(leak, tmp_path):
         voxels = image[..., slices]
         save(tmp_path / "scan.nii.gz", voxels.reshape(scan_shape or voxels.shape), affine)
         nib.save(turn(nib.Nifti1Image(labels[..., slices], affine)), tmp_path / "label.nii.gz")
-        paths = {name: str(tmp_path / f"{file}.nii.gz") for name, file in (("image", "scan"), ("label", "label"))}
+        paths = {
+            name: str(tmp_path / f"{file}.nii.gz")
+            for name, file in (("image", "scan"), ("label", "label"))
+        }
         path, _ = (task or Scribbles({}))({**params(), **paths, **options})
         mask = nib.load(path)
         assert np.allclose(mask.affine, affine)
@@ -194,7 +239,8 @@ def test_the_files_may_hold_the_voxels_in_another_order_and_axes_of_1(correct, l
     flipped = [[1, -1], [0, 1], [2, -1]]
     assert np.array_equal(correct(turn=lambda label: label.as_reoriented(flipped)), expected)
     assert np.array_equal(
-        correct(task=CleanUp(), turn=lambda label: label.as_reoriented(flipped)), correct(task=CleanUp())
+        correct(task=CleanUp(), turn=lambda label: label.as_reoriented(flipped)),
+        correct(task=CleanUp()),
     )
 
 
@@ -216,9 +262,13 @@ def test_a_label_drawn_in_3d_slicer_corrects_a_scan_whose_forms_disagree(correct
 def test_a_label_that_is_no_volume_is_said(correct, shape):
     def turn(label):
         voxels = np.asanyarray(label.dataobj)
-        return nib.Nifti1Image(np.stack([voxels] * 2, -1) if shape.endswith("2") else voxels[..., 0], label.affine)
+        return nib.Nifti1Image(
+            np.stack([voxels] * 2, -1) if shape.endswith("2") else voxels[..., 0], label.affine
+        )
 
-    with pytest.raises(InputError, match=f"^label: the volume is .-D with shape {shape}, expected one 3-D"):
+    with pytest.raises(
+        InputError, match=f"^label: the volume is .-D with shape {shape}, expected one 3-D"
+    ):
         correct(turn=turn)
 
 
@@ -266,26 +316,43 @@ def test_strokes_correct_the_segment_around_them_on_the_scans_grid(client, held)
 
 
 @pytest.mark.parametrize(
-    ("segment", "names"), [("liver", ["liver"]), ("Lesion", ["lesion"]), ("liver", ["liver", "lesion"])]
+    ("segment", "names"),
+    [("liver", ["liver"]), ("Lesion", ["lesion"]), ("liver", ["liver", "lesion"])],
 )
-def test_what_a_bundle_says_of_the_segment_is_the_prior(client, root, held, tmp_path, segment, names):
+def test_what_a_bundle_says_of_the_segment_is_the_prior(
+    client, root, held, tmp_path, segment, names
+):
     """Where the labelmap knows no lesions, they are liver."""
     scan, labels, file = held
     values = {"liver": 1, "background_scribbles": 2, "Lesion" if len(names) == 1 else "vessel": 3}
     info = [{"name": name, "id": value} for name, value in values.items()]
     asked = params(prior="two_d", region_mm="15", selected_label_name=segment, label_info=info)
-    found = np.asanyarray(nib.load(client.infer("scribbles", "oblique", asked, label_in=file)[0]).dataobj) > 0
+    found = (
+        np.asanyarray(
+            nib.load(client.infer("scribbles", "oblique", asked, label_in=file)[0]).dataobj
+        )
+        > 0
+    )
 
     spacing_mm = nib.affines.voxel_sizes(scan.affine)
     (region,) = regions_of(labels == 2, spacing_mm, 15)
-    bundle = Segmentation(read_bundle(root / "bundles" / "two_d"), ProbabilityStore(tmp_path / "kept"))
+    bundle = Segmentation(
+        read_bundle(root / "bundles" / "two_d"), ProbabilityStore(tmp_path / "kept")
+    )
     kept = bundle.probabilities(str(root / "studies" / "oblique.nii"))
     (said,) = kept.regions(names, [region])
     assert np.ptp(kept.regions(["liver"], [region])[0]) > 0.5
     expected = labels == values[segment]
-    parts = (volume[region] for volume in (scan.get_fdata(dtype=np.float32), expected, labels == 9, labels == 2))
+    parts = (
+        volume[region]
+        for volume in (scan.get_fdata(dtype=np.float32), expected, labels == 9, labels == 2)
+    )
     expected[region] = cut(
-        *parts, spacing_mm, network_log_odds(said), reach_mm=7.5, inner=inner_of(region, labels.shape)
+        *parts,
+        spacing_mm,
+        network_log_odds(said),
+        reach_mm=7.5,
+        inner=inner_of(region, labels.shape),
     )
     assert np.array_equal(found, expected)
 
@@ -327,13 +394,25 @@ def test_clean_up_is_algorithm_1_on_the_selected_segment(client, held):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"selected_label_name": "spleen"}, "found 'spleen', expected one of liver, background_scribbles, lesion"),
+        (
+            {"selected_label_name": "spleen"},
+            "found 'spleen', expected one of liver, background_scribbles, lesion",
+        ),
         ({"label_info": None}, "found no label_info"),
         ({"label_info": ["liver"]}, 'expected a list of {"name"'),
         ({"label_info": [{"name": "liver", "id": float("inf")}]}, 'expected a list of {"name"'),
-        ({"result_extension": ".foo"}, "option result_extension: found '.foo', expected one of '.nii.gz', "),
-        ({"result_extension": 5}, "option result_extension: found '5', expected one of '.nii.gz', "),
-        ({"prior": "three_d", "selected_label_name": "lesion"}, "for the segment 'lesion', expected one that knows it"),
+        (
+            {"result_extension": ".foo"},
+            "option result_extension: found '.foo', expected one of '.nii.gz', ",
+        ),
+        (
+            {"result_extension": 5},
+            "option result_extension: found '5', expected one of '.nii.gz', ",
+        ),
+        (
+            {"prior": "three_d", "selected_label_name": "lesion"},
+            "for the segment 'lesion', expected one that knows it",
+        ),
         ({"prior": "wish"}, "option prior: found 'wish', expected one of 'label', "),
     ],
 )

@@ -13,9 +13,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import requests
-from bundle_runs import AFFINE, save
-from label_bundles import copy_app, serve
-from waiting import wait_until
+from helpers.bundle_runs import AFFINE, save
+from helpers.label_bundles import copy_app, serve
+from helpers.waiting import wait_until
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from monailabel.client import MONAILabelClient

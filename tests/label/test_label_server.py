@@ -12,10 +12,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import requests
-from bundle_runs import AFFINE, make_scan, save
-from dataset_trees import write_series
-from label_bundles import SMALL_2D, SMALL_3D, run_bundle, tiny_bundle, write_weights
-from waiting import wait_until
+from helpers.bundle_runs import AFFINE, make_scan, save
+from helpers.dataset_trees import write_series
+from helpers.label_bundles import SMALL_2D, SMALL_3D, run_bundle, tiny_bundle, write_weights
+from helpers.waiting import wait_until
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 import nrrd
@@ -43,7 +43,9 @@ def expected(root, tmp_path_factory):
         key = (bundle, image, str(settings))
         if key not in known:
             scan = root / "studies" / FILES[image]
-            known[key] = nib.load(run_bundle(root / FOLDERS[bundle], scan, tmp_path_factory.mktemp("m"), **settings))
+            known[key] = nib.load(
+                run_bundle(root / FOLDERS[bundle], scan, tmp_path_factory.mktemp("m"), **settings)
+            )
         return known[key]
 
     return mask
@@ -92,7 +94,9 @@ def test_models_say_their_labels_options_and_state(client):
     models = client.info()["models"]
     assert models["two_d"]["labels"] == {"liver": 1, "lesion": 2}
     assert models["three_d"]["labels"]["portal vein"] == 2
-    assert {name: model["state"] == "ready" for name, model in models.items() if "state" in model} == {
+    assert {
+        name: model["state"] == "ready" for name, model in models.items() if "state" in model
+    } == {
         "two_d": True,
         "three_d": True,
         "waits": True,
@@ -100,7 +104,10 @@ def test_models_say_their_labels_options_and_state(client):
         "clicks_seg": True,
         "untrained": False,
     }
-    assert all(models[name]["type"] == "segmentation" for name in ("two_d", "three_d", "waits", "untrained"))
+    assert all(
+        models[name]["type"] == "segmentation"
+        for name in ("two_d", "three_d", "waits", "untrained")
+    )
     assert all(model["dimension"] == 3 for model in models.values())
     options = models["two_d"]["config"]
     assert options["mask_cleaning"][0] == "none"
@@ -137,10 +144,15 @@ def test_the_answer_says_what_is_odd_about_the_scan(client, server, tmp_path):
     body[3:-3, 3:-3], body[3:-3, 3:5] = 40, -100
     save(tmp_path / "body.nii.gz", body)
     _, result = client.infer("two_d", "", {}, file=str(tmp_path / "body.nii.gz"))
-    assert "intensities" not in result["flags"] and result["warnings"] == list(result["flags"].values())
+    assert "intensities" not in result["flags"] and result["warnings"] == list(
+        result["flags"].values()
+    )
     save(tmp_path / "metres.nii.gz", body, AFFINE / [[1000], [1000], [1000], [1]])
     _, result = client.infer("two_d", "", {}, file=str(tmp_path / "metres.nii.gz"))
-    assert ["seems to be in metres" in warning for warning in result["warnings"][:2]] == [True, False]
+    assert ["seems to be in metres" in warning for warning in result["warnings"][:2]] == [
+        True,
+        False,
+    ]
 
 
 def test_the_answer_says_why_the_mask_may_be_wrong(client, tmp_path):
@@ -161,7 +173,13 @@ def test_the_answer_says_why_the_mask_may_be_wrong(client, tmp_path):
 def test_the_answer_says_what_is_odd_about_a_dicom_series(client, root):
     folder, scan = root / "studies" / "tilt", make_scan(0)[0]
     tilted = np.diag([2.0, 2, 5, 1]) + np.eye(4, k=1) * [[0], [1.5], [0], [0]]
-    write_series(folder, scan, tilted, [f"{k}.dcm" for k in range(scan.shape[2])], SeriesInstanceUID="1.2.3.7")
+    write_series(
+        folder,
+        scan,
+        tilted,
+        [f"{k}.dcm" for k in range(scan.shape[2])],
+        SeriesInstanceUID="1.2.3.7",
+    )
     try:
         wait_until(lambda: "tilt" in client.datastore()["objects"])
         for _ in range(2):
@@ -189,7 +207,9 @@ def test_nrrd_holds_the_same_voxels_at_the_same_places(client, expected):
     """With the options that OHIF and 3D Slicer send."""
     slicer = {"result_extension": ".nrrd", "result_dtype": "uint8"}
     client.infer("three_d", "oblique", slicer)
-    file, _ = client.infer("three_d", "oblique", {**slicer, "result_compress": False, "restore_label_idx": False})
+    file, _ = client.infer(
+        "three_d", "oblique", {**slicer, "result_compress": False, "restore_label_idx": False}
+    )
     voxels, header = nrrd.read(file)
     assert header["encoding"] == "raw"
     mask = expected("three_d", "oblique")
@@ -202,9 +222,16 @@ def test_nrrd_holds_the_same_voxels_at_the_same_places(client, expected):
 
 
 def test_what_ohif_asks_is_answered(server):
-    asked = {"result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False, "label_prompt": [1]}
+    asked = {
+        "result_extension": ".nrrd",
+        "result_dtype": "uint8",
+        "result_compress": False,
+        "label_prompt": [1],
+    }
     params = {"params": (None, json.dumps({**asked, "restore_label_idx": False}))}
-    answer = requests.post(f"{server.url}/infer/two_d?image=plain&output=image", files=params, timeout=60)
+    answer = requests.post(
+        f"{server.url}/infer/two_d?image=plain&output=image", files=params, timeout=60
+    )
     assert answer.status_code == 200
     assert answer.content.startswith(b"NRRD")
 
@@ -219,7 +246,8 @@ def test_segments_bear_names_and_colours(client):
     file, result = client.infer("three_d", "plain", {"result_extension": ".seg.nrrd"})
     header = nrrd.read_header(file)
     named = {
-        header[f"Segment{i}_Name"]: int(header[f"Segment{i}_LabelValue"]) for i in range(len(result["label_names"]))
+        header[f"Segment{i}_Name"]: int(header[f"Segment{i}_LabelValue"])
+        for i in range(len(result["label_names"]))
     }
     assert named == result["label_names"]
     # 3D Slicer's GenericAnatomyColors.
@@ -249,7 +277,9 @@ def test_two_bundles_asked_by_eight_threads(server, expected):
         right = []
         for number in range(25):
             model, image = asked[(thread + number) % len(asked)]
-            answer = requests.post(f"{server.url}/infer/{model}?image={image}&output=image", timeout=600)
+            answer = requests.post(
+                f"{server.url}/infer/{model}?image={image}&output=image", timeout=600
+            )
             answer.raise_for_status()
             suffix = "".join(answer.headers["content-disposition"].rstrip('"').partition(".")[1:])
             assert suffix == ".nii.gz"
@@ -280,7 +310,9 @@ def test_weights_that_appear_and_change_need_no_restart(client, server, untraine
     shutil.copy(versions.parent / "model.pt", versions / "1")
     write_weights(untrained, 4)
     assert client.info()["models"]["untrained"]["config"]["version"] == ["in use", "1"]
-    assert_same(client.infer("untrained", "plain", {"version": "1"})[0], expected("untrained", "plain"))
+    assert_same(
+        client.infer("untrained", "plain", {"version": "1"})[0], expected("untrained", "plain")
+    )
     found = nib.load(client.infer("untrained", "plain", {})[0])
     assert not np.array_equal(found.dataobj, expected("untrained", "plain").dataobj)
 
@@ -288,7 +320,9 @@ def test_weights_that_appear_and_change_need_no_restart(client, server, untraine
 def test_weights_that_are_sent_become_a_version(server, client, root, untrained, tmp_path):
     url = f"{server.url}/model/untrained"
     before = write_weights(untrained, 5).read_bytes()
-    new = write_weights(tiny_bundle(tmp_path / "other", "mixed_unet_lits", **SMALL_2D), 6).read_bytes()
+    new = write_weights(
+        tiny_bundle(tmp_path / "other", "mixed_unet_lits", **SMALL_2D), 6
+    ).read_bytes()
     answer = requests.put(url, files={"file": ("model.pt", new)}, timeout=60)
     assert answer.status_code == 200, answer.text
     assert answer.json()["checksum"] == f"SHA256:{hashlib.sha256(new).hexdigest()}"
@@ -298,13 +332,18 @@ def test_weights_that_are_sent_become_a_version(server, client, root, untrained,
     mask = run_bundle(tmp_path / "other", root / "studies" / "plain.nii.gz", tmp_path / "mask")
     assert_same(client.infer("untrained", "plain", {})[0], nib.load(mask))
 
-    wrong = write_weights(tiny_bundle(tmp_path / "wrong", "unet3d_abdomen", **SMALL_3D), 0).read_bytes()
+    wrong = write_weights(
+        tiny_bundle(tmp_path / "wrong", "unet3d_abdomen", **SMALL_3D), 0
+    ).read_bytes()
     for body in (wrong, new[:1000]):
         answer = requests.put(url, files={"file": ("model.pt", body)}, timeout=60)
         assert answer.status_code == 400
         assert "model.pt" in answer.json()["detail"]
     assert (
-        requests.put(f"{server.url}/model/scribbles", files={"file": ("model.pt", new)}, timeout=60).status_code == 404
+        requests.put(
+            f"{server.url}/model/scribbles", files={"file": ("model.pt", new)}, timeout=60
+        ).status_code
+        == 404
     )
     assert requests.get(url, timeout=60).content == new
 
@@ -313,13 +352,17 @@ def test_many_scans_of_which_one_is_damaged(client, server):
     url = f"{server.url}/batch/infer"
     assert requests.post(f"{url}/two_d?images=unlabeled", timeout=60).status_code == 200
     # Submitted, it is not running yet.
-    wait_until(lambda: requests.get(url, timeout=60).json()["status"] not in ("SUBMITTED", "RUNNING"))
+    wait_until(
+        lambda: requests.get(url, timeout=60).json()["status"] not in ("SUBMITTED", "RUNNING")
+    )
     task = requests.get(url, timeout=60).json()
     assert task["status"] == "DONE", task
     details = "\n".join(task["details"])
     assert "3 / 3" in details
     assert "not readable as a volume" in details
-    labelled = {name for name, item in client.datastore()["objects"].items() if "original" in item["labels"]}
+    labelled = {
+        name for name, item in client.datastore()["objects"].items() if "original" in item["labels"]
+    }
     assert labelled == {"plain", "oblique"}
 
 
@@ -334,7 +377,10 @@ def test_answers_while_an_inference_runs(server, client, root):
             for address in ("info/", "datastore/", "datastore/image?image=plain"):
                 assert requests.get(f"{server.url}/{address}", timeout=60).status_code == 200
             # A second one is not held up either.
-            assert requests.post(f"{server.url}/infer/two_d?image=plain", timeout=60).status_code == 200
+            assert (
+                requests.post(f"{server.url}/infer/two_d?image=plain", timeout=60).status_code
+                == 200
+            )
             assert not running.done()
         finally:
             (root / "opened").touch()
@@ -349,13 +395,28 @@ def test_answers_while_an_inference_runs(server, client, root):
         ("infer/two_d", {}, 404, ["image"]),
         ("infer/two_d?session_id=nothing", {}, 404, ["'nothing'"]),
         ("infer/two_d?session_id=../../studies", {}, 400, ["slashes"]),
-        ("infer/two_d?image=plain", {"mask_cleaning": "polish"}, 400, ["two_d", "'polish'", "'dense_crf'"]),
+        (
+            "infer/two_d?image=plain",
+            {"mask_cleaning": "polish"},
+            400,
+            ["two_d", "'polish'", "'dense_crf'"],
+        ),
         ("infer/two_d?image=plain", {"flips": [[7]]}, 400, ["flips", "[[0]]"]),
         ("infer/two_d?image=plain", {"version": "7"}, 400, ["version", "in use"]),
         ("infer/two_d?image=plain", {"device": "abacus"}, 400, ["'abacus'", "cpu"]),
         ("infer/two_d?image=plain", {"result_extension": ".jpg"}, 400, [".nii.gz"]),
-        ("infer/two_d?image=plain", {"mask_cleanin": "none"}, 400, ["'mask_cleanin'", "mask_cleaning"]),
-        ("infer/two_d?image=plain", {"save_label": True, "label_tag": "../../x"}, 400, ["label_tag", "slashes"]),
+        (
+            "infer/two_d?image=plain",
+            {"mask_cleanin": "none"},
+            400,
+            ["'mask_cleanin'", "mask_cleaning"],
+        ),
+        (
+            "infer/two_d?image=plain",
+            {"save_label": True, "label_tag": "../../x"},
+            400,
+            ["label_tag", "slashes"],
+        ),
         ("infer/two_d?image=plain", [1], 400, ["params"]),
         ("infer/two_d?image=damaged", {}, 400, ["damaged.nii.gz", "not readable"]),
         ("infer/wsi/two_d?image=plain", {}, 404, ["whole slide"]),
@@ -380,7 +441,9 @@ def test_no_file_of_the_server_is_read(server, root, tmp_path):
     for name in (secret, "../studies/plain.nii.gz", str(root / "studies" / "plain.nii.gz")):
         answer = requests.post(f"{server.url}/infer/two_d", params={"image": name}, timeout=60)
         assert answer.status_code == 404, answer.text
-        answer = requests.post(f"{server.url}/infer/wsi_v2/two_d", params={"image": name}, timeout=60)
+        answer = requests.post(
+            f"{server.url}/infer/wsi_v2/two_d", params={"image": name}, timeout=60
+        )
         assert answer.status_code == 404, answer.text
     for key in ("image", "label", "model", "session"):
         body = {"params": json.dumps({key: secret})}
@@ -404,16 +467,41 @@ def test_no_file_of_the_server_is_read(server, root, tmp_path):
         ("datastore/label?image=plain", "a.nii.gz", "damaged", 400, ["'a.nii.gz'", "not readable"]),
         ("datastore/label?image=plain", "a.nii.gz", "half", 400, ["'a.nii.gz'", "not readable"]),
         ("datastore/label?image=plain", "a.nrrd", "volume", 400, [".nii.gz"]),
-        ("datastore/label?image=plain", "a.nii", "volume", 400, ["shape 4×4×4", "expected 48×40×8", "plain.nii.gz"]),
-        ("datastore/label?image=oblique", "a.nii", "straight", 400, ["oblique.nii", "mm off", "resample"]),
-        ("datastore/label?image=plain", "a.nii", "negative", 400, ["values -1", "expected 0 to 255"]),
+        (
+            "datastore/label?image=plain",
+            "a.nii",
+            "volume",
+            400,
+            ["shape 4×4×4", "expected 48×40×8", "plain.nii.gz"],
+        ),
+        (
+            "datastore/label?image=oblique",
+            "a.nii",
+            "straight",
+            400,
+            ["oblique.nii", "mm off", "resample"],
+        ),
+        (
+            "datastore/label?image=plain",
+            "a.nii",
+            "negative",
+            400,
+            ["values -1", "expected 0 to 255"],
+        ),
         ("datastore/image?image=new", "a.nii", "large", 413, ["4 MB", "max_upload_mb"]),
         ("session/", "..", "volume", 400, ["'..'"]),
     ],
 )
-def test_uploads_are_bounded_and_checked(server, root, tmp_path, address, name, content, status, words):
+def test_uploads_are_bounded_and_checked(
+    server, root, tmp_path, address, name, content, status, words
+):
     before = sorted(path for path in root.rglob("*") if "logs" not in path.parts)
-    shapes = {"4-D": (4, 4, 4, 2), "large": (256, 128, 256), "straight": (40, 48, 7), "negative": (48, 40, 8)}
+    shapes = {
+        "4-D": (4, 4, 4, 2),
+        "large": (256, 128, 256),
+        "straight": (40, 48, 7),
+        "negative": (48, 40, 8),
+    }
     voxels = np.full(shapes.get(content, (4, 4, 4)), -1 if content == "negative" else 0, np.int8)
     save(tmp_path / "scan.nii", voxels, AFFINE)
     whole = (tmp_path / "scan.nii").read_bytes()
@@ -429,4 +517,6 @@ def test_an_upload_is_taken_up(client, root, tmp_path):
     save(tmp_path / "scan.nii.gz", make_scan(3)[0])
     assert client.upload_image(str(tmp_path / "scan.nii.gz"), "new")["image"] == "new"
     assert client.infer("two_d", "new", {})[0]
-    requests.delete(f"{client.get_server_url()}/datastore/image?id=new", timeout=60).raise_for_status()
+    requests.delete(
+        f"{client.get_server_url()}/datastore/image?id=new", timeout=60
+    ).raise_for_status()

@@ -12,9 +12,9 @@ import time
 import nibabel as nib
 import numpy as np
 import pytest
-from bundle_runs import AFFINE, make_scan, save
-from dataset_trees import write_series
-from full_disk import full_disk
+from helpers.bundle_runs import AFFINE, make_scan, save
+from helpers.dataset_trees import write_series
+from helpers.full_disk import full_disk
 
 from liverseg.errors import InputError
 
@@ -47,7 +47,9 @@ def folder(tmp_path):
     (folder / "linked.nii.gz").symlink_to(blob)
     for number, name in enumerate(("[CT] x", "p1/st/CT")):
         uid = f"1.2.3.{number}"
-        write_series(folder / name, SCAN, AXIAL, NAMES, SeriesInstanceUID=uid, FrameOfReferenceUID=uid)
+        write_series(
+            folder / name, SCAN, AXIAL, NAMES, SeriesInstanceUID=uid, FrameOfReferenceUID=uid
+        )
     return folder
 
 
@@ -73,8 +75,19 @@ def test_what_can_be_read_is_listed_and_the_rest_named_once(folder, caplog):
         store = open_store(folder)
         store.refresh()
     assert sorted(store.list_images()) == SCANS
-    (line,) = (record.getMessage() for record in caplog.records if "left out" in record.getMessage())
-    for name in ("a.png", "b.xml", "empty.nii.gz", "noise.nii", "gone.nii.gz", "liver.nii.gz", "IM2.dcm", "gap"):
+    (line,) = (
+        record.getMessage() for record in caplog.records if "left out" in record.getMessage()
+    )
+    for name in (
+        "a.png",
+        "b.xml",
+        "empty.nii.gz",
+        "noise.nii",
+        "gone.nii.gz",
+        "liver.nii.gz",
+        "IM2.dcm",
+        "gap",
+    ):
         assert name in line
     for name in ("._plain", "datastore_v2", "plain.nii.gz"):
         assert name not in line
@@ -127,8 +140,23 @@ def test_whose_a_series_is_its_headers_say(folder):
         "plain": {"PatientID": "p1"},
     }.items():
         uid = f"1.2.4.{len(list(folder.rglob('*.dcm')))}"
-        write_series(folder / name, SCAN, AXIAL, NAMES, SeriesInstanceUID=uid, FrameOfReferenceUID=uid, **whose)
-    whose = {"s1_CT": "p1", "s1_CT2": "p1", "s2_CT": "1.2.3", "s2_CT2": "1.2.3", "[CT] x": "[CT] x", "plain": "plain"}
+        write_series(
+            folder / name,
+            SCAN,
+            AXIAL,
+            NAMES,
+            SeriesInstanceUID=uid,
+            FrameOfReferenceUID=uid,
+            **whose,
+        )
+    whose = {
+        "s1_CT": "p1",
+        "s1_CT2": "p1",
+        "s2_CT": "1.2.3",
+        "s2_CT2": "1.2.3",
+        "[CT] x": "[CT] x",
+        "plain": "plain",
+    }
     # The server, and a process that trains and reads no headers.
     for store in (open_store(folder), open_store(folder, read_only=True)):
         assert {name: patient(store, name) for name in whose} == whose
@@ -277,9 +305,18 @@ def test_what_an_older_server_listed_is_forgotten_unless_it_has_a_label(folder, 
     save(folder / "labels" / "final" / "torn.nii.gz", LABEL)
     objects = {
         "a": {"image": {"ext": ".png"}},
-        "torn": {"image": {"ext": ".nii.gz"}, "labels": {"final": {"ext": ".nii.gz", "info": {"by": "me"}}}},
+        "torn": {
+            "image": {"ext": ".nii.gz"},
+            "labels": {"final": {"ext": ".nii.gz", "info": {"by": "me"}}},
+        },
     }
-    list_file = {"name": "n", "description": "d", "images_dir": ".", "labels_dir": "labels", "objects": objects}
+    list_file = {
+        "name": "n",
+        "description": "d",
+        "images_dir": ".",
+        "labels_dir": "labels",
+        "objects": objects,
+    }
     (folder / "datastore_v2.json").write_text(json.dumps(list_file))
     store = open_store(folder)
     assert sorted(store.list_images()) == sorted([*SCANS, "torn"])

@@ -13,8 +13,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import AFFINE, make_scan, save
-from label_bundles import tiny_bundle, write_weights
+from helpers.bundle_runs import AFFINE, make_scan, save
+from helpers.label_bundles import tiny_bundle, write_weights
 from monai.bundle import ConfigParser
 from scipy import ndimage
 
@@ -31,7 +31,12 @@ from lib.infers.segment import Segmentation
 from lib.scoring.entropy import EntropyMeter
 from lib.scoring.scores import DiceScores, Disagreement, Uncertainty, disagreement, mean_entropy
 
-SIMPLE = {"network_def": "@networks#simple", "spacing": [-1, -1, -1], "sw_batch_size": 3, "amp": False}
+SIMPLE = {
+    "network_def": "@networks#simple",
+    "spacing": [-1, -1, -1],
+    "sw_batch_size": 3,
+    "amp": False,
+}
 TWO_D = {"stage_network#first_filters": 4, "spatial_size": [32, 32], "amp": False}
 
 CASCADE = {
@@ -45,7 +50,11 @@ CASCADE = {
 }
 TILES = {
     **{"stage_networks#liver#width": 4, "stage_networks#lesion#width": 4},
-    **{"spatial_size": [28, 28, 28], "lesion_spatial_size": [20, 20, 20], "lesion_spacing": [6, 6, 10]},
+    **{
+        "spatial_size": [28, 28, 28],
+        "lesion_spatial_size": [20, 20, 20],
+        "lesion_spacing": [6, 6, 10],
+    },
     **{"segmented_targets": ["liver", "lesion"], "amp": False},
 }
 
@@ -97,7 +106,9 @@ def test_what_was_skipped_comes_last_and_nobody_gets_what_another_is_on(store, t
     assert ask(first, store, "two") == "a"  # free since its annotator went on
     assert ask(first, store, "one") == "b"
     assert ask(first, store, "one") == "d"
-    assert ask(first, store, "one") == "c"  # a is another's; of all that were skipped it is the one longest ago
+    assert (
+        ask(first, store, "one") == "c"
+    )  # a is another's; of all that were skipped it is the one longest ago
     for image in "bc":
         label(store, image, tmp_path)
     assert ask(first, store, "one") == "d"
@@ -126,7 +137,9 @@ def test_who_ask_at_once_get_different_scans(tmp_path):
 
 def test_chance_is_that_of_the_seed(store, tmp_path):
     strategy = Random("", 0)
-    orders = [[ask(strategy, store, f"client {seed}", seed=seed) for _ in range(4)] for seed in range(5)]
+    orders = [
+        [ask(strategy, store, f"client {seed}", seed=seed) for _ in range(4)] for seed in range(5)
+    ]
     assert all(sorted(order) == list("abcd") for order in orders)
     assert len(set(map(tuple, orders))) > 1
     assert [ask(strategy, store, "another", seed=3) for _ in range(2)] == orders[3][:2]
@@ -171,7 +184,9 @@ def turned(x: torch.Tensor, degrees: float) -> torch.Tensor:
     matrix = np.eye(x.ndim)
     matrix[2:4, 2:4] = [[cosine, sine], [-sine, cosine]]
     centre = (np.array(x.shape) - 1) / 2
-    found = ndimage.affine_transform(x.double().numpy(), matrix, centre - matrix @ centre, order=1, mode="nearest")
+    found = ndimage.affine_transform(
+        x.double().numpy(), matrix, centre - matrix @ centre, order=1, mode="nearest"
+    )
     return torch.from_numpy(found)
 
 
@@ -179,7 +194,9 @@ def entropy_over_turns(network, x, body) -> float:
     """Of the mean softmax, in the body, for all of (N, C, H, W) or (N, C, H, W, D) at once."""
     with torch.no_grad():
         probabilities = [network(x).softmax(1)]
-        probabilities += [turned(network(turned(x, angle).float()).softmax(1), -angle) for angle in (10, -10)]
+        probabilities += [
+            turned(network(turned(x, angle).float()).softmax(1), -angle) for angle in (10, -10)
+        ]
     mean = sum(probabilities).double() / 3
     entropy = -(mean * mean.clamp_min(1e-300).log()).sum(1) / math.log(mean.shape[1])
     return float(entropy[body].mean())
@@ -195,19 +212,36 @@ def test_uncertainty_is_the_entropy_of_the_mean_over_turns_in_the_body(tmp_path)
     assert body.float().mean() == pytest.approx(32 * 28 / (48 * 40))
     expected = entropy_over_turns(network, image.permute(2, 0, 1)[:, None], body.permute(2, 0, 1))
     assert 0.01 < expected < 0.99
-    assert mean_entropy(read_bundle(folder), str(tmp_path / "scan.nii.gz")) == pytest.approx(expected, rel=1e-5)
+    assert mean_entropy(read_bundle(folder), str(tmp_path / "scan.nii.gz")) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_uncertainty_of_a_network_that_takes_clicks_is_that_without_any(tmp_path):
-    convolution = {"_target_": "torch.nn.Conv3d", "in_channels": 4, "out_channels": 3, "kernel_size": 3, "padding": 1}
-    settings = {"network_def": convolution, "spacing": [-1, -1, -1], "spatial_size": [48, 40, 8], "amp": False}
+    convolution = {
+        "_target_": "torch.nn.Conv3d",
+        "in_channels": 4,
+        "out_channels": 3,
+        "kernel_size": 3,
+        "padding": 1,
+    }
+    settings = {
+        "network_def": convolution,
+        "spacing": [-1, -1, -1],
+        "spatial_size": [48, 40, 8],
+        "amp": False,
+    }
     folder = tiny_bundle(tmp_path / "clicks", "deepedit_liver", **settings)
     write_weights(folder, 0)
     save(tmp_path / "scan.nii.gz", make_scan(0)[0])
     image, network, body = preprocessed(folder, tmp_path / "scan.nii.gz")
-    expected = entropy_over_turns(network, torch.cat([image[None], torch.zeros(3, *image.shape)])[None], body[None])
+    expected = entropy_over_turns(
+        network, torch.cat([image[None], torch.zeros(3, *image.shape)])[None], body[None]
+    )
     assert 0.01 < expected < 0.99
-    assert mean_entropy(read_bundle(folder), str(tmp_path / "scan.nii.gz")) == pytest.approx(expected, rel=1e-5)
+    assert mean_entropy(read_bundle(folder), str(tmp_path / "scan.nii.gz")) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_uncertainty_of_networks_with_dropout_is_over_draws_of_it(tmp_path):
@@ -218,13 +252,17 @@ def test_uncertainty_of_networks_with_dropout_is_over_draws_of_it(tmp_path):
     bundle, scan = read_bundle(folder), str(tmp_path / "scan.nii.gz")
     meters = []
     settings = {"postprocessing": None, "dataset#data": [{"image": scan}]}
-    Segmentation(bundle).run(settings, lambda evaluator: meters.append(EntropyMeter(evaluator, "image")))
+    Segmentation(bundle).run(
+        settings, lambda evaluator: meters.append(EntropyMeter(evaluator, "image"))
+    )
     (meter,) = meters
     each = [float(meter.entropies[part] / meter.voxels[part]) for part in meter.voxels]
     assert len(each) == 2
     assert meter.mean() == pytest.approx(sum(each) / 2)
     assert meter.mean() == mean_entropy(bundle, scan)
-    without = tiny_bundle(tmp_path / "without", "mixed_unet_lits", **TWO_D, **{"stage_network#dropout": 0.0})
+    without = tiny_bundle(
+        tmp_path / "without", "mixed_unet_lits", **TWO_D, **{"stage_network#dropout": 0.0}
+    )
     (without / "models").mkdir()
     (without / "models" / "model.pt").write_bytes((folder / "models" / "model.pt").read_bytes())
     assert meter.mean() != pytest.approx(mean_entropy(read_bundle(without), scan), rel=1e-3)
@@ -252,8 +290,14 @@ def test_measuring_changes_no_mask(tmp_path, source, tiny, write, networks):
     write(folder, 0)
     save(tmp_path / "scan.nii.gz", make_scan(0)[0])
     masks, meters = [], []
-    for name, watch in {"no": None, "yes": lambda evaluator: meters.append(EntropyMeter(evaluator, "image"))}.items():
-        settings = {"output_dir": str(tmp_path / name), "dataset#data": [{"image": str(tmp_path / "scan.nii.gz")}]}
+    for name, watch in {
+        "no": None,
+        "yes": lambda evaluator: meters.append(EntropyMeter(evaluator, "image")),
+    }.items():
+        settings = {
+            "output_dir": str(tmp_path / name),
+            "dataset#data": [{"image": str(tmp_path / "scan.nii.gz")}],
+        }
         Segmentation(read_bundle(folder)).run(settings, watch)
         masks.append(nib.load(next((tmp_path / name).glob("*.nii.gz"))).get_fdata())
     assert len(meters[0].voxels) == networks
@@ -296,7 +340,9 @@ def test_scores_are_kept_until_the_weights_change_and_choose_the_next_scan(store
     assert list(done["failed"]) == ["d"]
     assert scores.pending(store) == []
     values = {image: score.get("value") for image, score in scores.current(store).items()}
-    assert values["a"] == pytest.approx(mean_entropy(bundle, str(tmp_path / "studies #1" / "a.nii.gz")))
+    assert values["a"] == pytest.approx(
+        mean_entropy(bundle, str(tmp_path / "studies #1" / "a.nii.gz"))
+    )
     expected = sorted("abc", key=lambda image: -values[image])
     assert [ask(uncertain, store, "one") for _ in range(4)] == [*expected, "d"]
     assert scores({}, store) == {"scored": 0, "failed": {}}
@@ -423,7 +469,9 @@ def test_dice_is_said_of_each_class(store, tmp_path):
     assert scores.pending(store) == ["a"]
     scores({}, store)
     expected = {
-        name: 2 * np.sum((mask == value) & (values == value)) / (np.sum(mask == value) + np.sum(values == value))
+        name: 2
+        * np.sum((mask == value) & (values == value))
+        / (np.sum(mask == value) + np.sum(values == value))
         for name, value in {"liver": 1, "lesion": 2}.items()
     }
     kept = scores.current(store)["a"]
@@ -434,7 +482,9 @@ def test_dice_is_said_of_each_class(store, tmp_path):
 
     # As a client that numbers otherwise, and stores the axes in another order.
     numbered = nib.Nifti1Image(np.array([0, 2, 1], np.uint8)[values], AFFINE)
-    nib.save(numbered.as_reoriented(np.array([[1, -1], [0, 1], [2, -1]])), tmp_path / "label.nii.gz")
+    nib.save(
+        numbered.as_reoriented(np.array([[1, -1], [0, 1], [2, -1]])), tmp_path / "label.nii.gz"
+    )
     names = [{"name": "Lesion", "idx": 1}, {"name": "liver", "idx": 2}]
     store.save_label("a", str(tmp_path / "label.nii.gz"), "final", {"label_info": names})
     scores({}, store)
@@ -445,7 +495,9 @@ def test_dice_is_said_of_each_class(store, tmp_path):
     mask = np.asanyarray(nib.load(path).dataobj) > 0
     dice = 2 * np.sum(mask & (values > 0)) / (np.sum(mask) + np.sum(values > 0))
     assert 0 < dice < 1
-    assert DiceScores("dice", "", {"liver": liver}).score("a", store)["dice"] == pytest.approx({"liver": dice})
+    assert DiceScores("dice", "", {"liver": liver}).score("a", store)["dice"] == pytest.approx(
+        {"liver": dice}
+    )
 
     label(store, "a", tmp_path, values * 0)
     assert scores.pending(store) == ["a"]

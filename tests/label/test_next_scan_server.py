@@ -7,16 +7,30 @@ import time
 import numpy as np
 import pytest
 import requests
-from bundle_runs import make_scan, save
-from label_bundles import copy_app, serve, tiny_bundle, write_weights
+from helpers.bundle_runs import make_scan, save
+from helpers.label_bundles import copy_app, serve, tiny_bundle, write_weights
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from monailabel.client import MONAILabelClient
 
 # A run that waits as long as there is a file.
-GATE = ["$[time.sleep(0.05) for _ in iter(lambda: os.path.exists({closed!r}), False)]", "$@evaluator.run()"]
-IMPORTS = ["$import inspect", "$import os", "$import sys", "$import time", "$from pkgutil import resolve_name"]
-SIMPLE = {"network_def": "@networks#simple", "spacing": [-1, -1, -1], "amp": False, "imports": IMPORTS}
+GATE = [
+    "$[time.sleep(0.05) for _ in iter(lambda: os.path.exists({closed!r}), False)]",
+    "$@evaluator.run()",
+]
+IMPORTS = [
+    "$import inspect",
+    "$import os",
+    "$import sys",
+    "$import time",
+    "$from pkgutil import resolve_name",
+]
+SIMPLE = {
+    "network_def": "@networks#simple",
+    "spacing": [-1, -1, -1],
+    "amp": False,
+    "imports": IMPORTS,
+}
 
 
 @pytest.fixture
@@ -24,7 +38,9 @@ def root(tmp_path):
     copy_app(tmp_path)
     gate = [line.format(closed=str(tmp_path / "closed")) for line in GATE]
     for seed, name in enumerate(("one", "other")):
-        write_weights(tiny_bundle(tmp_path / "bundles" / name, "fcn_liver", **SIMPLE, run=gate), seed)
+        write_weights(
+            tiny_bundle(tmp_path / "bundles" / name, "fcn_liver", **SIMPLE, run=gate), seed
+        )
     (tmp_path / "studies").mkdir()
     for number, name in enumerate("abcd"):
         save(tmp_path / "studies" / f"{name}.nii.gz", make_scan(number)[0])
@@ -49,9 +65,13 @@ def wait(found):
 def assert_only_this_page_is_let_in(url, page):
     asks = {"Access-Control-Request-Method": "POST", "Sec-Fetch-Site": "cross-site"}
     for method, more in (("OPTIONS", asks), ("GET", {"Sec-Fetch-Site": "cross-site"})):
-        answer = requests.request(method, f"{url}/info/", headers={"Origin": page, **more}, timeout=60)
+        answer = requests.request(
+            method, f"{url}/info/", headers={"Origin": page, **more}, timeout=60
+        )
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, page)
-        answer = requests.request(method, f"{url}/info/", headers={"Origin": f"{page}.evil", **more}, timeout=60)
+        answer = requests.request(
+            method, f"{url}/info/", headers={"Origin": f"{page}.evil", **more}, timeout=60
+        )
         assert answer.status_code == 403
         assert "access-control-allow-origin" not in answer.headers
 
@@ -60,7 +80,9 @@ def test_scores_in_the_background_choose_the_next_scan(root, tmp_path):
     allowed = ("--conf", "origins", "https://viewer.example/")
     with serve(root, "--conf", "score_model", "other", *allowed) as server:
         assert_only_this_page_is_let_in(server.url, "https://viewer.example")
-        one, two = (MONAILabelClient(server.url, str(tmp_path), client_id=name) for name in ("one", "two"))
+        one, two = (
+            MONAILabelClient(server.url, str(tmp_path), client_id=name) for name in ("one", "two")
+        )
 
         def task():
             return requests.get(f"{server.url}/scoring/", timeout=60).json()

@@ -33,7 +33,10 @@ def test_the_panel_is_for_the_server_that_it_comes_from():
     assert given.count("window.location.origin") == there.count("window.location.origin") + 2
     # The rest is as it was, so that it still is a program.
     assert [line for line in given.splitlines() if line not in there.splitlines()] == [
-        *("    const _url = window.location.origin + '/';", "    this.serverURI = window.location.origin;"),
+        *(
+            "    const _url = window.location.origin + '/';",
+            "    this.serverURI = window.location.origin;",
+        ),
         "      Object.assign(axios_default().defaults.headers.common, props.servicesManager.services."
         "userAuthenticationService.getAuthorizationHeader()); return new MonaiLabelClient(settings ? settings.url : "
         "this.serverURI);",
@@ -44,7 +47,10 @@ def test_files_in_folders_are_found_and_nothing_outside():
     browser = open_browser()
     name = "assets/favicon-16x16.png"
     answer = browser.get(f"/ohif/{name}")
-    assert (answer.content, answer.headers["content-type"]) == ((FOLDER / name).read_bytes(), "image/png")
+    assert (answer.content, answer.headers["content-type"]) == (
+        (FOLDER / name).read_bytes(),
+        "image/png",
+    )
     page = (FOLDER / "index.html").read_text()
     for address in ("", "viewer/any", "assets", "..%2F..%2Fproxy.py", "%2Fetc%2Fpasswd", "a%00b"):
         assert browser.get(f"/ohif/{address}").text == page
@@ -53,7 +59,9 @@ def test_files_in_folders_are_found_and_nothing_outside():
 def test_nobody_needs_a_token_for_them_and_they_say_where_to_get_one(monkeypatch):
     assert open_browser().get(f"/ohif/{CONFIG}").text == (FOLDER / CONFIG).read_text()
     monkeypatch.setattr(settings, "MONAI_LABEL_AUTH_ENABLE", True)
-    monkeypatch.setattr(settings, "MONAI_LABEL_AUTH_REALM_URI", "https://login.example/realms/liver")
+    monkeypatch.setattr(
+        settings, "MONAI_LABEL_AUTH_REALM_URI", "https://login.example/realms/liver"
+    )
     browser = open_browser()
     for path in ("", "app.bundle.css", PANEL):
         assert browser.get(f"/ohif/{path}").status_code == 200

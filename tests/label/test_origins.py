@@ -21,12 +21,20 @@ from lib.server import _listens_on, _say_who_is_answered
 EVIL = "http://evil.example"
 # Of a page elsewhere, as Chromium 156 and Firefox 140 send them; {port} is the server's.
 PAGES = {
-    "fetch": {"Origin": EVIL, "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Referer": f"{EVIL}/"},
+    "fetch": {
+        "Origin": EVIL,
+        "Sec-Fetch-Site": "cross-site",
+        "Sec-Fetch-Mode": "no-cors",
+        "Referer": f"{EVIL}/",
+    },
     "over plain http": {"Origin": EVIL},
     "sandbox": {"Origin": "null", "Sec-Fetch-Site": "cross-site"},
     "another port": {"Origin": "http://127.0.0.1:1", "Sec-Fetch-Site": "same-site"},
     "the same port elsewhere": {"Origin": "http://192.0.2.1:{port}"},
-    "localhost for 127.0.0.1": {"Origin": "http://localhost:{port}", "Sec-Fetch-Site": "cross-site"},
+    "localhost for 127.0.0.1": {
+        "Origin": "http://localhost:{port}",
+        "Sec-Fetch-Site": "cross-site",
+    },
     "a longer name": {"Origin": "http://127.0.0.1:{port}.evil.example"},
     "a form of an old browser": {"Referer": f"{EVIL}/form.html"},
     "a picture": {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
@@ -49,21 +57,38 @@ CHANGES = {
     "PUT session/": {"files": {"files": ("a.nii.gz", b"evil")}},
     "PUT datastore/image/info?image=plain": {"data": {"info": '{"evil": 1}'}},
     # A page may send these without asking first.
-    "POST infer/two_d?image=plain&output=image": {"data": {"params": '{"save_label": true, "label_tag": "evil"}'}},
-    "POST activelearning/first": {"data": '{"client_id": "evil"}', "headers": {"Content-Type": "text/plain"}},
+    "POST infer/two_d?image=plain&output=image": {
+        "data": {"params": '{"save_label": true, "label_tag": "evil"}'}
+    },
+    "POST activelearning/first": {
+        "data": '{"client_id": "evil"}',
+        "headers": {"Content-Type": "text/plain"},
+    },
     "POST proxy/dicom/stow/studies": {"data": b"evil", "headers": {"Content-Type": "text/plain"}},
     "POST batch/infer/two_d": {},
 }
-READS = ("datastore/?output=all", "logs/", "datastore/image?image=plain", "info/", "proxy/dicom/qido/studies")
+READS = (
+    "datastore/?output=all",
+    "logs/",
+    "datastore/image?image=plain",
+    "info/",
+    "proxy/dicom/qido/studies",
+)
 
 
 @pytest.fixture
 def ask(server):
-    def ask(request: str, page: dict[str, str], headers: dict[str, str] | None = None, **sent) -> requests.Response:
+    def ask(
+        request: str, page: dict[str, str], headers: dict[str, str] | None = None, **sent
+    ) -> requests.Response:
         method, address = request.split(" ")
         port = str(urlparse(server.url).port)
-        headers = {key: value.replace("{port}", port) for key, value in {**(headers or {}), **page}.items()}
-        return requests.request(method, f"{server.url}/{address}", headers=headers, timeout=60, **sent)
+        headers = {
+            key: value.replace("{port}", port) for key, value in {**(headers or {}), **page}.items()
+        }
+        return requests.request(
+            method, f"{server.url}/{address}", headers=headers, timeout=60, **sent
+        )
 
     return ask
 
@@ -81,7 +106,10 @@ def test_no_other_page_reads_or_changes_anything(ask, page):
 
 
 def test_no_other_page_is_told_that_it_may(ask):
-    asks = {"Access-Control-Request-Method": "DELETE", "Access-Control-Request-Headers": "content-type"}
+    asks = {
+        "Access-Control-Request-Method": "DELETE",
+        "Access-Control-Request-Headers": "content-type",
+    }
     answer = ask("OPTIONS datastore/image", {**PAGES["fetch"], **asks})
     assert answer.status_code == 403
     assert not [name for name in answer.headers if name.startswith("access-control")]
@@ -95,9 +123,16 @@ PROGRAMS = {
     "by a name of --conf hosts": {"Host": "label.EXAMPLE"},
     "by hand": {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"},
     "OHIF": {"Origin": "http://127.0.0.1:{port}", "Sec-Fetch-Site": "same-origin"},
-    "OHIF by name": {"Host": "localhost:{port}", "Origin": "http://localhost:{port}", "Sec-Fetch-Site": "same-origin"},
+    "OHIF by name": {
+        "Host": "localhost:{port}",
+        "Origin": "http://localhost:{port}",
+        "Sec-Fetch-Site": "same-origin",
+    },
     "OHIF behind a proxy": {"Host": "label.example", "Origin": "https://label.example"},
-    "OHIF reads": {"Referer": "http://127.0.0.1:{port}/ohif/viewer", "Sec-Fetch-Site": "same-origin"},
+    "OHIF reads": {
+        "Referer": "http://127.0.0.1:{port}/ohif/viewer",
+        "Sec-Fetch-Site": "same-origin",
+    },
 }
 
 
@@ -105,7 +140,12 @@ PROGRAMS = {
 def test_programs_and_the_servers_own_pages_are_answered(ask, program):
     headers = PROGRAMS[program]
     assert ask("GET info/", headers).status_code == 200
-    assert ask("PUT datastore/image/info?image=plain", headers, data={"info": '{"note": 1}'}).status_code == 200
+    assert (
+        ask(
+            "PUT datastore/image/info?image=plain", headers, data={"info": '{"note": 1}'}
+        ).status_code
+        == 200
+    )
     # Nobody else draws it into a page of theirs.
     answer = ask("GET datastore/", headers)
     assert answer.headers["content-security-policy"] == "frame-ancestors 'self'"

@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import ROOT, make_scan, save
-from label_bundles import tiny_bundle, write_weights
+from helpers.bundle_runs import ROOT, make_scan, save
+from helpers.label_bundles import tiny_bundle, write_weights
 from monai.bundle import ConfigParser
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
@@ -26,7 +26,11 @@ AFFINE = np.array([[0, -3.0, 0, 70], [0, 0, 8.0, -20], [2.5, 0, 0, 5], [0, 0, 0,
 SMALL = {
     "fcn_liver": {"network_def": "@networks#simple", "spacing": [-1, -1, -1]},
     "mixed_unet_lits": {"stage_network#first_filters": 4, "spatial_size": [32, 32]},
-    "unet3d_abdomen": {"networks#paper#width": 4, "spacing": [12, 12, 12], "spatial_size": [16, 16, 16]},
+    "unet3d_abdomen": {
+        "networks#paper#width": 4,
+        "spacing": [12, 12, 12],
+        "spatial_size": [16, 16, 16],
+    },
 }
 
 
@@ -62,7 +66,9 @@ def by_hand(bundle, scan):
     ornt = nib.io_orientation(image.affine)
     ras = nib.apply_orientation(image.get_fdata(), ornt)
     low, high = parser["hu_window"]
-    slices = torch.tensor(np.clip((ras - low) / (high - low), 0, 1), dtype=torch.float32).permute(2, 0, 1)[:, None]
+    slices = torch.tensor(np.clip((ras - low) / (high - low), 0, 1), dtype=torch.float32).permute(
+        2, 0, 1
+    )[:, None]
     with torch.no_grad():
         found = network(slices).softmax(1)[:, 1].permute(1, 2, 0).numpy()
     back = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), ornt)
@@ -87,7 +93,10 @@ def test_of_an_organ_in_a_corner_any_region_is_read(tmp_path, scan, store):
     organ[5:9, 40:48, 1:3] = np.random.default_rng(0).integers(1, 255, (4, 8, 2))
     basis = np.load(kept.file)["basis"]
     np.savez(kept.file, basis=basis, liver=organ[5:9, 40:48, 1:3], **{"liver starts": [5, 40, 1]})
-    regions = [(slice(0, 40), slice(0, 48), slice(0, 7)), (slice(7, 30), slice(41, 44), slice(0, 2))]
+    regions = [
+        (slice(0, 40), slice(0, 48), slice(0, 7)),
+        (slice(7, 30), slice(41, 44), slice(0, 2)),
+    ]
     outside = slice(10, 20), slice(0, 10), slice(0, 7)
     *found, empty = kept.regions(["liver"], [*regions, outside])
     for region, values in zip(regions, found, strict=True):
@@ -119,7 +128,9 @@ def test_every_bundle_gives_them():
     assert [bundle.name for bundle in bundles if not gives_probabilities(bundle)] == []
 
 
-def test_a_segmentation_keeps_those_of_its_options_and_no_version_that_is_not_in_use(tmp_path, scan, store):
+def test_a_segmentation_keeps_those_of_its_options_and_no_version_that_is_not_in_use(
+    tmp_path, scan, store
+):
     task = make(tmp_path, "fcn_liver", store)
     task({"image": scan, "modality": "mr"})
     in_mr = whole(store.find(task.bundle, scan), "liver")

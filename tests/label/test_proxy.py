@@ -30,9 +30,15 @@ def dicom(monkeypatch):
     class Dicom(BaseHTTPRequestHandler):
         def do_GET(self):
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            seen.append(SimpleNamespace(line=f"{self.command} {self.path}", headers=self.headers, body=body))
+            seen.append(
+                SimpleNamespace(line=f"{self.command} {self.path}", headers=self.headers, body=body)
+            )
             self.send_response(200)
-            sent = {"Content-Type": "multipart/related", "Content-Encoding": "gzip", "Set-Cookie": "a=b"}
+            sent = {
+                "Content-Type": "multipart/related",
+                "Content-Encoding": "gzip",
+                "Set-Cookie": "a=b",
+            }
             for name, value in {**sent, "Access-Control-Allow-Origin": "*"}.items():
                 self.send_header(name, value)
             self.end_headers()
@@ -55,7 +61,9 @@ def dicom(monkeypatch):
 
     with HTTPServer(("127.0.0.1", 0), Dicom) as host:
         threading.Thread(target=host.serve_forever, args=(0.01,), daemon=True).start()
-        monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", f"http://127.0.0.1:{host.server_port}/dicom-web")
+        monkeypatch.setattr(
+            settings, "MONAI_LABEL_STUDIES", f"http://127.0.0.1:{host.server_port}/dicom-web"
+        )
         monkeypatch.setattr(proxy, "proxy_dicom", proxy.proxy_dicom)
         pass_on_dicomweb()
         yield SimpleNamespace(ask=ask, seen=seen)
@@ -66,7 +74,11 @@ def dicom(monkeypatch):
     ("method", "op", "path"),
     [
         ("GET", "qido", "studies"),
-        ("GET", "qido", "studies?PatientName=Roe*&fuzzymatching=true&limit=101&ModalitiesInStudy=CT%5CMR"),
+        (
+            "GET",
+            "qido",
+            "studies?PatientName=Roe*&fuzzymatching=true&limit=101&ModalitiesInStudy=CT%5CMR",
+        ),
         ("GET", "wado", "studies/1.2/series/1.3/metadata"),
         ("GET", "wado", "studies/1.2/series/1.3/instances/1.4/frames/1,2"),
         ("POST", "stow", "studies"),
@@ -88,19 +100,38 @@ def test_metadata_are_wados_whatever_they_are_asked_as(dicom, monkeypatch):
 
 def test_the_form_that_ohif_asks_for_arrives_and_nothing_of_the_user(dicom):
     accept = 'multipart/related; type="image/jp2"; transfer-syntax=*'
-    private = {"authorization": "Bearer secret", "cookie": "a=b", "host": "127.0.0.1:8000", "x-more": "1"}
-    answer = dicom.ask("GET", "wado", "studies/1.2/series/1.3/instances/1.4/frames/1", accept=accept, **private)
+    private = {
+        "authorization": "Bearer secret",
+        "cookie": "a=b",
+        "host": "127.0.0.1:8000",
+        "x-more": "1",
+    }
+    answer = dicom.ask(
+        "GET", "wado", "studies/1.2/series/1.3/instances/1.4/frames/1", accept=accept, **private
+    )
     (asked,) = dicom.seen
     assert asked.headers["Accept"] == accept
     assert not {"Authorization", "Cookie", "X-More"} & set(asked.headers)
-    assert asked.headers["Host"].startswith("127.0.0.1:") and asked.headers["Host"] != private["host"]
+    assert (
+        asked.headers["Host"].startswith("127.0.0.1:") and asked.headers["Host"] != private["host"]
+    )
     # As it was packed, so that the browser unpacks it; and no page of others is let in, nor a cookie set.
     assert (answer.body, answer.headers["content-encoding"]) == (PACKED, "gzip")
     assert not {"access-control-allow-origin", "set-cookie"} & set(answer.headers)
 
-    dicom.ask("POST", "stow", "studies", b"--x--", **{"content-type": "multipart/related; boundary=x"}, **private)
+    dicom.ask(
+        "POST",
+        "stow",
+        "studies",
+        b"--x--",
+        **{"content-type": "multipart/related; boundary=x"},
+        **private,
+    )
     (asked,) = dicom.seen
-    assert (asked.body, asked.headers["Content-Type"]) == (b"--x--", "multipart/related; boundary=x")
+    assert (asked.body, asked.headers["Content-Type"]) == (
+        b"--x--",
+        "multipart/related; boundary=x",
+    )
     assert not {"Authorization", "Cookie", "X-More"} & set(asked.headers)
 
 

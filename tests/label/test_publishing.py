@@ -35,7 +35,10 @@ from lib.trainers.publishing import compare
 )
 def test_a_model_is_better_by_more_than_the_scans_can_tell_apart(differences, needed, is_better):
     other = {f"scan{number}": 0.9 for number in range(len(differences))}
-    new = {name: 0.9 + difference for (name, _), difference in zip(other.items(), differences, strict=True)}
+    new = {
+        name: 0.9 + difference
+        for (name, _), difference in zip(other.items(), differences, strict=True)
+    }
     # In any order: they are paired by name.
     compared = compare(dict(reversed(new.items())), other)
     assert compared.difference == pytest.approx(sum(differences) / len(differences))
@@ -74,9 +77,14 @@ def test_what_is_within_the_noise_is_not_published(bundle):
         "difference of +0.0100 over 3 scans, where more than 0.0218 is needed"
     )
     assert versions.version_in_use(bundle) == first.name
-    better = publishing.publish_if_better(bundle, add(bundle, [0.93, 0.81, 0.72], parent=first.name))
+    better = publishing.publish_if_better(
+        bundle, add(bundle, [0.93, 0.81, 0.72], parent=first.name)
+    )
     assert better.state == "published"
-    assert "a difference of +0.0200 over 3 scans, where more than 0.0109 is needed" in better.record["reason"]
+    assert (
+        "a difference of +0.0200 over 3 scans, where more than 0.0109 is needed"
+        in better.record["reason"]
+    )
     assert versions.version_in_use(bundle) == better.name
 
 

@@ -12,8 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import requests
-from bundle_runs import AFFINE, make_scan
-from dataset_trees import write_series
+from helpers.bundle_runs import AFFINE, make_scan
+from helpers.dataset_trees import write_series
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 
@@ -103,18 +103,28 @@ def test_a_scan_is_never_replaced(ask):
 def test_an_id_is_the_name_of_the_file(ask):
     names = ["1.2.840.113", "1.3.12.2"]
     for name, content in zip(names, (SCAN, LABEL), strict=True):
-        assert ask("PUT", "datastore/image", files={"file": (f"{name}.nii.gz", content)}).json() == {"image": name}
+        assert ask(
+            "PUT", "datastore/image", files={"file": (f"{name}.nii.gz", content)}
+        ).json() == {"image": name}
         assert ask("GET", f"datastore/image?image={name}").content == content
     for name in names:
         assert ask("DELETE", f"datastore/image?id={name}").status_code == 200
         # There is room for another one at once.
-        assert ask("PUT", f"datastore/image?image={name}", files={"file": ("a.nii.gz", SCAN)}).status_code == 200
+        assert (
+            ask(
+                "PUT", f"datastore/image?image={name}", files={"file": ("a.nii.gz", SCAN)}
+            ).status_code
+            == 200
+        )
         assert ask("DELETE", f"datastore/image?id={name}").status_code == 200
 
 
 def test_an_id_is_no_path_of_the_server(ask, root):
     assert (root / "bundles").is_dir()
-    assert ask("PUT", "datastore/image?image=bundles", files={"file": ("a.nii.gz", SCAN)}).status_code == 200
+    assert (
+        ask("PUT", "datastore/image?image=bundles", files={"file": ("a.nii.gz", SCAN)}).status_code
+        == 200
+    )
     params = {"params": json.dumps({"save_label": True, "label_tag": "tried"})}
     answer = ask("POST", "infer/two_d?image=bundles&output=image", data=params)
     assert answer.status_code == 200, answer.text
@@ -125,8 +135,20 @@ def test_an_id_is_no_path_of_the_server(ask, root):
 SHAPE = (48, 40, 8)
 UPLOADS = {
     "4-D": ("label", "a.nii.gz", lambda: packed(np.zeros((*SHAPE, 2), np.uint8)), 400, ["3-D"]),
-    "2-D": ("label", "a.nii.gz", lambda: packed(np.zeros(SHAPE[:2], np.uint8)), 400, ["48×40", "3-D"]),
-    "complex": ("label", "a.nii.gz", lambda: packed(np.zeros(SHAPE, np.complex64)), 400, ["complex numbers"]),
+    "2-D": (
+        "label",
+        "a.nii.gz",
+        lambda: packed(np.zeros(SHAPE[:2], np.uint8)),
+        400,
+        ["48×40", "3-D"],
+    ),
+    "complex": (
+        "label",
+        "a.nii.gz",
+        lambda: packed(np.zeros(SHAPE, np.complex64)),
+        400,
+        ["complex numbers"],
+    ),
     "colours": ("label", "a.nii.gz", lambda: packed(np.zeros(SHAPE, RGB)), 400, ["colours"]),
     "nan": ("label", "a.nii.gz", lambda: bent(LABEL, np.nan), 400, ["sform", "nan"]),
     "flat": ("label", "a.nii.gz", lambda: bent(LABEL, 0), 400, ["sform", "finite length"]),
@@ -134,7 +156,13 @@ UPLOADS = {
     "noise": ("label", "a.nii.gz", lambda: damaged(LABEL), 400, ["'a.nii.gz'"]),
     "long tag": (f"label&tag={LONG}", "a.nii.gz", lambda: LABEL, 400, ["tag", "300", "200"]),
     "scan nan": ("image", "a.nii.gz", lambda: bent(SCAN, np.nan), 400, ["'a.nii.gz'", "sform"]),
-    "scan complex": ("image", "a.nii.gz", lambda: packed(np.zeros((8, 8, 8), np.complex64)), 400, ["complex numbers"]),
+    "scan complex": (
+        "image",
+        "a.nii.gz",
+        lambda: packed(np.zeros((8, 8, 8), np.complex64)),
+        400,
+        ["complex numbers"],
+    ),
     "scan bomb": ("image", "a.nii.gz", lambda: huge(200), 413, ["32 MB", "4 MB"]),
     "long id": (f"image&image={LONG}", "a.nii.gz", lambda: SCAN, 400, ["image", "300", "200"]),
     "junk": ("session", "a.bin", lambda: b"abc", 400, ["'a.bin'", ".nii.gz"]),
@@ -142,13 +170,41 @@ UPLOADS = {
     "expiry": ("session&expiry=-5", "a.nii.gz", lambda: SCAN, 400, ["expiry", "-5"]),
     "text": ("session&uncompress=true", "a.txt", lambda: b"abc", 400, ["'a.txt'", ".zip"]),
     "no zip": ("session&uncompress=true", "a.zip", lambda: b"abc", 400, ["'a.zip'", "archive"]),
-    "half a zip": ("session&uncompress=true", "a.zip", lambda: damaged(zipped("a", SCAN)), 400, ["'a.zip'"]),
+    "half a zip": (
+        "session&uncompress=true",
+        "a.zip",
+        lambda: damaged(zipped("a", SCAN)),
+        400,
+        ["'a.zip'"],
+    ),
     "no tar": ("session&uncompress=true", "a.tar.gz", lambda: SCAN, 400, ["'a.tar.gz'"]),
-    "outside": ("session&uncompress=true", "a.tar.gz", lambda: tarred("../a", b"abc"), 400, ["'a.tar.gz'", "../a"]),
-    "zip bomb": ("session&uncompress=true", "a.zip", lambda: zipped("a", bytes(5 * 10**6)), 413, ["5 MB", "4 MB"]),
-    "tar bomb": ("session&uncompress=true", "a.tar.gz", lambda: tarred("a", bytes(5 * 10**6)), 413, ["5 MB", "4 MB"]),
+    "outside": (
+        "session&uncompress=true",
+        "a.tar.gz",
+        lambda: tarred("../a", b"abc"),
+        400,
+        ["'a.tar.gz'", "../a"],
+    ),
+    "zip bomb": (
+        "session&uncompress=true",
+        "a.zip",
+        lambda: zipped("a", bytes(5 * 10**6)),
+        413,
+        ["5 MB", "4 MB"],
+    ),
+    "tar bomb": (
+        "session&uncompress=true",
+        "a.tar.gz",
+        lambda: tarred("a", bytes(5 * 10**6)),
+        413,
+        ["5 MB", "4 MB"],
+    ),
 }
-ADDRESSES = {"label": "datastore/label?image=plain", "image": "datastore/image?", "session": "session/?"}
+ADDRESSES = {
+    "label": "datastore/label?image=plain",
+    "image": "datastore/image?",
+    "session": "session/?",
+}
 FIELDS = {"label": "label", "image": "file", "session": "files"}
 
 
@@ -165,7 +221,9 @@ def test_an_upload_is_whole_and_a_volume(ask, root, case):
 def slices(folder, series="1.2.3.4", count=4) -> list[tuple[str, bytes]]:
     """The files of a DICOM series."""
     names = [f"{series}.{number}.dcm" for number in range(count)]
-    write_series(folder / series, make_scan(0)[0], np.diag([2.0, 2, 5, 1]), names, SeriesInstanceUID=series)
+    write_series(
+        folder / series, make_scan(0)[0], np.diag([2.0, 2, 5, 1]), names, SeriesInstanceUID=series
+    )
     return [(name, (folder / series / name).read_bytes()) for name in names]
 
 
@@ -192,7 +250,11 @@ def test_a_session_of_several_files_is_one_series(ask, tmp_path):
         (lambda files, more: files + more, "session/", ["2 series"]),
         (lambda files, _: [*files, files[0]], "session/", ["1.2.3.4.0.dcm", "twice"]),
         (lambda files, _: [*files, ("a.NII.gz", SCAN)], "session/", ["'a.NII.gz'", "each scan"]),
-        (lambda files, _: [("a.txt", b"abc"), ("b.txt", b"abc")], "session/", ["no CT or MRI series"]),
+        (
+            lambda files, _: [("a.txt", b"abc"), ("b.txt", b"abc")],
+            "session/",
+            ["no CT or MRI series"],
+        ),
         (lambda files, _: files, "session/?uncompress=true", ["4 files", "one archive"]),
     ],
 )
@@ -206,7 +268,9 @@ def test_a_session_of_several_files_that_are_no_series(ask, root, tmp_path, chan
 @pytest.mark.parametrize("pack", [zipped, tarred])
 def test_archives_are_unpacked_for_a_session(ask, pack):
     name = {zipped: "a.zip", tarred: "a.tar.gz"}[pack]
-    answer = ask("PUT", "session/?uncompress=true", files={"files": (name, pack("slice.dcm", b"abc"))})
+    answer = ask(
+        "PUT", "session/?uncompress=true", files={"files": (name, pack("slice.dcm", b"abc"))}
+    )
     assert answer.status_code == 200, answer.text
     assert ask("DELETE", f"session/{answer.json()['session_id']}").status_code == 200
 
@@ -217,7 +281,10 @@ def test_archives_are_unpacked_for_a_session(ask, pack):
 @pytest.fixture
 def labelled(ask):
     """A scan with a label that is no final one."""
-    assert ask("PUT", "datastore/image?image=said", files={"file": ("a.nii.gz", SCAN)}).status_code == 200
+    assert (
+        ask("PUT", "datastore/image?image=said", files={"file": ("a.nii.gz", SCAN)}).status_code
+        == 200
+    )
     sent = {
         "files": {"label": ("a.nii.gz", LABEL)},
         "data": {"params": '{"label_info": [{"name": "liver", "idx": 1}]}'},
@@ -228,22 +295,41 @@ def labelled(ask):
 
 
 def test_what_is_said_is_kept_unless_it_breaks_others(ask, labelled):
-    image, label = f"datastore/image/info?image={labelled}", f"datastore/label/info?label={labelled}&tag=draft"
+    image, label = (
+        f"datastore/image/info?image={labelled}",
+        f"datastore/label/info?label={labelled}&tag=draft",
+    )
     assert ask("PUT", image, data={"info": '{"note": "é"}'}).status_code == 200
-    assert ask("PUT", label, data={"info": '{"params": {"label_names": {"liver": 1}}}'}).status_code == 200
+    assert (
+        ask("PUT", label, data={"info": '{"params": {"label_names": {"liver": 1}}}'}).status_code
+        == 200
+    )
     before = objects(ask)[labelled]
     assert before["image"]["info"]["note"] == "é"
     assert before["labels"]["draft"]["info"]["label_info"] == [{"name": "liver", "idx": 1}]
 
-    for text in ("{", "[1]", "3", "null", '{"a": NaN}', '{"a": 1e999}', '{"a": "\\ud800"}', f'{{"a": {DEEP}'):
+    for text in (
+        "{",
+        "[1]",
+        "3",
+        "null",
+        '{"a": NaN}',
+        '{"a": 1e999}',
+        '{"a": "\\ud800"}',
+        f'{{"a": {DEEP}',
+    ):
         check_refused(ask("PUT", image, data={"info": text}), 400, "info")
         check_refused(ask("PUT", label, data={"info": text}), 400, "info")
         files = {"label": ("a.nii.gz", LABEL)}
         check_refused(
-            ask("PUT", f"datastore/label?image={labelled}", files=files, data={"params": text}), 400, "params"
+            ask("PUT", f"datastore/label?image={labelled}", files=files, data={"params": text}),
+            400,
+            "params",
         )
     for key in ("served", "strategy", "uncertainty", "dice", "disagreement", "id", "path"):
-        check_refused(ask("PUT", image, data={"info": json.dumps({key: 5})}), 400, key, "server's own")
+        check_refused(
+            ask("PUT", image, data={"info": json.dumps({key: 5})}), 400, key, "server's own"
+        )
         sent = {"files": {"file": ("a.nii.gz", SCAN)}, "data": {"params": json.dumps({key: 5})}}
         check_refused(ask("PUT", "datastore/image?image=new", **sent), 400, key)
     for info in (
@@ -258,12 +344,19 @@ def test_what_is_said_is_kept_unless_it_breaks_others(ask, labelled):
     ):
         files = {"label": ("a.nii.gz", LABEL)}
         check_refused(ask("PUT", label, data={"info": json.dumps(info)}), 400, "expected")
-        answer = ask("PUT", f"datastore/label?image={labelled}", files=files, data={"params": json.dumps(info)})
+        answer = ask(
+            "PUT",
+            f"datastore/label?image={labelled}",
+            files=files,
+            data={"params": json.dumps(info)},
+        )
         check_refused(answer, 400, "expected")
     assert objects(ask)[labelled] == before
     client = {"client_id": float("nan")}
     header = {"Content-Type": "application/json"}
-    check_refused(ask("POST", "activelearning/first", data=json.dumps(client), headers=header), 400, "finite")
+    check_refused(
+        ask("POST", "activelearning/first", data=json.dumps(client), headers=header), 400, "finite"
+    )
 
 
 @pytest.mark.parametrize(
@@ -307,8 +400,18 @@ def test_no_tag_stands_for_others(ask, labelled):
         ("infer/two_d?image=plain", {"device": [5]}, 400, ["device", "5"]),
         ("infer/two_d?image=plain", {"device": {"a": 1}}, 400, ["device"]),
         ("infer/two_d?image=plain", {"device": "cuda:x"}, 400, ["device", "cuda:x"]),
-        ("infer/two_d?image=plain", {"device": "cuda:99"}, 400, ["two_d", "cuda:99 was asked for", "CUDA devices"]),
-        ("batch/infer/two_d", {"device": "cuda:99"}, 400, ["cuda:99 was asked for", "CUDA devices"]),
+        (
+            "infer/two_d?image=plain",
+            {"device": "cuda:99"},
+            400,
+            ["two_d", "cuda:99 was asked for", "CUDA devices"],
+        ),
+        (
+            "batch/infer/two_d",
+            {"device": "cuda:99"},
+            400,
+            ["cuda:99 was asked for", "CUDA devices"],
+        ),
         ("train/two_d", {"device": "cuda:99"}, 400, ["cuda:99 was asked for", "CUDA devices"]),
         ("infer/two_d?image=plain", {"label_tag": 5}, 400, ["label_tag", "5"]),
         ("infer/two_d?image=plain", {"label_tag": ["a"]}, 400, ["label_tag"]),
@@ -347,13 +450,19 @@ def test_wrong_options_start_nothing(ask, address, body, status, words):
         return [ask("GET", f"{kind}?all=true").json() for kind in kinds]
 
     before = tasks()
-    sent = {"data": {"params": json.dumps(body)}} if address.startswith("infer/") else {"json": body}
+    sent = (
+        {"data": {"params": json.dumps(body)}} if address.startswith("infer/") else {"json": body}
+    )
     check_refused(ask("POST", address, **sent), status, *words)
     assert tasks() == before
 
 
 def test_no_request_is_answered_with_anything_but_a_sentence(ask):
-    check_refused(ask("POST", "train/two_d", data="{", headers={"Content-Type": "application/json"}), 400, "JSON")
+    check_refused(
+        ask("POST", "train/two_d", data="{", headers={"Content-Type": "application/json"}),
+        400,
+        "JSON",
+    )
     check_refused(ask("DELETE", "datastore/label?id=plain"), 400, "tag", "nothing")
     check_refused(ask("GET", "datastore/?output=foo"), 400, "output", "'foo'", "'stats'")
     # Whatever is no file of OHIF is an address within it.
@@ -365,36 +474,67 @@ def test_no_request_is_answered_with_anything_but_a_sentence(ask):
     check_refused(ask("GET", "datastore/image?image=nobody"), 404, "plain")
     for body in ("{", "null", "[1]", '{"level": "x"}'):
         for kind in ("wsi", "wsi_v2"):
-            check_refused(ask("POST", f"infer/{kind}/two_d?image=plain", data={"wsi": body}), 404, "whole slide")
+            check_refused(
+                ask("POST", f"infer/{kind}/two_d?image=plain", data={"wsi": body}),
+                404,
+                "whole slide",
+            )
     gpu = ask("GET", "logs/gpu")
     assert gpu.status_code == 200 or "nvidia-smi" in gpu.json()["detail"]
     files = {"label": ("l.bin", b"abc")}
-    check_refused(ask("POST", "infer/scribbles?image=plain", files=files), 400, "'l.bin'", ".nii.gz")
+    check_refused(
+        ask("POST", "infer/scribbles?image=plain", files=files), 400, "'l.bin'", ".nii.gz"
+    )
     values = packed(np.full((48, 40, 8), 300, np.int16))
     params = {"label_info": [{"name": "liver", "id": 1}], "selected_label_name": "liver"}
     sent = {"files": {"label": ("mine.nii.gz", values)}, "data": {"params": json.dumps(params)}}
-    check_refused(ask("POST", "infer/scribbles?image=plain", **sent), 400, "label: found label values")
+    check_refused(
+        ask("POST", "infer/scribbles?image=plain", **sent), 400, "label: found label values"
+    )
 
 
 def save_label(ask, label, address="datastore/label?image=plain", **names):
     info = [{"name": name, "idx": value} for name, value in names.items()]
-    sent = {"files": {"label": ("a.nii.gz", label)}, "data": {"params": json.dumps({"label_info": info})}}
+    sent = {
+        "files": {"label": ("a.nii.gz", label)},
+        "data": {"params": json.dumps({"label_info": info})},
+    }
     return ask("PUT", address, **sent)
 
 
 def test_a_final_label_says_what_its_segments_are(ask):
     before = objects(ask)["plain"]
-    check_refused(save_label(ask, LABEL, liver=1, Segment_1=2), 400, "Segment_1", "as ", "lesion", "portal vein")
+    check_refused(
+        save_label(ask, LABEL, liver=1, Segment_1=2),
+        400,
+        "Segment_1",
+        "as ",
+        "lesion",
+        "portal vein",
+    )
     check_refused(save_label(ask, LABEL, liver=1), 400, "values 2 without a name")
     # Without any names, another segment for each bundle.
-    check_refused(save_label(ask, LABEL), 400, "value 1 without a name", "liver for ", "artery for three_d")
+    check_refused(
+        save_label(ask, LABEL), 400, "value 1 without a name", "liver for ", "artery for three_d"
+    )
     check_refused(save_label(ask, packed(make_scan(9)[1] * 0), liver=1), 400, "found no segment")
     assert objects(ask)["plain"] == before
     # What nobody learns from may be called as its annotator likes, and names of segments without voxels do no harm.
-    assert save_label(ask, LABEL, "datastore/label?image=plain&tag=draft", **{"Segment_1": 1}).status_code == 200
+    assert (
+        save_label(
+            ask, LABEL, "datastore/label?image=plain&tag=draft", **{"Segment_1": 1}
+        ).status_code
+        == 200
+    )
     assert save_label(ask, LABEL, Liver=1, kidney_left=2, Segment_1=3).status_code == 200
-    info = {"info": json.dumps({"label_info": [{"name": "Liver", "idx": 1}, {"name": "Segment_1", "idx": 2}]})}
-    check_refused(ask("PUT", "datastore/label/info?label=plain&tag=final", data=info), 400, "Segment_1")
+    info = {
+        "info": json.dumps(
+            {"label_info": [{"name": "Liver", "idx": 1}, {"name": "Segment_1", "idx": 2}]}
+        )
+    }
+    check_refused(
+        ask("PUT", "datastore/label/info?label=plain&tag=final", data=info), 400, "Segment_1"
+    )
     for tag in ("draft", "final"):
         assert ask("DELETE", f"datastore/label?id=plain&tag={tag}").status_code == 200
 
@@ -409,9 +549,14 @@ def test_a_label_without_names_has_those_of_the_one_before(ask, tag):
         files = {"label": ("a.nii.gz", packed(np.minimum(make_scan(9)[1], 1)))}
         assert ask("PUT", address, files=files, data={"params": params}).status_code == 200
         info = objects(ask)["plain"]["labels"][tag]["info"]
-        assert info["label_info"] == named and info.get("client_id") == json.loads(params).get("client_id")
+        assert info["label_info"] == named and info.get("client_id") == json.loads(params).get(
+            "client_id"
+        )
     assert save_label(ask, LABEL, address, liver=1, tumour=2).status_code == 200
-    assert objects(ask)["plain"]["labels"][tag]["info"]["label_info"][0] == {"name": "liver", "idx": 1}
+    assert objects(ask)["plain"]["labels"][tag]["info"]["label_info"][0] == {
+        "name": "liver",
+        "idx": 1,
+    }
     assert ask("DELETE", f"datastore/label?id=plain&tag={tag}").status_code == 200
 
 
@@ -419,7 +564,9 @@ def test_the_log_is_that_of_this_server(ask, root):
     before = ask("GET", "logs/?lines=0").text
     assert "Taken: two_d (ready)" in before
     note = {"PatientID": "Roe's 17", "PatientName": "Roe^Jane", "SeriesInstanceUID": "1.2.3.77"}
-    check_refused(ask("POST", "activelearning/first?x", json={"label_tag": "/", **note}), 400, "label_tag")
+    check_refused(
+        ask("POST", "activelearning/first?x", json={"label_tag": "/", **note}), 400, "label_tag"
+    )
     assert ask("POST", "activelearning/first", json=note).status_code == 200
     with (root / "monailabel_app" / "logs" / "app.log").open("a") as file:
         file.write("a line of another server\n")
@@ -430,17 +577,35 @@ def test_the_log_is_that_of_this_server(ask, root):
         assert "1.2.3.77" in answer.text
         for patient in ("Roe", "a line of another server"):
             assert patient not in answer.text
-    assert ask("GET", "logs/?lines=2").text.splitlines() == ask("GET", "logs/?lines=300").text.splitlines()[-2:]
+    assert (
+        ask("GET", "logs/?lines=2").text.splitlines()
+        == ask("GET", "logs/?lines=300").text.splitlines()[-2:]
+    )
     check_refused(ask("GET", "logs/?lines=1e22"), 400, "lines", "'1e22'")
 
 
 def test_what_is_written_of_patients_is_for_nobody_else(ask, root):
     answer = ask("PUT", "session/", files={"files": ("a.nii.gz", SCAN)})
-    assert ask("PUT", "datastore/label?image=plain&tag=secret", files={"label": ("a.nii.gz", LABEL)}).status_code == 200
-    assert ask("PUT", "datastore/image?image=private", files={"file": ("a.nii.gz", SCAN)}).status_code == 200
+    assert (
+        ask(
+            "PUT", "datastore/label?image=plain&tag=secret", files={"label": ("a.nii.gz", LABEL)}
+        ).status_code
+        == 200
+    )
+    assert (
+        ask("PUT", "datastore/image?image=private", files={"file": ("a.nii.gz", SCAN)}).status_code
+        == 200
+    )
     written = ["studies/labels", "studies/labels/secret", "studies/labels/secret/plain.nii.gz"]
-    written += ["studies/private.nii.gz", "studies/datastore_v2.json", "monailabel_app/logs/app.log"]
-    written += [str(path.relative_to(root)) for path in (root / "sessions" / answer.json()["session_id"]).rglob("*")]
+    written += [
+        "studies/private.nii.gz",
+        "studies/datastore_v2.json",
+        "monailabel_app/logs/app.log",
+    ]
+    written += [
+        str(path.relative_to(root))
+        for path in (root / "sessions" / answer.json()["session_id"]).rglob("*")
+    ]
     assert len(written) > 7
     assert [path for path in written if (root / path).stat().st_mode & 0o077] == []
     assert ask("DELETE", "datastore/label?id=plain&tag=secret").status_code == 200

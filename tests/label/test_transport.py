@@ -26,10 +26,14 @@ def test_slow_clients_hold_up_nobody(server):
 
     def begin(path: str) -> socket.socket:
         one = socket.create_connection((address.hostname, address.port))
-        one.sendall(f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000000\r\n\r\n[".encode())
+        one.sendall(
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000000\r\n\r\n[".encode()
+        )
         return one
 
-    slow = [begin("/infer/two_d?image=plain") for _ in range(3)] + [begin("/train/two_d") for _ in range(41)]
+    slow = [begin("/infer/two_d?image=plain") for _ in range(3)] + [
+        begin("/train/two_d") for _ in range(41)
+    ]
     try:
         time.sleep(0.3)
         assert requests.post(f"{server.url}/infer/two_d?image=plain", timeout=60).status_code == 200
@@ -106,8 +110,12 @@ def test_inferences_that_wait_hold_up_nothing_else():
             return {"type": "http.request"}
 
         threads = transport.Threads(app, 2)
-        scopes = [{"type": "http", "path": "/infer/two_d"}] * 60 + [{"type": "http", "path": "/ohif/index.html"}]
-        await asyncio.wait_for(asyncio.gather(*(threads(scope, receive, None) for scope in scopes)), 10)
+        scopes = [{"type": "http", "path": "/infer/two_d"}] * 60 + [
+            {"type": "http", "path": "/ohif/index.html"}
+        ]
+        await asyncio.wait_for(
+            asyncio.gather(*(threads(scope, receive, None) for scope in scopes)), 10
+        )
 
     asyncio.run(run())
     assert finish.is_set()
@@ -133,7 +141,10 @@ def test_nothing_is_left_of_an_upload(server, root, address, field, params, stat
     content = (root / "studies" / "plain.nii.gz").read_bytes()
     before = server.log.stat().st_size
     answer = requests.post(
-        f"{server.url}/{address}", files={field: ("a.nii.gz", content)}, data={"params": params}, timeout=60
+        f"{server.url}/{address}",
+        files={field: ("a.nii.gz", content)},
+        data={"params": params},
+        timeout=60,
     )
     assert answer.status_code == status, answer.text
     (request,) = re.findall("Infer Request: {.*}", server.log.read_text()[before:])

@@ -31,7 +31,10 @@ def test_clicked_voxels_count_by_how_much_of_a_click_they_show():
     assert torch.equal(shown, image)
 
     log_softmax = logits - logits.exp().sum(1, keepdim=True).log()
-    wrong = [-log_softmax[b, label[b, 0, x, y, z], x, y, z] for b, x, y, z in ((0, 1, 2, 3), (1, 0, 0, 5))]
+    wrong = [
+        -log_softmax[b, label[b, 0, x, y, z], x, y, z]
+        for b, x, y, z in ((0, 1, 2, 3), (1, 0, 0, 5))
+    ]
     expected = base(logits, label) + 0.7 * (0.5 * wrong[0] + 1.0 * wrong[1]) / 1.5
     assert ClickLoss(base, 0.7)(logits, target).item() == pytest.approx(expected.item(), rel=1e-6)
 
@@ -49,8 +52,12 @@ def test_the_gradient_is_that_of_what_was_clicked():
     logits, label, image = batch(2)
     image[0, 1 + int(label[0, 0, 1, 1, 1]), 1, 1, 1] = 1.0
     logits.requires_grad_()
-    ClickLoss(Nothing(), 1.0)(logits, label_and_clicks({"image": image, "label": label})[1]).backward()
-    assert {tuple(voxel) for voxel in np.argwhere(logits.grad.numpy())[:, [0, 2, 3, 4]]} == {(0, 1, 1, 1)}
+    ClickLoss(Nothing(), 1.0)(
+        logits, label_and_clicks({"image": image, "label": label})[1]
+    ).backward()
+    assert {tuple(voxel) for voxel in np.argwhere(logits.grad.numpy())[:, [0, 2, 3, 4]]} == {
+        (0, 1, 1, 1)
+    }
     assert logits.grad[0, int(label[0, 0, 1, 1, 1]), 1, 1, 1] < 0
 
 

@@ -16,7 +16,9 @@ def label_at(label, factor):
     small = np.zeros((*label.shape[:2], height, width))
     for row in range(height):
         for column in range(width):
-            square = label[:, :, row * factor : (row + 1) * factor, column * factor : (column + 1) * factor]
+            square = label[
+                :, :, row * factor : (row + 1) * factor, column * factor : (column + 1) * factor
+            ]
             small[:, :, row, column] = square.max((2, 3))
     return small
 
@@ -53,7 +55,9 @@ def test_equals_the_formula_in_float64(size, levels):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.int64, torch.float32])
 def test_labels_of_any_type(dtype):
     sides, label = random_batch()
-    found = LevelRampLoss()([torch.tensor(side).float() for side in sides], torch.tensor(label).to(dtype))
+    found = LevelRampLoss()(
+        [torch.tensor(side).float() for side in sides], torch.tensor(label).to(dtype)
+    )
     assert float(found) == pytest.approx(by_hand(sides, label), abs=1e-5)
 
 
@@ -62,7 +66,10 @@ def test_without_levels_and_for_one_output_it_is_the_last_term():
     tensors, target = [torch.tensor(side) for side in sides], torch.tensor(label)
     p = 1 / (1 + np.exp(-sides[0]))
     dice = 1 - (2 * (p * label).sum() + 1) / (p.sum() + label.sum() + 1)
-    for found in (LevelRampLoss(levels=False)(tensors, target), LevelRampLoss()(tensors[0], target)):
+    for found in (
+        LevelRampLoss(levels=False)(tensors, target),
+        LevelRampLoss()(tensors[0], target),
+    ):
         assert float(found) == pytest.approx(dice, abs=1e-12)
 
 
@@ -95,7 +102,9 @@ def test_bfloat16_logits_are_summed_in_float32():
     halves = [torch.tensor(side).bfloat16() for side in sides]
     found = LevelRampLoss()(halves, torch.tensor(label))
     assert found.dtype == torch.float32
-    assert float(found) == pytest.approx(by_hand([half.double().numpy() for half in halves], label), abs=1e-5)
+    assert float(found) == pytest.approx(
+        by_hand([half.double().numpy() for half in halves], label), abs=1e-5
+    )
 
 
 def test_it_falls_when_descended():

@@ -23,7 +23,9 @@ def batch(size=(9, 7)):
 
 def probability_and_mask(logits, target, index):
     exponentials = np.exp(logits)
-    return (exponentials / exponentials.sum(1, keepdims=True))[:, index], (target[:, 0] == index).astype(np.float64)
+    return (exponentials / exponentials.sum(1, keepdims=True))[:, index], (
+        target[:, 0] == index
+    ).astype(np.float64)
 
 
 def tversky(p, g, alpha, beta):
@@ -52,9 +54,13 @@ def test_mixed_losses_and_weights_equal_the_formula_in_float64(size, dtype):
     }
     formulas = [cross_entropy, lambda p, g: tversky(p, g, 0.4, 1.6), dice_of_each_image]
     values = [f(*probability_and_mask(logits, target, index)) for index, f in enumerate(formulas)]
-    found = PerClassLoss(losses, {"liver": 3, "background": 0.5})(torch.tensor(logits), torch.tensor(target).to(dtype))
+    found = PerClassLoss(losses, {"liver": 3, "background": 0.5})(
+        torch.tensor(logits), torch.tensor(target).to(dtype)
+    )
     assert found.shape == ()
-    assert float(found) == pytest.approx((0.5 * values[0] + 3 * values[1] + values[2]) / 4.5, abs=1e-9)
+    assert float(found) == pytest.approx(
+        (0.5 * values[0] + 3 * values[1] + values[2]) / 4.5, abs=1e-9
+    )
 
 
 def test_equal_losses_are_the_loss_of_all_classes():
@@ -67,7 +73,9 @@ def test_equal_losses_are_the_loss_of_all_classes():
 
 def test_a_class_without_loss_is_left_out():
     logits, target = map(torch.tensor, batch())
-    without = DiceLoss(include_background=False, batch=True, softmax=True, to_onehot_y=True)(logits, target)
+    without = DiceLoss(include_background=False, batch=True, softmax=True, to_onehot_y=True)(
+        logits, target
+    )
     losses = {"background": None, "liver": DiceLoss(batch=True), "spleen": DiceLoss(batch=True)}
     torch.testing.assert_close(PerClassLoss(losses)(logits, target), without)
 
@@ -89,7 +97,9 @@ def test_the_gradient_is_finite_where_a_class_is_absent_or_a_prediction_certain(
     logits.requires_grad_()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        PerClassLoss(dict.fromkeys(CLASSES, loss))(logits, torch.ones(2, 1, 5, 5, dtype=torch.uint8)).backward()
+        PerClassLoss(dict.fromkeys(CLASSES, loss))(
+            logits, torch.ones(2, 1, 5, 5, dtype=torch.uint8)
+        ).backward()
     assert torch.isfinite(logits.grad).all()
     assert (logits.grad[1, 1] < 0).all()
 
@@ -111,16 +121,22 @@ def test_a_config_names_the_losses_and_the_command_line_changes_one():
             },
         }
     )
-    parser.update({"losses#per_class#losses#liver#alpha": 1.5, "losses#per_class#weights#liver": 4.0})
+    parser.update(
+        {"losses#per_class#losses#liver#alpha": 1.5, "losses#per_class#weights#liver": 4.0}
+    )
     loss = parser.get_parsed_content("loss").to("cpu")
     logits, target = batch()
     liver = tversky(*probability_and_mask(logits, target, 1), 1.5, 1)
     spleen = tversky(*probability_and_mask(logits, target, 2), 0.5, 0.5)
-    assert float(loss(torch.tensor(logits), torch.tensor(target))) == pytest.approx((4 * liver + spleen) / 5, abs=1e-5)
+    assert float(loss(torch.tensor(logits), torch.tensor(target))) == pytest.approx(
+        (4 * liver + spleen) / 5, abs=1e-5
+    )
 
 
 def test_buffers_of_the_losses_move_with_it():
-    loss = PerClassLoss({"background": None, "liver": torch.nn.BCELoss(weight=torch.ones(1))}).to(torch.float64)
+    loss = PerClassLoss({"background": None, "liver": torch.nn.BCELoss(weight=torch.ones(1))}).to(
+        torch.float64
+    )
     assert [buffer.dtype for buffer in loss.buffers()] == [torch.float64]
 
 

@@ -12,7 +12,9 @@ from liverseg.losses import DiceTopKLoss, TopKLoss
 
 def random_pair(shape, num_classes=3):
     rng = np.random.default_rng(0)
-    return rng.standard_normal((2, num_classes, *shape)), rng.integers(0, num_classes, (2, 1, *shape))
+    return rng.standard_normal((2, num_classes, *shape)), rng.integers(
+        0, num_classes, (2, 1, *shape)
+    )
 
 
 @pytest.mark.parametrize("shape", [(9, 7), (5, 4, 6)])
@@ -62,7 +64,9 @@ def test_one_channel_is_the_logit_of_the_foreground(k):
     both, dice = [(1 - p, target == 0), (p, target == 1)], []
     for q, g in both:
         dice.append(1 - (2 * (q * g).sum() + 1e-5) / (q.sum() + g.sum() + 1e-5))
-    assert float(DiceTopKLoss(k, batch=True)(*tensors)) == pytest.approx(np.mean(dice) + top_k, rel=1e-9)
+    assert float(DiceTopKLoss(k, batch=True)(*tensors)) == pytest.approx(
+        np.mean(dice) + top_k, rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("k", [0, -5, 101])

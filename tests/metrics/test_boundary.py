@@ -35,7 +35,9 @@ def bf_score_of_all_pairs(prediction, reference):
 
 def blobs(seed, shape, num_classes):
     """Smooth random regions that touch each other and the frame."""
-    field = gaussian_filter(np.random.default_rng(seed).standard_normal((num_classes, *shape)), (0, 12, 12, 1))
+    field = gaussian_filter(
+        np.random.default_rng(seed).standard_normal((num_classes, *shape)), (0, 12, 12, 1)
+    )
     return field.argmax(axis=0)
 
 
@@ -45,10 +47,13 @@ def test_equals_the_distances_of_all_pairs_of_boundary_pixels():
     prediction = shift(reference, (2, 1, 0), order=0, mode="nearest")
     prediction[40:60, 100:130, 1] = 2
     prediction[..., 3] = reference[..., 3]
-    prediction[reference == 2] = np.where(np.arange(4) == 2, 0, prediction)[reference == 2]  # slice 2: class 2 lost
+    prediction[reference == 2] = np.where(np.arange(4) == 2, 0, prediction)[
+        reference == 2
+    ]  # slice 2: class 2 lost
     prediction[..., 2][prediction[..., 2] == 2] = 0
     expected = [
-        [bf_score_of_all_pairs(prediction[..., k] == c, reference[..., k] == c) for c in range(3)] for k in range(4)
+        [bf_score_of_all_pairs(prediction[..., k] == c, reference[..., k] == c) for c in range(3)]
+        for k in range(4)
     ]
     scores = bf_scores(prediction, reference, 3)
     np.testing.assert_allclose(scores, expected, rtol=1e-12)
@@ -65,7 +70,9 @@ def test_a_distance_equal_to_the_tolerance_is_within_it():
     prediction[104:134, 100:140, 1] = 1
     scores = bf_scores(prediction, reference, 2)
     assert scores[0, 1] == 1
-    assert 0 < scores[1, 1] < 0.6  # the rows above and below the tolerance are lost, the sides match
+    assert (
+        0 < scores[1, 1] < 0.6
+    )  # the rows above and below the tolerance are lost, the sides match
 
 
 def test_masks_far_from_each_other_score_zero():

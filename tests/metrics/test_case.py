@@ -60,11 +60,18 @@ def test_every_value_equals_the_one_from_its_definition():
 def test_distances_are_those_of_monai():
     prediction, reference = random_pair(seed=3)
     metrics = case_metrics(prediction, reference, SPACING_MM, NAMES)
-    one_hot = [torch.stack([torch.from_numpy(x == c) for c in range(3)])[None] for x in (prediction, reference)]
+    one_hot = [
+        torch.stack([torch.from_numpy(x == c) for c in range(3)])[None]
+        for x in (prediction, reference)
+    ]
     hd95_mm = compute_hausdorff_distance(*one_hot, percentile=95, spacing=SPACING_MM)[0]
     assd_mm = compute_average_surface_distance(*one_hot, symmetric=True, spacing=SPACING_MM)[0]
-    assert [metrics[name]["hd95_mm"] for name in NAMES[1:]] == pytest.approx(hd95_mm.tolist(), rel=1e-5)
-    assert [metrics[name]["assd_mm"] for name in NAMES[1:]] == pytest.approx(assd_mm.tolist(), rel=1e-5)
+    assert [metrics[name]["hd95_mm"] for name in NAMES[1:]] == pytest.approx(
+        hd95_mm.tolist(), rel=1e-5
+    )
+    assert [metrics[name]["assd_mm"] for name in NAMES[1:]] == pytest.approx(
+        assd_mm.tolist(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(("axis", "expected_mm"), [(0, 0.7), (1, 1.3), (2, 5.0)])

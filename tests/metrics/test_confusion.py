@@ -19,7 +19,9 @@ def test_confusion_matrix_counts_every_pair_of_classes(dtype):
     rng = np.random.default_rng(0)
     prediction = rng.integers(0, 4, (7, 6, 5)).astype(dtype)
     reference = rng.integers(0, 3, (7, 6, 5)).astype(dtype)  # class 3 is predicted, never true
-    assert confusion_matrix(prediction, reference, 4).tolist() == counted_by_hand(prediction, reference, 4)
+    assert confusion_matrix(prediction, reference, 4).tolist() == counted_by_hand(
+        prediction, reference, 4
+    )
 
 
 def test_many_classes_do_not_overflow_a_small_dtype():
@@ -43,7 +45,9 @@ def test_pooled_metrics_of_a_matrix_worked_out_by_hand():
     weighted = (100 * ious["background"] + 40 * ious["liver"] + 10 * ious["spleen"]) / 150
     assert pooled["weighted_iou"] == pytest.approx(weighted)
     for name, values in pooled["classes"].items():
-        assert values == pytest.approx({"accuracy": accuracies[name], "iou": ious[name], "dice": dices[name]})
+        assert values == pytest.approx(
+            {"accuracy": accuracies[name], "iou": ious[name], "dice": dices[name]}
+        )
 
 
 def test_pooling_is_not_the_mean_over_cases():
@@ -70,8 +74,16 @@ def test_class_without_a_voxel_is_left_out_of_the_means():
     [
         (np.zeros((4, 4, 3), int), np.zeros((4, 4, 2), int), r"\(4, 4, 3\).*\(4, 4, 2\)"),
         (np.zeros((4, 4), int), np.zeros((4, 4), int), r"\(4, 4\)"),
-        (np.full((4, 4, 3), 2), np.zeros((4, 4, 3), int), "prediction holds label values from 2 to 2, expected 0 to 1"),
-        (np.zeros((4, 4, 3), int), np.full((4, 4, 3), -1), "reference holds label values from -1 to -1"),
+        (
+            np.full((4, 4, 3), 2),
+            np.zeros((4, 4, 3), int),
+            "prediction holds label values from 2 to 2, expected 0 to 1",
+        ),
+        (
+            np.zeros((4, 4, 3), int),
+            np.full((4, 4, 3), -1),
+            "reference holds label values from -1 to -1",
+        ),
     ],
 )
 def test_label_maps_that_do_not_fit_are_refused(prediction, reference, expected_words):

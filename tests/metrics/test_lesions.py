@@ -25,7 +25,10 @@ def counts(prediction, reference):
 
 def counted_one_by_one(prediction, reference):
     """The definition, with one mask for each lesion."""
-    predicted, true = ([labels == n for n in range(1, num + 1)] for labels, num in map(label, (prediction, reference)))
+    predicted, true = (
+        [labels == n for n in range(1, num + 1)]
+        for labels, num in map(label, (prediction, reference))
+    )
     merged = {}
     for lesion in true:
         shared = [np.count_nonzero(lesion & other) for other in predicted]
@@ -151,7 +154,10 @@ def test_burden_is_a_share_of_voxels_whatever_their_size():
 def test_errors_of_the_burden():
     none = lesion_metrics(mask(), mask())
     pairs = [((75, 25), (90, 10)), ((60, 40), (50, 50)), ((0, 0), (50, 50))]
-    cases = [none | burden(label_map(*prediction), label_map(*reference)) for prediction, reference in pairs]
+    cases = [
+        none | burden(label_map(*prediction), label_map(*reference))
+        for prediction, reference in pairs
+    ]
     pooled = pooled_lesion_metrics(cases)
     assert pooled["burden_rmse"] == pytest.approx(math.sqrt((0.15**2 + 0.1**2) / 2))
     assert pooled["burden_max_error"] == pytest.approx(0.15)

@@ -68,26 +68,44 @@ def count_operations() -> Callable[[nn.Module], Counter[str]]:
         image = torch.zeros(1, 1, 64, 64, device=next(network.parameters()).device)
         nodes = torch.export.export(network.eval(), (image,)).graph.nodes
         calls = [node for node in nodes if node.op == "call_function"]
-        return Counter(node.target.overloadpacket.__name__.rstrip("_") for node in calls if not _no_effect(node))
+        return Counter(
+            node.target.overloadpacket.__name__.rstrip("_")
+            for node in calls
+            if not _no_effect(node)
+        )
 
     return count
 
 
 def _no_effect(node: torch.fx.Node) -> bool:
     name = node.target.overloadpacket.__name__
-    return (name == "pad" and not any(node.args[1])) or (name.startswith("dropout") and node.args[1] == 0)
+    return (name == "pad" and not any(node.args[1])) or (
+        name.startswith("dropout") and node.args[1] == 0
+    )
 
 
-def _check_sizes(network: nn.Module, image: torch.Tensor, logits: torch.Tensor, stride: int) -> None:
+def _check_sizes(
+    network: nn.Module, image: torch.Tensor, logits: torch.Tensor, stride: int
+) -> None:
     height, width = image.shape[2:]
-    by_hand = np.pad(image, ((0, 0), (0, 0), (0, -height % stride), (0, -width % stride)), mode="edge")
+    by_hand = np.pad(
+        image, ((0, 0), (0, 0), (0, -height % stride), (0, -width % stride)), mode="edge"
+    )
     with torch.no_grad():
-        torch.testing.assert_close(network(torch.from_numpy(by_hand))[:, :, :height, :width], logits)
+        torch.testing.assert_close(
+            network(torch.from_numpy(by_hand))[:, :, :height, :width], logits
+        )
         for size in ((1, 1), (1, 200), (15, 17)):
-            assert network(image[:1, :, :1, :1].expand(-1, -1, *size)).shape == (1, logits.shape[1], *size)
+            assert network(image[:1, :, :1, :1].expand(-1, -1, *size)).shape == (
+                1,
+                logits.shape[1],
+                *size,
+            )
 
 
-def _check_state_dict(network: nn.Module, build: Build, image: torch.Tensor, logits: torch.Tensor, path: Path) -> None:
+def _check_state_dict(
+    network: nn.Module, build: Build, image: torch.Tensor, logits: torch.Tensor, path: Path
+) -> None:
     state = network.state_dict()
     assert all(type(value) is torch.Tensor for value in state.values())
     torch.save(state, path)
@@ -95,7 +113,9 @@ def _check_state_dict(network: nn.Module, build: Build, image: torch.Tensor, log
         assert torch.equal(load_weights(build(), path).eval()(image), logits)
 
 
-def _check_exports(network: nn.Module, images: list[torch.Tensor], logits: list[torch.Tensor]) -> None:
+def _check_exports(
+    network: nn.Module, images: list[torch.Tensor], logits: list[torch.Tensor]
+) -> None:
     dims = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
     program = torch.export.export(network, (images[1],), dynamic_shapes=(dims,)).module()
     scripted = torch.jit.script(network)
@@ -109,7 +129,9 @@ def _check_number_formats(network: nn.Module, image: torch.Tensor, logits: torch
     scale = logits.std()
     with torch.no_grad():
         channels_last = network.to(memory_format=torch.channels_last)
-        torch.testing.assert_close(channels_last(image), logits, rtol=1e-4, atol=1e-4 * float(scale))
+        torch.testing.assert_close(
+            channels_last(image), logits, rtol=1e-4, atol=1e-4 * float(scale)
+        )
         with torch.autocast("cpu", dtype=torch.bfloat16):
             half = channels_last(image)
     # bfloat16 keeps 8 bits, so a value is off by up to 0.4 %; some twenty layers add up to a few per cent.
@@ -118,7 +140,9 @@ def _check_number_formats(network: nn.Module, image: torch.Tensor, logits: torch
 
 def _check_gradients(network: nn.Module, image: torch.Tensor) -> None:
     outputs = network.train()(image)
-    outputs = outputs if isinstance(outputs, list) else [outputs]  # with deep supervision, one a level
+    outputs = (
+        outputs if isinstance(outputs, list) else [outputs]
+    )  # with deep supervision, one a level
     torch.stack([output.square().mean() for output in outputs]).sum().backward()
     without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []

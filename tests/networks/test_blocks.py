@@ -10,7 +10,9 @@ from liverseg.networks.blocks import MixedPool2d, two_class_logits
 def windows(x: torch.Tensor) -> np.ndarray:
     """The four values of each 2x2 window: (B, C, H / 2, W / 2, 4)."""
     b, c, h, w = x.shape
-    blocks = x.double().numpy()[:, :, : h // 2 * 2, : w // 2 * 2].reshape(b, c, h // 2, 2, w // 2, 2)
+    blocks = (
+        x.double().numpy()[:, :, : h // 2 * 2, : w // 2 * 2].reshape(b, c, h // 2, 2, w // 2, 2)
+    )
     return blocks.transpose(0, 1, 2, 4, 3, 5).reshape(b, c, h // 2, w // 2, 4)
 
 
@@ -86,7 +88,9 @@ def test_two_class_logits_have_the_sigmoid_as_their_softmax(shape):
     both = two_class_logits(logits)
     assert both.shape == (shape[0], 2, *shape[2:])
     foreground = 1 / (1 + np.exp(-logits.numpy()))
-    np.testing.assert_allclose(both.softmax(1).numpy(), np.concatenate([1 - foreground, foreground], 1), atol=1e-15)
+    np.testing.assert_allclose(
+        both.softmax(1).numpy(), np.concatenate([1 - foreground, foreground], 1), atol=1e-15
+    )
 
 
 @pytest.mark.parametrize("channels", [2, 3])

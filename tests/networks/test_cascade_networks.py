@@ -12,7 +12,14 @@ from liverseg.errors import InputError
 from liverseg.handlers import WeightsCheckpointLoader
 from liverseg.networks import CascadeNetworks, TuningNet, UNet, cascade_weights, merge_weights
 
-NAMES = ["liver_localise", "liver_axial", "liver_sagittal", "lesion_localise", "lesion_axial", "lesion_sagittal"]
+NAMES = [
+    "liver_localise",
+    "liver_axial",
+    "liver_sagittal",
+    "lesion_localise",
+    "lesion_axial",
+    "lesion_sagittal",
+]
 
 
 PLANES = ["axial", "sagittal"]
@@ -36,7 +43,10 @@ def write_weights(network: CascadeNetworks, folder) -> dict[str, str]:
 
 def test_there_is_one_network_for_each_target_and_part():
     assert list(small_cascade()) == NAMES
-    assert list(small_cascade(targets=["liver"], planes=["coronal"])) == ["liver_localise", "liver_coronal"]
+    assert list(small_cascade(targets=["liver"], planes=["coronal"])) == [
+        "liver_localise",
+        "liver_coronal",
+    ]
     assert len(CascadeNetworks(nn.Conv2d(1, 1, 1), nn.Conv2d(2, 1, 1))) == 8
 
 
@@ -90,7 +100,9 @@ def test_all_trained_are_one_file_and_before_that_there_is_none(tmp_path, caplog
         tmp_path / "liver" / "axial" / "rounds" / "1" / "model.pt"
     )
     WeightsCheckpointLoader(target, cascade_weights(tmp_path))(None)
-    assert all(torch.equal(value, target.state_dict()[key]) for key, value in source.state_dict().items())
+    assert all(
+        torch.equal(value, target.state_dict()[key]) for key, value in source.state_dict().items()
+    )
 
 
 def test_a_file_of_all_stays_with_a_warning_where_one_network_is_missing(tmp_path, caplog):
@@ -168,7 +180,12 @@ def test_the_real_networks_can_be_exported():
 
 def test_missing_weights_are_refused(tmp_path):
     network = small_cascade(targets=["liver"], planes=["axial"])
-    with pytest.raises(InputError, match=re.escape("found weights for liver_axial, expected liver_localise, liver_ax")):
+    with pytest.raises(
+        InputError,
+        match=re.escape("found weights for liver_axial, expected liver_localise, liver_ax"),
+    ):
         network.load_weights({"liver_axial": "model.pt"})
-    with pytest.raises(InputError, match=r"liver/localise/model\.pt can not be read \(No such file"):
+    with pytest.raises(
+        InputError, match=r"liver/localise/model\.pt can not be read \(No such file"
+    ):
         network.load_weights(cascade_weights(tmp_path, ["liver"], ["axial"]))

@@ -25,11 +25,15 @@ from liverseg.networks.encoders import ResNet18Encoder
         (5, 3, {"image_pooling": True}),
     ],
 )
-def test_is_a_segmentation_network(check_segmentation_network, in_channels, num_classes, options) -> None:
+def test_is_a_segmentation_network(
+    check_segmentation_network, in_channels, num_classes, options
+) -> None:
     def build() -> DeepLabV3Plus:
         return DeepLabV3Plus(in_channels=in_channels, num_classes=num_classes, **options)
 
-    check_segmentation_network(build, in_channels, num_classes, stride=options.get("output_stride", 16))
+    check_segmentation_network(
+        build, in_channels, num_classes, stride=options.get("output_stride", 16)
+    )
 
 
 def test_layers_are_the_100_of_the_papers(count_operations) -> None:
@@ -61,7 +65,9 @@ def test_head_equals_the_description_written_out(randomise_batch_norms) -> None:
         y = F.conv2d(x, kernel, padding=rate * (kernel.shape[-1] // 2), dilation=rate)
         mean, variance = p[f"{name}.1.running_mean"], p[f"{name}.1.running_var"]
         y = (y - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt()
-        return (y * p[f"{name}.1.weight"][:, None, None] + p[f"{name}.1.bias"][:, None, None]).clamp(min=0)
+        return (
+            y * p[f"{name}.1.weight"][:, None, None] + p[f"{name}.1.bias"][:, None, None]
+        ).clamp(min=0)
 
     def up4(x: torch.Tensor) -> torch.Tensor:
         return nn.Upsample(scale_factor=4, mode="bilinear", align_corners=False)(x)
@@ -69,7 +75,9 @@ def test_head_equals_the_description_written_out(randomise_batch_norms) -> None:
     x = torch.randn(1, 1, 96, 128, dtype=torch.float64)
     with torch.no_grad():
         low, high = network.encoder(x)
-        pyramid = [conv_bn_relu(high, f"aspp.branches.{i}", rate) for i, rate in enumerate((1, 6, 12, 18))]
+        pyramid = [
+            conv_bn_relu(high, f"aspp.branches.{i}", rate) for i, rate in enumerate((1, 6, 12, 18))
+        ]
         assert [p[f"aspp.branches.{i}.0.weight"].shape[-1] for i in range(4)] == [1, 3, 3, 3]
         assert [y.shape[1] for y in pyramid] == [256] * 4
         high = up4(conv_bn_relu(torch.cat(pyramid, 1), "aspp.project"))
@@ -97,36 +105,47 @@ def aspp_by_hand(aspp: ASPP, x: np.ndarray, rates: list[int], image_pooling: boo
 
     def norm_relu(y: np.ndarray, name: str) -> np.ndarray:
         weight, bias, mean, variance = (
-            p[f"{name}.1.{v}"][:, None, None] for v in ("weight", "bias", "running_mean", "running_var")
+            p[f"{name}.1.{v}"][:, None, None]
+            for v in ("weight", "bias", "running_mean", "running_var")
         )
         return np.maximum((y - mean) / np.sqrt(variance + 1e-5) * weight + bias, 0)
 
     branches = [
-        norm_relu(convolve(x, p[f"branches.{i}.0.weight"], rate), f"branches.{i}") for i, rate in enumerate(rates)
+        norm_relu(convolve(x, p[f"branches.{i}.0.weight"], rate), f"branches.{i}")
+        for i, rate in enumerate(rates)
     ]
     if image_pooling:
-        pooled = p["image_pooling.1.weight"][:, :, 0, 0] @ x.mean(axis=(1, 2)) + p["image_pooling.1.bias"]
+        pooled = (
+            p["image_pooling.1.weight"][:, :, 0, 0] @ x.mean(axis=(1, 2))
+            + p["image_pooling.1.bias"]
+        )
         branches.append(np.broadcast_to(np.maximum(pooled, 0)[:, None, None], branches[0].shape))
     joined = np.concatenate(branches)
     return norm_relu(np.einsum("oc,chw->ohw", p["project.0.weight"][:, :, 0, 0], joined), "project")
 
 
 @pytest.mark.parametrize(("rates", "image_pooling"), [([1, 6, 12], False), ([1, 2, 3], True)])
-def test_aspp_equals_its_definition(randomise_batch_norms, rates: list[int], image_pooling: bool) -> None:
+def test_aspp_equals_its_definition(
+    randomise_batch_norms, rates: list[int], image_pooling: bool
+) -> None:
     torch.manual_seed(0)
     aspp = ASPP(3, rates, image_pooling).double().eval()
     randomise_batch_norms(aspp)
     x = torch.randn(1, 3, 14, 17, dtype=torch.float64)
     with torch.no_grad():
         y = aspp(x)[0].numpy()
-    np.testing.assert_allclose(y, aspp_by_hand(aspp, x[0].numpy(), rates, image_pooling), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        y, aspp_by_hand(aspp, x[0].numpy(), rates, image_pooling), rtol=1e-9, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("rates", [(1, 6, 12, 18), (1, 12, 24, 36), (2, 4)])
 def test_aspp_rates_are_the_dilations(rates: tuple[int, ...]) -> None:
     convolutions = [branch[0] for branch in DeepLabV3Plus(aspp_rates=rates).aspp.branches]
     assert [c.dilation for c in convolutions] == [(rate, rate) for rate in rates]
-    assert [c.kernel_size for c in convolutions] == [(1, 1) if rate == 1 else (3, 3) for rate in rates]
+    assert [c.kernel_size for c in convolutions] == [
+        (1, 1) if rate == 1 else (3, 3) for rate in rates
+    ]
 
 
 def test_image_pooling_trains_with_one_image() -> None:
@@ -151,8 +170,13 @@ def test_encoder_weights_reach_the_encoder(tmp_path: Path) -> None:
     path = tmp_path / "resnet18.pth"
     torch.save(source.state_dict(), path)
     network = DeepLabV3Plus(
-        3, encoder_weights=str(path), encoder_weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest()
+        3,
+        encoder_weights=str(path),
+        encoder_weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
-    assert all(torch.equal(value, source.state_dict()[key]) for key, value in network.encoder.state_dict().items())
+    assert all(
+        torch.equal(value, source.state_dict()[key])
+        for key, value in network.encoder.state_dict().items()
+    )
     with pytest.raises(InputError, match="SHA-256"):
         DeepLabV3Plus(3, encoder_weights=str(path), encoder_weights_sha256="0" * 64)

@@ -17,7 +17,11 @@ def reference(randomise_batch_norms) -> nn.Module:
     """MONAI's ResNet-18 with torchvision's parameter names and strides (output stride 32), with random statistics."""
     torch.manual_seed(0)
     network = resnet18(
-        spatial_dims=2, n_input_channels=3, num_classes=1000, conv1_t_stride=2, bias_downsample=False
+        spatial_dims=2,
+        n_input_channels=3,
+        num_classes=1000,
+        conv1_t_stride=2,
+        bias_downsample=False,
     ).eval()
     randomise_batch_norms(network)
     return network
@@ -61,7 +65,9 @@ def test_keys_and_shapes_are_torchvisions() -> None:
                 expected[f"{name}.downsample.0.weight"] = (channels, before, 1, 1)
                 expected |= batch_norm(f"{name}.downsample.1", channels)
             before = channels
-    assert {key: tuple(value.shape) for key, value in ResNet18Encoder(3).state_dict().items()} == expected
+    assert {
+        key: tuple(value.shape) for key, value in ResNet18Encoder(3).state_dict().items()
+    } == expected
 
 
 @pytest.mark.parametrize("output_stride", [16, 8])
@@ -72,7 +78,9 @@ def test_dilation_gives_the_plain_resnet_at_every_second_or_fourth_position(
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         low, high = loaded(weights, output_stride=output_stride)(x)
-        expected_low = reference.layer1(reference.maxpool(reference.act(reference.bn1(reference.conv1(x)))))
+        expected_low = reference.layer1(
+            reference.maxpool(reference.act(reference.bn1(reference.conv1(x))))
+        )
         expected_high = reference.layer4(reference.layer3(reference.layer2(expected_low)))
     step = 32 // output_stride
     assert high.shape[2:] == tuple(-(-n // output_stride) for n in size)
@@ -93,7 +101,9 @@ def test_dilation_gives_the_plain_resnet_of_the_shifted_image_in_between(
             stem = reference.maxpool(reference.act(reference.bn1(reference.conv1(shifted))))
             plain = reference.layer4(reference.layer3(reference.layer2(reference.layer1(stem))))
             # Only the middle: a feature sees 217 pixels to each side, and must see neither the border nor the wrap.
-            middle = high[:, :, 7 * step + phase : 9 * step : step, 7 * step + phase : 9 * step : step]
+            middle = high[
+                :, :, 7 * step + phase : 9 * step : step, 7 * step + phase : 9 * step : step
+            ]
             torch.testing.assert_close(middle, plain[:, :, 7:9, 7:9], rtol=1e-4, atol=1e-4)
 
 
@@ -105,14 +115,20 @@ def test_grey_image_gives_the_same_activations_with_any_number_of_channels(
     rgb = reference.conv1.weight
     assert adapted.shape == (64, in_channels, 7, 7)
     torch.testing.assert_close(adapted.double().sum(1), rgb.double().sum(1), rtol=0, atol=1e-6)
-    torch.testing.assert_close(adapted[:, 0].double(), rgb.double().mean(1) * 3 / in_channels, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        adapted[:, 0].double(), rgb.double().mean(1) * 3 / in_channels, rtol=0, atol=1e-6
+    )
     assert torch.equal(adapted, adapted[:, :1].expand_as(adapted))
 
 
 def test_three_channels_keep_the_file_as_it_is(reference: nn.Module, weights: Path) -> None:
     state = loaded(weights).state_dict()
     expected = reference.state_dict()
-    assert all(torch.equal(value, expected[key]) for key, value in state.items() if "num_batches" not in key)
+    assert all(
+        torch.equal(value, expected[key])
+        for key, value in state.items()
+        if "num_batches" not in key
+    )
 
 
 def test_file_with_counters_loads_too(reference: nn.Module, tmp_path: Path) -> None:
@@ -134,7 +150,9 @@ def test_url_is_downloaded_once_to_the_hub_folder(
     load_imagenet_weights(encoder, served.as_uri(), digest(weights).upper())
 
 
-def test_url_with_another_digest_leaves_no_file(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_url_with_another_digest_leaves_no_file(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(InputError, match=f"{'0' * 64}.*{digest(weights)}"):
         load_imagenet_weights(ResNet18Encoder(3), weights.as_uri(), "0" * 64)
@@ -143,7 +161,9 @@ def test_url_with_another_digest_leaves_no_file(weights: Path, tmp_path: Path, m
 
 def test_url_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(InputError, match=r"absent.pth can not be downloaded .*give its path as encoder_weights"):
+    with pytest.raises(
+        InputError, match=r"absent.pth can not be downloaded .*give its path as encoder_weights"
+    ):
         load_imagenet_weights(ResNet18Encoder(3), (tmp_path / "absent.pth").as_uri(), "0" * 64)
 
 
@@ -203,13 +223,26 @@ def vgg16() -> nn.ModuleDict:
     layers: list[nn.Module] = []
     before = 3
     for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0):
-        layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU()] if width else [nn.MaxPool2d(2, 2)]
+        layers += (
+            [nn.Conv2d(before, width, 3, padding=1), nn.ReLU()] if width else [nn.MaxPool2d(2, 2)]
+        )
         before = width or before
-    classifier = [nn.Linear(512 * 7 * 7, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 64), nn.ReLU(), nn.Dropout()]
+    classifier = [
+        nn.Linear(512 * 7 * 7, 64),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Dropout(),
+    ]
     classifier.append(nn.Linear(64, 10))
-    network = nn.ModuleDict({"features": nn.Sequential(*layers), "classifier": nn.Sequential(*classifier)}).eval()
+    network = nn.ModuleDict(
+        {"features": nn.Sequential(*layers), "classifier": nn.Sequential(*classifier)}
+    ).eval()
     for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.05 if parameter.ndim == 1 else (2 / parameter[0].numel()) ** 0.5)
+        nn.init.normal_(
+            parameter, std=0.05 if parameter.ndim == 1 else (2 / parameter[0].numel()) ** 0.5
+        )
     return network
 
 
@@ -220,7 +253,9 @@ def vgg16_weights(vgg16: nn.ModuleDict, tmp_path_factory: pytest.TempPathFactory
     return path
 
 
-def test_vgg16_with_weights_gives_the_maps_of_the_original(vgg16: nn.ModuleDict, vgg16_weights: Path) -> None:
+def test_vgg16_with_weights_gives_the_maps_of_the_original(
+    vgg16: nn.ModuleDict, vgg16_weights: Path
+) -> None:
     encoder = VGGEncoder(3, fc_channels=64).eval()
     load_imagenet_weights(encoder, vgg16_weights, digest(vgg16_weights))
     x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
@@ -240,7 +275,9 @@ def test_vgg16_with_weights_gives_the_maps_of_the_original(vgg16: nn.ModuleDict,
     torch.testing.assert_close(ends[5][:, :, 3, 3], fc7, rtol=1e-4, atol=1e-4)
 
 
-def test_vgg16_without_fully_connected_layers_takes_the_convolutions(vgg16, vgg16_weights: Path) -> None:
+def test_vgg16_without_fully_connected_layers_takes_the_convolutions(
+    vgg16, vgg16_weights: Path
+) -> None:
     encoder = VGGEncoder(3, dropout=0.5)
     load_imagenet_weights(encoder, vgg16_weights, digest(vgg16_weights))
     expected = {f"features.{key}": value for key, value in vgg16["features"].state_dict().items()}
@@ -253,17 +290,23 @@ def test_fully_connected_layers_of_another_width_are_left_out(vgg16, vgg16_weigh
     before = {key: value.clone() for key, value in encoder.classifier.state_dict().items()}
     load_imagenet_weights(encoder, vgg16_weights, digest(vgg16_weights))
     assert torch.equal(encoder.features[28].weight, vgg16["features"][28].weight)
-    assert all(torch.equal(value, before[key]) for key, value in encoder.classifier.state_dict().items())
+    assert all(
+        torch.equal(value, before[key]) for key, value in encoder.classifier.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("in_channels", [1, 5])
-def test_first_convolution_of_vgg16_sees_a_grey_image_as_the_original(vgg16, vgg16_weights, in_channels) -> None:
+def test_first_convolution_of_vgg16_sees_a_grey_image_as_the_original(
+    vgg16, vgg16_weights, in_channels
+) -> None:
     encoder = VGGEncoder(in_channels)
     load_imagenet_weights(encoder, vgg16_weights, digest(vgg16_weights))
     grey = torch.randn(1, 1, 12, 12, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         y = encoder.features[0](grey.expand(-1, in_channels, -1, -1))
-        torch.testing.assert_close(y, vgg16["features"][0](grey.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            y, vgg16["features"][0](grey.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5
+        )
 
 
 def without_fully_connected(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -275,7 +318,11 @@ def with_another_last_map(state: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 
 
 def of_vgg13(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {key: value for key, value in state.items() if not key.startswith(("features.26.", "features.28."))}
+    return {
+        key: value
+        for key, value in state.items()
+        if not key.startswith(("features.26.", "features.28."))
+    }
 
 
 @pytest.mark.parametrize(
@@ -286,17 +333,23 @@ def of_vgg13(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         (of_vgg13, "of its 30 keys 4 missing (first: features.26.weight)"),
     ],
 )
-def test_weights_that_are_no_vgg16_change_nothing(vgg16, tmp_path: Path, change, found: str) -> None:
+def test_weights_that_are_no_vgg16_change_nothing(
+    vgg16, tmp_path: Path, change, found: str
+) -> None:
     path = tmp_path / "other.pth"
     torch.save(change(vgg16.state_dict()), path)
     encoder = VGGEncoder(1, fc_channels=64)
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
-    with pytest.raises(InputError, match="give torchvision's vgg16 file as encoder_weights") as caught:
+    with pytest.raises(
+        InputError, match="give torchvision's vgg16 file as encoder_weights"
+    ) as caught:
         load_imagenet_weights(encoder, path, digest(path))
     assert found in str(caught.value)
     assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
 
 
 def test_resnet18_is_no_vgg16(weights: Path) -> None:
-    with pytest.raises(InputError, match=r"26 missing \(first: features.0.weight\).*torchvision's vgg16 file"):
+    with pytest.raises(
+        InputError, match=r"26 missing \(first: features.0.weight\).*torchvision's vgg16 file"
+    ):
         load_imagenet_weights(VGGEncoder(1), weights, digest(weights))

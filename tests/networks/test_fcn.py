@@ -21,7 +21,14 @@ def test_is_a_segmentation_network(check_segmentation_network) -> None:
 def test_layers_are_the_51_of_the_papers(count_operations) -> None:
     with torch.device("meta"):
         counts = count_operations(FCN8s())
-    assert counts == {"conv2d": 18, "relu": 15, "max_pool2d": 5, "dropout": 2, "upsample_bilinear2d": 3, "add": 2}
+    assert counts == {
+        "conv2d": 18,
+        "relu": 15,
+        "max_pool2d": 5,
+        "dropout": 2,
+        "upsample_bilinear2d": 3,
+        "add": 2,
+    }
     # MATLAB's list also has the input, a crop of each of the two skips and of the result, the softmax and the pixel
     # classification.
     assert counts.total() + 6 == 51
@@ -31,7 +38,10 @@ def test_number_of_parameters() -> None:
     with torch.device("meta"):
         network = FCN8s(in_channels=3, num_classes=1000)
     # 138,357,544 is what torchvision states for vgg16; its last layer, 1000 classes, is score_fc7 here.
-    assert sum(p.numel() for p in network.parameters()) == 138_357_544 + (512 + 1) * 1000 + (256 + 1) * 1000
+    assert (
+        sum(p.numel() for p in network.parameters())
+        == 138_357_544 + (512 + 1) * 1000 + (256 + 1) * 1000
+    )
 
 
 def bilinear(x: torch.Tensor, factor: int) -> torch.Tensor:
@@ -39,7 +49,9 @@ def bilinear(x: torch.Tensor, factor: int) -> torch.Tensor:
 
     def matrix(n: int) -> torch.Tensor:
         centres = (np.arange(n * factor) + 0.5) / factor - 0.5
-        return torch.from_numpy(np.stack([np.interp(centres, np.arange(n), unit) for unit in np.eye(n)], axis=1))
+        return torch.from_numpy(
+            np.stack([np.interp(centres, np.arange(n), unit) for unit in np.eye(n)], axis=1)
+        )
 
     return matrix(x.shape[-2]) @ x @ matrix(x.shape[-1]).T
 
@@ -84,11 +96,15 @@ def test_upsampling_is_the_fixed_bilinear_up_convolution_but_for_the_border(fact
     x = torch.randn(2, 1, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     # The kernel of Long et al., of size 2 f and stride f: 1 - |distance to its centre| / f.
     line = 1 - (torch.arange(2 * factor, dtype=torch.float64) - (factor - 0.5)).abs() / factor
-    expected = F.conv_transpose2d(x, torch.outer(line, line)[None, None], stride=factor, padding=factor // 2)
+    expected = F.conv_transpose2d(
+        x, torch.outer(line, line)[None, None], stride=factor, padding=factor // 2
+    )
     y = _upsample(x, factor)
     assert y.shape == expected.shape
     half = factor // 2
-    torch.testing.assert_close(y[..., half:-half, half:-half], expected[..., half:-half, half:-half])
+    torch.testing.assert_close(
+        y[..., half:-half, half:-half], expected[..., half:-half, half:-half]
+    )
 
 
 def test_no_map_is_shifted_against_another() -> None:
@@ -111,4 +127,7 @@ def test_encoder_weights_reach_the_encoder(tmp_path: Path) -> None:
     torch.save(source.state_dict(), path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     network = FCN8s(3, fc_channels=16, encoder_weights=path, encoder_weights_sha256=sha256)
-    assert all(torch.equal(value, source.state_dict()[key]) for key, value in network.encoder.state_dict().items())
+    assert all(
+        torch.equal(value, source.state_dict()[key])
+        for key, value in network.encoder.state_dict().items()
+    )

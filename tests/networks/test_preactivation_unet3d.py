@@ -66,8 +66,12 @@ def activate(x: np.ndarray) -> np.ndarray:
 
 
 def centre(x: np.ndarray, like: np.ndarray) -> np.ndarray:
-    starts = [(length - wanted) // 2 for length, wanted in zip(x.shape, like.shape[:3], strict=False)]
-    return x[tuple(slice(start, start + n) for start, n in zip(starts, like.shape[:3], strict=True))]
+    starts = [
+        (length - wanted) // 2 for length, wanted in zip(x.shape, like.shape[:3], strict=False)
+    ]
+    return x[
+        tuple(slice(start, start + n) for start, n in zip(starts, like.shape[:3], strict=True))
+    ]
 
 
 def pool(x: np.ndarray, n: int) -> np.ndarray:
@@ -95,7 +99,9 @@ def forward(x: np.ndarray, numbers: list, valid: bool) -> np.ndarray:
         if not valid:
             return y
         shortcut = centre(x, y)
-        return y + (shortcut if x.shape[-1] == y.shape[-1] else convolve(shortcut, *next(left), True))
+        return y + (
+            shortcut if x.shape[-1] == y.shape[-1] else convolve(shortcut, *next(left), True)
+        )
 
     x, skips = x[..., None], []
     for level in range(3):
@@ -127,7 +133,10 @@ def test_the_converted_network_gives_what_the_file_says(keras):
 
 @pytest.mark.parametrize(
     ("valid", "window", "logits", "parameters"),
-    [(False, (189, 162, 162), (163, 136, 136), 3_874_961), (True, (180, 172, 86), (92, 84, 42), 3_464_221)],
+    [
+        (False, (189, 162, 162), (163, 136, 136), 3_874_961),
+        (True, (180, 172, 86), (92, 84, 42), 3_464_221),
+    ],
 )
 def test_windows_and_parameters_are_the_published_ones(valid, window, logits, parameters):
     network = PreactivationUNet3D(valid=valid)

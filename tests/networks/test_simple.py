@@ -13,7 +13,12 @@ def test_is_a_segmentation_network(check_segmentation_network) -> None:
 
 def test_layers_and_parameters(count_operations) -> None:
     network = SimpleNet()
-    assert count_operations(network) == {"conv2d": 3, "relu": 2, "max_pool2d": 1, "conv_transpose2d": 1}
+    assert count_operations(network) == {
+        "conv2d": 3,
+        "relu": 2,
+        "max_pool2d": 1,
+        "conv_transpose2d": 1,
+    }
     expected = (9 * 1 + 1) * 64 + (9 * 64 + 1) * 64 + (16 * 64 + 1) * 64 + (64 + 1) * 2
     assert sum(p.numel() for p in network.parameters()) == expected
 
@@ -29,7 +34,10 @@ def test_equals_the_description_written_out() -> None:
     x = np.random.default_rng(0).normal(size=(1, 8, 10))
 
     def convolve(image: np.ndarray, kernels: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        maps = [sum(correlate(c, k, mode="constant") for c, k in zip(image, ks, strict=True)) for ks in kernels]
+        maps = [
+            sum(correlate(c, k, mode="constant") for c, k in zip(image, ks, strict=True))
+            for ks in kernels
+        ]
         return np.stack(maps) + bias[:, None, None]
 
     y = np.maximum(convolve(x, k1, b1), 0)
@@ -39,8 +47,12 @@ def test_equals_the_description_written_out() -> None:
     up = np.zeros((64, 10, 12))
     for row in range(4):
         for column in range(5):
-            up[:, 2 * row : 2 * row + 4, 2 * column : 2 * column + 4] += np.tensordot(y[:, row, column], k3, axes=1)
+            up[:, 2 * row : 2 * row + 4, 2 * column : 2 * column + 4] += np.tensordot(
+                y[:, row, column], k3, axes=1
+            )
     up = up[:, 1:-1, 1:-1] + b3[:, None, None]
     expected = np.einsum("oc,chw->ohw", k4[:, :, 0, 0], up) + b4[:, None, None]
     with torch.no_grad():
-        np.testing.assert_allclose(network(torch.from_numpy(x)[None])[0].numpy(), expected, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(
+            network(torch.from_numpy(x)[None])[0].numpy(), expected, rtol=1e-9, atol=1e-9
+        )

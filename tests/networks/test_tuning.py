@@ -14,11 +14,14 @@ PAPER_NOT_TRAINED = 3_072
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"in_channels": 3, "patches": "unshuffle", "patch_levels": [4], "use_prior": False}]
+    "options",
+    [{}, {"in_channels": 3, "patches": "unshuffle", "patch_levels": [4], "use_prior": False}],
 )
 def test_is_a_segmentation_network(check_segmentation_network, options) -> None:
     in_channels = options.get("in_channels", 1)
-    check_segmentation_network(lambda: TuningNet(first_filters=8, **options), in_channels + 1, 1, stride=16)
+    check_segmentation_network(
+        lambda: TuningNet(first_filters=8, **options), in_channels + 1, 1, stride=16
+    )
 
 
 def convolution(inputs: int, outputs: int, size: int, bias: bool = True) -> int:
@@ -30,7 +33,9 @@ def parameters_by_hand(in_channels: int, levels: tuple[int, ...], use_prior: boo
     total = 4 * convolution(in_channels, 16, 3) + 2 * convolution(64, 64, 3)
     for factor, below, width in zip((2, 4, 8, 16), widths, widths[1:], strict=False):
         if factor in levels:
-            total += convolution(in_channels * factor**2, below, 1) + convolution(2 * below, width, 3)
+            total += convolution(in_channels * factor**2, below, 1) + convolution(
+                2 * below, width, 3
+            )
         else:
             total += convolution(below, width, 3) + convolution(below, width, 1)  # and the shortcut
         total += convolution(width, width, 3)
@@ -38,7 +43,11 @@ def parameters_by_hand(in_channels: int, levels: tuple[int, ...], use_prior: boo
     total += convolution(5 * 256, 256, 1, bias=False) + 6 * 2 * 256
     below = 256
     for width in (512, 256, 128, 64):
-        total += convolution(below + width, width, 3) + convolution(width, width, 3) + convolution(width, 1, 1)
+        total += (
+            convolution(below + width, width, 3)
+            + convolution(width, width, 3)
+            + convolution(width, 1, 1)
+        )
         if use_prior:
             total += convolution(1, 64, 3) + convolution(64, 64, 3) + convolution(64, 1, 3)
         below = width
@@ -52,13 +61,19 @@ def parameters_by_hand(in_channels: int, levels: tuple[int, ...], use_prior: boo
 def test_number_of_parameters(in_channels, levels, use_prior, patches) -> None:
     with torch.device("meta"):
         network = TuningNet(in_channels, patches=patches, patch_levels=levels, use_prior=use_prior)
-    assert sum(p.numel() for p in network.parameters()) == parameters_by_hand(in_channels, levels, use_prior)
+    assert sum(p.numel() for p in network.parameters()) == parameters_by_hand(
+        in_channels, levels, use_prior
+    )
 
 
 def test_the_default_has_the_papers_number_of_parameters() -> None:
     with torch.device("meta"):
         network = TuningNet()
-    not_trained = [b.shape for name, b in network.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    not_trained = [
+        b.shape
+        for name, b in network.named_buffers()
+        if name.endswith(("running_mean", "running_var"))
+    ]
     assert not_trained == 12 * [(256,)]
     assert sum(shape.numel() for shape in not_trained) == PAPER_NOT_TRAINED
     total = sum(p.numel() for p in network.parameters()) + PAPER_NOT_TRAINED
@@ -90,10 +105,18 @@ class ByHand:
         self.norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
         self.dropout = dropout
 
-    def convolve(self, group: str, x: torch.Tensor, dilation: int = 1, bias: bool = True) -> torch.Tensor:
+    def convolve(
+        self, group: str, x: torch.Tensor, dilation: int = 1, bias: bool = True
+    ) -> torch.Tensor:
         weight = self.state[group].pop(0)
         padding = dilation * (weight.shape[-1] // 2)
-        return F.conv2d(x, weight, self.state[group].pop(0) if bias else None, padding=padding, dilation=dilation)
+        return F.conv2d(
+            x,
+            weight,
+            self.state[group].pop(0) if bias else None,
+            padding=padding,
+            dilation=dilation,
+        )
 
     def norm(self, x: torch.Tensor) -> torch.Tensor:
         scale, shift = self.state["aspp"].pop(0), self.state["aspp"].pop(0)
@@ -107,7 +130,9 @@ class ByHand:
         shortcut = x if x.shape[1] == y.shape[1] else self.convolve(group, x)
         return (y + shortcut).clamp(min=0)
 
-    def __call__(self, x: torch.Tensor, patches: str, levels: tuple[int, ...]) -> list[torch.Tensor]:
+    def __call__(
+        self, x: torch.Tensor, patches: str, levels: tuple[int, ...]
+    ) -> list[torch.Tensor]:
         image, prior = x[:, :-1], x[:, -1:]
         y = torch.cat([self.convolve("first", image, d) for d in (1, 2, 4, 8)], 1).clamp(min=0)
         skips = [self.residual("first_block", y)]
@@ -118,9 +143,15 @@ class ByHand:
                 y = torch.cat([y, self.convolve("encoder", stacked).clamp(min=0)], 1)
             skips.append(self.residual("encoder", y))
         x = skips.pop()
-        branches = [self.norm(self.convolve("aspp", x, rate, bias=False)) for rate in (1, 6, 12, 18)]
+        branches = [
+            self.norm(self.convolve("aspp", x, rate, bias=False)) for rate in (1, 6, 12, 18)
+        ]
         pooled = self.norm(self.convolve("aspp", x.mean((2, 3), keepdim=True), bias=False))
-        y = self.norm(self.convolve("aspp", torch.cat([*branches, pooled.expand_as(branches[0])], 1), bias=False))
+        y = self.norm(
+            self.convolve(
+                "aspp", torch.cat([*branches, pooled.expand_as(branches[0])], 1), bias=False
+            )
+        )
         sides = []
         for factor in (8, 4, 2, 1):
             box = F.max_pool2d(prior, factor)
@@ -168,7 +199,12 @@ def test_training_gives_each_level_at_its_own_resolution() -> None:
     torch.manual_seed(0)
     network = TuningNet(first_filters=4).train()
     sides = network(torch.randn(2, 2, 61, 67))
-    assert [tuple(side.shape) for side in sides] == [(2, 1, 61, 67), (2, 1, 31, 34), (2, 1, 16, 17), (2, 1, 8, 9)]
+    assert [tuple(side.shape) for side in sides] == [
+        (2, 1, 61, 67),
+        (2, 1, 31, 34),
+        (2, 1, 16, 17),
+        (2, 1, 8, 9),
+    ]
 
 
 def test_a_batch_of_one_image_trains_and_leaves_finite_statistics() -> None:
@@ -219,7 +255,9 @@ def test_the_prior_gates_the_skips() -> None:
     assert not (changed & ~reach).any()
 
     without = TuningNet(first_filters=4, use_prior=False).eval()
-    without.load_state_dict({k: v for k, v in network.state_dict().items() if "boxes" not in k}, strict=False)
+    without.load_state_dict(
+        {k: v for k, v in network.state_dict().items() if "boxes" not in k}, strict=False
+    )
     without.aspp = Zeros()
     x = torch.cat([image, torch.ones_like(prior)], 1)
     with torch.no_grad():

@@ -18,8 +18,12 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize(("in_channels", "num_classes", "encoder"), [(1, 2, "plain"), (5, 3, "vgg16")])
-def test_is_a_segmentation_network(check_segmentation_network, in_channels, num_classes, encoder) -> None:
+@pytest.mark.parametrize(
+    ("in_channels", "num_classes", "encoder"), [(1, 2, "plain"), (5, 3, "vgg16")]
+)
+def test_is_a_segmentation_network(
+    check_segmentation_network, in_channels, num_classes, encoder
+) -> None:
     check_segmentation_network(
         lambda: UNet(in_channels, num_classes, encoder=encoder), in_channels, num_classes, stride=16
     )
@@ -28,7 +32,14 @@ def test_is_a_segmentation_network(check_segmentation_network, in_channels, num_
 def test_layers_are_the_58_of_the_papers(count_operations) -> None:
     with torch.device("meta"):
         counts = count_operations(UNet())
-    assert counts == {"conv2d": 19, "relu": 22, "max_pool2d": 4, "dropout": 2, "conv_transpose2d": 4, "cat": 4}
+    assert counts == {
+        "conv2d": 19,
+        "relu": 22,
+        "max_pool2d": 4,
+        "dropout": 2,
+        "conv_transpose2d": 4,
+        "cat": 4,
+    }
     # MATLAB's list also has the input, the softmax and the pixel classification.
     assert counts.total() + 3 == 58
 
@@ -36,10 +47,19 @@ def test_layers_are_the_58_of_the_papers(count_operations) -> None:
 def test_layers_on_vgg16_are_three_convolutions_more(count_operations) -> None:
     with torch.device("meta"):
         counts = count_operations(UNet(encoder="vgg16"))
-    assert counts == {"conv2d": 22, "relu": 25, "max_pool2d": 4, "dropout": 2, "conv_transpose2d": 4, "cat": 4}
+    assert counts == {
+        "conv2d": 22,
+        "relu": 25,
+        "max_pool2d": 4,
+        "dropout": 2,
+        "conv_transpose2d": 4,
+        "cat": 4,
+    }
 
 
-@pytest.mark.parametrize(("encoder", "first_filters"), [("plain", 64), ("plain", 12), ("vgg16", 64)])
+@pytest.mark.parametrize(
+    ("encoder", "first_filters"), [("plain", 64), ("plain", 12), ("vgg16", 64)]
+)
 def test_number_of_parameters(encoder: str, first_filters: int) -> None:
     def convolution(inputs: int, outputs: int, size: int) -> int:
         return (inputs * size * size + 1) * outputs
@@ -48,7 +68,11 @@ def test_number_of_parameters(encoder: str, first_filters: int) -> None:
     expected = sum(convolution(*pair, 3) for pair in zip([3, *widths], widths, strict=False))
     below = widths[-1]
     for width in (8 * first_filters, 4 * first_filters, 2 * first_filters, first_filters):
-        expected += convolution(below, width, 2) + convolution(2 * width, width, 3) + convolution(width, width, 3)
+        expected += (
+            convolution(below, width, 2)
+            + convolution(2 * width, width, 3)
+            + convolution(width, width, 3)
+        )
         below = width
     expected += convolution(first_filters, 5, 1)
     with torch.device("meta"):
@@ -75,7 +99,9 @@ def pool_by_hand(x: torch.Tensor, pooling: str, training: bool) -> torch.Tensor:
     return share * highest + (1 - share) * average
 
 
-def unet_by_hand(network: UNet, x: torch.Tensor, encoder: str, pooling: str, training: bool) -> torch.Tensor:
+def unet_by_hand(
+    network: UNet, x: torch.Tensor, encoder: str, pooling: str, training: bool
+) -> torch.Tensor:
     """The 58 layers one after the other, with the network's parameters in their order."""
     dropout = 0.5 if training else 0.0
     parameters = iter(network.parameters())
@@ -98,7 +124,9 @@ def unet_by_hand(network: UNet, x: torch.Tensor, encoder: str, pooling: str, tra
     return F.conv2d(x, next(parameters), next(parameters))
 
 
-@pytest.mark.parametrize(("encoder", "pooling"), [("plain", "max"), ("vgg16", "max"), ("plain", "mixed")])
+@pytest.mark.parametrize(
+    ("encoder", "pooling"), [("plain", "max"), ("vgg16", "max"), ("plain", "mixed")]
+)
 @pytest.mark.parametrize("training", [False, True])
 def test_equals_the_layers_written_out(encoder: str, pooling: str, training: bool) -> None:
     torch.manual_seed(0)
@@ -141,10 +169,15 @@ def test_encoder_weights_reach_the_encoder(tmp_path: Path) -> None:
     torch.save(source.state_dict(), path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     network = UNet(3, encoder="vgg16", encoder_weights=path, encoder_weights_sha256=sha256)
-    assert all(torch.equal(value, source.state_dict()[key]) for key, value in network.encoder.state_dict().items())
+    assert all(
+        torch.equal(value, source.state_dict()[key])
+        for key, value in network.encoder.state_dict().items()
+    )
     with pytest.raises(InputError, match="SHA-256"):
         UNet(3, encoder="vgg16", encoder_weights=path, encoder_weights_sha256="0" * 64)
-    with pytest.raises(InputError, match=r"vgg16.pth' with encoder 'plain'; expected weights with 'vgg16' only"):
+    with pytest.raises(
+        InputError, match=r"vgg16.pth' with encoder 'plain'; expected weights with 'vgg16' only"
+    ):
         UNet(3, encoder_weights=path, encoder_weights_sha256=sha256)
 
 

@@ -15,7 +15,9 @@ def network():
 
 def test_has_the_parameters_of_the_publication():
     network = UNet3D(3, 3)
-    scales = sum(module.weight.numel() for module in network.modules() if isinstance(module, nn.BatchNorm3d))
+    scales = sum(
+        module.weight.numel() for module in network.modules() if isinstance(module, nn.BatchNorm3d)
+    )
     assert sum(p.numel() for p in network.parameters()) - scales == 19_069_955
 
 

@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 import torch
+from helpers.two_class_networks import Fixed, small_network
 from torch import nn
-from two_class_networks import Fixed, small_network
 
 from liverseg.errors import InputError
 from liverseg.handlers import WeightsCheckpointLoader
@@ -27,7 +27,9 @@ def convolutions(seed: int) -> UniclassNetworks:
 
 def test_each_organ_has_the_margin_of_its_own_network():
     own = fixed_logits()
-    logits = UniclassNetworks({name: Fixed(own[name]) for name in ORGANS})(torch.zeros(2, 1, 20, 30))
+    logits = UniclassNetworks({name: Fixed(own[name]) for name in ORGANS})(
+        torch.zeros(2, 1, 20, 30)
+    )
     assert logits.shape == (2, 4, 20, 30)
     assert logits.dtype == torch.float64
     assert (logits[:, 0] == 0).all()
@@ -41,13 +43,17 @@ def test_the_mask_is_the_organ_of_highest_probability_above_one_half(names):
     exponentials = {name: np.exp(logits) for name, logits in own.items()}
     p = np.stack([exponentials[name][:, 1] / exponentials[name].sum(1) for name in names], 1)
     by_probability = np.where(p.max(1) > 0.5, p.argmax(1) + 1, 0)
-    mask = UniclassNetworks({name: Fixed(own[name]) for name in names})(torch.zeros(2, 1, 20, 30)).argmax(1)
+    mask = UniclassNetworks({name: Fixed(own[name]) for name in names})(
+        torch.zeros(2, 1, 20, 30)
+    ).argmax(1)
     assert set(np.unique(by_probability)) == {0, 1, 2, 3}
     assert np.array_equal(mask, by_probability)
 
 
 def test_it_is_a_segmentation_network(check_segmentation_network):
-    check_segmentation_network(lambda: UniclassNetworks({name: small_network() for name in ORGANS}), 1, 4, stride=1)
+    check_segmentation_network(
+        lambda: UniclassNetworks({name: small_network() for name in ORGANS}), 1, 4, stride=1
+    )
 
 
 def test_each_organ_loads_its_own_weights_in_any_order(tmp_path):

@@ -28,7 +28,9 @@ def test_plain_state_dict(tmp_path: Path) -> None:
     torch.save(source.state_dict(), path)
     target = small_network()
     assert load_weights(target, path) is target
-    assert all(torch.equal(value, source.state_dict()[key]) for key, value in target.state_dict().items())
+    assert all(
+        torch.equal(value, source.state_dict()[key]) for key, value in target.state_dict().items()
+    )
 
 
 def test_state_dict_without_the_counters_of_batch_norm(tmp_path: Path) -> None:
@@ -46,9 +48,13 @@ def test_checkpoint_of_a_training_run(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(source.parameters(), lr=0.1, momentum=0.9)
     source(torch.randn(2, 1, 8, 8)).sum().backward()
     optimizer.step()
-    torch.save({"model": source.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}, path)
+    torch.save(
+        {"model": source.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}, path
+    )
     target = load_weights(small_network(), str(path))
-    assert all(torch.equal(value, source.state_dict()[key]) for key, value in target.state_dict().items())
+    assert all(
+        torch.equal(value, source.state_dict()[key]) for key, value in target.state_dict().items()
+    )
 
 
 def wrapped(state: dict, how: str) -> dict:
@@ -62,14 +68,22 @@ def wrapped(state: dict, how: str) -> dict:
 
 @pytest.mark.parametrize(
     "how",
-    [*("net", "state_dict", "network", "model_state_dict"), "lightning", "module.", "_orig_mod.", "module._orig_mod."],
+    [
+        *("net", "state_dict", "network", "model_state_dict"),
+        "lightning",
+        "module.",
+        "_orig_mod.",
+        "module._orig_mod.",
+    ],
 )
 def test_state_dict_of_a_wrapped_network(tmp_path: Path, how: str) -> None:
     source, path = small_network(), tmp_path / "model.pt"
     nn.init.normal_(source[0].weight)
     torch.save(wrapped(source.state_dict(), how), path)
     target = load_weights(small_network(), path)
-    assert all(torch.equal(value, source.state_dict()[key]) for key, value in target.state_dict().items())
+    assert all(
+        torch.equal(value, source.state_dict()[key]) for key, value in target.state_dict().items()
+    )
 
 
 def test_state_dict_that_the_library_saved_of_a_parallel_network(tmp_path: Path) -> None:
@@ -81,9 +95,14 @@ def test_state_dict_that_the_library_saved_of_a_parallel_network(tmp_path: Path)
 
 def test_a_prefix_of_some_names_only_is_named(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
-    state = {f"module.{key}" if key.startswith("0") else key: v for key, v in small_network().state_dict().items()}
+    state = {
+        f"module.{key}" if key.startswith("0") else key: v
+        for key, v in small_network().state_dict().items()
+    }
     torch.save(state, path)
-    with pytest.raises(InputError, match=r"2 missing \(first: 0.weight\), 2 unexpected \(first: module.0.weight\)"):
+    with pytest.raises(
+        InputError, match=r"2 missing \(first: 0.weight\), 2 unexpected \(first: module.0.weight\)"
+    ):
         load_weights(small_network(), path)
 
 
@@ -103,7 +122,10 @@ def test_weights_that_are_not_finite(tmp_path: Path, number: float, dtype: torch
     state["2.weight"].view(-1)[3] = number
     torch.save({key: value.to(dtype) for key, value in state.items()}, path)
     target = small_network()
-    with pytest.raises(InputError, match=r"model.pt: found NaN or infinity for 1 of 8 numbers of 2\.weight, expected"):
+    with pytest.raises(
+        InputError,
+        match=r"model.pt: found NaN or infinity for 1 of 8 numbers of 2\.weight, expected",
+    ):
         load_weights(target, path)
     assert target[2].weight.isfinite().all()
 
@@ -139,7 +161,9 @@ def test_other_network_is_refused_and_the_network_stays_as_it_was(tmp_path: Path
 def test_other_number_of_classes_names_the_classifier(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.save(DeepLabV3Plus(num_classes=5).state_dict(), path)
-    with pytest.raises(InputError, match=r"2 of another shape \(first: classifier.weight is \(5, 256, 1, 1\)"):
+    with pytest.raises(
+        InputError, match=r"2 of another shape \(first: classifier.weight is \(5, 256, 1, 1\)"
+    ):
         load_weights(DeepLabV3Plus(num_classes=2), path)
 
 
@@ -163,7 +187,9 @@ def damage(path: Path, case: str) -> None:
     elif case == "web page":
         path.write_bytes(b"<!doctype html><html>404</html>")
     elif case == "pointer":
-        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 124100000\n")
+        path.write_text(
+            "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 124100000\n"
+        )
     elif case == "safetensors":  # the length of the header, the header, the numbers
         header = b'{"0.bias":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'
         path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
@@ -198,14 +224,30 @@ def damage(path: Path, case: str) -> None:
         ("folder", "can not be read (Is a directory)", "check the path"),
         ("empty", "is empty", "copy or download it again"),
         ("truncated", "is truncated, damaged or no weights file", "copy or download it again"),
-        ("truncated old format", "is truncated, damaged or no weights file", "copy or download it again"),
+        (
+            "truncated old format",
+            "is truncated, damaged or no weights file",
+            "copy or download it again",
+        ),
         ("text", "is truncated, damaged or no weights file", "copy or download it again"),
         ("web page", "is a web page", "download the file itself"),
         ("pointer", "is a pointer of Git LFS", "git lfs pull"),
         ("safetensors", "is a file of safetensors", "safetensors.torch.load_file"),
-        ("two state dicts", "holds a dict with several state dicts, under model, net", "save one alone"),
-        ("pickled network", "holds Python objects or TorchScript code", "save the state dict alone"),
-        ("pickled network, old format", "holds Python objects or TorchScript code", "save the state dict alone"),
+        (
+            "two state dicts",
+            "holds a dict with several state dicts, under model, net",
+            "save one alone",
+        ),
+        (
+            "pickled network",
+            "holds Python objects or TorchScript code",
+            "save the state dict alone",
+        ),
+        (
+            "pickled network, old format",
+            "holds Python objects or TorchScript code",
+            "save the state dict alone",
+        ),
         ("TorchScript", "holds Python objects or TorchScript code", "save the state dict alone"),
         ("tensor", "holds a Tensor", "save the state dict alone"),
         ("list", "holds a list", "save the state dict alone"),
@@ -214,8 +256,16 @@ def damage(path: Path, case: str) -> None:
             "holds a dict with no plain tensor under 2 of 2 names (first: 'epoch')",
             'under a key out of "model"',
         ),
-        ("keys of numbers", "holds a dict with no plain tensor under 1 of 10 names (first: 3)", "under a key out of"),
-        ("sparse", "holds a dict with no plain tensor under 1 of 9 names (first: '0.bias')", "under a key out of"),
+        (
+            "keys of numbers",
+            "holds a dict with no plain tensor under 1 of 10 names (first: 3)",
+            "under a key out of",
+        ),
+        (
+            "sparse",
+            "holds a dict with no plain tensor under 1 of 9 names (first: '0.bias')",
+            "under a key out of",
+        ),
         (
             "of no device",
             "holds a dict with no plain tensor under 1 of 9 names (first: '0.bias')",
@@ -224,7 +274,9 @@ def damage(path: Path, case: str) -> None:
         ("empty dict", "holds a dict with no keys", 'under a key out of "model"'),
     ],
 )
-def test_file_that_is_no_state_dict_gets_one_sentence(tmp_path: Path, case: str, found: str, advice: str) -> None:
+def test_file_that_is_no_state_dict_gets_one_sentence(
+    tmp_path: Path, case: str, found: str, advice: str
+) -> None:
     path = tmp_path / "model.pt"
     damage(path, case)
     with pytest.raises(InputError, match=re.escape(f"{path} {found}")) as caught:
@@ -234,7 +286,11 @@ def test_file_that_is_no_state_dict_gets_one_sentence(tmp_path: Path, case: str,
 
 
 def test_numbers_that_are_infinite_in_float32_are_refused(tmp_path: Path) -> None:
-    state = {key: value.double() for key, value in small_network().state_dict().items() if value.is_floating_point()}
+    state = {
+        key: value.double()
+        for key, value in small_network().state_dict().items()
+        if value.is_floating_point()
+    }
     state["0.bias"][3] = 1e300
     torch.save(state, tmp_path / "model.pt")
     with pytest.raises(InputError, match="found NaN or infinity for 1 of 4 numbers"):

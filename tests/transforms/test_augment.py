@@ -66,7 +66,10 @@ def test_their_size_is_in_mm():
 
 
 def test_no_organ_no_lesion():
-    empty = {"image": torch.full((1, 8, 8, 8), 0.5), "label": torch.zeros(1, 8, 8, 8, dtype=torch.uint8)}
+    empty = {
+        "image": torch.full((1, 8, 8, 8), 0.5),
+        "label": torch.zeros(1, 8, 8, 8, dtype=torch.uint8),
+    }
     after = RandSyntheticLesionsd("image", "label", SPACING, prob=1)(dict(empty))
     assert torch.equal(after["image"], torch.full((1, 8, 8, 8), 0.5))
 

@@ -73,7 +73,9 @@ def test_clicks_are_gaussians_of_which_the_larger_counts():
     expected = []
     for voxel in voxels:
         offset = np.abs(grid - voxel)
-        expected.append(np.where(offset.max(-1) <= 4.5, np.exp(-(offset**2).sum(-1) / (2 * 1.5**2)), 0))
+        expected.append(
+            np.where(offset.max(-1) <= 4.5, np.exp(-(offset**2).sum(-1) / (2 * 1.5**2)), 0)
+        )
     assert np.allclose(channels[1], np.maximum(*expected[:2]), atol=1e-6)
     assert np.allclose(channels[2], expected[2], atol=1e-6)
     assert channels[2, 0, 14, 15] == 1
@@ -110,7 +112,9 @@ def test_some_clicks_are_put_where_nothing_is_wrong():
             image = torch.zeros(3, 16, 16, 16)
             simulate({"image": image, "label": label, "pred": right, "probability": 1.0})
             clicked += [
-                (anywhere, index, (image[1 + index] == 1).nonzero()) for index in (0, 1) if image[1 + index].any()
+                (anywhere, index, (image[1 + index] == 1).nonzero())
+                for index in (0, 1)
+                if image[1 + index].any()
             ]
     assert len(clicked) == 20
     assert {(anywhere, index) for anywhere, index, _ in clicked} == {(1.0, 0), (1.0, 1)}
@@ -119,14 +123,22 @@ def test_some_clicks_are_put_where_nothing_is_wrong():
 
 
 def scan() -> MetaTensor:
-    affine = torch.tensor([[0.0, 2, 0, 5], [-3, 0, 0, 7], [0, 0, 4, -9], [0, 0, 0, 1]], dtype=torch.float64)
-    return MetaTensor(torch.zeros(1, 10, 12, 8), affine=affine, meta={"filename_or_obj": "scan.nii"})
+    affine = torch.tensor(
+        [[0.0, 2, 0, 5], [-3, 0, 0, 7], [0, 0, 4, -9], [0, 0, 0, 1]], dtype=torch.float64
+    )
+    return MetaTensor(
+        torch.zeros(1, 10, 12, 8), affine=affine, meta={"filename_or_obj": "scan.nii"}
+    )
 
 
 def test_clicks_are_kept_in_mm_with_their_class():
-    add = AddClicksd(keys="image", clicks={"lesion": [[1, 2, 3]], "background": [[0, 0, 0.5]]}, classes=CLASSES)
+    add = AddClicksd(
+        keys="image", clicks={"lesion": [[1, 2, 3]], "background": [[0, 0, 0.5]]}, classes=CLASSES
+    )
     clicks = add({"image": scan()})["image"].meta["clicks"]
-    assert torch.allclose(clicks, torch.tensor([[9.0, 4, 3, 2], [5, 7, -7, 0]], dtype=torch.float64))
+    assert torch.allclose(
+        clicks, torch.tensor([[9.0, 4, 3, 2], [5, 7, -7, 0]], dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,7 +149,10 @@ def test_clicks_are_kept_in_mm_with_their_class():
         ({"liver": [1, 2, 3]}, ["liver", "three numbers"]),
         ({"liver": [["a", 2, 3]]}, ["liver", "three numbers"]),
         ({"liver": [[1, 2, float("nan")]]}, ["liver", "three numbers"]),
-        ({"lesion": [[9, 11, 7], [1, 12, 3]]}, ["scan.nii", "[1.0, 12.0, 3.0]", "lesion", "[9, 11, 7]"]),
+        (
+            {"lesion": [[9, 11, 7], [1, 12, 3]]},
+            ["scan.nii", "[1.0, 12.0, 3.0]", "lesion", "[9, 11, 7]"],
+        ),
         ({"lesion": [[1, -1, 3]]}, ["scan.nii", "[1.0, -1.0, 3.0]"]),
         ("liver", ["'liver'", "positions by class"]),
     ],

@@ -33,7 +33,9 @@ def apply(pred, image, spacing=(1, 1, 1), **arguments):
 
 def mean_field(probabilities, image, spacing, kernels, num_iterations):
     """Marginals (C, voxels) of (C, …) probabilities, by the formulas of the paper with normalised kernels."""
-    positions = np.indices(image.shape).reshape(image.ndim, -1) * np.asarray(spacing, float)[:, None]
+    positions = (
+        np.indices(image.shape).reshape(image.ndim, -1) * np.asarray(spacing, float)[:, None]
+    )
     squared_mm = ((positions[:, :, None] - positions[:, None]) ** 2).sum(0)
     squared_intensity = np.subtract.outer(image.ravel(), image.ravel()) ** 2
     pairwise = 0
@@ -41,7 +43,8 @@ def mean_field(probabilities, image, spacing, kernels, num_iterations):
         (kernels["smoothness_weight"], squared_mm / kernels["smoothness_mm"] ** 2),
         (
             kernels["appearance_weight"],
-            squared_mm / kernels["appearance_mm"] ** 2 + squared_intensity / kernels["appearance_intensity"] ** 2,
+            squared_mm / kernels["appearance_mm"] ** 2
+            + squared_intensity / kernels["appearance_intensity"] ** 2,
         ),
     ):
         kernel = np.exp(-exponent / 2)
@@ -68,7 +71,9 @@ def tiny(num_classes, shape=(10, 8, 6), seed=0):
     rng = np.random.default_rng(seed)
     region = (np.arange(shape[0]) * num_classes // shape[0])[:, None, None] * np.ones(shape, int)
     image = region / num_classes + rng.normal(0, 0.1, shape)
-    logits = rng.normal(0, 1, (num_classes, *shape)) + 0.8 * (np.arange(num_classes)[:, None, None, None] == region)
+    logits = rng.normal(0, 1, (num_classes, *shape)) + 0.8 * (
+        np.arange(num_classes)[:, None, None, None] == region
+    )
     probabilities = np.exp(logits) / np.exp(logits).sum(0)
     return probabilities.astype(np.float32), image.astype(np.float32)
 
@@ -122,7 +127,9 @@ def test_labels_stand_for_their_confidence():
     indices = probabilities.argmax(0)
     labels = np.array([0, 5, 7], np.uint8)[indices]
     for confidence in (0.6, 0.9):
-        spread = np.where(np.arange(3)[:, None, None, None] == indices, confidence, 1 - confidence) / (2 - confidence)
+        spread = np.where(
+            np.arange(3)[:, None, None, None] == indices, confidence, 1 - confidence
+        ) / (2 - confidence)
         found = apply(labels, image, label_confidence=confidence, **KERNELS)
         expected = apply(spread.astype(np.float32), image, **KERNELS)
         assert np.array_equal(found, np.array([0, 5, 7])[expected])
@@ -141,14 +148,19 @@ def test_nested_labels_stay_in_the_foreground():
     assert (found[background] == 1).any()
     assert_agrees(found, mean_field(allowed, image, (1, 1, 1), KERNELS, 5))
     strong = KERNELS | {"appearance_weight": 300.0}
-    assert not (apply(probabilities.argmax(0).astype(np.uint8), image, nested=True, **strong)[background] > 1).any()
+    assert not (
+        apply(probabilities.argmax(0).astype(np.uint8), image, nested=True, **strong)[background]
+        > 1
+    ).any()
 
 
 def test_axes_take_their_own_spacing():
     _, noisy, image = ball()
     kernels = {"smoothness_mm": 2.0, "appearance_weight": 0}
     found = apply(noisy, image, (1, 3, 2), **kernels)
-    swapped = apply(noisy.swapaxes(0, 1).copy(), image.swapaxes(0, 1).copy(), (3, 1, 2), **kernels).swapaxes(0, 1)
+    swapped = apply(
+        noisy.swapaxes(0, 1).copy(), image.swapaxes(0, 1).copy(), (3, 1, 2), **kernels
+    ).swapaxes(0, 1)
     other = apply(noisy, image, (3, 1, 2), **kernels)
     # The lattice is not symmetric in its axes: its errors of some percent tip a few near draws.
     assert (found != swapped).mean() < 0.2 * (found != other).mean()
@@ -174,7 +186,10 @@ def test_slices_are_on_their_own_in_2d():
     noisy[..., 3] = 0
     noisy[..., 4] = 1
     whole = apply(noisy, image, (1, 1, 2), spatial_dims=2)
-    single = [apply(noisy[..., [k]], image[..., [k]], (1, 1, 2), spatial_dims=2) for k in range(noisy.shape[2])]
+    single = [
+        apply(noisy[..., [k]], image[..., [k]], (1, 1, 2), spatial_dims=2)
+        for k in range(noisy.shape[2])
+    ]
     assert np.array_equal(whole, np.concatenate(single, axis=2))
     assert not whole[..., 3].any()
     assert whole[..., 4].all()
@@ -184,7 +199,10 @@ def test_slices_are_on_their_own_in_2d():
 def test_looks_as_far_as_the_margin(spatial_dims):
     """Twice 3 mm around the foreground: 6, 3 and 2 voxels."""
     rng = np.random.default_rng(1)
-    spacing, kernels = (1, 2, 3), {"spatial_dims": spatial_dims, "smoothness_mm": 1.0, "appearance_mm": 3.0}
+    spacing, kernels = (
+        (1, 2, 3),
+        {"spatial_dims": spatial_dims, "smoothness_mm": 1.0, "appearance_mm": 3.0},
+    )
     labels = np.zeros((40, 30, 20), np.uint8)
     labels[15:25, 12:20, 8:13] = rng.integers(1, 3, (10, 8, 5))
     labels[15, 12, 8] = labels[24, 19, 12] = 1
@@ -216,7 +234,9 @@ def test_probabilities_of_nothing_but_background_give_an_empty_mask():
     assert not apply(background, np.zeros((5, 4, 3), np.float32)).any()
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int64, torch.float32, torch.bfloat16]
+)
 def test_takes_label_maps_of_any_type(dtype):
     _, noisy, image = ball()
     pred = tensor(noisy[None]).to(dtype)
@@ -281,16 +301,32 @@ IMAGE = np.zeros((1, 5, 4, 3), np.float32)
 @pytest.mark.parametrize(
     ("pred", "image", "sentence"),
     [
-        (LABELS[0], IMAGE, r"pred: segmentation: found shape \(5, 4, 3\), expected \(1, H, W, D\) or"),
+        (
+            LABELS[0],
+            IMAGE,
+            r"pred: segmentation: found shape \(5, 4, 3\), expected \(1, H, W, D\) or",
+        ),
         (LABELS[:, :, :0], IMAGE[:, :, :0], "at least one voxel"),
         (LABELS, IMAGE[..., :2], r"image: found shape \(1, 5, 4, 2\), expected \(1, 5, 4, 3\)"),
-        (LABELS, np.concatenate([IMAGE, IMAGE]), r"image: found shape \(2, 5, 4, 3\), expected \(1, 5, 4, 3\)"),
+        (
+            LABELS,
+            np.concatenate([IMAGE, IMAGE]),
+            r"image: found shape \(2, 5, 4, 3\), expected \(1, 5, 4, 3\)",
+        ),
         (LABELS + 0.5, IMAGE, "one channel with values other than the whole numbers 0 to 255"),
         (LABELS * 300.0, IMAGE, "one channel with values other than the whole numbers 0 to 255"),
-        (np.concatenate([LABELS * 4.0, LABELS - 3.0]), IMAGE, "from -3 to 4, expected probabilities"),
+        (
+            np.concatenate([LABELS * 4.0, LABELS - 3.0]),
+            IMAGE,
+            "from -3 to 4, expected probabilities",
+        ),
         (np.full((2, 5, 4, 3), np.nan), IMAGE, "expected probabilities"),
         (LABELS, IMAGE * np.nan, "image: found intensities from nan to nan"),
-        (LABELS, np.arange(60, dtype=np.float32).reshape(IMAGE.shape), "from 0 to 59, expected a span of at most 1000"),
+        (
+            LABELS,
+            np.arange(60, dtype=np.float32).reshape(IMAGE.shape),
+            "from 0 to 59, expected a span of at most 1000",
+        ),
     ],
 )
 def test_bad_input_gets_a_sentence(pred, image, sentence):

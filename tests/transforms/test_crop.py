@@ -20,7 +20,11 @@ def make_item():
     affine = AFFINE.clone()
     affine[:3, 3] = torch.tensor([10.0, -20.0, 30.0])
     image = MetaTensor(torch.randn(1, 60, 40, 12), affine=affine)
-    return {"image": image, "label": MetaTensor(label, affine=affine, meta={"filename_or_obj": "seg.nii"}), "id": 7}
+    return {
+        "image": image,
+        "label": MetaTensor(label, affine=affine, meta={"filename_or_obj": "seg.nii"}),
+        "id": 7,
+    }
 
 
 @pytest.mark.parametrize(
@@ -36,7 +40,9 @@ def test_the_margin_is_in_mm_and_in_the_plane(margin_mm, box):
     item = make_item()
     found = foreground_box(item["label"].as_tensor()[0], AFFINE, margin_mm)
     sizes = item["label"].shape[1:]
-    assert [s.indices(n)[:2] for s, n in zip(found, sizes, strict=True)] == [(s.start, s.stop) for s in box]
+    assert [s.indices(n)[:2] for s, n in zip(found, sizes, strict=True)] == [
+        (s.start, s.stop) for s in box
+    ]
     cropped = CropToLabeld(["image", "label"], "label", margin_mm)(item)
     assert torch.equal(cropped["image"].as_tensor(), item["image"].as_tensor()[:, *box])
     assert torch.equal(cropped["label"].as_tensor(), item["label"].as_tensor()[:, *box])
@@ -54,7 +60,9 @@ def test_the_margin_follows_the_grid_and_not_the_patient():
 
 def test_equals_monais_with_the_margin_in_voxels_and_keeps_the_place_in_space():
     item = make_item()
-    expected = CropForegroundd(["image", "label"], "label", margin=[5, 2, 0], allow_smaller=True)(item)
+    expected = CropForegroundd(["image", "label"], "label", margin=[5, 2, 0], allow_smaller=True)(
+        item
+    )
     cropped = CropToLabeld(["image", "label"], "label", margin_mm=4)(item)
     for key in ("image", "label"):
         assert torch.equal(cropped[key].as_tensor(), expected[key].as_tensor())

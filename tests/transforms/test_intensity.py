@@ -14,8 +14,12 @@ from liverseg.transforms import EqualizeHistogramd, MedianSlicesd, ScaleWindowd
 
 
 def test_equals_monais_and_keeps_the_affine():
-    image = MetaTensor(torch.randn(1, 5, 6, 7) * 300, affine=torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0])))
-    expected = ScaleIntensityRanged("image", -160, 240, 0.0, 1.0, clip=True)({"image": image.clone()})["image"]
+    image = MetaTensor(
+        torch.randn(1, 5, 6, 7) * 300, affine=torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0]))
+    )
+    expected = ScaleIntensityRanged("image", -160, 240, 0.0, 1.0, clip=True)(
+        {"image": image.clone()}
+    )["image"]
     scaled = ScaleWindowd("image", [-160, 240])({"image": image})["image"]
     assert torch.allclose(scaled, expected, atol=1e-6)
     assert torch.equal(scaled.affine, expected.affine)
@@ -43,7 +47,11 @@ def equalize(volume: np.ndarray) -> np.ndarray:
 def test_equalisation_is_the_formula_slice_by_slice():
     generator = np.random.default_rng(0)
     # More slices than are worked on at a time, each with a histogram of its own; much air, as in a CT.
-    levels = np.round(np.clip(generator.normal(np.linspace(20, 230, 37), np.linspace(1, 60, 37), (19, 23, 37)), 0, 255))
+    levels = np.round(
+        np.clip(
+            generator.normal(np.linspace(20, 230, 37), np.linspace(1, 60, 37), (19, 23, 37)), 0, 255
+        )
+    )
     levels[:6] = 0
     expected = np.stack([by_formula(levels[..., k]) for k in range(37)], -1)
     assert len(np.unique(expected)) > 200
@@ -74,7 +82,9 @@ def test_a_slice_of_one_grey_level_keeps_it(value):
 def test_equalisation_is_in_place_keeps_the_affine_and_takes_any_memory_order():
     volume = torch.rand(1, 20, 21, 33)
     expected = EqualizeHistogramd("image")({"image": volume.clone()})["image"]
-    image = MetaTensor(volume.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1), affine=torch.eye(4) * 2)
+    image = MetaTensor(
+        volume.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1), affine=torch.eye(4) * 2
+    )
     equal = EqualizeHistogramd("image")({"image": image})["image"]
     assert equal.data_ptr() == image.data_ptr()
     assert torch.equal(equal.as_tensor(), expected)
@@ -94,7 +104,9 @@ def test_the_median_is_that_of_scipy_in_each_slice(shape):
     volume = np.random.default_rng(0).normal(0, 300, shape).astype(np.float32)
     image = MetaTensor(torch.tensor(volume)[None], affine=torch.eye(4) * 2)
     filtered = MedianSlicesd("image")({"image": image})["image"]
-    assert np.array_equal(filtered.numpy()[0], median_filter(volume, size=(3, 3, 1), mode="nearest"))
+    assert np.array_equal(
+        filtered.numpy()[0], median_filter(volume, size=(3, 3, 1), mode="nearest")
+    )
     assert filtered.data_ptr() == image.data_ptr()
     assert torch.equal(filtered.affine, image.affine)
 
@@ -103,6 +115,8 @@ def test_the_median_takes_any_memory_order_and_leaves_other_keys_alone():
     volume = torch.rand(1, 20, 21, 33)
     expected = MedianSlicesd("image")({"image": volume.clone()})["image"]
     turned = volume.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1)
-    item = MedianSlicesd(["image", "other"], allow_missing_keys=True)({"image": turned, "label": volume})
+    item = MedianSlicesd(["image", "other"], allow_missing_keys=True)(
+        {"image": turned, "label": volume}
+    )
     assert torch.equal(item["image"], expected)
     assert item["label"] is volume

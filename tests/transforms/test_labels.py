@@ -29,7 +29,9 @@ def test_null_takes_all_other_values():
 
 def test_the_affine_stays(write_nifti):
     affine = np.diag([2.0, 3.0, 4.0, 1.0])
-    data = LoadVolumed(keys="label")({"label": write_nifti("l.nii.gz", np.ones((2, 2, 2), np.uint8), affine)})
+    data = LoadVolumed(keys="label")(
+        {"label": write_nifti("l.nii.gz", np.ones((2, 2, 2), np.uint8), affine)}
+    )
     converted = MapLabelsd(keys="label", classes={"background": [0], "liver": [1]})(data)["label"]
     assert np.allclose(converted.affine, affine)
 
@@ -39,7 +41,10 @@ def test_a_value_of_no_class_is_named(write_nifti, values):
     path = write_nifti("segmentation-3.nii.gz", np.array(values, np.float32).reshape(1, 1, -1))
     data = LoadVolumed(keys="label")({"label": path})
     odd = next(value for value in values if value not in (0, 1, 2))
-    with pytest.raises(InputError, match=rf"segmentation-3\.nii\.gz: label values {odd} are in no class.*\[0, 1, 2\]"):
+    with pytest.raises(
+        InputError,
+        match=rf"segmentation-3\.nii\.gz: label values {odd} are in no class.*\[0, 1, 2\]",
+    ):
         MapLabelsd(keys="label", classes={"background": [0], "liver": [1, 2]})(data)
 
 
@@ -57,19 +62,23 @@ def test_values_that_are_whole_but_for_rounding_are_whole(tmp_path, write_nifti)
     assert not set(np.asarray(nib.load(scaled).dataobj).flat) <= {0, 1, 2}
     for path in (write_nifti("near.nii.gz", near), scaled):
         data = LoadVolumed(keys="label")({"label": path})
-        assert convert(data["label"], {"background": [0], "liver": [1], "lesion": [2]}).flatten().tolist() == [
-            *(0, 1, 1, 2, 0, 0)
-        ]
+        assert convert(
+            data["label"], {"background": [0], "liver": [1], "lesion": [2]}
+        ).flatten().tolist() == [*(0, 1, 1, 2, 0, 0)]
 
 
 @pytest.mark.parametrize(
-    ("values", "found"), [([0, 0.5, 1], "0.5"), ([0.75, 1, 0.25], "0.25, 0.75"), ([0, 1, 1.02], "1.02")]
+    ("values", "found"),
+    [([0, 0.5, 1], "0.5"), ([0.75, 1, 0.25], "0.25, 0.75"), ([0, 1, 1.02], "1.02")],
 )
 def test_values_between_are_refused_with_what_to_do(write_nifti, values, found):
     path = write_nifti("segmentation-3.nii.gz", np.array(values, np.float32).reshape(1, 1, -1))
     data = LoadVolumed(keys="label")({"label": path})
     for classes in ({"background": [0], "liver": [1]}, {"background": None, "liver": [1]}):
-        with pytest.raises(InputError, match=rf"segmentation-3\.nii\.gz: found label values {found}, expected whole"):
+        with pytest.raises(
+            InputError,
+            match=rf"segmentation-3\.nii\.gz: found label values {found}, expected whole",
+        ):
             MapLabelsd(keys="label", classes=classes)(data)
 
 
@@ -86,15 +95,23 @@ def test_every_part_of_a_large_label_is_looked_at(monkeypatch, bad):
 def test_the_advice_for_unknown_values_leads_to_a_reference(write_nifti, caplog):
     values = np.array([0, 6, 6, 11], np.uint8).reshape(1, 1, -1)
     data = LoadVolumed(keys="label")({"label": write_nifti("label.nii.gz", values)})
-    with pytest.raises(InputError, match=r"values 6, 11 are in no class.*list in `classes` under each class"):
+    with pytest.raises(
+        InputError, match=r"values 6, 11 are in no class.*list in `classes` under each class"
+    ):
         MapLabelsd(keys="label", classes={"background": [0], "liver": [1]})(data)
     # As it says: first the values of the class, then null.
-    assert convert(data["label"], {"background": None, "liver": [6]}).flatten().tolist() == [0, 1, 1, 0]
+    assert convert(data["label"], {"background": None, "liver": [6]}).flatten().tolist() == [
+        0,
+        1,
+        1,
+        0,
+    ]
     assert not caplog.text
     # Null alone takes the liver for background, which is not left unsaid.
     assert not convert(data["label"], {"background": None, "liver": [1]}).any()
     assert (
-        "label.nii.gz: found none of the values [1] of `classes`, so all of it is taken for background" in caplog.text
+        "label.nii.gz: found none of the values [1] of `classes`, so all of it is taken for background"
+        in caplog.text
     )
     caplog.clear()
     convert(torch.zeros(1, 2, 2, 2), {"background": None, "liver": [1]})

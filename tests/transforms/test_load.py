@@ -19,7 +19,10 @@ AFFINE = np.array([[0, -2.0, 0, 5], [1.5, 0, 0, -7], [0, 0, 3, 11], [0, 0, 0, 1]
 def test_loads_channel_first_float32_with_the_affine(write_nifti):
     array = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
     loaded = LoadVolumed(keys=["image", "label"])(
-        {"image": write_nifti("i.nii.gz", array, AFFINE), "label": write_nifti("l.nii.gz", array, AFFINE)}
+        {
+            "image": write_nifti("i.nii.gz", array, AFFINE),
+            "label": write_nifti("l.nii.gz", array, AFFINE),
+        }
     )
     assert loaded["image"].shape == (1, 2, 3, 4)
     assert loaded["image"].dtype == torch.float32
@@ -125,7 +128,9 @@ def test_a_spacing_that_differs_is_measured_at_the_corner(write_nifti):
 @pytest.mark.parametrize("field_of_view_mm", [350, 360, 398, 411, 500])
 def test_what_programs_round_is_the_same_grid(write_nifti, field_of_view_mm):
     angle, spacing_mm = np.deg2rad(12.3456), field_of_view_mm / 512
-    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    turn = np.array(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+    )
     affine, rounded = np.eye(4), np.eye(4)
     affine[:3] = np.column_stack(
         [turn @ np.diag([spacing_mm, spacing_mm, 2.49876]), [-170.123456, 88.8888, -1234.5678]]
@@ -148,7 +153,9 @@ def disagreeing_scan(tmp_path: Path, array: np.ndarray) -> tuple[Path, np.ndarra
     return tmp_path / "scan.nii.gz", sform, qform
 
 
-@pytest.mark.parametrize("drawn_in", ["3D Slicer", "nibabel", "nibabel with the header", "3D Slicer, axes reversed"])
+@pytest.mark.parametrize(
+    "drawn_in", ["3D Slicer", "nibabel", "nibabel with the header", "3D Slicer, axes reversed"]
+)
 def test_a_label_lies_on_a_scan_whose_forms_disagree(tmp_path, caplog, drawn_in):
     sitk = pytest.importorskip("SimpleITK", reason='needs pip install ".[label]"')
     array = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
@@ -160,11 +167,17 @@ def test_a_label_lies_on_a_scan_whose_forms_disagree(tmp_path, caplog, drawn_in)
     else:
         label = sitk.GetImageFromArray(drawn.transpose())
         label.CopyInformation(sitk.ReadImage(str(path)))
-        sitk.WriteImage(label[::-1, :, ::-1] if "reversed" in drawn_in else label, str(tmp_path / "label.nii.gz"))
+        sitk.WriteImage(
+            label[::-1, :, ::-1] if "reversed" in drawn_in else label,
+            str(tmp_path / "label.nii.gz"),
+        )
     paths = {"image": str(path), "label": str(tmp_path / "label.nii.gz")}
     loaded = LoadVolumed(keys=["image", "label"])(paths)
     assert np.allclose(loaded["image"].affine, qform)
-    assert "up to 30.0 mm apart" in loaded["image"].meta["warnings"] and "scan.nii.gz: its sform" in caplog.text
+    assert (
+        "up to 30.0 mm apart" in loaded["image"].meta["warnings"]
+        and "scan.nii.gz: its sform" in caplog.text
+    )
     # Each voxel of the label lies over the voxel that it was drawn on.
     turned = Orientationd(keys=["image", "label"], axcodes="RAS", labels=None)(loaded)
     assert torch.equal(turned["label"].affine, turned["image"].affine)
@@ -173,7 +186,9 @@ def test_a_label_lies_on_a_scan_whose_forms_disagree(tmp_path, caplog, drawn_in)
 
 def test_a_label_on_neither_place_of_such_a_scan_is_refused(tmp_path, write_nifti):
     path, sform, _ = disagreeing_scan(tmp_path, np.zeros((3, 4, 5), np.int16))
-    label = write_nifti("l.nii.gz", np.zeros((3, 4, 5), np.uint8), sform + 15 * np.eye(4)[0][:, None] * np.eye(4)[3])
+    label = write_nifti(
+        "l.nii.gz", np.zeros((3, 4, 5), np.uint8), sform + 15 * np.eye(4)[0][:, None] * np.eye(4)[3]
+    )
     with pytest.raises(InputError, match=r"l\.nii\.gz: its grid is not that of .*scan\.nii\.gz"):
         LoadVolumed(keys=["image", "label"])({"image": str(path), "label": label})
 

@@ -54,7 +54,9 @@ def volume(shape=SHAPE, target=TARGET, affine=AFFINE):
         image[(0, *target)] += 0.6
         label[(0, *target)] = 1
     return {
-        "image": MetaTensor(image, affine=torch.tensor(affine), meta={"filename_or_obj": "scan.nii.gz"}),
+        "image": MetaTensor(
+            image, affine=torch.tensor(affine), meta={"filename_or_obj": "scan.nii.gz"}
+        ),
         "label": MetaTensor(label, affine=torch.tensor(affine)),
         "name": "case",
     }
@@ -83,7 +85,11 @@ def widened(margin_mm, spacing=(0.8, 0.9, 3.0), shape=SHAPE):
 def test_everything_is_cropped_to_the_target_with_its_margin(prior, margin):
     data, region = volume(), widened(margin)
     d = localise(prior=prior, crop_margin_mm=margin)(data)
-    for key, expected in (("image", data["image"]), ("label", data["label"]), ("localised", data["label"])):
+    for key, expected in (
+        ("image", data["image"]),
+        ("label", data["label"]),
+        ("localised", data["label"]),
+    ):
         assert torch.equal(d[key].as_tensor(), expected.as_tensor()[(slice(None), *region)])
         assert d[key].dtype == expected.dtype
     assert d["prior"].shape == d["image"].shape
@@ -93,7 +99,9 @@ def test_everything_is_cropped_to_the_target_with_its_margin(prior, margin):
     for key in ("image", "label", "localised", "prior"):
         np.testing.assert_allclose(np.asarray(d[key].affine)[:, 3], corner, atol=1e-9)
         np.testing.assert_allclose(np.asarray(d[key].affine)[:3, :3], AFFINE[:3, :3])
-        assert d[key].as_tensor().untyped_storage().nbytes() == d[key].numel() * d[key].element_size()
+        assert (
+            d[key].as_tensor().untyped_storage().nbytes() == d[key].numel() * d[key].element_size()
+        )
     assert d["localised_empty"] is False
     assert d["name"] == "case"
     assert data["image"].shape == (1, *SHAPE)  # the input is left alone
@@ -112,11 +120,19 @@ def test_the_box_prior_is_the_widened_box_of_the_mask():
 @pytest.mark.parametrize("prior", ["box", "gradcam", "none"])
 def test_without_a_crop_margin_the_whole_volume_is_kept(prior):
     data, inferer = volume(), VolumeSliceInferer(amp=False)
-    keeps, crops = (localise(prior=prior, crop_margin_mm=margin, inferer=inferer) for margin in (None, 6.0))
+    keeps, crops = (
+        localise(prior=prior, crop_margin_mm=margin, inferer=inferer) for margin in (None, 6.0)
+    )
     whole, cropped = keeps(data), crops(data)
-    for key, expected in (("image", data["image"]), ("label", data["label"]), ("localised", data["label"])):
+    for key, expected in (
+        ("image", data["image"]),
+        ("label", data["label"]),
+        ("localised", data["label"]),
+    ):
         assert torch.equal(whole[key].as_tensor(), expected.as_tensor())
-    assert torch.equal(whole["prior"].as_tensor()[(slice(None), *widened(6.0))], cropped["prior"].as_tensor())
+    assert torch.equal(
+        whole["prior"].as_tensor()[(slice(None), *widened(6.0))], cropped["prior"].as_tensor()
+    )
     assert whole["localised_empty"] is False
     assert torch.equal(keeps.inverse(whole)["label"].as_tensor(), data["label"].as_tensor())
 
@@ -167,7 +183,11 @@ def test_invertd_puts_a_prediction_back_where_it_was(prior):
         [
             Orientationd(keys=keys, axcodes="RAS", labels=None),
             localise(prior=prior, crop_margin_mm=3.0),
-            Spacingd(keys=[*keys, "prior"], pixdim=(0.8, 0.9, 3.0), mode=["bilinear", "nearest", "bilinear"]),
+            Spacingd(
+                keys=[*keys, "prior"],
+                pixdim=(0.8, 0.9, 3.0),
+                mode=["bilinear", "nearest", "bilinear"],
+            ),
         ]
     )
     data = volume()
@@ -212,7 +232,9 @@ def test_grad_cam_equals_the_formula():
 def test_grad_cam_of_a_network_that_is_not_linear_equals_autograd_and_monai(layer):
     data, network = volume(), Tiny(1, linear=False)
     slices = data["image"].as_tensor().permute(3, 0, 1, 2)
-    found = localise(network, prior="gradcam", target_layer=layer, crop_margin_mm=1000)(data)["prior"]
+    found = localise(network, prior="gradcam", target_layer=layer, crop_margin_mm=1000)(data)[
+        "prior"
+    ]
 
     step = slices
     for module in [*network.features, *network.decoder]:
@@ -227,7 +249,9 @@ def test_grad_cam_of_a_network_that_is_not_linear_equals_autograd_and_monai(laye
 
     if layer != "features.3":  # MONAI's fails where a ReLU works in place on the layer's output
         network.requires_grad_(True)
-        torch.testing.assert_close(GradCAM(network, layer).compute_map(slices, class_idx=1).detach(), cam)
+        torch.testing.assert_close(
+            GradCAM(network, layer).compute_map(slices, class_idx=1).detach(), cam
+        )
 
 
 def test_grad_cam_of_unet_on_an_odd_size_changes_no_mask_and_ends_where_the_slice_does():
@@ -236,7 +260,9 @@ def test_grad_cam_of_unet_on_an_odd_size_changes_no_mask_and_ends_where_the_slic
     data = volume((37, 45, 4), None)
     with torch.no_grad():
         logits = network.eval()(data["image"].as_tensor().permute(3, 0, 1, 2))
-        network.classifier.bias[1] -= (logits[:, 1] - logits[:, 0]).median()  # half of the voxels are foreground
+        network.classifier.bias[1] -= (
+            logits[:, 1] - logits[:, 0]
+        ).median()  # half of the voxels are foreground
     options = {"target_layer": "encoder.features.23", "crop_margin_mm": 1000}
     with_cam = localise(network, prior="gradcam", **options)(data)
     without = localise(network, prior="none", **options)(data)
@@ -247,10 +273,16 @@ def test_grad_cam_of_unet_on_an_odd_size_changes_no_mask_and_ends_where_the_slic
     network.requires_grad_(True)
     maps = GradCAM(network, "encoder.features.23").compute_map(padded, class_idx=1).detach()
     assert maps.shape == (4, 1, 3, 3)
-    up = F.interpolate(maps / maps.max(), size=(48, 48), mode="bilinear", align_corners=False)[:, :, :37, :45]
+    up = F.interpolate(maps / maps.max(), size=(48, 48), mode="bilinear", align_corners=False)[
+        :, :, :37, :45
+    ]
     difference = (with_cam["prior"].as_tensor() - up.permute(1, 2, 3, 0)).abs().max()
-    assert difference < 0.02  # the inferer's memory format rounds otherwise, and a ReLU near 0 may close or open
-    stretched = F.interpolate(maps / maps.max(), size=(37, 45), mode="bilinear", align_corners=False)
+    assert (
+        difference < 0.02
+    )  # the inferer's memory format rounds otherwise, and a ReLU near 0 may close or open
+    stretched = F.interpolate(
+        maps / maps.max(), size=(37, 45), mode="bilinear", align_corners=False
+    )
     assert (stretched - up).abs().max() > 0.1
 
 
@@ -264,10 +296,19 @@ def test_grad_cam_lies_where_the_network_saw_it_at_its_own_spacing():
         network.features[0].bias[0] = -0.5
         network.decoder[1].weight[0, 0] = network.up.weight[0, 1] = 1e-3
     inferer = VolumeSliceInferer(spacing=(1.6, 1.6), sw_batch_size=8, amp=False)
-    target = (slice(16, 32), slice(29, 43), slice(6, 10))  # two of the features' pixels, 8 x 7.1 pixels each
-    d = localise(network, inferer=inferer, prior="gradcam", crop_margin_mm=1000)(volume((96, 100, 20), target))
+    target = (
+        slice(16, 32),
+        slice(29, 43),
+        slice(6, 10),
+    )  # two of the features' pixels, 8 x 7.1 pixels each
+    d = localise(network, inferer=inferer, prior="gradcam", crop_margin_mm=1000)(
+        volume((96, 100, 20), target)
+    )
     prior, label = np.asarray(d["prior"][0]), np.asarray(d["label"][0])
-    centres = [np.average(np.indices(prior.shape).reshape(3, -1), axis=1, weights=w.ravel()) for w in (prior, label)]
+    centres = [
+        np.average(np.indices(prior.shape).reshape(3, -1), axis=1, weights=w.ravel())
+        for w in (prior, label)
+    ]
     assert np.abs(centres[0] - centres[1]).max() < 0.5
     assert prior.max() > 0.5
     assert (prior.max((0, 1)) > 0).tolist() == (label.max((0, 1)) > 0).tolist()
@@ -307,7 +348,11 @@ def test_post_processing_decides_the_box():
         DenseCRFd(keys="localised", image_key="image", spatial_dims=3, smoothness_mm=3.0),
     ):
         d = localise(prior="none", postprocessing=postprocessing, crop_margin_mm=6.0)(data)
-        assert d["image"].shape == d["localised"].shape == (1, *(s.stop - s.start for s in widened(6.0)))
+        assert (
+            d["image"].shape
+            == d["localised"].shape
+            == (1, *(s.stop - s.start for s in widened(6.0)))
+        )
 
 
 def test_weights_are_read_at_the_first_call_and_then_frozen(tmp_path):
@@ -344,7 +389,9 @@ def test_threads_that_cache_a_data_set_do_not_disturb_each_other():
 
 
 def test_wrong_settings_and_inputs_are_refused():
-    with pytest.raises(InputError, match="prior: found 'heatmap', expected one of box, gradcam, none"):
+    with pytest.raises(
+        InputError, match="prior: found 'heatmap', expected one of box, gradcam, none"
+    ):
         localise(prior="heatmap")
     with pytest.raises(InputError, match=r"target_layer: found 'bridge'.*features\.4"):
         localise(prior="gradcam", target_layer="bridge")
@@ -354,7 +401,9 @@ def test_wrong_settings_and_inputs_are_refused():
         localise()(volume() | {"label": torch.zeros(1, 8, 8, 8)})
 
     def every_second(image, network):
-        return torch.stack([network(image[..., k])[:, 1:] > 0 for k in range(0, 20, 2)], -1).repeat_interleave(2, -1)
+        return torch.stack(
+            [network(image[..., k])[:, 1:] > 0 for k in range(0, 20, 2)], -1
+        ).repeat_interleave(2, -1)
 
     with pytest.raises(InputError, match="10 slices of 20"):
         localise(prior="gradcam", inferer=every_second)(volume())

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import logging
 
-import dataset_trees as trees
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import dataset_trees as trees
 
 from liverseg.errors import InputError
 from liverseg.transforms import CheckPlausibilityd, LoadVolumed
@@ -74,9 +74,13 @@ RIGHT = {
 
 def assert_told_apart(image: np.ndarray, modality: str) -> None:
     other = {"ct": "mr", "mr": "ct"}[modality]
-    right = {name: check_intensities(change(image), modality) for name, change in RIGHT[modality].items()}
+    right = {
+        name: check_intensities(change(image), modality) for name, change in RIGHT[modality].items()
+    }
     assert right == dict.fromkeys(right)
-    wrong = {name: check_intensities(change(image), modality) for name, change in WRONG[modality].items()}
+    wrong = {
+        name: check_intensities(change(image), modality) for name, change in WRONG[modality].items()
+    }
     flags = {name: found[0] for name, found in wrong.items()}
     # Where all below water is dark, what is left may look like MR.
     assert flags.pop("negative values lost", "modality") in ("intensities", "modality")
@@ -91,14 +95,20 @@ def test_phantoms(modality, seed):
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize(("modality", "name"), [(modality, name) for modality in SCANS for name in SCANS[modality]])
+@pytest.mark.parametrize(
+    ("modality", "name"), [(modality, name) for modality in SCANS for name in SCANS[modality]]
+)
 def test_real_scans(samples, modality, name):
-    assert_told_apart(LoadVolumed("image")({"image": str(samples / name)})["image"][0].numpy(), modality)
+    assert_told_apart(
+        LoadVolumed("image")({"image": str(samples / name)})["image"][0].numpy(), modality
+    )
 
 
 @pytest.mark.parametrize("modality", ["ct", "mr"])
 def test_masks_are_no_scans(samples, modality):
-    organs = np.asarray(nib.load(samples / f"ts_{modality}_organs.nii.gz").dataobj).astype(np.float32)
+    organs = np.asarray(nib.load(samples / f"ts_{modality}_organs.nii.gz").dataobj).astype(
+        np.float32
+    )
     for mask in (organs, (organs == 5).astype(np.float32), np.zeros_like(organs)):
         flag, sentence = check_intensities(mask, modality)
         assert flag == "intensities" and "but of a mask" in sentence
@@ -107,7 +117,11 @@ def test_masks_are_no_scans(samples, modality):
 def test_the_sentence_says_what_was_found_and_what_may_have_happened():
     hu = trees.phantom(0).image.astype(np.float32)
     found = check_intensities(hu + 1024, "ct")
-    assert found is not None and "not those of a CT in HU" in found[1] and "the rescale intercept is lost" in found[1]
+    assert (
+        found is not None
+        and "not those of a CT in HU" in found[1]
+        and "the rescale intercept is lost" in found[1]
+    )
     found = check_intensities(255 * rescaled(hu), "ct")
     assert found is not None and "0 to 2" in found[1] and "intercept" not in found[1]
     found = check_intensities(hu, "mr")
@@ -135,7 +149,11 @@ def test_a_spacing_that_is_none_of_these(spacing_mm):
 
 def test_warnings_and_flags_are_logged_once_and_kept_with_the_scan(write_nifti, caplog):
     scan = trees.phantom(0)
-    path = write_nifti("a.nii", (scan.image + 1024).astype(np.int16), scan.affine / 1000 + np.diag([0, 0, 0, 0.999]))
+    path = write_nifti(
+        "a.nii",
+        (scan.image + 1024).astype(np.int16),
+        scan.affine / 1000 + np.diag([0, 0, 0, 0.999]),
+    )
     check = CheckPlausibilityd("image", "ct")
     for _ in range(2):
         loaded = check(LoadVolumed("image")({"image": path}))["image"]
@@ -155,7 +173,8 @@ def test_voxels_that_would_fill_any_memory_are_refused(write_nifti):
     scan = trees.phantom(0)
     path = write_nifti("a.nii", scan.image, scan.affine * np.array([[1000], [1000], [1000], [1]]))
     with pytest.raises(
-        InputError, match=r"a\.nii: the spacing is 7e\+03×.*seems to be in micrometres, so correct it\.$"
+        InputError,
+        match=r"a\.nii: the spacing is 7e\+03×.*seems to be in micrometres, so correct it\.$",
     ):
         CheckPlausibilityd("image", "ct")(LoadVolumed("image")({"image": path}))
 

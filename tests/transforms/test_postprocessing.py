@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import literal_postprocessing as literal
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers import literal_postprocessing as literal
 from monai.data import MetaTensor
 from monai.transforms import Compose, FillHolesd, KeepLargestConnectedComponentd
 from scipy import ndimage
@@ -79,7 +79,9 @@ def test_equals_for_other_radii_and_without_keeping_the_largest(algorithm, radiu
     shipped, reference = PAIRS[algorithm]
     mask = blobs((30, 25, 40), 11, share=0.6)
     found = apply(shipped(radius=radius, keep_largest=keep_largest), mask.astype(np.uint8))
-    assert np.array_equal(found.astype(bool), reference(mask, radius=radius, keep_largest=keep_largest))
+    assert np.array_equal(
+        found.astype(bool), reference(mask, radius=radius, keep_largest=keep_largest)
+    )
 
 
 @pytest.mark.parametrize("algorithm", ["1", "2"])
@@ -88,7 +90,9 @@ def test_equals_for_radii_in_mm(algorithm, radius_mm):
     shipped, reference = PAIRS[algorithm]
     mask = blobs((36, 30, 20), 12, share=0.6)
     # The affine turns and flips axes: spacing is the length of its columns.
-    affine = np.array([[0, -SPACING[1], 0, 4], [SPACING[0], 0, 0, -9], [0, 0, -SPACING[2], 1], [0, 0, 0, 1]])
+    affine = np.array(
+        [[0, -SPACING[1], 0, 4], [SPACING[0], 0, 0, -9], [0, 0, -SPACING[2], 1], [0, 0, 0, 1]]
+    )
     found = apply(shipped(radius_mm=radius_mm), mask.astype(np.uint8), affine)
     assert np.array_equal(found.astype(bool), reference(mask, radius=radius_mm, spacing=SPACING))
     assert not np.array_equal(found.astype(bool), reference(mask))
@@ -99,7 +103,9 @@ def test_equals_for_radii_in_mm(algorithm, radius_mm):
 def test_equals_for_other_axes(algorithm, axes):
     shipped, reference = PAIRS[algorithm]
     mask = blobs((30, 25, 28), 13, share=0.6)
-    assert np.array_equal(apply(shipped(axes=axes), mask.astype(np.uint8)).astype(bool), reference(mask, axes=axes))
+    assert np.array_equal(
+        apply(shipped(axes=axes), mask.astype(np.uint8)).astype(bool), reference(mask, axes=axes)
+    )
 
 
 @pytest.mark.parametrize("algorithm", ["2", "3"])
@@ -144,10 +150,14 @@ def test_a_true_liver(samples):
     mask = np.asarray(organs.dataobj) == 5
     noisy = mask ^ (np.random.default_rng(3).random(mask.shape) < 0.02)
     for shipped, reference in PAIRS.values():
-        assert np.array_equal(apply(shipped(), noisy.astype(np.uint8), organs.affine).astype(bool), reference(noisy))
+        assert np.array_equal(
+            apply(shipped(), noisy.astype(np.uint8), organs.affine).astype(bool), reference(noisy)
+        )
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int64, torch.float32, torch.bfloat16]
+)
 @pytest.mark.parametrize("shipped", [pair[0] for pair in PAIRS.values()])
 def test_type_and_affine_are_kept_and_the_input_is_not_changed(dtype, shipped):
     labels = torch.tensor(blobs((20, 21, 22), 17)[None]).to(dtype)
@@ -170,12 +180,18 @@ def test_numpy_and_strided_arrays():
     found = ErodeKeepLargestDilate(radius=1)(strided[None])
     assert isinstance(found, np.ndarray)
     assert found.dtype == np.int16
-    assert np.array_equal(found[0].astype(bool), literal.algorithm_1(strided.astype(bool), radius=1))
+    assert np.array_equal(
+        found[0].astype(bool), literal.algorithm_1(strided.astype(bool), radius=1)
+    )
 
 
 @pytest.mark.parametrize(
     ("wrapper", "shipped"),
-    [(ErodeKeepLargestDilated, ErodeKeepLargestDilate), (CleanSlicesd, CleanSlices), (SmoothEdgesd, SmoothEdges)],
+    [
+        (ErodeKeepLargestDilated, ErodeKeepLargestDilate),
+        (CleanSlicesd, CleanSlices),
+        (SmoothEdgesd, SmoothEdges),
+    ],
 )
 def test_the_dictionary_form_does_the_same_and_leaves_other_keys(wrapper, shipped):
     pred = torch.tensor(blobs((20, 21, 22), 19)[None]).to(torch.uint8)
@@ -221,7 +237,10 @@ def test_what_the_erosion_empties_is_said(caplog):
         (lambda: ErodeKeepLargestDilate()(torch.full((1, 4, 4, 4), 0.5)), "whole numbers"),
         (lambda: ErodeKeepLargestDilate(radius_mm=3)(torch.ones(1, 4, 4, 4)), "radius_mm"),
         (lambda: ErodeKeepLargestDilate(radius=64)(torch.ones(1, 140, 140, 140)), "63"),
-        (lambda: ErodeKeepLargestDilated("pred", radius_mm=3)({"pred": torch.ones(1, 4, 4, 4)}), "pred: radius_mm"),
+        (
+            lambda: ErodeKeepLargestDilated("pred", radius_mm=3)({"pred": torch.ones(1, 4, 4, 4)}),
+            "pred: radius_mm",
+        ),
     ],
 )
 def test_wrong_options_and_inputs_are_refused(make, words):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import re
 
-import dataset_trees as trees
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers import dataset_trees as trees
 from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.transforms import Compose, Invertd, Orientationd
 from scipy import ndimage
@@ -20,7 +20,10 @@ from liverseg.transforms.load import flags_of
 from liverseg.transforms.quality import check_hu, check_volume
 
 # Voxels of 0.125 ml; from left to right, back to front, the feet to the head.
-SHAPE, AFFINE = (72, 56, 60), np.array([[5.0, 0, 0, -180], [0, 5, 0, -140], [0, 0, 5, 30], [0, 0, 0, 1]])
+SHAPE, AFFINE = (
+    (72, 56, 60),
+    np.array([[5.0, 0, 0, -180], [0, 5, 0, -140], [0, 0, 5, 30], [0, 0, 0, 1]]),
+)
 LIVER = np.s_[44:64, 16:40, 20:45]  # 1500 ml
 LIVER_ONLY = {1: "liver"}
 ORIENTATIONS = ["RAS", "LPS", "LAS", "ASR", "PIL", "SRP"]
@@ -51,7 +54,9 @@ def with_voxels(count: int) -> np.ndarray:
     return mask
 
 
-def flags(path: str, image: np.ndarray, mask: np.ndarray, affine=AFFINE, modality="ct", names=LIVER_ONLY):
+def flags(
+    path: str, image: np.ndarray, mask: np.ndarray, affine=AFFINE, modality="ct", names=LIVER_ONLY
+):
     """As a bundle's `inference.json` does it, from the file to the mask on the file's grid, but for the network."""
     nib.save(nib.Nifti1Image(image, affine), path)
     load = Compose(
@@ -64,7 +69,9 @@ def flags(path: str, image: np.ndarray, mask: np.ndarray, affine=AFFINE, modalit
     )
     batch = list_data_collate([load({"image": path})])
     # The network's answer is in the order that it sees.
-    ornt = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt("RAS"))
+    ornt = nib.orientations.ornt_transform(
+        nib.io_orientation(affine), nib.orientations.axcodes2ornt("RAS")
+    )
     seen = nib.orientations.apply_orientation(mask, ornt)
     batch["pred"] = MetaTensor(torch.from_numpy(seen.copy())[None, None])
     (item,) = decollate_batch(batch)
@@ -89,9 +96,13 @@ def judge_turned(tmp_path):
 
     def judge(mask, axcodes, degrees=0.0):
         image, affine = trees.turned(
-            np.where(mask > 0, LIVER_HU, body()).astype(np.int16), trees.rotated(AFFINE, degrees), axcodes
+            np.where(mask > 0, LIVER_HU, body()).astype(np.int16),
+            trees.rotated(AFFINE, degrees),
+            axcodes,
         )
-        return flags(str(tmp_path / "scan.nii"), image, trees.turned(mask, AFFINE, axcodes)[0], affine)
+        return flags(
+            str(tmp_path / "scan.nii"), image, trees.turned(mask, AFFINE, axcodes)[0], affine
+        )
 
     return judge
 
@@ -102,7 +113,9 @@ def test_a_plausible_liver_has_no_flag(judge_turned, axcodes, degrees):
     assert judge_turned(drawn(LIVER), axcodes, degrees) == {}
 
 
-@pytest.mark.parametrize(("voxels", "flagged"), [(0, True), (4799, True), (4800, False), (32000, False), (32001, True)])
+@pytest.mark.parametrize(
+    ("voxels", "flagged"), [(0, True), (4799, True), (4800, False), (32000, False), (32001, True)]
+)
 def test_the_volume_is_exact_at_its_bounds(judge, voxels, flagged):
     mask = with_voxels(voxels)
     assert mask.sum() == voxels and not mask[..., [0, -1]].any()
@@ -122,7 +135,12 @@ def test_a_large_volume_is_flagged_where_the_liver_is_cut_off_a_small_one_is_not
 @pytest.mark.parametrize("axcodes", ORIENTATIONS)
 @pytest.mark.parametrize(
     ("place", "ends"),
-    [(np.s_[:8], "lowest"), (np.s_[-8:], "uppermost"), (np.s_[:], "lowest|uppermost"), (np.s_[1:-1], "")],
+    [
+        (np.s_[:8], "lowest"),
+        (np.s_[-8:], "uppermost"),
+        (np.s_[:], "lowest|uppermost"),
+        (np.s_[1:-1], ""),
+    ],
 )
 def test_a_liver_that_is_cut_off(judge_turned, axcodes, degrees, place, ends):
     found = judge_turned(drawn((*LIVER[:2], place)), axcodes, degrees)
@@ -134,8 +152,12 @@ def test_a_liver_that_is_cut_off(judge_turned, axcodes, degrees, place, ends):
 
 @pytest.mark.parametrize("slice_mm", [1.25, 5])
 @pytest.mark.parametrize("slices", [1, 4, 11])
-@pytest.mark.parametrize(("place", "end"), [(np.s_[:8], "lowest"), (np.s_[-8:], "uppermost"), (np.s_[6:-6], None)])
-def test_slices_without_anything_that_were_added_are_no_slices_of_the_scan(judge, slice_mm, slices, place, end):
+@pytest.mark.parametrize(
+    ("place", "end"), [(np.s_[:8], "lowest"), (np.s_[-8:], "uppermost"), (np.s_[6:-6], None)]
+)
+def test_slices_without_anything_that_were_added_are_no_slices_of_the_scan(
+    judge, slice_mm, slices, place, end
+):
     """As programs fill up what they turn or bring onto another scan's grid."""
     mask = drawn((*LIVER[:2], place))
     image = np.where(mask > 0, LIVER_HU, body())
@@ -176,12 +198,15 @@ def test_pieces_are_those_of_scipy(judge, boxes, flagged):
 
 
 @pytest.mark.parametrize(
-    ("places", "pieces"), [(["low", "low"], 1), (["high", "high"], 1), (["low", "high"], 2), (["low", "inside"], 2)]
+    ("places", "pieces"),
+    [(["low", "low"], 1), (["high", "high"], 1), (["low", "high"], 2), (["low", "inside"], 2)],
 )
 def test_lobes_that_the_scan_cuts_apart_are_one(judge, places, pieces):
     heights = {"low": np.s_[:20], "high": np.s_[-20:], "inside": np.s_[1:20]}
     columns = [np.s_[48:66, 16:40], np.s_[38:46, 16:40]]
-    found = judge(drawn(*((*column, heights[place]) for column, place in zip(columns, places, strict=True))))
+    found = judge(
+        drawn(*((*column, heights[place]) for column, place in zip(columns, places, strict=True)))
+    )
     assert list(found) == (["components", "cut_off"] if pieces > 1 else ["cut_off"])
 
 
@@ -200,7 +225,9 @@ def test_fine_voxels_are_looked_at_in_blocks(tmp_path):
     assert "components" in flags(str(tmp_path / "scan.nii"), image, mask, affine)
 
 
-@pytest.mark.parametrize(("hu", "flagged"), [(20, False), (19, True), (180, False), (181, True), (-40, True)])
+@pytest.mark.parametrize(
+    ("hu", "flagged"), [(20, False), (19, True), (180, False), (181, True), (-40, True)]
+)
 def test_the_mean_hu_of_the_liver(judge, hu, flagged):
     mask = drawn(LIVER)
     found = judge(mask, np.where(mask > 0, hu, body()).astype(np.int16))
@@ -264,7 +291,9 @@ def test_lesions_are_liver_and_other_organs_are_none(judge):
 
 def mr(mask: np.ndarray, side: int = 0) -> np.ndarray:
     """Dark air, bright fat, and tissues that differ more than in CT."""
-    image = np.select([mask > 0, body(side) == AIR, body(side) == FAT], [600, 4, 1500], 300).astype(np.int16)
+    image = np.select([mask > 0, body(side) == AIR, body(side) == FAT], [600, 4, 1500], 300).astype(
+        np.int16
+    )
     image[30:36, 8:14] = 900
     return image
 
@@ -289,12 +318,16 @@ def test_what_is_found_in_the_scan_itself_is_a_flag_of_its_mask(judge):
     assert "take a model for CT" in judge(mask, modality="mr")["modality"]
     assert "1024 too high" in judge(mask, body() + 1024)["intensities"]
     # A place in it says nothing of the side of a liver.
-    assert "mirrored" in judge(mask[::-1]) and "mirrored" not in judge(mask[::-1], body()[::-1] + 1024)
+    assert "mirrored" in judge(mask[::-1]) and "mirrored" not in judge(
+        mask[::-1], body()[::-1] + 1024
+    )
 
 
 def test_flags_are_logged(judge, caplog):
     judge(drawn(np.s_[44:64, 16:40, :5]))
-    (logged,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    (logged,) = [
+        record.getMessage() for record in caplog.records if record.levelno == logging.WARNING
+    ]
     assert "scan.nii: the liver reaches the scan's lowest slice" in logged
 
 
@@ -333,7 +366,9 @@ def test_a_negated_ct_is_not_said_to_be_1024_too_high(judge):
         ("ts_mr.nii.gz", "ts_mr_organs.nii.gz", "mr", "lowest and uppermost slice"),
     ],
 )
-def test_real_livers_are_flagged_where_the_scan_cuts_them_off(samples, scan, organs, modality, ends):
+def test_real_livers_are_flagged_where_the_scan_cuts_them_off(
+    samples, scan, organs, modality, ends
+):
     """By another program's masks."""
     keys = ["image", "label"]
     loaded = LoadVolumed(keys)({"image": str(samples / scan), "label": str(samples / organs)})
@@ -341,6 +376,13 @@ def test_real_livers_are_flagged_where_the_scan_cuts_them_off(samples, scan, org
     image = SampleVoxelsd("image")(loaded)["image"]
     for turn, expected in ((False, ["cut_off"]), (True, ["cut_off", "mirrored"])):
         label = loaded["label"].as_tensor().flip(1) if turn else loaded["label"].as_tensor()
-        meta = {**image.meta, "sample": image.meta["sample"][::-1].copy() if turn else image.meta["sample"]}
-        found = flags_of(FlagMaskd("pred", {5: "liver"}, modality)({"pred": MetaTensor(label, meta=meta)})["pred"])
+        meta = {
+            **image.meta,
+            "sample": image.meta["sample"][::-1].copy() if turn else image.meta["sample"],
+        }
+        found = flags_of(
+            FlagMaskd("pred", {5: "liver"}, modality)({"pred": MetaTensor(label, meta=meta)})[
+                "pred"
+            ]
+        )
         assert sorted(found) == expected and ends in found["cut_off"]

@@ -33,7 +33,9 @@ def test_image_and_label_come_from_the_same_slice():
 @pytest.mark.parametrize(("ratio", "at_least"), [(0.5, 3), (1.0, 6)])
 def test_the_share_with_foreground(ratio, at_least):
     for seed in range(20):
-        items = draw(seed, num_samples=6, foreground_ratio=ratio)(make_volume(foreground=(2, 3, 4, 5, 6, 7)))
+        items = draw(seed, num_samples=6, foreground_ratio=ratio)(
+            make_volume(foreground=(2, 3, 4, 5, 6, 7))
+        )
         assert sum(bool(item["label"].any()) for item in items) >= at_least
 
 

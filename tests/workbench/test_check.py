@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import dataset_trees as trees
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import dataset_trees as trees
 from scipy import ndimage
 
 from liverseg.errors import InputError
@@ -31,7 +31,9 @@ def test_a_good_case_is_ok_in_any_orientation(tmp_path, modality, axcodes):
     assert facts["shape"] == list(image.shape) and facts["orientation"] == axcodes
     assert facts["spacing_mm"] == pytest.approx(np.linalg.norm(affine[:3, :3], axis=0), abs=1e-3)
     assert not facts["identity_affine"]
-    assert facts["voxels"] == {name: int((label == int(value)).sum()) for value, name in LABELS.items()}
+    assert facts["voxels"] == {
+        name: int((label == int(value)).sum()) for value, name in LABELS.items()
+    }
     assert (facts["intensity_min"], facts["intensity_max"]) == (image.min(), image.max())
     liver = image[label == 1].astype(np.float64)
     assert facts["liver"]["mean"] == pytest.approx(liver.mean(), abs=0.01)
@@ -44,7 +46,12 @@ def test_a_good_case_is_ok_in_any_orientation(tmp_path, modality, axcodes):
 @pytest.mark.parametrize("modality", ["ct", "mr"])
 @pytest.mark.parametrize(
     ("axis", "name"),
-    [((0,), "left-right"), ((1,), "front-back"), ((2,), "head-foot"), ((0, 1), "left-right and front-back")],
+    [
+        ((0,), "left-right"),
+        ((1,), "front-back"),
+        ((2,), "head-foot"),
+        ((0, 1), "left-right and front-back"),
+    ],
 )
 def test_a_flipped_mask_is_found_and_its_axis_named(tmp_path, modality, seed, axis, name):
     scan = trees.phantom(seed, modality)
@@ -65,7 +72,13 @@ def test_a_mask_over_air_is_broken(tmp_path, modality):
 def test_a_dark_liver_in_mr_is_suspicious_only(tmp_path):
     scan = trees.phantom(0, "mr")
     # As iron makes it.
-    found = judged(tmp_path, np.where(scan.organs == 7, 15, scan.image), scan.labels, scan.affine, modality="mr")
+    found = judged(
+        tmp_path,
+        np.where(scan.organs == 7, 15, scan.image),
+        scan.labels,
+        scan.affine,
+        modality="mr",
+    )
     assert found.verdict == "suspicious" and "as dark as air" in found.suspicious[0]
 
 
@@ -112,7 +125,9 @@ def test_a_float_label_is_judged_as_its_whole_numbers(tmp_path, factor):
     found = judged(tmp_path, scan.image, near, scan.affine)
     assert (found.verdict, found.facts) == ("ok", whole.facts)
     near[0, 0, 0] = 0.5
-    with pytest.raises(InputError, match=r"label\.nii: found label values 0\.5, expected whole numbers"):
+    with pytest.raises(
+        InputError, match=r"label\.nii: found label values 0\.5, expected whole numbers"
+    ):
         judged(tmp_path, scan.image, near, scan.affine)
 
 
@@ -121,14 +136,24 @@ def test_verdict_and_counts_go_by_the_same_names(tmp_path):
     split = scan.labels.copy()
     split[:, :, ::2][split[:, :, ::2] == 1] = 3
     # Two values of one name, and 0 that nobody named.
-    found = judged(tmp_path, scan.image, split, scan.affine, labels={"1": "liver", "2": "lesion", "3": "liver"})
+    found = judged(
+        tmp_path, scan.image, split, scan.affine, labels={"1": "liver", "2": "lesion", "3": "liver"}
+    )
     assert found.verdict == "ok", found.broken
     whole = judged(tmp_path, scan.image, scan.labels, scan.affine)
     assert found.facts["voxels"] == whole.facts["voxels"]
     assert found.facts["liver"] == whole.facts["liver"]
     # A name in another case is the liver too; without a voxel of it, both say so.
-    found = judged(tmp_path, scan.image, scan.labels // 2, scan.affine, labels={"0": "x", "1": "lesion", "2": "Liver"})
-    assert found.broken == ["the mask of the liver is empty"] and "Liver" not in found.facts["voxels"]
+    found = judged(
+        tmp_path,
+        scan.image,
+        scan.labels // 2,
+        scan.affine,
+        labels={"0": "x", "1": "lesion", "2": "Liver"},
+    )
+    assert (
+        found.broken == ["the mask of the liver is empty"] and "Liver" not in found.facts["voxels"]
+    )
 
 
 def test_what_the_reader_warns_of_is_suspicious(tmp_path):
@@ -145,7 +170,9 @@ def test_what_the_reader_warns_of_is_suspicious(tmp_path):
 
 def test_spacing_in_metres_is_broken(tmp_path):
     scan = trees.phantom(0)
-    found = judged(tmp_path, scan.image, scan.labels, scan.affine / 1000 + np.diag([0, 0, 0, 0.999]))
+    found = judged(
+        tmp_path, scan.image, scan.labels, scan.affine / 1000 + np.diag([0, 0, 0, 0.999])
+    )
     assert (
         "the spacing is 0.007×0.007×0.0095 mm, expected 0.1 to 20 mm: the header is not in mm but seems to be in metres"
         in found.broken[0]
@@ -155,7 +182,9 @@ def test_spacing_in_metres_is_broken(tmp_path):
 @pytest.mark.parametrize(("diagonal", "axcodes"), [((1, 1, 1, 1), "RAS"), ((-1, -1, 1, 1), "LPS")])
 def test_an_identity_affine_is_suspicious(tmp_path, diagonal, axcodes):
     scan = trees.phantom(0)
-    image, label = (trees.turned(array, scan.affine, axcodes)[0] for array in (scan.image, scan.labels))
+    image, label = (
+        trees.turned(array, scan.affine, axcodes)[0] for array in (scan.image, scan.labels)
+    )
     found = judged(tmp_path, image, label, np.diag(np.float64(diagonal)))
     assert found.verdict == "suspicious"
     assert found.suspicious == ["the affine is the identity: spacing and orientation are lost"]
@@ -164,13 +193,21 @@ def test_an_identity_affine_is_suspicious(tmp_path, diagonal, axcodes):
 def test_a_label_on_another_grid_raises(tmp_path):
     scan = trees.phantom(0)
     with pytest.raises(InputError, match=r"label\.nii: its grid is not that of .*image\.nii"):
-        judged(tmp_path, scan.image, scan.labels, scan.affine, label_affine=scan.affine + np.eye(4, k=3))
+        judged(
+            tmp_path,
+            scan.image,
+            scan.labels,
+            scan.affine,
+            label_affine=scan.affine + np.eye(4, k=3),
+        )
 
 
 def test_without_a_liver_only_geometry_and_values_are_judged(tmp_path):
     scan = trees.phantom(0)
     labels = {"0": "background", "1": "air"}
-    found = judged(tmp_path, scan.image, (scan.image < -900).astype(np.uint8), scan.affine, labels=labels)
+    found = judged(
+        tmp_path, scan.image, (scan.image < -900).astype(np.uint8), scan.affine, labels=labels
+    )
     assert found.verdict == "ok" and "liver" not in found.facts
 
 
@@ -181,5 +218,11 @@ def test_real_scans(samples, tmp_path, name, modality, axis):
     image, organs = (nib.load(samples / f"{name}{end}.nii.gz") for end in ("", "_organs"))
     liver = (np.asarray(organs.dataobj) == 5).astype(np.uint8)
     array = np.asarray(image.dataobj)
-    found = judged(tmp_path, array, liver if axis is None else np.flip(liver, axis), image.affine, modality=modality)
+    found = judged(
+        tmp_path,
+        array,
+        liver if axis is None else np.flip(liver, axis),
+        image.affine,
+        modality=modality,
+    )
     assert found.verdict == ("ok" if axis is None else "broken"), (found.broken, found.suspicious)

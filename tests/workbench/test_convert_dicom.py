@@ -4,10 +4,10 @@ import json
 import shutil
 import sys
 
-import dataset_trees as trees
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import dataset_trees as trees
 from typer.testing import CliRunner
 
 from liverseg.data import load_datalist
@@ -53,8 +53,17 @@ def test_chaos_mr_has_two_scans_of_a_patient_in_one_fold(tmp_path):
     assert content["labels"]["2"] == "right kidney" and content["labels"]["4"] == "spleen"
     assert len(content["training"]) == 6
     for patient, (image, label, affine) in truth.items():
-        items = [item for item in everything(tmp_path / "out" / "dataset.json") if item["patient"] == f"mr-{patient}"]
-        assert len({item["fold"] for item in content["training"] if item["patient"] == f"mr-{patient}"}) == 1
+        items = [
+            item
+            for item in everything(tmp_path / "out" / "dataset.json")
+            if item["patient"] == f"mr-{patient}"
+        ]
+        assert (
+            len(
+                {item["fold"] for item in content["training"] if item["patient"] == f"mr-{patient}"}
+            )
+            == 1
+        )
         phases = {item["image"].rsplit("-", 1)[1].split(".")[0]: item for item in items}
         assert_is(phases["in"], image, label, affine)
         assert_is(phases["out"], np.rint(0.8 * image), label, affine)
@@ -73,13 +82,17 @@ def test_ircadb_joins_lesions_and_nothing_else(tmp_path):
 
 def test_broken_ircadb_patients_are_named(tmp_path):
     trees.ircadb(tmp_path)
-    (tmp_path / "3Dircadb1.1" / "MASKS_DICOM" / "liver").rename(tmp_path / "3Dircadb1.1" / "MASKS_DICOM" / "foie")
+    (tmp_path / "3Dircadb1.1" / "MASKS_DICOM" / "liver").rename(
+        tmp_path / "3Dircadb1.1" / "MASKS_DICOM" / "foie"
+    )
     archive = tmp_path / "3Dircadb1.2" / "PATIENT_DICOM.zip"
     archive.write_bytes(archive.read_bytes()[:1000])
     (tmp_path / "3Dircadb1.3" / "MASKS_DICOM" / "livertumors" / "image_4").unlink()
     shutil.copytree(tmp_path / "3Dircadb1.3", tmp_path / "3Dircadb1.4")
     shutil.rmtree(tmp_path / "3Dircadb1.4" / "MASKS_DICOM")
-    with pytest.raises(InputError, match=r"4 of 4 cases are broken .*ircadb-1, ircadb-2, ircadb-3, ircadb-4"):
+    with pytest.raises(
+        InputError, match=r"4 of 4 cases are broken .*ircadb-1, ircadb-2, ircadb-3, ircadb-4"
+    ):
         convert(IRCADB, tmp_path, tmp_path / "out", 2, 0)
     report = json.loads((tmp_path / "out" / "check.json").read_text())
     reasons = [case["reasons"][0] for case in report["cases"]]
@@ -98,11 +111,21 @@ def test_a_tilted_gantry_keeps_the_mask_on_the_scan(tmp_path):
     names = [f"{k}.dcm" for k in range(image.shape[2])]
     folder = tmp_path / "Train_Sets" / "CT" / "1"
     trees.write_series(folder / "DICOM_anon", image, tilted, names)
-    trees.write_pngs(folder / "Ground", 255 * (label > 0).astype(np.uint8), [f"{k}.png" for k in range(image.shape[2])])
+    trees.write_pngs(
+        folder / "Ground",
+        255 * (label > 0).astype(np.uint8),
+        [f"{k}.png" for k in range(image.shape[2])],
+    )
     volume = CHAOS_CT.read(folder / "DICOM_anon", folder / "Ground")
-    assert volume.image.shape == volume.label.shape == (image.shape[0], image.shape[1] + 6, image.shape[2])
+    assert (
+        volume.image.shape
+        == volume.label.shape
+        == (image.shape[0], image.shape[1] + 6, image.shape[2])
+    )
     assert (volume.label > 0).sum() == (label > 0).sum()
-    assert np.isclose(np.median(volume.image[volume.label > 0]), np.median(image[label > 0]), atol=3)
+    assert np.isclose(
+        np.median(volume.image[volume.label > 0]), np.median(image[label > 0]), atol=3
+    )
     centre = [
         (np.argwhere(each > 0) @ grid[:3, :3].T + grid[:3, 3]).mean(0)
         for each, grid in ((volume.label, volume.affine), (label, tilted))

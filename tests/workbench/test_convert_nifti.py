@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import json
 
-import dataset_trees as trees
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import dataset_trees as trees
 from typer.testing import CliRunner
 
 from liverseg.data import load_datalist
@@ -13,7 +13,15 @@ from liverseg.errors import InputError
 from liverseg.workbench.cli import app
 from liverseg.workbench.datasets.nifti import find_btcv, find_lits, find_msd
 
-BTCV_OF = {"spleen": 1, "right_kidney": 2, "left_kidney": 3, "gallbladder": 4, "liver": 6, "stomach": 7, "aorta": 8}
+BTCV_OF = {
+    "spleen": 1,
+    "right_kidney": 2,
+    "left_kidney": 3,
+    "gallbladder": 4,
+    "liver": 6,
+    "stomach": 7,
+    "aorta": 8,
+}
 
 
 def run(*arguments):
@@ -46,17 +54,26 @@ def test_lits_stays_where_it_is_in_any_orientation(tmp_path):
         number = int(item["patient"].removeprefix("lits-"))
         batch, end = (1, "nii") if number < 28 else (2, "nii.gz")
         assert item["image"] == str(root / f"Training Batch {batch}" / f"volume-{number}.{end}")
-        assert item["label"] == str(root / f"Training Batch {batch}" / f"segmentation-{number}.{end}")
+        assert item["label"] == str(
+            root / f"Training Batch {batch}" / f"segmentation-{number}.{end}"
+        )
     report = json.loads((tmp_path / "out" / "check.json").read_text())
     verdicts = {case["name"]: (case["verdict"], case["orientation"]) for case in report["cases"]}
     assert verdicts.pop("lits-28") == ("suspicious", "RAS")
-    assert verdicts == {f"lits-{number}": ("ok", axes) for number, axes in cases.items() if number != 28}
+    assert verdicts == {
+        f"lits-{number}": ("ok", axes) for number, axes in cases.items() if number != 28
+    }
     assert not (tmp_path / "out" / "images").exists()
 
 
 def test_lits_in_capitals_and_in_folders_called_as_files(tmp_path):
     """As some programs unpack it: a folder for each compressed file."""
-    for name in ("VOLUMES/volume-0.NII", "segmentation-0.NII.GZ", "volume-1.nii/volume-1.nii", "segmentation-1.nii"):
+    for name in (
+        "VOLUMES/volume-0.NII",
+        "segmentation-0.NII.GZ",
+        "volume-1.nii/volume-1.nii",
+        "segmentation-1.nii",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     cases = {case.name: (case.image.name, case.label.name) for case in find_lits(tmp_path)}
@@ -86,21 +103,29 @@ def test_msd_takes_training_and_leaves_the_test_set_out(tmp_path):
     trees.save(root / "imagesTs" / "liver_132.nii.gz", image, affine)
     training = [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names]
     content = {"labels": {"0": "background", "1": "liver", "2": "cancer"}, "training": training}
-    (root / "dataset.json").write_text(json.dumps({**content, "test": ["./imagesTs/liver_132.nii.gz"]}))
+    (root / "dataset.json").write_text(
+        json.dumps({**content, "test": ["./imagesTs/liver_132.nii.gz"]})
+    )
     assert run("msd", tmp_path, "--out", tmp_path / "out", "--folds", 3).exit_code == 0
     items = everything(tmp_path / "out" / "dataset.json")
-    assert sorted(item["image"] for item in items) == sorted(str(root / "imagesTr" / name) for name in names)
+    assert sorted(item["image"] for item in items) == sorted(
+        str(root / "imagesTr" / name) for name in names
+    )
     written = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert written["test"] == [] and written["labels"]["2"] == "lesion"
     # The data set's own datalist, and that of another, are never overwritten.
     for command, out in (("msd", root), ("lits", tmp_path / "out")):
         before = (out / "dataset.json").read_bytes()
         other = run(command, root, "--out", out)
-        assert isinstance(other.exception, InputError) and "choose another place" in str(other.exception)
+        assert isinstance(other.exception, InputError) and "choose another place" in str(
+            other.exception
+        )
         assert (out / "dataset.json").read_bytes() == before
 
 
-OTHER_ORGAN = '{"labels": {"0": "background", "1": "spleen"}, "training": [{"image": "a", "label": "b"}]}'
+OTHER_ORGAN = (
+    '{"labels": {"0": "background", "1": "spleen"}, "training": [{"image": "a", "label": "b"}]}'
+)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +139,8 @@ def test_msd_needs_its_datalist(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    ("images", "labels"), [("RawData/Training/img", "RawData/Training/label"), ("imagesTr", "labelsTr")]
+    ("images", "labels"),
+    [("RawData/Training/img", "RawData/Training/label"), ("imagesTr", "labelsTr")],
 )
 def test_btcv_in_both_layouts(tmp_path, images, labels):
     for seed in range(2):
@@ -122,7 +148,9 @@ def test_btcv_in_both_layouts(tmp_path, images, labels):
         label = np.zeros_like(scan.organs)
         for organ, value in BTCV_OF.items():
             label[scan.organs == trees.ORGANS[organ]] = value
-        trees.save(tmp_path / images / f"img000{seed + 1}.nii.gz", scan.image.astype(np.int16), scan.affine)
+        trees.save(
+            tmp_path / images / f"img000{seed + 1}.nii.gz", scan.image.astype(np.int16), scan.affine
+        )
         trees.save(tmp_path / labels / f"label000{seed + 1}.nii.gz", label, scan.affine)
     assert run("btcv", tmp_path, "--out", tmp_path / "out", "--folds", 2).exit_code == 0
     written = json.loads((tmp_path / "out" / "dataset.json").read_text())
@@ -133,7 +161,10 @@ def test_btcv_in_both_layouts(tmp_path, images, labels):
     ]
     (case, _) = json.loads((tmp_path / "out" / "check.json").read_text())["cases"]
     label = np.asarray(nib.load(tmp_path / labels / "label0001.nii.gz").dataobj)
-    assert case["voxels"]["liver"] == (label == 6).sum() and case["voxels"]["aorta"] == (label == 8).sum()
+    assert (
+        case["voxels"]["liver"] == (label == 6).sum()
+        and case["voxels"]["aorta"] == (label == 8).sum()
+    )
     assert case["verdict"] == "ok"
 
 
@@ -156,9 +187,17 @@ def test_check_reads_any_datalist_and_leaves_it_alone(tmp_path):
     for seed in range(3):
         image, label, affine = trees.pair(seed)
         trees.save(tmp_path / str(seed) / "image.nii.gz", image, affine)
-        trees.save(tmp_path / str(seed) / "label.nii.gz", label[::-1] if seed == 2 else label, affine)
-        items.append({"image": f"{seed}/image.nii.gz", "label": f"{seed}/label.nii.gz", "patient": seed})
-    content = {"labels": {"0": "background", "1": "liver", "2": "lesion"}, "training": items[:1], "test": items[1:]}
+        trees.save(
+            tmp_path / str(seed) / "label.nii.gz", label[::-1] if seed == 2 else label, affine
+        )
+        items.append(
+            {"image": f"{seed}/image.nii.gz", "label": f"{seed}/label.nii.gz", "patient": seed}
+        )
+    content = {
+        "labels": {"0": "background", "1": "liver", "2": "lesion"},
+        "training": items[:1],
+        "test": items[1:],
+    }
     content["test"].append("unlabelled.nii.gz")
     path = tmp_path / "dataset.json"
     path.write_text(json.dumps(content))
@@ -178,10 +217,15 @@ def test_check_reads_any_datalist_and_leaves_it_alone(tmp_path):
         ("[]", "found [], expected a Decathlon datalist"),
         ('{"training": []}', "labels: found none"),
         ('{"training": [], "labels": {"0": "x"}}', "no scan with a label"),
-        ('{"training": [{"image": "a", "label": null}], "labels": {"0": "x"}}', "training[0], label: found none"),
+        (
+            '{"training": [{"image": "a", "label": null}], "labels": {"0": "x"}}',
+            "training[0], label: found none",
+        ),
     ],
 )
 def test_check_says_what_is_wrong_with_a_datalist(tmp_path, content, words):
     (tmp_path / "dataset.json").write_text(content)
     result = run("check", tmp_path / "dataset.json")
-    assert isinstance(result.exception, InputError) and f"dataset.json: {words}" in str(result.exception)
+    assert isinstance(result.exception, InputError) and f"dataset.json: {words}" in str(
+        result.exception
+    )

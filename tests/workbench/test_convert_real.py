@@ -6,10 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
-import dataset_trees as trees
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import dataset_trees as trees
 from monai.transforms import LoadImage
 
 from liverseg.workbench.datasets.chaos import CHAOS_CT
@@ -40,7 +40,11 @@ def test_a_real_series_as_chaos(samples, tmp_path):
         for number, path in enumerate(files):
             shutil.copy(path, folder / "DICOM_anon" / f"i{number:04d},0000b.dcm")
         last = label.shape[2] - 1
-        trees.write_pngs(folder / "Ground", 255 * label, [f"liver_GT_{last - k:03d}.png" for k in range(last + 1)])
+        trees.write_pngs(
+            folder / "Ground",
+            255 * label,
+            [f"liver_GT_{last - k:03d}.png" for k in range(last + 1)],
+        )
 
     path = convert(CHAOS_CT, tmp_path / "CHAOS", tmp_path / "out", 2, 0)
     for item in json.loads(path.read_text())["training"]:

@@ -8,10 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-import dataset_trees as trees
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import dataset_trees as trees
 
 from liverseg.errors import InputError
 from liverseg.workbench.datasets.chaos import CHAOS_CT, CHAOS_MR
@@ -30,7 +30,11 @@ def overwrite(path: Path, content: bytes) -> None:
 
 
 def states(out: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for kind in ("images", "labels") for path in (out / kind).iterdir()}
+    return {
+        str(path): path.stat().st_mtime_ns
+        for kind in ("images", "labels")
+        for path in (out / kind).iterdir()
+    }
 
 
 def test_a_finished_case_is_not_read_again(tmp_path):
@@ -58,7 +62,10 @@ def test_what_is_gone_or_changed_is_made_again_and_nothing_else(tmp_path):
     os.utime(picture, (0, 0))
     convert(CHAOS_CT, tmp_path / "root", out, 3, 0)
     after = states(out)
-    assert {Path(name).name for name in before if before[name] != after[name]} == {"ct-1.nii.gz", "ct-10.nii.gz"}
+    assert {Path(name).name for name in before if before[name] != after[name]} == {
+        "ct-1.nii.gz",
+        "ct-10.nii.gz",
+    }
     assert before.keys() == after.keys()
     assert np.array_equal(np.asarray(nib.load(out / "labels" / "ct-1.nii.gz").dataobj), truth[1][1])
 
@@ -67,10 +74,16 @@ def test_killed_in_the_middle_and_started_again(tmp_path):
     trees.chaos_ct(tmp_path / "root", patients=range(1, 13))
     out = tmp_path / "out"
     process = subprocess.Popen(
-        [*COMMAND, "chaos-ct", tmp_path / "root", "--out", out], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*COMMAND, "chaos-ct", tmp_path / "root", "--out", out],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 600
-    while len(list(out.glob("check/*.json"))) < 2 and process.poll() is None and time.monotonic() < deadline:
+    while (
+        len(list(out.glob("check/*.json"))) < 2
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -91,7 +104,16 @@ def broken_lits(tmp_path) -> tuple[Path, dict[str, str]]:
     image, label, affine = trees.pair(0, "LAS")
     air = np.zeros_like(label)
     air[:5, :5] = 1
-    labels = {0: label, 1: label, 2: label[::-1], 3: 0 * label, 4: label, 5: label[:, :-1], 6: air, 7: label}
+    labels = {
+        0: label,
+        1: label,
+        2: label[::-1],
+        3: 0 * label,
+        4: label,
+        5: label[:, :-1],
+        6: air,
+        7: label,
+    }
     for number, array in labels.items():
         grid = affine / 1000 if number == 7 else affine
         trees.save(root / f"volume-{number}.nii", image, grid)
@@ -115,11 +137,16 @@ def test_broken_cases_are_named_and_left_out(tmp_path, broken_lits):
     root, reasons = broken_lits
     out = tmp_path / "out"
     run = subprocess.run(
-        [*COMMAND, "lits", root, "--out", out, "--folds", "2"], check=False, capture_output=True, text=True
+        [*COMMAND, "lits", root, "--out", out, "--folds", "2"],
+        check=False,
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == 1
     last = run.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"error: {out}: 7 of 9 cases are broken and left out of dataset.json ({', '.join(reasons)})")
+    assert last.startswith(
+        f"error: {out}: 7 of 9 cases are broken and left out of dataset.json ({', '.join(reasons)})"
+    )
     assert "Traceback" not in run.stderr
     content = json.loads((out / "dataset.json").read_text())
     assert [item["patient"] for item in content["training"]] == ["lits-0", "lits-1"]
@@ -139,12 +166,16 @@ def test_broken_cases_are_named_and_left_out(tmp_path, broken_lits):
         convert(LITS, root, out, 3, 0)
     assert len(json.loads((out / "dataset.json").read_text())["training"]) == 3
 
-    with pytest.raises(InputError, match=r"dataset\.json is not written for want of patients \(4 folds\)"):
+    with pytest.raises(
+        InputError, match=r"dataset\.json is not written for want of patients \(4 folds\)"
+    ):
         convert(LITS, root, out, 4, 0)
 
 
 @pytest.mark.parametrize("num_folds", [1, 4])
-def test_folds_that_the_patients_cannot_fill_are_refused_before_anything_is_converted(tmp_path, num_folds):
+def test_folds_that_the_patients_cannot_fill_are_refused_before_anything_is_converted(
+    tmp_path, num_folds
+):
     trees.chaos_ct(tmp_path / "root")
     with pytest.raises(InputError, match=f"num_folds is {num_folds} for 3 patients"):
         convert(CHAOS_CT, tmp_path / "root", tmp_path / "out", num_folds, 0)
@@ -155,7 +186,10 @@ def test_broken_chaos_cases_are_named(tmp_path):
     trees.chaos_ct(tmp_path, patients=(1, 2, 3, 4, 5, 6))
     folder = tmp_path / "Train_Sets" / "CT"
     (folder / "2" / "DICOM_anon" / "i0000,0000b.dcm").unlink()
-    for path in (folder / "3" / "DICOM_anon" / "i0007,0000b.dcm", folder / "3" / "Ground" / "liver_GT_007.png"):
+    for path in (
+        folder / "3" / "DICOM_anon" / "i0007,0000b.dcm",
+        folder / "3" / "Ground" / "liver_GT_007.png",
+    ):
         path.unlink()
     trees.write_pngs(folder / "4" / "Ground", np.zeros((10, 10, 1), np.uint8), ["liver_GT_003.png"])
     # The masks in the order of the positions, as a reader that sorts slices by position would pair them.
@@ -163,10 +197,13 @@ def test_broken_chaos_cases_are_named(tmp_path):
     for path, content in zip(names, [path.read_bytes() for path in reversed(names)], strict=True):
         path.write_bytes(content)
     (folder / "6" / "Ground" / "liver_GT_001.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"5 of 6 cases are broken .*\(ct-2, ct-3, ct-4, ct-5, ct-6\)"):
+    with pytest.raises(
+        InputError, match=r"5 of 6 cases are broken .*\(ct-2, ct-3, ct-4, ct-5, ct-6\)"
+    ):
         convert(CHAOS_CT, tmp_path, tmp_path / "out", 2, 0)
     reasons = {
-        case["name"]: case["reasons"] for case in json.loads((tmp_path / "out" / "check.json").read_text())["cases"]
+        case["name"]: case["reasons"]
+        for case in json.loads((tmp_path / "out" / "check.json").read_text())["cases"]
     }
     assert "20 masks for 19 DICOM files" in reasons["ct-2"][0]
     assert "19.00 mm between i0008,0000b.dcm at" in reasons["ct-3"][0]
@@ -180,7 +217,9 @@ def test_an_unknown_grey_is_broken(tmp_path):
     ground = tmp_path / "Train_Sets" / "MR" / "1" / "T1DUAL" / "Ground"
     image, _, _ = trees.chaos_mr(tmp_path, patients=(1, 2))[1]
     trees.write_pngs(
-        ground, np.full((*image.shape[:2], 1), 90, np.uint8), [sorted(p.name for p in ground.iterdir())[0]]
+        ground,
+        np.full((*image.shape[:2], 1), 90, np.uint8),
+        [sorted(p.name for p in ground.iterdir())[0]],
     )
     with pytest.raises(InputError, match="2 of 4 cases are broken"):
         convert(CHAOS_MR, tmp_path, tmp_path / "out", 2, 0)

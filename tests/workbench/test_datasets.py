@@ -22,7 +22,9 @@ def test_phantoms_can_be_trained_on(tmp_path):
     result = CliRunner().invoke(app, ["data", "phantoms", str(tmp_path / "p"), *counts, *size])
     assert result.exit_code == 0, result.output
     path = tmp_path / "p" / "dataset.json"
-    assert [len(load_datalist(path, section)) for section in ("training", "validation", "test")] == [2, 2, 2]
+    assert [
+        len(load_datalist(path, section)) for section in ("training", "validation", "test")
+    ] == [2, 2, 2]
     item = load_datalist(path, "test")[0]
     assert nib.load(item["image"]).shape == nib.load(item["label"]).shape == (16, 16, 8)
     assert set(np.unique(nib.load(item["label"]).dataobj)) <= {0, 1, 2}
@@ -42,8 +44,13 @@ def make_folder(folder, names):
 
 
 def test_split_pairs_files_by_patient(tmp_path):
-    make_folder(tmp_path, [f"{kind}-{number}.nii" for kind in ("volume", "segmentation") for number in range(10)])
-    result = CliRunner().invoke(app, ["data", "split", str(tmp_path), "--folds", "4", "--seed", "3"])
+    make_folder(
+        tmp_path,
+        [f"{kind}-{number}.nii" for kind in ("volume", "segmentation") for number in range(10)],
+    )
+    result = CliRunner().invoke(
+        app, ["data", "split", str(tmp_path), "--folds", "4", "--seed", "3"]
+    )
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "dataset.json").read_text())
     assert (len(content["training"]), len(content["test"])) == (8, 2)
@@ -54,7 +61,14 @@ def test_split_pairs_files_by_patient(tmp_path):
 
 
 def test_split_other_layouts(tmp_path):
-    make_folder(tmp_path, [f"{kind}/liver_{number}.nii.gz" for kind in ("imagesTr", "labelsTr") for number in range(4)])
+    make_folder(
+        tmp_path,
+        [
+            f"{kind}/liver_{number}.nii.gz"
+            for kind in ("imagesTr", "labelsTr")
+            for number in range(4)
+        ],
+    )
     patterns = "imagesTr/liver_{}.nii.gz", "labelsTr/liver_{}.nii.gz"
     with pytest.raises(InputError, match="--names 1=liver"):
         split_folder(tmp_path, *patterns, 0.0, 2, 0)
@@ -69,7 +83,9 @@ def test_split_other_layouts(tmp_path):
     with pytest.raises(InputError, match="names: found '1=liver,lesion'"):
         split_folder(tmp_path, *patterns, 0.0, 2, 0, "1=liver,lesion")
     for zero in ("0", "00"):
-        with pytest.raises(InputError, match="names: found 0=liver, expected 0 to be the background"):
+        with pytest.raises(
+            InputError, match="names: found 0=liver, expected 0 to be the background"
+        ):
             split_folder(tmp_path, *patterns, 0.0, 2, 0, f"{zero}=liver")
     split_folder(tmp_path, *patterns, 0.0, 2, 0, "0=Background,01=liver")
     assert read_datalist(tmp_path / "dataset.json").labels == {0: "Background", 1: "liver"}
@@ -78,13 +94,28 @@ def test_split_other_layouts(tmp_path):
 @pytest.mark.parametrize(
     "there",
     [
-        {"name": "Liver", "labels": {"0": "background", "1": "liver", "2": "cancer"}, "training": [{"image": "a"}]},
-        {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "cancer": 2}, "file_ending": ".nii.gz"},
+        {
+            "name": "Liver",
+            "labels": {"0": "background", "1": "liver", "2": "cancer"},
+            "training": [{"image": "a"}],
+        },
+        {
+            "channel_names": {"0": "CT"},
+            "labels": {"background": 0, "liver": 1, "cancer": 2},
+            "file_ending": ".nii.gz",
+        },
     ],
     ids=["msd", "nnunet"],
 )
 def test_split_takes_the_names_of_the_data_sets_own_list_and_leaves_it_alone(tmp_path, there):
-    make_folder(tmp_path, [f"{kind}/liver_{number}.nii.gz" for kind in ("imagesTr", "labelsTr") for number in range(4)])
+    make_folder(
+        tmp_path,
+        [
+            f"{kind}/liver_{number}.nii.gz"
+            for kind in ("imagesTr", "labelsTr")
+            for number in range(4)
+        ],
+    )
     own = tmp_path / "dataset.json"
     own.write_text(json.dumps(there))
     patterns = "imagesTr/{}.nii.gz", "labelsTr/{}.nii.gz"
@@ -105,7 +136,11 @@ def test_split_takes_the_names_of_the_data_sets_own_list_and_leaves_it_alone(tmp
         (("scan-{}.nii", "segmentation-{}.nii"), 0.2, "no file matches 'scan-{}.nii'"),
         (("volume-{}.nii", "label-{}.nii"), 0.2, "there is no label for volume-0.nii"),
         (("volume-{}.nii", "segmentation-{}.nii"), 1.0, "test_share is 1.0"),
-        (("/etc/{}.nii", "segmentation-{}.nii"), 0.2, "pattern '/etc/{}.nii': found an absolute path"),
+        (
+            ("/etc/{}.nii", "segmentation-{}.nii"),
+            0.2,
+            "pattern '/etc/{}.nii': found an absolute path",
+        ),
         (("volume-{}.nii", "/etc/{}.nii"), 0.2, "pattern '/etc/{}.nii': found an absolute path"),
     ],
 )
@@ -118,7 +153,9 @@ def test_split_says_what_is_wrong(tmp_path, patterns, share, words):
 
 def test_the_command_prints_the_sentence_and_fails(tmp_path):
     command = [sys.executable, "-c", "from liverseg.workbench.cli import main; main()"]
-    run = subprocess.run([*command, "data", "split", tmp_path], check=False, capture_output=True, text=True)
+    run = subprocess.run(
+        [*command, "data", "split", tmp_path], check=False, capture_output=True, text=True
+    )
     assert run.returncode == 1
     assert run.stderr.startswith(f"error: {tmp_path}: no file matches")
     assert "Traceback" not in run.stderr
@@ -127,7 +164,9 @@ def test_the_command_prints_the_sentence_and_fails(tmp_path):
 DATA_VERBS = ("phantoms", "split", "chaos-ct", "chaos-mr", "lits", "msd", "ircadb", "btcv", "check")
 
 
-@pytest.mark.parametrize("verb", [[], ["data"], *(["data", verb] for verb in DATA_VERBS), ["zoo", "build"], ["demo"]])
+@pytest.mark.parametrize(
+    "verb", [[], ["data"], *(["data", verb] for verb in DATA_VERBS), ["zoo", "build"], ["demo"]]
+)
 def test_every_verb_has_help(verb):
     result = CliRunner().invoke(app, [*verb, "--help"])
     assert result.exit_code == 0

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import ROOT, make_scan, save, write_dataset
+from helpers.bundle_runs import ROOT, make_scan, save, write_dataset
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.transforms import AsDiscreted
@@ -29,7 +29,12 @@ def tiny_bundle(folder, name):
     shutil.copytree(ROOT / "bundles" / name / "configs", bundle / "configs")
     for file in ("train.json", "inference.json"):
         content = json.loads((bundle / "configs" / file).read_text())
-        network = {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 2, "kernel_size": 1}
+        network = {
+            "_target_": "torch.nn.Conv2d",
+            "in_channels": 1,
+            "out_channels": 2,
+            "kernel_size": 1,
+        }
         (bundle / "configs" / file).write_text(json.dumps({**content, "network_def": network}))
     return bundle
 
@@ -44,7 +49,10 @@ def leave_all_but_the_mask(out, name, logit):
     (own / "training" / "history.csv").write_text(HISTORY)
     (own / "training" / "metrics.json").write_text(json.dumps({"epochs": 1}))
     for choice in ("none", "erode_keep_largest_dilate", "clean_slices"):
-        item = {key: str(out / "phantoms" / f"segmentation-{key == 'image':d}.nii") for key in ("image", "label")}
+        item = {
+            key: str(out / "phantoms" / f"segmentation-{key == 'image':d}.nii")
+            for key in ("image", "label")
+        }
         SupervisedEvaluator(
             device=torch.device("cpu"),
             val_data_loader=DataLoader(Dataset([item], LoadVolumed(["image", "label"]))),
@@ -68,11 +76,22 @@ def test_each_bundle_has_its_weights_its_mask_and_its_name(tmp_path):
     (tmp_path / "case.nii").rename(scan)
 
     bundle = tiny_bundle(tmp_path, "unet_liver")
-    arguments = ["demo", "--scan", str(tmp_path / "scans"), "--out", str(out), "--bundle", str(bundle)]
+    arguments = [
+        "demo",
+        "--scan",
+        str(tmp_path / "scans"),
+        "--out",
+        str(out),
+        "--bundle",
+        str(bundle),
+    ]
     arguments += ["--starting-model", str(tmp_path / "none")]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert f"Without the trained weights or the CT: {tmp_path / 'none'}: found no bundle there" in done.output
+    assert (
+        f"Without the trained weights or the CT: {tmp_path / 'none'}: found no bundle there"
+        in done.output
+    )
     page = (out / "report.html").read_text()
     assert "<h1>unet_liver, trained on phantoms</h1>" in page
     assert scan.name in page
@@ -87,11 +106,18 @@ def test_each_bundle_has_its_weights_its_mask_and_its_name(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "finds"),
-    [("deeplabv3_abdomen_mr", "left_kidney, liver, right_kidney, spleen"), ("cascade_lits", "lesion, liver")],
+    [
+        ("deeplabv3_abdomen_mr", "left_kidney, liver, right_kidney, spleen"),
+        ("cascade_lits", "lesion, liver"),
+    ],
 )
 def test_a_bundle_of_more_than_the_liver_is_refused_before_anything_is_made(tmp_path, name, finds):
     out = tmp_path / "demo"
-    error = CliRunner().invoke(app, ["demo", "--out", str(out), "--bundle", str(ROOT / "bundles" / name)]).exception
+    error = (
+        CliRunner()
+        .invoke(app, ["demo", "--out", str(out), "--bundle", str(ROOT / "bundles" / name)])
+        .exception
+    )
     assert isinstance(error, InputError)
     assert f"{name}: found a bundle of {finds}, expected one of the liver alone" in str(error)
     assert not out.exists()
@@ -100,7 +126,11 @@ def test_a_bundle_of_more_than_the_liver_is_refused_before_anything_is_made(tmp_
 def test_a_folder_of_several_scans_is_refused_before_anything_is_made(tmp_path):
     for name in ("a", "b"):
         save(tmp_path / f"{name}.nii", make_scan(7)[0])
-    error = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "demo"), "--scan", str(tmp_path)]).exception
+    error = (
+        CliRunner()
+        .invoke(app, ["demo", "--out", str(tmp_path / "demo"), "--scan", str(tmp_path)])
+        .exception
+    )
     assert isinstance(error, InputError)
     assert f"{tmp_path}: found 2 scans in it, expected one" in str(error)
     assert not (tmp_path / "demo").exists()

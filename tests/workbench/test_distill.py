@@ -11,8 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import AFFINE, BUNDLE, make_scan, options, save
-from dataset_trees import write_series
+from helpers.bundle_runs import AFFINE, BUNDLE, make_scan, options, save
+from helpers.dataset_trees import write_series
 from typer.testing import CliRunner
 
 from liverseg.errors import InputError
@@ -21,7 +21,13 @@ from liverseg.workbench.zoo import pseudo_labels
 
 LEAST_HU = 50.0
 # As in `bundle_runs.SHORT`, with phantoms that are as coarse.
-SHORT = {"max_epochs": 1, "val_interval": 1, "spacing": "[6.0,6.0,-1]", "spatial_size": "[48,48]", "num_workers": 0}
+SHORT = {
+    "max_epochs": 1,
+    "val_interval": 1,
+    "spacing": "[6.0,6.0,-1]",
+    "spatial_size": "[48,48]",
+    "num_workers": 0,
+}
 
 
 @pytest.fixture
@@ -32,11 +38,19 @@ def teacher(tmp_path):
     config = folder / "configs" / "inference.json"
     content = json.loads(config.read_text())
     low, high = content["hu_window"]
-    content["network_def"] = {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 2, "kernel_size": 1}
+    content["network_def"] = {
+        "_target_": "torch.nn.Conv2d",
+        "in_channels": 1,
+        "out_channels": 2,
+        "kernel_size": 1,
+    }
     content |= {"mask_cleaning": "@postprocessings#none", "spacing": [-1, -1, -1], "amp": False}
     config.write_text(json.dumps(content))
     bias = -(LEAST_HU - low) / (high - low)
-    state = {"weight": torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1), "bias": torch.tensor([0.0, bias])}
+    state = {
+        "weight": torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1),
+        "bias": torch.tensor([0.0, bias]),
+    }
     (folder / "models").mkdir()
     torch.save(state, folder / "models" / "model.pt")
     return folder
@@ -57,7 +71,17 @@ def write_scans(folder, count=3):
 
 
 def distil(teacher, scans, out, *more):
-    arguments = ["zoo", "distill", str(BUNDLE), "--from", str(teacher), "--scans", str(scans), "--out", str(out)]
+    arguments = [
+        "zoo",
+        "distill",
+        str(BUNDLE),
+        "--from",
+        str(teacher),
+        "--scans",
+        str(scans),
+        "--out",
+        str(out),
+    ]
     result = CliRunner().invoke(app, [*arguments, "--phantoms", "1", *more])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -72,7 +96,9 @@ def test_scans_get_the_masks_of_the_teacher_and_phantoms_never_validate(teacher,
     scans, out = write_scans(tmp_path / "scans"), tmp_path / "out"
     # A scan without a liver has an empty mask, which is no label.
     save(scans / "scan2.nii.gz", np.minimum(make_ct(2), 40))
-    with pytest.raises(InputError, match=r"scan2: the mask of the liver is empty.*--leave-out scan2"):
+    with pytest.raises(
+        InputError, match=r"scan2: the mask of the liver is empty.*--leave-out scan2"
+    ):
         distil(teacher, scans, out, "--labels-only")
     distil(teacher, scans, out, "--labels-only", "--leave-out", "scan2")
     real, phantoms = training_of(out)[:2], training_of(out)[2:]
@@ -93,7 +119,9 @@ def test_scans_called_alike_are_of_different_patients(teacher, tmp_path):
         save(scans / f"s{number}" / "ct.nii.gz", make_ct(number))
     distil(teacher, scans, out, "--labels-only", "--leave-out", "s1_ct")
     assert [item["patient"] for item in training_of(out)] == ["s0_ct", "s2_ct", "phantom-0"]
-    assert {"s0_ct", "s2_ct"} <= {case["name"] for case in json.loads((out / "check.json").read_text())["cases"]}
+    assert {"s0_ct", "s2_ct"} <= {
+        case["name"] for case in json.loads((out / "check.json").read_text())["cases"]
+    }
 
 
 def test_copies_and_series_of_a_patient_do_not_train_and_validate(teacher, tmp_path):
@@ -166,7 +194,11 @@ def test_a_corrected_mask_is_kept_and_labels_that_are_given_validate(teacher, tm
     del items["validation"]
     (scans / "dataset.json").write_text(json.dumps(items))
     distil(teacher, scans, out, "--labels-only")
-    assert {item["patient"]: item["fold"] for item in training_of(out)} == {"scan2": 0, "scan0": 1, "phantom-0": 1}
+    assert {item["patient"]: item["fold"] for item in training_of(out)} == {
+        "scan2": 0,
+        "scan0": 1,
+        "phantom-0": 1,
+    }
     np.testing.assert_array_equal(np.asarray(nib.load(by_patient["scan0"]).dataobj), corrected)
     np.testing.assert_array_equal(nib.load(by_patient["scan0"]).affine, AFFINE)
     # A correction that nobody would read.
@@ -178,8 +210,13 @@ def test_a_corrected_mask_is_kept_and_labels_that_are_given_validate(teacher, tm
 def test_labels_of_other_organs_and_folders_of_others_are_refused(teacher, tmp_path):
     scans, out = write_scans(tmp_path / "scans"), tmp_path / "out"
     save(scans / "label1.nii.gz", make_scan(1)[1])
-    items = {"training": [{"image": "scan1.nii.gz", "label": "label1.nii.gz"}], "test": [{"image": "scan0.nii.gz"}]}
-    (scans / "dataset.json").write_text(json.dumps({**items, "labels": {"1": "spleen", "2": "kidney"}}))
+    items = {
+        "training": [{"image": "scan1.nii.gz", "label": "label1.nii.gz"}],
+        "test": [{"image": "scan0.nii.gz"}],
+    }
+    (scans / "dataset.json").write_text(
+        json.dumps({**items, "labels": {"1": "spleen", "2": "kidney"}})
+    )
     with pytest.raises(InputError, match="found 'spleen' for the value 1, expected 'liver'"):
         distil(teacher, scans, out, "--labels-only")
     with pytest.raises(InputError, match=r"--scans: found .*nowhere, which is not there"):
@@ -200,7 +237,11 @@ def test_scans_of_another_modality_are_left_out_and_flags_are_said(teacher, tmp_
     result = distil(teacher, scans, out, "--labels-only")
     assert "Left out scan2: the intensities" in result.output
     assert "Above all at scan0: the liver reaches the scan's" in result.output
-    (case,) = (case for case in json.loads((out / "check.json").read_text())["cases"] if case["name"] == "scan0")
+    (case,) = (
+        case
+        for case in json.loads((out / "check.json").read_text())["cases"]
+        if case["name"] == "scan0"
+    )
     assert case["verdict"] == "suspicious"
     assert [item["patient"] for item in training_of(out)] == ["scan0", "scan1", "phantom-0"]
 
@@ -221,7 +262,10 @@ def test_it_trains_goes_on_and_begins_anew_where_labels_have_changed(teacher, tm
     assert (record["sha256"], record["teacher"]) == (sha256, {"name": "teacher", "sha256": taught})
     assert (record["scans"], record["phantoms"]) == (3, 1)
     assert 0 <= record["val_mean_dice"] <= 1
-    assert "distill deeplabv3_liver --from teacher --scans DIR --phantoms 1 --max_epochs 1" in record["command"]
+    assert (
+        "distill deeplabv3_liver --from teacher --scans DIR --phantoms 1 --max_epochs 1"
+        in record["command"]
+    )
     assert str(tmp_path) not in (out / "models" / "model.json").read_text()
 
     distil(teacher, scans, out, *options(**SHORT))
@@ -243,10 +287,21 @@ def test_it_trains_goes_on_and_begins_anew_where_labels_have_changed(teacher, tm
         ("deepedit_liver", "deeplabv3_liver", "expected one that finds liver, lesion"),
     ],
 )
-def test_bundles_that_do_not_go_together_are_refused_before_anything_is_made(bundle, source, sentence, tmp_path):
-    arguments = ["zoo", "distill", str(BUNDLE.parent / bundle), "--from", str(BUNDLE.parent / source), "--labels-only"]
+def test_bundles_that_do_not_go_together_are_refused_before_anything_is_made(
+    bundle, source, sentence, tmp_path
+):
+    arguments = [
+        "zoo",
+        "distill",
+        str(BUNDLE.parent / bundle),
+        "--from",
+        str(BUNDLE.parent / source),
+        "--labels-only",
+    ]
     scans = write_scans(tmp_path / "scans", 1)
-    result = CliRunner().invoke(app, [*arguments, "--scans", str(scans), "--out", str(tmp_path / "out")])
+    result = CliRunner().invoke(
+        app, [*arguments, "--scans", str(scans), "--out", str(tmp_path / "out")]
+    )
     assert isinstance(result.exception, InputError)
     assert sentence in str(result.exception)
     assert not (tmp_path / "out").exists()
@@ -255,7 +310,10 @@ def test_bundles_that_do_not_go_together_are_refused_before_anything_is_made(bun
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--leave-out", "scan7"], "--leave-out: found 'scan7', expected names out of 'scan0', 'scan1', 'scan2'"),
+        (
+            ["--leave-out", "scan7"],
+            "--leave-out: found 'scan7', expected names out of 'scan0', 'scan1', 'scan2'",
+        ),
         (["--max_epochs"], "expected settings of the training"),
         (["--max_epoch", "3"], "found no such setting of deeplabv3_liver.*perhaps --max_epochs"),
     ],

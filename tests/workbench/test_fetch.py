@@ -25,7 +25,12 @@ def write_wheel(folder, package, contents):
     path = folder / f"{package.name}-{package.version}-py3-none-any.whl"
     info = f"{package.name}-{package.version}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {package.name}\nVersion: {package.version}\n"
-    contents = {**contents, f"{info}/METADATA": metadata, f"{info}/LICENSE": "Apache License", f"{info}/RECORD": ""}
+    contents = {
+        **contents,
+        f"{info}/METADATA": metadata,
+        f"{info}/LICENSE": "Apache License",
+        f"{info}/RECORD": "",
+    }
     contents[f"{info}/WHEEL"] = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     with zipfile.ZipFile(path, "w") as wheel:
         for name, content in contents.items():
@@ -38,9 +43,15 @@ def keras_file(path, valid):
     torch.manual_seed(int(valid))
     network = PreactivationUNet3D(valid=valid)
     convolutions = [
-        module for stage in (*network.encoder, network.bottom, *network.decoder) for module in stage.modules()
+        module
+        for stage in (*network.encoder, network.bottom, *network.decoder)
+        for module in stage.modules()
     ]
-    convolutions = [module for module in (*convolutions, network.classifier) if isinstance(module, torch.nn.Conv3d)]
+    convolutions = [
+        module
+        for module in (*convolutions, network.classifier)
+        if isinstance(module, torch.nn.Conv3d)
+    ]
     with h5py.File(path, "w") as file:
         for n, convolution in enumerate(convolutions, 1):
             group = file.create_group(f"conv3d_{n}/conv3d_{n}")
@@ -73,7 +84,9 @@ def networks(index, tmp_path, monkeypatch):
     for name, file in fetch.NETWORKS.items():
         found[name] = keras_file(tmp_path / file, name == "lesion")
         contents[f"pyliverlesionseg/trained_models/{file}"] = (tmp_path / file).read_bytes()
-    monkeypatch.setattr(fetch, "PYLIVERLESIONSEG", write_wheel(index, fetch.PYLIVERLESIONSEG, contents))
+    monkeypatch.setattr(
+        fetch, "PYLIVERLESIONSEG", write_wheel(index, fetch.PYLIVERLESIONSEG, contents)
+    )
     return found
 
 
@@ -81,10 +94,13 @@ def test_weights_are_fetched_once_with_licence_and_notice(bundle, networks, inde
     done = CliRunner().invoke(app, ["zoo", "fetch", str(bundle)], catch_exceptions=False)
     assert "models: fetched" in done.output
     merged = load_weights(
-        LiverLesionNetworks(PreactivationUNet3D(), PreactivationUNet3D(valid=True)), bundle / "models" / "model.pt"
+        LiverLesionNetworks(PreactivationUNet3D(), PreactivationUNet3D(valid=True)),
+        bundle / "models" / "model.pt",
     )
     for name, network in networks.items():
-        alone = load_weights(PreactivationUNet3D(valid=name == "lesion"), bundle / "models" / name / "model.pt")
+        alone = load_weights(
+            PreactivationUNet3D(valid=name == "lesion"), bundle / "models" / name / "model.pt"
+        )
         for key, value in network.state_dict().items():
             assert torch.equal(alone.state_dict()[key], value)
             assert torch.equal(merged.state_dict()[f"{name}.{key}"], value)
@@ -114,7 +130,8 @@ def test_what_cannot_be_had_is_said_in_one_sentence(bundle, networks, index, tmp
     wrong = {
         None: r"pyliverlesionseg 0\.3: pip could not download it .*: look at the network",
         half: r"half\.whl: found sha256 .* expected .* no whole one, so download it again",
-        tmp_path / "none.whl": r"none\.whl: No such file or directory, expected the wheel of pyliverlesionseg",
+        tmp_path
+        / "none.whl": r"none\.whl: No such file or directory, expected the wheel of pyliverlesionseg",
     }
     for given, sentence in wrong.items():
         with pytest.raises(InputError, match=sentence) as raised:
@@ -136,7 +153,9 @@ def test_one_of_its_networks_that_was_trained_here_is_kept(bundle, networks, ind
     mine.parent.mkdir(parents=True)
     torch.save({"bias": torch.zeros(1)}, mine)
     before = mine.read_bytes()
-    with pytest.raises(InputError, match=r"lesion.model\.pt: found other weights than those that are fetched"):
+    with pytest.raises(
+        InputError, match=r"lesion.model\.pt: found other weights than those that are fetched"
+    ):
         fetch.fetch_weights(bundle)
     assert mine.read_bytes() == before and not (bundle / "models" / "model.pt").exists()
 

@@ -50,7 +50,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
-        self.links += [value for name, value in attributes.items() if name in ("src", "href", "srcset", "data")]
+        self.links += [
+            value for name, value in attributes.items() if name in ("src", "href", "srcset", "data")
+        ]
         if tag == "img":
             self.images.append(attributes)
         elif tag == "table":
@@ -104,7 +106,12 @@ def run(tmp_path, write_nifti):
             if name == "3-D" and case == 1:
                 prediction[:] = 0
             files = {"image": prediction, "label": reference}
-            cases.append({key: write_nifti(f"{name}/{key}-{case}.nii.gz", files[key], affine) for key in files})
+            cases.append(
+                {
+                    key: write_nifti(f"{name}/{key}-{case}.nii.gz", files[key], affine)
+                    for key in files
+                }
+            )
         folder = tmp_path / "evaluation" / name
         evaluator = SupervisedEvaluator(
             device=torch.device("cpu"),
@@ -127,7 +134,9 @@ def run(tmp_path, write_nifti):
         evaluations=evaluations,
         image=write_nifti("scan.nii.gz", image, affine),
         mask=write_nifti("mask.nii.gz", block(shape, (8, 24), (6, 20), (2, 9)), affine),
-        reference=write_nifti("reference.nii.gz", 2 * block(shape, (10, 26), (6, 20), (2, 9)), affine),
+        reference=write_nifti(
+            "reference.nii.gz", 2 * block(shape, (10, 26), (6, 20), (2, 9)), affine
+        ),
     )
 
 
@@ -149,7 +158,10 @@ def write(run, **changes):
 
 def test_what_a_run_says_against_a_mask_is_shown_with_it(run, tmp_path):
     flags = {"volume": "the liver has 12 ml, expected 600 to 4000 ml: look."}
-    scans = [{"image": run.image, "mask": "mask.nii.gz", "flags": flags}, {"image": "b", "mask": "b.nii.gz"}]
+    scans = [
+        {"image": run.image, "mask": "mask.nii.gz", "flags": flags},
+        {"image": "b", "mask": "b.nii.gz"},
+    ]
     (tmp_path / "summary.json").write_text(json.dumps({"scans": scans}))
     write(run)
     assert "The liver has 12 ml, expected 600 to 4000 ml: look." in run.path.read_text()
@@ -157,13 +169,20 @@ def test_what_a_run_says_against_a_mask_is_shown_with_it(run, tmp_path):
 
 def test_page_is_one_file_with_pictures(run):
     page = write(
-        run, scans=[shown("a <scan>", run.image, run.mask, run.reference), shown("b", run.image, run.mask, None)]
+        run,
+        scans=[
+            shown("a <scan>", run.image, run.mask, run.reference),
+            shown("b", run.image, run.mask, None),
+        ],
     )
     assert len(page.images) == 2 * (3 + 1 + 6) + 1
     for image in page.images:
         header, data = image["src"].split(",")
         assert header == "data:image/png;base64"
-        assert decode(base64.b64decode(data)).shape[:2] == (int(image["height"]), int(image["width"]))
+        assert decode(base64.b64decode(data)).shape[:2] == (
+            int(image["height"]),
+            int(image["width"]),
+        )
         assert image["alt"]
     assert all(link.startswith("data:") for link in page.links)
     text = " ".join("".join(page.text).split())
@@ -188,31 +207,50 @@ def test_comparison_holds_the_values_of_the_summaries(run):
     rows = {row[0]: row[1:] for row in page.tables["comparison"][1:]}
     assert list(rows) == ["raw", "3-D"]
     tables = {name: pd.read_csv(folder / "cases.csv") for name, folder in run.evaluations.items()}
-    pooled = {name: json.loads((run.evaluations[name] / "summary.json").read_text())["pooled"] for name in tables}
+    pooled = {
+        name: json.loads((run.evaluations[name] / "summary.json").read_text())["pooled"]
+        for name in tables
+    }
     for name, table in tables.items():
         dice, iou, bf_score, hd95, assd, volume_error, cases = rows[name]
-        assert dice.split(" ")[:3] == [f"{table['dice'].mean():.3f}", "±", f"{table['dice'].std(ddof=1):.3f}"]
+        assert dice.split(" ")[:3] == [
+            f"{table['dice'].mean():.3f}",
+            "±",
+            f"{table['dice'].std(ddof=1):.3f}",
+        ]
         assert iou.split(" ")[0] == f"{pooled[name]['classes']['liver']['iou']:.3f}"
         assert bf_score.split(" ")[0] == f"{pooled[name]['mean_bf_score']:.3f}"
         known = table["hd95_mm"].dropna()
-        assert hd95 == f"{known.mean():.1f}" + (f" ± {known.std(ddof=1):.1f}" if len(known) > 1 else "")
+        assert hd95 == f"{known.mean():.1f}" + (
+            f" ± {known.std(ddof=1):.1f}" if len(known) > 1 else ""
+        )
         known = table["assd_mm"].dropna()
-        assert assd == f"{known.mean():.2f}" + (f" ± {known.std(ddof=1):.2f}" if len(known) > 1 else "")
+        assert assd == f"{known.mean():.2f}" + (
+            f" ± {known.std(ddof=1):.2f}" if len(known) > 1 else ""
+        )
         error = f"{table['volume_error_percent'].mean():+.1f} ± {table['volume_error_percent'].std(ddof=1):.1f}"
         assert volume_error == error.replace("-", "−")
         assert cases == ("2" if name == "raw" else "2 1 empty")
     assert "pp" not in "".join(rows["raw"])
-    dice, iou, bf_score = (cell.split(" ", 3 if cell.count("±") else 1)[-1] for cell in rows["3-D"][:3])
+    dice, iou, bf_score = (
+        cell.split(" ", 3 if cell.count("±") else 1)[-1] for cell in rows["3-D"][:3]
+    )
     difference = 100 * (tables["3-D"]["dice"].mean() - tables["raw"]["dice"].mean())
     assert dice == f"{difference:+.1f} pp".replace("-", "−")
-    difference = 100 * (pooled["3-D"]["classes"]["liver"]["iou"] - pooled["raw"]["classes"]["liver"]["iou"])
+    difference = 100 * (
+        pooled["3-D"]["classes"]["liver"]["iou"] - pooled["raw"]["classes"]["liver"]["iou"]
+    )
     assert iou == f"{difference:+.1f} pp".replace("-", "−")
     difference = 100 * (pooled["3-D"]["mean_bf_score"] - pooled["raw"]["mean_bf_score"])
     assert bf_score == f"{difference:+.1f} pp".replace("-", "−")
 
     volumes_ml = tables["raw"]["reference_volume_ml"]
     assert page.tables["cases"][1:] == [
-        [f"volume-{i}.nii", f"{volumes_ml[i]:.0f}", *(f"{table['dice'][i]:.3f}" for table in tables.values())]
+        [
+            f"volume-{i}.nii",
+            f"{volumes_ml[i]:.0f}",
+            *(f"{table['dice'][i]:.3f}" for table in tables.values()),
+        ]
         for i in range(2)
     ]
 
@@ -255,7 +293,10 @@ def test_pictures_are_radiological_whatever_the_storage(write_nifti, tmp_path, o
     )
     files = []
     for name, array in (("image", volume), ("mask", np.zeros_like(right_front_head))):
-        nib.save(nib.Nifti1Image(array, np.diag([2, 2.5, 4, 1])).as_reoriented(transform), tmp_path / f"{name}.nii.gz")
+        nib.save(
+            nib.Nifti1Image(array, np.diag([2, 2.5, 4, 1])).as_reoriented(transform),
+            tmp_path / f"{name}.nii.gz",
+        )
         files.append(tmp_path / f"{name}.nii.gz")
     assert "".join(nib.aff2axcodes(nib.load(files[0]).affine)) == orientation
     # The slices through the middle of the block, where a mask would put them.
@@ -284,7 +325,10 @@ def test_pictures_have_the_proportions_of_the_patient(write_nifti):
 def test_long_scan_is_cut_to_the_surroundings_of_the_mask(write_nifti):
     affine = np.diag([4.0, 4.0, 5.0, 1.0])
     image = write_nifti("image.nii.gz", np.zeros((80, 80, 300), np.int16), affine)
-    scan = load_scan(image, write_nifti("mask.nii.gz", block((80, 80, 300), (20, 60), (20, 60), (100, 140)), affine))
+    scan = load_scan(
+        image,
+        write_nifti("mask.nii.gz", block((80, 80, 300), (20, 60), (20, 60), (100, 140)), affine),
+    )
     height, width, _ = decode(plane_png(scan, "coronal")).shape
     assert height / width == (200 + 2 * 80) / 320
 
@@ -296,7 +340,9 @@ def test_picture_goes_through_the_largest_slice_and_shows_both_masks(write_nifti
     image[:, :, 13] = 40
     mask = block(shape, (18, 22), (18, 22), (2, 18)) | block(shape, (10, 30), (10, 30), (13, 14))
     reference = block(shape, (5, 15), (10, 30), (2, 18))
-    scan = load_scan(*(write_nifti(f"{n}.nii", a) for n, a in (("i", image), ("m", mask), ("r", reference))))
+    scan = load_scan(
+        *(write_nifti(f"{n}.nii", a) for n, a in (("i", image), ("m", mask), ("r", reference)))
+    )
     picture = decode(plane_png(scan, "axial"))
     scale = len(picture) / 40
     red, _, blue = np.moveaxis(picture, 2, 0)
@@ -325,7 +371,9 @@ def test_window_is_of_ct_or_from_the_intensities(write_nifti):
     ct = np.random.default_rng(0).uniform(-1000, 900, (30, 30, 30)).astype(np.float32)
     assert load_scan(write_nifti("ct.nii", ct), mask).window == (-160, 240)
     mr = (ct + 1000) * 0.01
-    assert load_scan(write_nifti("mr.nii", mr), mask).window == pytest.approx(np.percentile(mr, (1, 99.5)), rel=1e-4)
+    assert load_scan(write_nifti("mr.nii", mr), mask).window == pytest.approx(
+        np.percentile(mr, (1, 99.5)), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("shape", [(24, 20, 1), (1, 20, 24), (20, 1, 24), (3, 3, 3)])
@@ -344,7 +392,11 @@ def test_empty_mask_shows_where_the_reference_is(write_nifti):
     image[:, :, 25] = 100
     files = [
         write_nifti(f"{name}.nii", array)
-        for name, array in (("i", image), ("m", np.zeros(shape)), ("r", block(shape, (5, 15), (5, 15), (25, 26))))
+        for name, array in (
+            ("i", image),
+            ("m", np.zeros(shape)),
+            ("r", block(shape, (5, 15), (5, 15), (25, 26))),
+        )
     ]
     scan = load_scan(*files)
     assert scan.dice == 0
@@ -357,12 +409,30 @@ def test_empty_mask_shows_where_the_reference_is(write_nifti):
     [
         (lambda run: run.history.unlink(), r"history.csv: .*No such file.*expected"),
         (lambda run: run.history.write_text("epoch,loss\n1,2\n"), r"history.csv: .*val_mean_dice"),
-        (lambda run: run.history.write_text(HISTORY.splitlines()[0]), "history.csv: holds no epoch"),
-        (lambda run: (run.evaluations["3-D"] / "summary.json").unlink(), r"3-D/summary.json: .*No such file"),
-        (lambda run: (run.evaluations["3-D"] / "summary.json").write_text("{"), r"3-D/summary.json: not readable"),
-        (lambda run: (run.evaluations["raw"] / "summary.json").write_text("{}"), r"raw/summary.json: .*'cases'"),
-        (lambda run: (run.evaluations["raw"] / "cases.csv").unlink(), r"raw/cases.csv: .*No such file"),
-        (lambda run: (run.evaluations["raw"] / "cases.csv").write_text("a,b\n1,2\n"), r"raw/cases.csv: not readable"),
+        (
+            lambda run: run.history.write_text(HISTORY.splitlines()[0]),
+            "history.csv: holds no epoch",
+        ),
+        (
+            lambda run: (run.evaluations["3-D"] / "summary.json").unlink(),
+            r"3-D/summary.json: .*No such file",
+        ),
+        (
+            lambda run: (run.evaluations["3-D"] / "summary.json").write_text("{"),
+            r"3-D/summary.json: not readable",
+        ),
+        (
+            lambda run: (run.evaluations["raw"] / "summary.json").write_text("{}"),
+            r"raw/summary.json: .*'cases'",
+        ),
+        (
+            lambda run: (run.evaluations["raw"] / "cases.csv").unlink(),
+            r"raw/cases.csv: .*No such file",
+        ),
+        (
+            lambda run: (run.evaluations["raw"] / "cases.csv").write_text("a,b\n1,2\n"),
+            r"raw/cases.csv: not readable",
+        ),
     ],
 )
 def test_wrong_file_is_named_and_the_old_report_kept(run, damage, sentence):
@@ -376,9 +446,14 @@ def test_wrong_file_is_named_and_the_old_report_kept(run, damage, sentence):
 
 def test_the_surface_is_seen_from_the_front_with_the_head_up(write_nifti):
     # High on the patient's right, low on the left.
-    mask = block((40, 32, 30), (22, 34), (8, 20), (18, 28)) + block((40, 32, 30), (4, 10), (8, 20), (2, 6))
+    mask = block((40, 32, 30), (22, 34), (8, 20), (18, 28)) + block(
+        (40, 32, 30), (4, 10), (8, 20), (2, 6)
+    )
     affine = np.diag([3.0, 3.0, 3.0, 1.0])
-    scan = load_scan(write_nifti("i.nii", np.zeros(mask.shape, np.int16), affine), write_nifti("m.nii", mask, affine))
+    scan = load_scan(
+        write_nifti("i.nii", np.zeros(mask.shape, np.int16), affine),
+        write_nifti("m.nii", mask, affine),
+    )
     lit = decode(surface_png(scan))[..., 0] > 40
     rows, columns = np.nonzero(lit)
     assert 0.05 < lit.mean() < 0.6
@@ -389,16 +464,22 @@ def test_the_surface_is_seen_from_the_front_with_the_head_up(write_nifti):
 
 def test_mask_of_another_grid_is_refused(run, write_nifti):
     with pytest.raises(InputError, match=r"other\.nii: its grid is not that of .*scan\.nii\.gz"):
-        write(run, scans=[shown("a", run.image, write_nifti("other.nii", block((40, 32, 11))), None)])
+        write(
+            run, scans=[shown("a", run.image, write_nifti("other.nii", block((40, 32, 11))), None)]
+        )
 
 
 def test_voxels_of_an_oblique_scan_are_measured_by_the_determinant(write_nifti):
     angle = math.radians(20)
-    rotation = np.array([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]])
+    rotation = np.array(
+        [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]]
+    )
     affine = np.eye(4)
     affine[:3, :3] = rotation @ np.diag([-2, 3, 4])
     image = write_nifti("image.nii", np.zeros((20, 20, 20), np.int16), affine)
-    scan = load_scan(image, write_nifti("mask.nii", block((20, 20, 20), (5, 15), (5, 15), (5, 15)), affine))
+    scan = load_scan(
+        image, write_nifti("mask.nii", block((20, 20, 20), (5, 15), (5, 15), (5, 15)), affine)
+    )
     assert scan.mask_ml == pytest.approx(1000 * 24 / 1000)
 
 
@@ -412,7 +493,9 @@ def test_dicom_series_and_nifti_of_one_scan_in_one_report(run, samples, tmp_path
     stored = nib.load(samples / "ts_ct_dicom_organs.nii.gz")
     liver = np.asarray(stored.dataobj) == 5
     nib.save(nib.Nifti1Image(liver.astype(np.uint8), stored.affine), tmp_path / "liver.nii.gz")
-    page = write(run, scans=[shown("series", samples / "ts_ct_dicom", tmp_path / "liver.nii.gz", None)])
+    page = write(
+        run, scans=[shown("series", samples / "ts_ct_dicom", tmp_path / "liver.nii.gz", None)]
+    )
     millilitres = liver.sum() * abs(np.linalg.det(stored.affine[:3, :3])) / 1000
     assert f"{millilitres:.0f} ml liver volume" in " ".join("".join(page.text).split())
     # The liver is on the patient's right, so on the picture's left.
@@ -430,7 +513,9 @@ def test_report_opens_in_a_browser(run, tmp_path):
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
                "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
                f"--screenshot={picture}", "--window-size=1200,3000"]  # fmt: skip
-    subprocess.run([chromium, *options, run.path.as_uri()], check=True, capture_output=True, timeout=120)
+    subprocess.run(
+        [chromium, *options, run.path.as_uri()], check=True, capture_output=True, timeout=120
+    )
     seen = decode(picture.read_bytes())
     assert seen.shape[:2] == (3000, 1200)
     # Text and tables are on white; the pictures bring the mask's orange and the scan's black.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from bundle_runs import ROOT, write_dataset
+from helpers.bundle_runs import ROOT, write_dataset
 from typer.testing import CliRunner
 
 from liverseg.errors import InputError
@@ -53,7 +53,9 @@ def study_file(folder: Path, **changes) -> Path:
     } | changes
     path = folder / "study.yaml"
     path.write_text(
-        yaml.safe_dump({key: value for key, value in content.items() if value is not None}, sort_keys=False)
+        yaml.safe_dump(
+            {key: value for key, value in content.items() if value is not None}, sort_keys=False
+        )
     )
     return path
 
@@ -64,7 +66,9 @@ def plan_of(folder: Path, **changes):
 
 def test_a_training_that_two_tables_need_is_one_cell(folder):
     plan = plan_of(folder)
-    found = [(cell.network, cell.loss, cell.fold, list(cell.evaluations)) for cell in plan.cells.values()]
+    found = [
+        (cell.network, cell.loss, cell.fold, list(cell.evaluations)) for cell in plan.cells.values()
+    ]
     both, raw = ["none", "clean_slices"], ["none"]
     assert sorted(found) == [
         ("A", "dice", 0, both),
@@ -83,7 +87,9 @@ def test_a_training_that_two_tables_need_is_one_cell(folder):
 def test_the_shipped_studies_hold_the_papers_trainings(folder, monkeypatch):
     plan = make_plan(read_study(find_study(Path("studies/quick.yaml")), BUNDLES), folder)
     first = [cell for cell in plan.cells.values() if cell.fold == 0]
-    assert sum(cell.data == "ct" for cell in first) == 4 + 5  # networks, then the losses that Table 8 did not need
+    assert (
+        sum(cell.data == "ct" for cell in first) == 4 + 5
+    )  # networks, then the losses that Table 8 did not need
     assert sum(cell.network == "DeepLabV3" and cell.data == "mr" for cell in first) == 3
     assert sum(cell.network != "DeepLabV3" and cell.data == "mr" for cell in first) == 3 + 5 + 4 * 3
     assert len(plan.cells) - len(first) == 12 + 8
@@ -103,18 +109,26 @@ def test_the_shipped_studies_hold_the_papers_trainings(folder, monkeypatch):
         (folder / name).write_text(yaml.safe_dump(content | {"folds": [0]}))
         cells = make_plan(read_study(folder / name, BUNDLES), folder).cells.values()
         assert len(cells) == count
-        assert all(cell.settings["val_interval"] == cell.settings["max_epochs"] == epochs for cell in cells)
+        assert all(
+            cell.settings["val_interval"] == cell.settings["max_epochs"] == epochs for cell in cells
+        )
 
 
 def test_a_model_is_made_by_several_ids_and_evaluated_in_several_ways(folder):
     plan = make_plan(read_study(find_study(Path("studies/quick_c.yaml")), BUNDLES), folder)
     (iterated,) = (cell for cell in plan.cells.values() if cell.network == "Iterated")
-    found = [(step.name, step.trains, step.result.relative_to(folder)) for step in steps(iterated, folder)]
+    found = [
+        (step.name, step.trains, step.result.relative_to(folder))
+        for step in steps(iterated, folder)
+    ]
     evaluations = [f"none_round-{number}" for number in range(3)]
     assert found == [
         ("training", True, Path("training/training.done")),
         ("iterate", True, Path("training/iterate.done")),
-        *((f"evaluation_{name}", False, Path("evaluation", name, "summary.json")) for name in evaluations),
+        *(
+            (f"evaluation_{name}", False, Path("evaluation", name, "summary.json"))
+            for name in evaluations
+        ),
     ]
     last = list(steps(iterated, folder))[-1].arguments
     assert last[last.index("--evaluated_round") + 1] == "2"
@@ -124,7 +138,14 @@ def test_a_model_is_made_by_several_ids_and_evaluated_in_several_ways(folder):
 def test_the_name_of_a_cell_follows_all_that_decides_its_result(folder):
     def name(**changes) -> str:
         study = read_study(study_file(folder, **changes), BUNDLES)
-        choice = {"data": "ct", "network": "A", "loss": "dice", "task": "liver", "fold": 0, "seed": 0}
+        choice = {
+            "data": "ct",
+            "network": "A",
+            "loss": "dice",
+            "task": "liver",
+            "fold": 0,
+            "seed": 0,
+        }
         return make_cell(study, folder, **choice).name
 
     before = name()
@@ -180,11 +201,25 @@ def test_one_network_for_each_class(folder):
 
 
 def test_the_dry_run_lists_the_bundles_own_commands(folder):
-    arguments = ["run", str(study_file(folder)), "--dry-run", "--out", str(folder / "out"), "--bundles", str(BUNDLES)]
+    arguments = [
+        "run",
+        str(study_file(folder)),
+        "--dry-run",
+        "--out",
+        str(folder / "out"),
+        "--bundles",
+        str(BUNDLES),
+    ]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert not (folder / "out").exists()
-    commands = [shlex.split(line) for line in result.stdout.splitlines() if not line.startswith("#")]
-    assert [command[5] for command in commands].count("--config_file") == len(commands) == 6 + 4 * 2 + 2
+    commands = [
+        shlex.split(line) for line in result.stdout.splitlines() if not line.startswith("#")
+    ]
+    assert (
+        [command[5] for command in commands].count("--config_file")
+        == len(commands)
+        == 6 + 4 * 2 + 2
+    )
     training = next(command for command in commands if "training" in command and "0.7" in command)
     values = dict(zip(training[5::2], training[6::2], strict=True))
     assert values["--loss"] == "@losses#iou_xy"
@@ -229,38 +264,75 @@ def test_literal_is_what_python_reads():
             {"networks": {"A": {"bundle": "fcn_liver", "run": ["trian"]}}},
             r"networks: A: run: found \['trian'\], expected ids",
         ),
-        ({"evaluations": {"flips": {"flip": [[0]]}}}, r"flips: .*_liver: flip: found no flip in the config"),
-        ({"networks": {"A": {"bundle": "resnet"}}}, r"there is no bundle .*resnet: name one of .*deeplabv3_liver"),
+        (
+            {"evaluations": {"flips": {"flip": [[0]]}}},
+            r"flips: .*_liver: flip: found no flip in the config",
+        ),
+        (
+            {"networks": {"A": {"bundle": "resnet"}}},
+            r"there is no bundle .*resnet: name one of .*deeplabv3_liver",
+        ),
         (
             {"settings": {"max_epoch": 3}},
             r"settings: .*: max_epoch: found no .* perhaps to --max_epochs",
         ),
-        ({"settings": {"optimizer": "@optimizers#adm"}}, r"found @optimizers#adm, expected one of adam, sgd"),
-        ({"settings": {"max_epochs": 0}}, r"settings: .*: max_epochs: found 0, expected a whole number of 1 or more"),
-        ({"losses": {"mine": {"loss": "@losses#iou_zz"}}}, r"losses: mine: .*loss: found @losses#iou_zz, expected one"),
+        (
+            {"settings": {"optimizer": "@optimizers#adm"}},
+            r"found @optimizers#adm, expected one of adam, sgd",
+        ),
+        (
+            {"settings": {"max_epochs": 0}},
+            r"settings: .*: max_epochs: found 0, expected a whole number of 1 or more",
+        ),
+        (
+            {"losses": {"mine": {"loss": "@losses#iou_zz"}}},
+            r"losses: mine: .*loss: found @losses#iou_zz, expected one",
+        ),
         ({"losses": {"mine": "iou"}}, r"losses: mine: found 'iou', expected settings"),
         ({"settings": [3]}, r"settings: found \[3\], expected names with values"),
         ({"data": ["ct"]}, r"data: found \['ct'\], expected names with values"),
-        ({"networks": ["unet_liver"]}, r"networks: found \['unet_liver'\], expected names with values"),
+        (
+            {"networks": ["unet_liver"]},
+            r"networks: found \['unet_liver'\], expected names with values",
+        ),
         ({"losses": ["dice"]}, r"losses: found \['dice'\], expected names with values"),
         ({"evaluations": ["a"]}, r"evaluations: found \['a'\], expected names with values"),
         ({"evaluations": {"a": None}}, r"evaluations: a: found None, expected settings"),
-        ({"networks": {"A": {"bundle": "fcn_liver", "settings": ["x"]}}}, r"A: settings: found \['x'\]"),
+        (
+            {"networks": {"A": {"bundle": "fcn_liver", "settings": ["x"]}}},
+            r"A: settings: found \['x'\]",
+        ),
         ({"networks": {"A": {"bundle": 5}}}, r"networks: A: there is no bundle"),
-        ({"networks": {"A": {"bundle": "fcn_liver", "run": "training"}}}, r"networks: A: run: found 'training'"),
-        ({"networks": {"A": {"bundle": "fcn_liver", "run": [["training"]]}}}, r"networks: A: run: found \[\['tr"),
-        ({"tables": {"mine": {"rows": ["r"], "columns": {"c": {}}}}}, r"tables: mine: rows: found \['r'\]"),
+        (
+            {"networks": {"A": {"bundle": "fcn_liver", "run": "training"}}},
+            r"networks: A: run: found 'training'",
+        ),
+        (
+            {"networks": {"A": {"bundle": "fcn_liver", "run": [["training"]]}}},
+            r"networks: A: run: found \[\['tr",
+        ),
+        (
+            {"tables": {"mine": {"rows": ["r"], "columns": {"c": {}}}}},
+            r"tables: mine: rows: found \['r'\]",
+        ),
         (
             {"tables": {"mine": {"where": ["x"], "rows": {"r": {}}, "columns": {"c": {}}}}},
             r"mine: where: found \['x'\]",
         ),
-        ({"tables": {"mine": {"rows": {"r": 3}, "columns": {"c": {}}}}}, r"mine: rows: found \{'r': 3\}"),
+        (
+            {"tables": {"mine": {"rows": {"r": 3}, "columns": {"c": {}}}}},
+            r"mine: rows: found \{'r': 3\}",
+        ),
         ({"folds": 5}, r"folds: found 5, expected whole numbers"),
         ({"folds": [7]}, r"there is no fold 7"),
         ({"seeds": [True]}, r"seeds: found \[True\], expected whole numbers"),
         ({"seeds": []}, r"seeds: found \[\], expected whole numbers"),
         (
-            {"data": {"ct": {"phantoms": {}, "labels": {"liver": [1]}, "settings": {"max_epoch": 3}}}},
+            {
+                "data": {
+                    "ct": {"phantoms": {}, "labels": {"liver": [1]}, "settings": {"max_epoch": 3}}
+                }
+            },
             r"data: ct: settings: .*: max_epoch: found no",
         ),
         (
@@ -275,13 +347,22 @@ def test_literal_is_what_python_reads():
         ({"tables": {"A12": None}}, r"there is no such table in the papers: choose one of A7, A8"),
         ({"tables": {"A9": {"colums": {}}}}, r"tables: A9: found the key colums"),
         ({"tables": ["A9"]}, r"tables: A9: .*network: found DeepLabV3, expected one of A, B"),
-        ({"data": {"ct": {"labels": {"liver": [1]}}}}, r"expected one of dataset_dir, datalist and phantoms"),
+        (
+            {"data": {"ct": {"labels": {"liver": [1]}}}},
+            r"expected one of dataset_dir, datalist and phantoms",
+        ),
         (
             {"data": {"ct": {"phantoms": {}, "dataset_dir": "scans", "labels": {"liver": [1]}}}},
             r"expected one of dataset_dir, datalist and phantoms",
         ),
-        ({"data": {"ct": {"phantoms": {}, "labels": 1}}}, r"labels: found 1, expected the label values"),
-        ({"data": {"ct": {"phantoms": {"size": 3}, "labels": {"liver": [1]}}}}, r"phantoms: found the key size"),
+        (
+            {"data": {"ct": {"phantoms": {}, "labels": 1}}},
+            r"labels: found 1, expected the label values",
+        ),
+        (
+            {"data": {"ct": {"phantoms": {"size": 3}, "labels": {"liver": [1]}}}},
+            r"phantoms: found the key size",
+        ),
         (
             {"data": {"ct": {"dataset_dir": "nowhere", "labels": {"liver": [1]}}}},
             r"nowhere/dataset.json: there is no such",
@@ -337,7 +418,24 @@ def test_a_file_that_is_no_study(folder):
 
 def test_every_table_of_the_papers_has_a_number_or_null_in_every_place():
     papers = yaml.safe_load(read.PAPERS.read_text())
-    names = {"A7", "A8", "A9", "A10", "A11", "B1", "B2", "B3", "B4", "C", "C3", "C4", "C5", "C6", "D1", "E"}
+    names = {
+        "A7",
+        "A8",
+        "A9",
+        "A10",
+        "A11",
+        "B1",
+        "B2",
+        "B3",
+        "B4",
+        "C",
+        "C3",
+        "C4",
+        "C5",
+        "C6",
+        "D1",
+        "E",
+    }
     assert {name.split()[0] for name in papers} == names
     for table in papers.values():
         assert list(table["paper"]) == list(table["rows"])
@@ -353,6 +451,11 @@ def test_without_the_extra_the_command_names_it():
     """A None among the modules is how Python itself says that there is no such package."""
     code = "import sys; sys.modules['yaml'] = None; sys.argv[1:] = ['study', 'run', 'quick.yaml', '--dry-run']"
     code += "; from liverseg.workbench.cli import main; main()"
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert found.returncode == 1
-    assert found.stderr == 'error: found no package yaml, expected it: pip install ".[study]" in the repository.\n'
+    assert (
+        found.stderr
+        == 'error: found no package yaml, expected it: pip install ".[study]" in the repository.\n'
+    )

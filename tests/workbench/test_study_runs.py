@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from bundle_runs import ROOT, write_dataset
+from helpers.bundle_runs import ROOT, write_dataset
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -33,7 +33,9 @@ MAIN = "from liverseg.workbench.cli import main; main()"
 @pytest.fixture(autouse=True)
 def own_code(monkeypatch):
     """The commands that a study starts run the code that is tested."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    )
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
@@ -73,9 +75,21 @@ def test_a_killed_study_repeats_no_finished_cell_and_resumes_the_others(tmp_path
         "max_epochs": 6, "val_interval": 6, "spacing": [6.0, 6.0, -1.0], "spatial_size": [32, 32], "patience": 0,
     }  # fmt: skip
     study, out = write_study(tmp_path, settings=settings), tmp_path / "out"
-    arguments = ["study", "run", str(study), "--out", str(out), "--workers", "1", "--bundles", str(ROOT / "bundles")]
+    arguments = [
+        "study",
+        "run",
+        str(study),
+        "--out",
+        str(out),
+        "--workers",
+        "1",
+        "--bundles",
+        str(ROOT / "bundles"),
+    ]
     command = [sys.executable, "-c", MAIN, *arguments]
-    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     cells = out / "cells"
     wait_for(lambda: len(list(cells.glob("*/training/history.csv"))) == 2, first)
     started = psutil.Process(first.pid).children(recursive=True)
@@ -88,7 +102,9 @@ def test_a_killed_study_repeats_no_finished_cell_and_resumes_the_others(tmp_path
     before = {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
     assert int(last_epoch(half / "training")["epoch"]) < 6
 
-    second = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=1800)
+    second = subprocess.run(
+        command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=1800
+    )
     assert second.returncode == 0, second.stdout + second.stderr
     assert "1 of 2 cells are done already." in second.stdout
     assert {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()} == before
@@ -109,8 +125,20 @@ def test_a_failing_cell_stops_no_other_and_is_named(tmp_path):
         "columns": {"IoU": {}},
     }
     losses = {"wrong": {"loss": "@losses#dice", "optimizers#adam#betas": [2, 0.9]}}
-    study, out = write_study(tmp_path, folds=[0], tables={"own": table}, losses=losses), tmp_path / "out"
-    arguments = ["run", str(study), "--out", str(out), "--workers", "1", "--bundles", str(ROOT / "bundles")]
+    study, out = (
+        write_study(tmp_path, folds=[0], tables={"own": table}, losses=losses),
+        tmp_path / "out",
+    )
+    arguments = [
+        "run",
+        str(study),
+        "--out",
+        str(out),
+        "--workers",
+        "1",
+        "--bundles",
+        str(ROOT / "bundles"),
+    ]
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, InputError)
     assert str(result.exception).startswith("1 of 2 trainings failed")
@@ -124,7 +152,9 @@ def test_a_failing_cell_stops_no_other_and_is_named(tmp_path):
 def test_two_studies_at_once_on_one_folder(tmp_path):
     with (
         lock(tmp_path),
-        pytest.raises(InputError, match=rf"another study runs in this folder \(process {os.getpid()}\)"),
+        pytest.raises(
+            InputError, match=rf"another study runs in this folder \(process {os.getpid()}\)"
+        ),
         lock(tmp_path),
     ):
         pass
@@ -144,7 +174,9 @@ def test_calibration_goes_on_where_it_stopped(tmp_path):
 
     calibrate(1)
     (cell,) = (out / "cells").iterdir()
-    assert json.loads((cell / "cell.json").read_text())["settings"]["iou_xy_alpha"] == 0.5  # the papers' first
+    assert (
+        json.loads((cell / "cell.json").read_text())["settings"]["iou_xy_alpha"] == 0.5
+    )  # the papers' first
     before = (cell / "training" / "metrics.json").stat().st_mtime_ns
     (name,) = optuna.get_all_study_names(f"sqlite:///{out / 'calibrate.db'}")
     search = optuna.load_study(study_name=name, storage=f"sqlite:///{out / 'calibrate.db'}")
@@ -153,7 +185,11 @@ def test_calibration_goes_on_where_it_stopped(tmp_path):
     best = calibrate(2)
 
     trials = optuna.load_study(study_name=name, storage=f"sqlite:///{out / 'calibrate.db'}").trials
-    complete = {trial.params["iou_xy_alpha"]: trial.value for trial in trials if trial.state.name == "COMPLETE"}
+    complete = {
+        trial.params["iou_xy_alpha"]: trial.value
+        for trial in trials
+        if trial.state.name == "COMPLETE"
+    }
     assert list(complete) == [0.5, 1.0]
     assert [trial.params["iou_xy_alpha"] for trial in trials if trial.state.name == "FAIL"] == [1.0]
     assert (cell / "training" / "metrics.json").stat().st_mtime_ns == before
@@ -167,8 +203,14 @@ def test_calibration_goes_on_where_it_stopped(tmp_path):
     assert (out / "plots" / "calibrate_ct_DeepLab_liver_iou_xy_iou_xy_alpha.png").is_file()
 
     # What it says to type is a command that trains: as in the log, with the whole loss in place of its name.
-    said = shlex.split(next(line for line in console.export_text().splitlines() if line.startswith("As one value:")))
-    command = shlex.split((cell / "training.log").read_text().splitlines()[0].removeprefix("$ python"))
+    said = shlex.split(
+        next(
+            line for line in console.export_text().splitlines() if line.startswith("As one value:")
+        )
+    )
+    command = shlex.split(
+        (cell / "training.log").read_text().splitlines()[0].removeprefix("$ python")
+    )
     values = dict(zip(command[4::2], command[5::2], strict=True))
     values |= {"--loss": said[said.index("--loss") + 1], "--output_dir": str(tmp_path / "t")}
     values |= {"--ckpt_dir": str(tmp_path / "m"), "--resume": "False"}
@@ -185,7 +227,10 @@ def test_calibration_goes_on_where_it_stopped(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"key": "iou_xy_alhpa"}, "--key: deeplabv3_liver: iou_xy_alhpa: found no iou_xy_alhpa in the config"),
+        (
+            {"key": "iou_xy_alhpa"},
+            "--key: deeplabv3_liver: iou_xy_alhpa: found no iou_xy_alhpa in the config",
+        ),
         ({"network": "UNet"}, "--network: found UNet, expected one of DeepLab"),
         ({"low": 2.0}, "expected low below high"),
         ({"loss": "iou_x"}, "loss: found iou_x, expected one of"),

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from bundle_runs import write_dataset
+from helpers.bundle_runs import write_dataset
 from scipy.stats import wilcoxon
 
 from liverseg.data import load_datalist
@@ -21,7 +21,9 @@ from liverseg.workbench.study.tables import compute_table, wilcoxon_p
 CLASSES = ["background", "liver", "spleen"]
 
 
-def write_cell(out: Path, name: str, ious: dict[str, list[float]], pooled: dict[str, float], cleaning="none") -> Path:
+def write_cell(
+    out: Path, name: str, ious: dict[str, list[float]], pooled: dict[str, float], cleaning="none"
+) -> Path:
     """The files that a bundle leaves, with the IoU of each case; `pooled` has the IoU of each class."""
     folder = out / "cells" / name
     evaluation = folder / "evaluation" / cleaning
@@ -39,12 +41,17 @@ def write_cell(out: Path, name: str, ious: dict[str, list[float]], pooled: dict[
             "mean_iou": float(np.mean(list(pooled.values()))),
             "classes": {key: {"iou": iou} for key, iou in pooled.items()},
         },
-        "seconds": {"inference_per_slice": {"mean": 0.02}, "postprocessing_per_case": {"mean": 1.5}},
+        "seconds": {
+            "inference_per_slice": {"mean": 0.02},
+            "postprocessing_per_case": {"mean": 1.5},
+        },
     }
     (evaluation / "summary.json").write_text(json.dumps(summary))
     facts = {"seconds": 90, "peak_memory_gb": 1.5, "peak_gpu_memory_gb": None}
     (folder / "training" / "metrics.json").write_text(json.dumps(facts))
-    (folder / "training" / "history.csv").write_text("epoch,iteration,loss,seconds\n1,4,0.9,1\n2,8,0.5,2\n")
+    (folder / "training" / "history.csv").write_text(
+        "epoch,iteration,loss,seconds\n1,4,0.9,1\n2,8,0.5,2\n"
+    )
     return folder
 
 
@@ -85,7 +92,9 @@ def test_mean_sd_difference_and_test_by_hand(tmp_path):
     )
     values = compute_table(tmp_path, "t", plan).values
     assert values["raw", "IoU"].mean == pytest.approx(0.72)
-    assert values["raw", "IoU"].sd == pytest.approx(0.02 * 2**0.5)  # of a sample of two: |difference| / √2
+    assert values["raw", "IoU"].sd == pytest.approx(
+        0.02 * 2**0.5
+    )  # of a sample of two: |difference| / √2
     assert values["raw", "IoU"].difference_to_paper_pp == pytest.approx(-16)
     assert values["raw", "IoU"].p_value is None
     assert values["clean", "IoU"].difference_pp == pytest.approx(4)
@@ -111,7 +120,10 @@ def test_cases_of_two_seeds_count_once(tmp_path):
             cases = {f"{index}.nii": [base + shift + index / 50] for index in range(4)}
             write_cell(tmp_path, f"{name}{seed}", cases, {"background": 1, "liver": base + shift})
     plan = table_plan(
-        {"a": {"c": place("iou:liver", "a0", "a1")}, "b": {"c": place("iou:liver", "b0", "b1", reference=["a", "c"])}}
+        {
+            "a": {"c": place("iou:liver", "a0", "a1")},
+            "b": {"c": place("iou:liver", "b0", "b1", reference=["a", "c"])},
+        }
     )
     value = compute_table(tmp_path, "t", plan).values["b", "c"]
     assert value.pairs == 4
@@ -121,8 +133,12 @@ def test_cases_of_two_seeds_count_once(tmp_path):
 def test_averages_and_ranks_over_organs_and_networks(tmp_path):
     cases = {"1.nii": [0.6, 0.4], "2.nii": [0.8, 0.2]}
     write_cell(tmp_path, "multi", cases, {"background": 0.99, "liver": 0.7, "spleen": 0.2})
-    write_cell(tmp_path, "liver", {"1.nii": [0.9], "2.nii": [0.8]}, {"background": 0.97, "liver": 0.8})
-    write_cell(tmp_path, "spleen", {"1.nii": [0.5], "2.nii": [0.5]}, {"background": 0.95, "liver": 0.5})
+    write_cell(
+        tmp_path, "liver", {"1.nii": [0.9], "2.nii": [0.8]}, {"background": 0.97, "liver": 0.8}
+    )
+    write_cell(
+        tmp_path, "spleen", {"1.nii": [0.5], "2.nii": [0.5]}, {"background": 0.95, "liver": 0.5}
+    )
     each = place("iou:background", "liver")
     each["parts"] = [["liver"], ["spleen"]]
     plan = table_plan(
@@ -156,12 +172,16 @@ def test_times_memory_and_single_cases(tmp_path):
     row = {metric: place(metric, "cell") for metric in wanted}
     row["both"] = place("postprocessing_seconds", "cell", evaluations=("balls", "slices"))
     table = compute_table(tmp_path, "t", table_plan({"row": row}))
-    assert {column: value.mean for (_, column), value in table.values.items()} == pytest.approx(wanted | {"both": 3.0})
+    assert {column: value.mean for (_, column), value in table.values.items()} == pytest.approx(
+        wanted | {"both": 3.0}
+    )
     assert table.notes == ["1 is 2.nii", "2 is 1.nii"]
 
 
 def test_a_training_by_stages_is_all_of_them(tmp_path):
-    folder = write_cell(tmp_path, "cell", {"1.nii": [0.5]}, {"background": 1, "liver": 0.6}) / "training"
+    folder = (
+        write_cell(tmp_path, "cell", {"1.nii": [0.5]}, {"background": 1, "liver": 0.6}) / "training"
+    )
     (folder / "lesion").mkdir()
     for name in ("metrics.json", "history.csv"):
         (folder / name).rename(folder / "lesion" / name)
@@ -170,13 +190,20 @@ def test_a_training_by_stages_is_all_of_them(tmp_path):
     (folder / "liver" / "metrics.json").write_text(json.dumps(facts))
     (folder / "liver" / "history.csv").write_text("epoch,iteration,loss,seconds\n1,5,0.9,1\n")
     found = {metric: read_metric(folder.parent, metric, ["none"]) for metric in OF_TRAINING}
-    assert found == pytest.approx({"training_minutes": 2, "epochs": 3, "iterations": 13, "memory_mb": 2500})
+    assert found == pytest.approx(
+        {"training_minutes": 2, "epochs": 3, "iterations": 13, "memory_mb": 2500}
+    )
 
 
 def test_figures_of_lesions_are_those_of_the_whole_fold(tmp_path):
     folder = write_cell(tmp_path, "cell", {"1.nii": [0.5]}, {"background": 1, "lesion": 0.6})
     path = folder / "evaluation" / "none" / "summary.json"
-    lesions = {"detection_precision": 0.6, "detection_recall": 0.7, "burden_rmse": 0.02, "burden_max_error": 0.05}
+    lesions = {
+        "detection_precision": 0.6,
+        "detection_recall": 0.7,
+        "burden_rmse": 0.02,
+        "burden_max_error": 0.05,
+    }
     summary = json.loads(path.read_text()) | {"lesions": lesions}
     summary["pooled"]["classes"]["lesion"]["dice"] = 0.75
     path.write_text(json.dumps(summary))
@@ -195,7 +222,9 @@ def test_a_missing_cell_leaves_its_place_empty_and_is_named(tmp_path):
         },
         paper={"a": [0.9], "b": [0.8]},
     )
-    (tmp_path / "plan.json").write_text(json.dumps({"phantoms": False, "cells": {}, "tables": {"own": plan}}))
+    (tmp_path / "plan.json").write_text(
+        json.dumps({"phantoms": False, "cells": {}, "tables": {"own": plan}})
+    )
     write_tables(tmp_path)
     markdown = (tmp_path / "tables" / "own.md").read_text()
     assert "| a |  |" in markdown
@@ -254,6 +283,11 @@ def test_the_page_shows_tables_and_pictures(tmp_path):
     assert "0.800" in page
     assert "synthetic drawings" in page
     pictures = {path.name for path in (tmp_path / "plots").iterdir()}
-    assert pictures == {"own_bars.png", "ct_liver_curves.png", "ct_liver_best.png", "ct_liver_worst.png"}
+    assert pictures == {
+        "own_bars.png",
+        "ct_liver_curves.png",
+        "ct_liver_best.png",
+        "ct_liver_worst.png",
+    }
     assert all(f'src="plots/{name}"' in page for name in pictures)
     assert f"best case {Path(items[0]['image']).name}, IoU 0.900" in page

@@ -75,16 +75,28 @@ def in_archive(archive):
 def test_holds_the_bundle_and_the_part_of_liverseg_that_runs(bundle, tmp_path):
     # One network; one for each organ, as a README trains them; and those of a cascade.
     models = write_models(bundle, "", "right_kidney", "liver/axial")
-    for name in (*(name.replace(".pt", ".json") for name in models), "docs/README.md", "docs/pictures/a.png"):
+    for name in (
+        *(name.replace(".pt", ".json") for name in models),
+        "docs/README.md",
+        "docs/pictures/a.png",
+    ):
         (bundle / name).parent.mkdir(exist_ok=True, parents=True)
         (bundle / name).write_text(name)
-    others = ["models/checkpoint.pt", "models/model_2024-01-01.pt", "models/liver/axial/rounds/1/model.pt"]
+    others = [
+        "models/checkpoint.pt",
+        "models/model_2024-01-01.pt",
+        "models/liver/axial/rounds/1/model.pt",
+    ]
     others += [
         "models/versions/2026-01-01T00-00-00/model.pt",
         "models/.ipynb_checkpoints/model.pt",
         "eval/metrics.json",
     ]
-    others += ["configs/._train.json", "configs/.ipynb_checkpoints/train.json", "configs/__pycache__/a.pyc"]
+    others += [
+        "configs/._train.json",
+        "configs/.ipynb_checkpoints/train.json",
+        "configs/__pycache__/a.pyc",
+    ]
     others += ["docs/.DS_Store", "docs/.git/config"]
     for name in others:
         (bundle / name).parent.mkdir(exist_ok=True, parents=True)
@@ -93,19 +105,29 @@ def test_holds_the_bundle_and_the_part_of_liverseg_that_runs(bundle, tmp_path):
     archive = build_archive(bundle, tmp_path / "dist")
 
     assert archive == tmp_path / "dist" / f"{NAME}_v{VERSION}.zip"
-    expected = {file.relative_to(bundle).as_posix(): file for file in bundle.rglob("*") if file.is_file()}
+    expected = {
+        file.relative_to(bundle).as_posix(): file for file in bundle.rglob("*") if file.is_file()
+    }
     expected = {name: file for name, file in expected.items() if name not in others}
     for file in (ROOT / "liverseg").rglob("*.py"):
         if "workbench" not in file.parts:
             expected[file.relative_to(ROOT).as_posix()] = file
     found = in_archive(archive)
     assert sorted(found) == sorted(expected)
-    assert {*models, "models/right_kidney/model.json", "docs/pictures/a.png", "configs/logging.conf"} <= set(found)
+    assert {
+        *models,
+        "models/right_kidney/model.json",
+        "docs/pictures/a.png",
+        "configs/logging.conf",
+    } <= set(found)
     for name, file in expected.items():
         # What is in the archive runs with the liverseg that is in it, and with no other patch of it.
         content = file.read_bytes().replace(b"require('0.1')", b"require('0.1.0')")
         assert found[name] == content, name
-    assert b"require('0.1.0')" in found["configs/train.json"] and b"require('0.1.0')" in found["configs/inference.json"]
+    assert (
+        b"require('0.1.0')" in found["configs/train.json"]
+        and b"require('0.1.0')" in found["configs/inference.json"]
+    )
     # It can be packed again.
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(tmp_path / "unpacked")
@@ -148,12 +170,19 @@ NOT_MERGED = "no models/model.pt, which MONAI's model zoo and ckpt_export ask fo
         ([""], ["with the weights models/model.pt"]),
         (
             ["", "lesion/axial", "liver/localise"],
-            ["with the weights models/lesion/axial/model.pt, models/liver/localise/model.pt, models/model.pt"],
+            [
+                "with the weights models/lesion/axial/model.pt, models/liver/localise/model.pt, models/model.pt"
+            ],
         ),
-        (["liver", "spleen"], ["with the weights models/liver/model.pt, models/spleen/model.pt", NOT_MERGED]),
+        (
+            ["liver", "spleen"],
+            ["with the weights models/liver/model.pt, models/spleen/model.pt", NOT_MERGED],
+        ),
     ],
 )
-def test_command_prints_path_size_weights_and_checksum(bundle, tmp_path, monkeypatch, folders, words):
+def test_command_prints_path_size_weights_and_checksum(
+    bundle, tmp_path, monkeypatch, folders, words
+):
     write_models(bundle, *folders)
     monkeypatch.chdir(tmp_path)
     main = typer.Typer()
@@ -190,21 +219,32 @@ def test_version_that_is_no_version(bundle, tmp_path):
 
 @pytest.mark.parametrize("name", ["liverseg.losses.NoSuchLoss", "liverseg.no_such_room.Loss"])
 def test_target_that_liverseg_does_not_have(bundle, tmp_path, name):
-    edit(bundle / "configs" / "train.json", lambda content: content["losses"]["dice"].update(_target_=name))
-    with pytest.raises(InputError, match=rf"train\.json: found {name}, expected a name that liverseg"):
+    edit(
+        bundle / "configs" / "train.json",
+        lambda content: content["losses"]["dice"].update(_target_=name),
+    )
+    with pytest.raises(
+        InputError, match=rf"train\.json: found {name}, expected a name that liverseg"
+    ):
         build_archive(bundle, tmp_path / "dist")
     assert not (tmp_path / "dist").exists()
 
 
 def test_function_in_an_expression_that_liverseg_does_not_have(bundle, tmp_path):
-    edit(bundle / "configs" / "evaluate.json", lambda content: content.update(x="$@liverseg.data.no_such(@datalist)"))
+    edit(
+        bundle / "configs" / "evaluate.json",
+        lambda content: content.update(x="$@liverseg.data.no_such(@datalist)"),
+    )
     with pytest.raises(InputError, match=r"evaluate\.json: found liverseg\.data\.no_such"):
         build_archive(bundle, tmp_path)
 
 
 def test_target_in_the_workbench_which_the_archive_lacks(bundle, tmp_path):
     name = "liverseg.workbench.zoo.build.build_archive"
-    edit(bundle / "configs" / "train.json", lambda content: content["losses"]["dice"].update(_target_=name))
+    edit(
+        bundle / "configs" / "train.json",
+        lambda content: content["losses"]["dice"].update(_target_=name),
+    )
     with pytest.raises(InputError, match=r"train\.json: found liverseg\.workbench"):
         build_archive(bundle, tmp_path)
 
@@ -212,7 +252,9 @@ def test_target_in_the_workbench_which_the_archive_lacks(bundle, tmp_path):
 def test_config_made_for_another_liverseg(bundle, tmp_path):
     path = bundle / "configs" / "inference.json"
     path.write_text(path.read_text().replace("require('0.1')", "require('0.7')"))
-    with pytest.raises(InputError, match=r"inference\.json: made for liverseg 0\.7, found 0\.1\.0 in .*liverseg"):
+    with pytest.raises(
+        InputError, match=r"inference\.json: made for liverseg 0\.7, found 0\.1\.0 in .*liverseg"
+    ):
         build_archive(bundle, tmp_path)
 
 
@@ -227,7 +269,9 @@ def test_weights_that_are_no_numbers(bundle, tmp_path, value):
 def test_weights_that_are_damaged(bundle, tmp_path):
     (name,) = write_models(bundle, "spleen")
     (bundle / name).write_bytes((bundle / name).read_bytes()[:100])
-    with pytest.raises(InputError, match=r"spleen/model\.pt is truncated, damaged or no weights file"):
+    with pytest.raises(
+        InputError, match=r"spleen/model\.pt is truncated, damaged or no weights file"
+    ):
         build_archive(bundle, tmp_path / "dist")
 
 
@@ -251,8 +295,16 @@ def link_packages(names, site_packages):
         done.add(name)
         distribution = metadata.distribution(name)
         requirements = map(Requirement, distribution.requires or ())
-        todo += [need.name for need in requirements if need.marker is None or need.marker.evaluate({"extra": ""})]
-        files |= {site_packages / file: file.locate() for file in distribution.files if ".." not in file.parts}
+        todo += [
+            need.name
+            for need in requirements
+            if need.marker is None or need.marker.evaluate({"extra": ""})
+        ]
+        files |= {
+            site_packages / file: file.locate()
+            for file in distribution.files
+            if ".." not in file.parts
+        }
     for link, file in files.items():
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(file)
@@ -263,14 +315,20 @@ def clean_python(tmp_path_factory):
     """Run Python with the packages of the bundle's metadata.json and no others; returns what it did."""
     folder = tmp_path_factory.mktemp("clean")
     venv.create(folder, symlinks=True)
-    listed = json.loads((BUNDLE / "configs" / "metadata.json").read_text())["required_packages_version"]
-    site_packages = sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)})
+    listed = json.loads((BUNDLE / "configs" / "metadata.json").read_text())[
+        "required_packages_version"
+    ]
+    site_packages = sysconfig.get_path(
+        "purelib", "venv", {"base": str(folder), "platbase": str(folder)}
+    )
     link_packages(["monai", "torch", "numpy", *listed], Path(site_packages))
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "OMP_NUM_THREADS": "2"}
 
     def run(*arguments, cwd=folder, check=True):
         command = [str(folder / "bin" / "python"), *map(str, arguments)]
-        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0 or not check, done.stdout + done.stderr
         return done
 
@@ -286,7 +344,18 @@ def downloaded(clean_python, tmp_path_factory):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/{archive.name}"
-        arguments = ["--name", NAME, "--version", VERSION, "--url", url, "--source", "github", "--bundle_dir", folder]
+        arguments = [
+            "--name",
+            NAME,
+            "--version",
+            VERSION,
+            "--url",
+            url,
+            "--source",
+            "github",
+            "--bundle_dir",
+            folder,
+        ]
         clean_python("-m", "monai.bundle", "download", *arguments)
         server.shutdown()
     shutil.rmtree(folder / NAME / "models", ignore_errors=True)
@@ -310,14 +379,33 @@ def test_clean_environment_is_clean(clean_python, module):
 
 
 @pytest.mark.slow
-def test_downloaded_archive_trains_in_its_folder_and_infers_from_another(clean_python, downloaded, dataset, tmp_path):
+def test_downloaded_archive_trains_in_its_folder_and_infers_from_another(
+    clean_python, downloaded, dataset, tmp_path
+):
     """All that its README says is run in `tests/bundles/test_archives.py`."""
 
     def run(workflow, config_file, *arguments, cwd=downloaded):
-        options = ["--config_file", config_file, "--dataset_dir", dataset, "--spacing", "[6.0,6.0,-1]", *arguments]
+        options = [
+            "--config_file",
+            config_file,
+            "--dataset_dir",
+            dataset,
+            "--spacing",
+            "[6.0,6.0,-1]",
+            *arguments,
+        ]
         return clean_python("-m", "monai.bundle", "run", workflow, *options, cwd=cwd)
 
-    few = ["--max_epochs", 1, "--val_interval", 1, "--spatial_size", "[48,48]", "--slices_per_volume", 2]
+    few = [
+        "--max_epochs",
+        1,
+        "--val_interval",
+        1,
+        "--spatial_size",
+        "[48,48]",
+        "--slices_per_volume",
+        2,
+    ]
     done = run("training", "configs/train.json", *few)
     metrics = json.loads((downloaded / "eval" / "metrics.json").read_text())
     assert json.loads(done.stdout.splitlines()[-1]) == metrics
@@ -399,4 +487,7 @@ def test_monai_loads_the_network_from_any_folder(clean_python, downloaded, tmp_p
     (folder / "models").mkdir(exist_ok=True)
     torch.save(state, folder / "models" / "model.pt")
     done = clean_python("-c", LOAD_BY_NAME, NAME, folder.parent, cwd=tmp_path)
-    assert done.stdout.splitlines()[-1] == f"liverseg.networks.deeplabv3plus {folder}/liverseg/__init__.py 3.5"
+    assert (
+        done.stdout.splitlines()[-1]
+        == f"liverseg.networks.deeplabv3plus {folder}/liverseg/__init__.py 3.5"
+    )

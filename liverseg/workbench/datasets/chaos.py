@@ -17,7 +17,14 @@ from liverseg.errors import InputError
 from liverseg.io.dicom import grid_of, read_voxels, series_at, stack
 from liverseg.io.dicom_slices import require_pydicom
 from liverseg.io.paths import is_hidden
-from liverseg.workbench.datasets.layout import Case, Layout, Volume, by_number, first_folder, not_empty
+from liverseg.workbench.datasets.layout import (
+    Case,
+    Layout,
+    Volume,
+    by_number,
+    first_folder,
+    not_empty,
+)
 
 # Grey values of the MR masks: what the data set's documentation calls the range of each organ.
 MR_GREY = {1: range(55, 71), 2: range(110, 136), 3: range(175, 201), 4: range(240, 256)}
@@ -66,7 +73,9 @@ def read_mr(image: Path, label: Path) -> Volume:
 def _read(image: Path, label: Path, greys: dict[int, range] | None) -> Volume:
     for folder in (image, label):
         if not folder.is_dir():
-            raise InputError(f"{folder}: there is no such folder, expected it beside the others: unpack CHAOS again.")
+            raise InputError(
+                f"{folder}: there is no such folder, expected it beside the others: unpack CHAOS again."
+            )
     series = series_at(image)
     scans = sorted(series.files, key=by_number)
     masks = sorted((file for file in label.glob("*.png") if not is_hidden(file)), key=by_number)
@@ -76,7 +85,9 @@ def _read(image: Path, label: Path, greys: dict[int, range] | None) -> Volume:
         )
     mask_of = dict(zip(scans, masks, strict=True))
     planes = [_read_mask(mask_of[each.file], each.size, greys) for each in series.slices]
-    return Volume(read_voxels(series)[0], stack(series, planes, np.uint8(0), order=0), grid_of(series)[1])
+    return Volume(
+        read_voxels(series)[0], stack(series, planes, np.uint8(0), order=0), grid_of(series)[1]
+    )
 
 
 def _read_mask(path: Path, shape: tuple[int, int], greys: dict[int, range] | None) -> np.ndarray:

@@ -60,7 +60,9 @@ class Judgement:
         return BROKEN if self.broken else SUSPICIOUS if self.suspicious else OK
 
 
-def judge(image_path: Path, label_path: Path, labels: Mapping[str, str], modality: str | None = None) -> Judgement:
+def judge(
+    image_path: Path, label_path: Path, labels: Mapping[str, str], modality: str | None = None
+) -> Judgement:
     """Read a scan and its label, and say what is wrong with them.
 
     Args:
@@ -77,12 +79,17 @@ def judge(image_path: Path, label_path: Path, labels: Mapping[str, str], modalit
     volumes = LoadVolumed(["image", "label"])({"image": str(image_path), "label": str(label_path)})
     volumes["label"] = whole_values(volumes["label"])
     warnings = [
-        f"the {key}: {line}" for key in ("image", "label") for line in volumes[key].meta["warnings"].splitlines()
+        f"the {key}: {line}"
+        for key in ("image", "label")
+        for line in volumes[key].meta["warnings"].splitlines()
     ]
     names = {"0": "background", **labels}
     stored = volumes["image"].affine.numpy()
     shape = tuple(volumes["image"].shape[1:])
-    (image, affine), (label, _) = _in_ras_order(volumes.pop("image")), _in_ras_order(volumes.pop("label"))
+    (image, affine), (label, _) = (
+        _in_ras_order(volumes.pop("image")),
+        _in_ras_order(volumes.pop("label")),
+    )
     spacing = nib.affines.voxel_sizes(affine)
     low, high = float(image.min()), float(image.max())
     ct = low <= CT_HOLDS_HU if modality is None else modality == "ct"
@@ -113,7 +120,9 @@ def judge(image_path: Path, label_path: Path, labels: Mapping[str, str], modalit
     mask = np.isin(label, livers) if livers else label > 0
     voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
     others = (label > 0) & ~mask
-    scan = Scan(image, mask, others if others.any() else None, tuple(float(mm) for mm in spacing), voxel_ml)
+    scan = Scan(
+        image, mask, others if others.any() else None, tuple(float(mm) for mm in spacing), voxel_ml
+    )
     if mask.any():
         if livers:
             _check_organ(found, scan, ct=ct)
@@ -124,7 +133,9 @@ def judge(image_path: Path, label_path: Path, labels: Mapping[str, str], modalit
 
 
 def _in_ras_order(volume: MetaTensor) -> tuple[np.ndarray, np.ndarray]:
-    closest = nib.as_closest_canonical(nib.Nifti1Image(volume.as_tensor()[0].numpy(), volume.affine.numpy()))
+    closest = nib.as_closest_canonical(
+        nib.Nifti1Image(volume.as_tensor()[0].numpy(), volume.affine.numpy())
+    )
     return np.asarray(closest.dataobj), closest.affine
 
 
@@ -137,7 +148,13 @@ def _count_values(label: np.ndarray) -> Counter[int]:
             values, numbers = np.arange(256), np.bincount(small.ravel(), minlength=256)
         else:
             values, numbers = np.unique(plane, return_counts=True)
-        counts.update({int(value): int(number) for value, number in zip(values, numbers, strict=True) if number})
+        counts.update(
+            {
+                int(value): int(number)
+                for value, number in zip(values, numbers, strict=True)
+                if number
+            }
+        )
     return counts
 
 
@@ -182,7 +199,9 @@ def _check_organ(found: Judgement, scan: Scan, *, ct: bool) -> None:
         clip, plausible = (float(sample.min()), brightest), (body_from, math.inf)
         dark = f"the median under the liver's mask is {median:.0f}, as dark as air (brightest tissue: {brightest:.0f})"
         if median < body_from and _outside(sample > body_from, scan.mask[coarse]) > 0.5:
-            found.broken.append(f"{dark}, and most of it is outside the body: the mask does not lie over the liver")
+            found.broken.append(
+                f"{dark}, and most of it is outside the body: the mask does not lie over the liver"
+            )
         elif median < body_from:
             found.suspicious.append(dark)
     if flip := _better_flip(scan, clip, plausible):
@@ -197,7 +216,9 @@ def _check_organ(found: Judgement, scan: Scan, *, ct: bool) -> None:
 
 def _outside(body: np.ndarray, mask: np.ndarray) -> float:
     """Share of the mask that no body surrounds in its axial slice."""
-    filled = np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(body, -1, 0)], axis=-1)
+    filled = np.stack(
+        [ndimage.binary_fill_holes(plane) for plane in np.moveaxis(body, -1, 0)], axis=-1
+    )
     return 1 - float(filled[mask].mean()) if mask.any() else 0.0
 
 
@@ -220,7 +241,9 @@ def _better_flip(scan: Scan, clip: tuple[float, float], plausible: tuple[float, 
     as_is, _ = spread(())
     flips = [axes for count in (1, 2, 3) for axes in itertools.combinations(range(3), count)]
     fits = [(*spread(axes), axes) for axes in flips]
-    likely = [(value, axes) for value, median, axes in fits if plausible[0] <= median <= plausible[1]]
+    likely = [
+        (value, axes) for value, median, axes in fits if plausible[0] <= median <= plausible[1]
+    ]
     value, axes = min(likely, default=(math.inf, ()))
     return " and ".join(DIRECTIONS[axis] for axis in axes) if value < FLIP_RATIO * as_is else ""
 

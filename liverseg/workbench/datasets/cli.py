@@ -17,9 +17,14 @@ app = typer.Typer(
 
 Folds = Annotated[int, typer.Option(help="Folds for cross-validation, split by patient.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same data set.")]
-Root = Annotated[Path, typer.Argument(help="Folder with the data set, unpacked as it was downloaded.")]
+Root = Annotated[
+    Path, typer.Argument(help="Folder with the data set, unpacked as it was downloaded.")
+]
 Out = Annotated[
-    Path, typer.Option(help="Folder to write: dataset.json, check.html, check.json, and NIfTI files of DICOM.")
+    Path,
+    typer.Option(
+        help="Folder to write: dataset.json, check.html, check.json, and NIfTI files of DICOM."
+    ),
 ]
 
 
@@ -28,18 +33,31 @@ def phantoms(
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     cases: Annotated[int, typer.Option(help="Scans to train and validate on.")] = 20,
     test: Annotated[int, typer.Option(help="Scans of other patients, in no fold.")] = 4,
-    shape: Annotated[tuple[int, int, int], typer.Option(help="Voxels along right, anterior, superior.")] = (
+    shape: Annotated[
+        tuple[int, int, int], typer.Option(help="Voxels along right, anterior, superior.")
+    ] = (
         128,
         128,
         48,
     ),
-    spacing: Annotated[tuple[float, float, float], typer.Option(help="Voxel size in mm.")] = (3.0, 3.0, 5.0),
+    spacing: Annotated[tuple[float, float, float], typer.Option(help="Voxel size in mm.")] = (
+        3.0,
+        3.0,
+        5.0,
+    ),
     modality: Annotated[str, typer.Option(help="ct or mr.")] = "ct",
     organs: Annotated[
-        bool, typer.Option("--organs", help="Label liver, kidneys and spleen, as CHAOS does, not liver and lesions.")
+        bool,
+        typer.Option(
+            "--organs",
+            help="Label liver, kidneys and spleen, as CHAOS does, not liver and lesions.",
+        ),
     ] = False,
     abdomen: Annotated[
-        bool, typer.Option("--abdomen", help="Label aorta, portal vein and the five organs of unet3d_abdomen.")
+        bool,
+        typer.Option(
+            "--abdomen", help="Label aorta, portal vein and the five organs of unet3d_abdomen."
+        ),
     ] = False,
     folds: Folds = 5,
     seed: Seed = 0,
@@ -56,7 +74,14 @@ def phantoms(
     names = ABDOMEN_LABELS if abdomen else CHAOS_LABELS if organs else LITS_LABELS
     check_folds(folds, cases)
     items = write_phantoms(
-        out, cases, seed=seed, shape=shape, spacing=spacing, modality=modality, labels=names, num_test=test
+        out,
+        cases,
+        seed=seed,
+        shape=shape,
+        spacing=spacing,
+        modality=modality,
+        labels=names,
+        num_test=test,
     )
     path = write_datalist(
         out / "dataset.json",
@@ -73,10 +98,12 @@ def phantoms(
 @app.command()
 def split(
     folder: Annotated[Path, typer.Argument(help="Folder with the scans.")],
-    images: Annotated[str, typer.Option(help="Pattern of the images; {} stands for the patient.")] = "volume-{}.nii",
-    labels: Annotated[str, typer.Option(help="Pattern of the labels; {} stands for the patient.")] = (
-        "segmentation-{}.nii"
-    ),
+    images: Annotated[
+        str, typer.Option(help="Pattern of the images; {} stands for the patient.")
+    ] = "volume-{}.nii",
+    labels: Annotated[
+        str, typer.Option(help="Pattern of the labels; {} stands for the patient.")
+    ] = ("segmentation-{}.nii"),
     names: Annotated[
         str,
         typer.Option(
@@ -84,8 +111,12 @@ def split(
             "FOLDER, or of LiTS for files that are called as in LiTS."
         ),
     ] = "",
-    out: Annotated[Path | None, typer.Option(help="File to write; FOLDER/dataset.json without it.")] = None,
-    test_share: Annotated[float, typer.Option(help="Share of the patients kept apart for testing.")] = 0.2,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; FOLDER/dataset.json without it.")
+    ] = None,
+    test_share: Annotated[
+        float, typer.Option(help="Share of the patients kept apart for testing.")
+    ] = 0.2,
     folds: Folds = 5,
     seed: Seed = 0,
 ) -> None:

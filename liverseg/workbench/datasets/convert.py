@@ -60,7 +60,11 @@ def convert(layout: Layout, root: Path, out: Path, num_folds: int, seed: int) ->
         items = [{key: report[key] for key in ("image", "label", "patient")} for report in good]
         write_datalist(path, items, layout.labels, num_folds=num_folds, seed=seed, name=layout.name)
         _complain(reports, out, "left out of dataset.json")
-    _complain(reports, out, f"left out, and dataset.json is not written for want of patients ({num_folds} folds)")
+    _complain(
+        reports,
+        out,
+        f"left out, and dataset.json is not written for want of patients ({num_folds} folds)",
+    )
     return path
 
 
@@ -92,7 +96,11 @@ def check_datalist(path: Path) -> Path:
         raise InputError(f"{path}: no scan with a label in it, expected at least one: add one.")
     labels = {str(value): name for value, name in known.labels.items()}
     layout = Layout(known.name or path.parent.name, None, labels, lambda _: cases)
-    _complain(_check_cases(cases, check_writable(path.parent), layout), path.parent, f"still in {path.name}")
+    _complain(
+        _check_cases(cases, check_writable(path.parent), layout),
+        path.parent,
+        f"still in {path.name}",
+    )
     return path.parent / "check.html"
 
 
@@ -115,7 +123,10 @@ def _check_cases(cases: Sequence[Case], out: Path, layout: Layout) -> list[Repor
             report = _do(case, out, layout)
             _write_text(record, json.dumps({"signature": signature, **report}, indent=1))
         reports.append(report)
-    counts = {verdict: sum(report["verdict"] == verdict for report in reports) for verdict in (OK, SUSPICIOUS, BROKEN)}
+    counts = {
+        verdict: sum(report["verdict"] == verdict for report in reports)
+        for verdict in (OK, SUSPICIOUS, BROKEN)
+    }
     summary = {"name": layout.name, **counts, "cases": reports}
     _write_text(out / "check.json", json.dumps(summary, indent=1, ensure_ascii=False))
     template = jinja2.Environment(
@@ -179,7 +190,11 @@ def _finished(record: Path, signature: str, out: Path) -> Report | None:
     except (FileNotFoundError, ValueError):
         return None
     same = report.pop("signature", "") == signature and report["verdict"] != BROKEN
-    return report if same and all((out / report[key]).exists() for key in ("image", "label", "picture")) else None
+    return (
+        report
+        if same and all((out / report[key]).exists() for key in ("image", "label", "picture"))
+        else None
+    )
 
 
 def _signature(case: Case, layout: Layout) -> str:

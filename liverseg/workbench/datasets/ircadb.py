@@ -23,7 +23,14 @@ from liverseg.io.dicom_pixels import read_pixels
 from liverseg.io.dicom_series import Series
 from liverseg.io.dicom_slices import require_pydicom, slices_of
 from liverseg.io.paths import is_hidden
-from liverseg.workbench.datasets.layout import LIVER_AND_LESION, Case, Layout, Volume, first_folder, not_empty
+from liverseg.workbench.datasets.layout import (
+    LIVER_AND_LESION,
+    Case,
+    Layout,
+    Volume,
+    first_folder,
+    not_empty,
+)
 
 LESION = "livertumor"
 SAME_PLACE_MM = 0.1
@@ -53,9 +60,16 @@ def _zip_or_folder(path: Path) -> Path:
 
 def read(image: Path, label: Path) -> Volume:
     """Read a series, its liver (1) and all its liver lesions (2), joined."""
-    with _unpacked(image.with_suffix("")) as scan, _unpacked(label.with_suffix(""), _is_wanted) as masks:
+    with (
+        _unpacked(image.with_suffix("")) as scan,
+        _unpacked(label.with_suffix(""), _is_wanted) as masks,
+    ):
         series = series_at(scan)
-        structures = {path.name.lower(): path for path in masks.iterdir() if path.is_dir() and not is_hidden(path)}
+        structures = {
+            path.name.lower(): path
+            for path in masks.iterdir()
+            if path.is_dir() and not is_hidden(path)
+        }
         if "liver" not in structures:
             raise InputError(
                 f"{masks}: no folder liver in it, only {sorted(structures)}, expected the masks of the liver: "
@@ -66,7 +80,9 @@ def read(image: Path, label: Path) -> Volume:
         for name in ["liver", *(name for name in sorted(structures) if name.startswith(LESION))]:
             for plane, mask in zip(planes, _masks(series, structures[name]), strict=True):
                 plane[mask] = 1 if name == "liver" else 2
-        return Volume(read_voxels(series)[0], stack(series, planes, np.uint8(0), order=0), grid_of(series)[1])
+        return Volume(
+            read_voxels(series)[0], stack(series, planes, np.uint8(0), order=0), grid_of(series)[1]
+        )
 
 
 def _is_wanted(structure: str) -> bool:
@@ -89,14 +105,20 @@ def _unpacked(path: Path, wanted: Callable[[str], bool] | None = None) -> Iterat
         yield _inmost(path, path.name)
         return
     if not archive.is_file():
-        raise InputError(f"{path}: there is no such folder, nor {archive.name}: unpack the data set again.")
+        raise InputError(
+            f"{path}: there is no such folder, nor {archive.name}: unpack the data set again."
+        )
     with tempfile.TemporaryDirectory() as folder:
         try:
             with zipfile.ZipFile(archive) as zipped:
                 names = zipped.namelist()
-                zipped.extractall(folder, [n for n in names if wanted is None or any(map(wanted, Path(n).parts))])
+                zipped.extractall(
+                    folder, [n for n in names if wanted is None or any(map(wanted, Path(n).parts))]
+                )
         except (zipfile.BadZipFile, OSError) as error:
-            raise InputError(f"{archive}: not a whole zip file ({error}): download it again.") from error
+            raise InputError(
+                f"{archive}: not a whole zip file ({error}): download it again."
+            ) from error
         try:
             yield _inmost(Path(folder), path.name)
         except InputError as error:
@@ -126,7 +148,8 @@ def _masks(series: Series, folder: Path) -> list[np.ndarray]:
         nearest = [int(index) for index in distances_mm.argmin(axis=1)]
         if distances_mm.min(axis=1).max() < SAME_PLACE_MM and len(set(nearest)) == len(masks):
             return [
-                _read_mask(masks[index].file, each.size) for index, each in zip(nearest, series.slices, strict=True)
+                _read_mask(masks[index].file, each.size)
+                for index, each in zip(nearest, series.slices, strict=True)
             ]
     if {file.name for file in files} != {file.name for file in series.files}:
         raise InputError(

@@ -95,7 +95,9 @@ def not_empty(cases: list[Case], root: Path, expected: str) -> list[Case]:
         InputError: when there is none.
     """
     if not cases:
-        raise InputError(f"{root}: no case in it, expected {expected}: name the folder that holds the data set.")
+        raise InputError(
+            f"{root}: no case in it, expected {expected}: name the folder that holds the data set."
+        )
     return sorted(cases, key=lambda case: by_number(Path(case.name)))
 
 

@@ -9,7 +9,13 @@ from liverseg.data.classes import check_label_names
 from liverseg.data.datalist_schema import read_datalist
 from liverseg.errors import InputError
 from liverseg.io.paths import nifti_suffix, stem_of
-from liverseg.workbench.datasets.layout import LIVER_AND_LESION, Case, Layout, first_folder, not_empty
+from liverseg.workbench.datasets.layout import (
+    LIVER_AND_LESION,
+    Case,
+    Layout,
+    first_folder,
+    not_empty,
+)
 
 BTCV_LABELS = (
     "background",
@@ -54,7 +60,9 @@ def find_msd(root: Path) -> list[Case]:
             f"{root}: no dataset.json in it, expected Task03_Liver as it is unpacked: name the folder that holds it."
         )
     known = read_datalist(path)
-    check_label_names(str(path), known.labels, {name: [int(value)] for value, name in LIVER_AND_LESION.items()})
+    check_label_names(
+        str(path), known.labels, {name: [int(value)] for value, name in LIVER_AND_LESION.items()}
+    )
     cases = [
         Case(stem_of(item["image"]), item["patient"], Path(item["image"]), Path(item["label"]))
         for item in known.sections.get("training", ())
@@ -68,7 +76,12 @@ def find_btcv(root: Path) -> list[Case]:
     images, labels = ("img", "label") if (folder / "img").is_dir() else ("imagesTr", "labelsTr")
     targets = _numbered(folder / labels, "label")
     cases = [
-        Case(f"btcv-{number}", f"btcv-{number}", image, targets.get(number, folder / labels / f"label{number}.nii.gz"))
+        Case(
+            f"btcv-{number}",
+            f"btcv-{number}",
+            image,
+            targets.get(number, folder / labels / f"label{number}.nii.gz"),
+        )
         for number, image in _numbered(folder / images, "img").items()
     ]
     return not_empty(cases, folder, "img/img0001.nii.gz, label/label0001.nii.gz, …")
@@ -80,8 +93,15 @@ def _numbered(folder: Path, prefix: str) -> dict[str, Path]:
     for path in sorted(folder.rglob(f"{prefix}*")):
         match = re.fullmatch(rf"{prefix}(\d+)", stem_of(path))
         # Some programs unpack volume-0.nii.gz into a folder volume-0.nii.
-        if match and nifti_suffix(path) and not path.is_dir() and found.setdefault(match[1], path) != path:
-            raise InputError(f"{path}: {found[match[1]]} is there as well, expected one of them: remove the other.")
+        if (
+            match
+            and nifti_suffix(path)
+            and not path.is_dir()
+            and found.setdefault(match[1], path) != path
+        ):
+            raise InputError(
+                f"{path}: {found[match[1]]} is there as well, expected one of them: remove the other."
+            )
     return found
 
 

@@ -49,11 +49,17 @@ def split_folder(
     """
     for pattern in (images, labels):
         if pattern.count("{}") != 1:
-            raise InputError(f"pattern {pattern!r}: expected {{}} once, for the patient, as in 'volume-{{}}.nii'.")
+            raise InputError(
+                f"pattern {pattern!r}: expected {{}} once, for the patient, as in 'volume-{{}}.nii'."
+            )
         if Path(pattern).is_absolute():
-            raise InputError(f"pattern {pattern!r}: found an absolute path, expected one below {folder}: shorten it.")
+            raise InputError(
+                f"pattern {pattern!r}: found an absolute path, expected one below {folder}: shorten it."
+            )
     if not 0 <= test_share < 1:
-        raise InputError(f"test_share is {test_share}, expected a share from 0 to below 1: change it.")
+        raise InputError(
+            f"test_share is {test_share}, expected a share from 0 to below 1: change it."
+        )
     out, name = out or folder / "dataset.json", absolute(folder).name
     before, after = images.split("{}")
     items = []
@@ -64,8 +70,16 @@ def split_folder(
         patient = image[len(before) : len(image) - len(after)]
         label = folder / labels.replace("{}", patient)
         if not label.is_file():
-            raise InputError(f"{label}: there is no label for {image}: add it, or correct the pattern {labels!r}.")
-        items.append({"image": relative(path, out.parent), "label": relative(label, out.parent), "patient": patient})
+            raise InputError(
+                f"{label}: there is no label for {image}: add it, or correct the pattern {labels!r}."
+            )
+        items.append(
+            {
+                "image": relative(path, out.parent),
+                "label": relative(label, out.parent),
+                "patient": patient,
+            }
+        )
     if not items:
         raise InputError(f"{folder}: no file matches {images!r}: name the images with --images.")
     found = _names(folder, (images, labels), names)
@@ -73,7 +87,13 @@ def split_folder(
     random.Random(seed).shuffle(items)
     num_test = round(test_share * len(items))
     return write_datalist(
-        out, items[num_test:], found, test=items[:num_test], num_folds=num_folds, seed=seed, name=name
+        out,
+        items[num_test:],
+        found,
+        test=items[:num_test],
+        num_folds=num_folds,
+        seed=seed,
+        name=name,
     )
 
 
@@ -83,7 +103,9 @@ def _names(folder: Path, patterns: tuple[str, str], names: str) -> dict[str, str
         pairs = [re.fullmatch(r"\s*(\d+)\s*=\s*(.*\S)\s*", part) for part in names.split(",")]
         said = {str(int(pair[1])): pair[2] for pair in pairs if pair}
         if len(said) < len(pairs):
-            raise InputError(f"names: found {names!r}, expected each value with its name once, as 1=liver,2=lesion.")
+            raise InputError(
+                f"names: found {names!r}, expected each value with its name once, as 1=liver,2=lesion."
+            )
         if our_name(said.get("0", "background")) != "background":
             raise InputError(
                 f"names: found 0={said['0']}, expected 0 to be the background: leave it out or correct it."

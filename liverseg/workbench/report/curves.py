@@ -38,7 +38,9 @@ def curves_png(history: os.PathLike[str] | str) -> bytes:
     above.set_ylabel("Training loss")
     above.set_ylim(bottom=min(0, table["loss"].min()))
     validated = table.dropna(subset="val_mean_dice")
-    below.plot(validated["epoch"], validated["val_mean_dice"], color="#b85c00", marker="o", markersize=4)
+    below.plot(
+        validated["epoch"], validated["val_mean_dice"], color="#b85c00", marker="o", markersize=4
+    )
     below.set(xlabel="Epoch", ylabel="Validation Dice", ylim=(0, 1.02))
     if len(validated):
         best = validated.loc[validated["val_mean_dice"].idxmax()]

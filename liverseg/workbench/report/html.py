@@ -20,7 +20,14 @@ from liverseg.errors import InputError
 from liverseg.files import write_atomically
 from liverseg.io.masks import recorded_flags
 from liverseg.workbench.report.curves import curves_png
-from liverseg.workbench.report.overlays import MASK_COLOUR, PLANES, REFERENCE_COLOUR, axial_pngs, load_scan, plane_png
+from liverseg.workbench.report.overlays import (
+    MASK_COLOUR,
+    PLANES,
+    REFERENCE_COLOUR,
+    axial_pngs,
+    load_scan,
+    plane_png,
+)
 from liverseg.workbench.report.surface import surface_png
 
 CLASS = "liver"
@@ -115,7 +122,11 @@ def _scan(shown: ShownScan) -> dict[str, Any]:
 def _picture(png: bytes) -> dict[str, Any]:
     # The header of a PNG file has its size at this place.
     width, height = (int.from_bytes(png[start : start + 4], "big") for start in (16, 20))
-    return {"src": f"data:image/png;base64,{base64.b64encode(png).decode()}", "width": width, "height": height}
+    return {
+        "src": f"data:image/png;base64,{base64.b64encode(png).decode()}",
+        "width": width,
+        "height": height,
+    }
 
 
 def _comparison(evaluations: Mapping[str, str | os.PathLike[str]]) -> list[dict[str, Any]]:
@@ -127,10 +138,20 @@ def _comparison(evaluations: Mapping[str, str | os.PathLike[str]]) -> list[dict[
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))
             metrics, pooled = summary["cases"][CLASS], summary["pooled"]
-            shares = [metrics["dice"]["mean"], pooled["classes"][CLASS]["iou"], pooled["mean_bf_score"]]
-            texts = [_mean_and_sd(metrics["dice"], ".3f"), _number(shares[1], ".3f"), _number(shares[2], ".3f")]
+            shares = [
+                metrics["dice"]["mean"],
+                pooled["classes"][CLASS]["iou"],
+                pooled["mean_bf_score"],
+            ]
+            texts = [
+                _mean_and_sd(metrics["dice"], ".3f"),
+                _number(shares[1], ".3f"),
+                _number(shares[2], ".3f"),
+            ]
             baseline = baseline or shares
-            differences = [_difference_pp(*pair) if rows else "" for pair in zip(shares, baseline, strict=True)]
+            differences = [
+                _difference_pp(*pair) if rows else "" for pair in zip(shares, baseline, strict=True)
+            ]
             rows.append(
                 {
                     "name": name,
@@ -144,7 +165,9 @@ def _comparison(evaluations: Mapping[str, str | os.PathLike[str]]) -> list[dict[
                 }
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _unreadable(path, error, f"the summary of an evaluation with the class {CLASS}") from error
+            raise _unreadable(
+                path, error, f"the summary of an evaluation with the class {CLASS}"
+            ) from error
     return rows
 
 
@@ -155,7 +178,9 @@ def _cases(evaluations: Mapping[str, str | os.PathLike[str]]) -> list[dict[str, 
         path = Path(folder) / "cases.csv"
         try:
             table = pd.read_csv(path)
-            table = table[table["class"] == CLASS].set_index("case")[["reference_volume_ml", "dice"]]
+            table = table[table["class"] == CLASS].set_index("case")[
+                ["reference_volume_ml", "dice"]
+            ]
             tables.append(table.to_dict("index"))
         except (OSError, ValueError, KeyError) as error:
             raise _unreadable(path, error, "the cases of an evaluation") from error
@@ -172,8 +197,12 @@ def _cases(evaluations: Mapping[str, str | os.PathLike[str]]) -> list[dict[str, 
 
 
 def _unreadable(path: Path, error: Exception, expected: str) -> InputError:
-    reason = f"no {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
-    return InputError(f"{path}: not readable ({reason}), expected {expected}: run the evaluation again.")
+    reason = (
+        f"no {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
+    )
+    return InputError(
+        f"{path}: not readable ({reason}), expected {expected}: run the evaluation again."
+    )
 
 
 def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -198,8 +227,14 @@ def _number(value: float | None, form: str) -> str:
 
 def _mean_and_sd(metric: Mapping[str, float | None], form: str) -> str:
     sd = metric["sd"]
-    return _number(metric["mean"], form) + ("" if sd is None else f" ± {_number(sd, form.lstrip('+'))}")
+    return _number(metric["mean"], form) + (
+        "" if sd is None else f" ± {_number(sd, form.lstrip('+'))}"
+    )
 
 
 def _difference_pp(share: float | None, baseline: float | None) -> str:
-    return "" if share is None or baseline is None else f"{_number(100 * (share - baseline), '+.1f')} pp"
+    return (
+        ""
+        if share is None or baseline is None
+        else f"{_number(100 * (share - baseline), '+.1f')} pp"
+    )

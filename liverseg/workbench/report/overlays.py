@@ -65,7 +65,9 @@ class Scan:
     @property
     def dice(self) -> float | None:
         """Dice of the mask and the reference; None without a reference, or where both are empty."""
-        if self.reference is None or not (both := np.count_nonzero(self.mask) + np.count_nonzero(self.reference)):
+        if self.reference is None or not (
+            both := np.count_nonzero(self.mask) + np.count_nonzero(self.reference)
+        ):
             return None
         return 2 * np.count_nonzero(self.mask & self.reference) / both
 
@@ -99,7 +101,9 @@ def load_scan(
         InputError: for a file that is missing or not readable, or lies on another grid than the image, and for a mask
             with values that are not whole, such as probabilities.
     """
-    paths = {"image": image_path, "mask": mask_path} | ({} if reference_path is None else {"reference": reference_path})
+    paths = {"image": image_path, "mask": mask_path} | (
+        {} if reference_path is None else {"reference": reference_path}
+    )
     volumes = LoadVolumed(list(paths))({key: os.fspath(path) for key, path in paths.items()})
     volumes |= {key: whole_values(volumes[key]) for key in paths if key != "image"}
     return make_scan(volumes["image"], volumes["mask"], volumes.get("reference"))
@@ -117,7 +121,9 @@ def make_scan(image: MetaTensor, mask: MetaTensor, reference: MetaTensor | None 
 def _in_ras_order(volume: MetaTensor) -> tuple[np.ndarray, tuple[float, ...]]:
     stored = nib.Nifti1Image(volume.as_tensor()[0].numpy(), volume.affine.numpy())
     closest = nib.as_closest_canonical(stored)
-    return np.asarray(closest.dataobj), tuple(float(mm) for mm in nib.affines.voxel_sizes(closest.affine))
+    return np.asarray(closest.dataobj), tuple(
+        float(mm) for mm in nib.affines.voxel_sizes(closest.affine)
+    )
 
 
 def plane_png(scan: Scan, plane: str) -> bytes:
@@ -136,7 +142,9 @@ def plane_png(scan: Scan, plane: str) -> bytes:
     index = int(area.argmax()) if area.any() else scan.image.shape[axis] // 2
     box = slice(None), slice(None) if plane == "axial" else _around(scan, 2, MARGIN_MM)
     extent_mm = np.multiply(scan.image.shape, scan.spacing_mm)
-    return _slice_png(scan, axis, index, box, pixels_per_mm=PLANE_PIXELS / max(extent_mm[:2]), edges=edges)
+    return _slice_png(
+        scan, axis, index, box, pixels_per_mm=PLANE_PIXELS / max(extent_mm[:2]), edges=edges
+    )
 
 
 def axial_pngs(scan: Scan, count: int = 6) -> list[bytes]:
@@ -149,12 +157,17 @@ def axial_pngs(scan: Scan, count: int = 6) -> list[bytes]:
     box = _around(scan, 0, 30), _around(scan, 1, 30)
     extent_mm = np.multiply(scan.image[box].shape, scan.spacing_mm)
     pixels_per_mm = SLICE_PIXELS / max(extent_mm[:2])
-    return [_slice_png(scan, 2, int(index), box, pixels_per_mm=pixels_per_mm) for index in sorted(picked, reverse=True)]
+    return [
+        _slice_png(scan, 2, int(index), box, pixels_per_mm=pixels_per_mm)
+        for index in sorted(picked, reverse=True)
+    ]
 
 
 def _around(scan: Scan, axis: int, margin_mm: float) -> slice:
     """The part of `axis` that holds the mask, and a margin."""
-    inside = np.flatnonzero(scan.shown.any(axis=tuple(other for other in range(3) if other != axis)))
+    inside = np.flatnonzero(
+        scan.shown.any(axis=tuple(other for other in range(3) if other != axis))
+    )
     if not len(inside):
         return slice(None)
     margin = round(margin_mm / scan.spacing_mm[axis])
@@ -162,7 +175,13 @@ def _around(scan: Scan, axis: int, margin_mm: float) -> slice:
 
 
 def _slice_png(
-    scan: Scan, axis: int, index: int, box: tuple[slice, slice], *, pixels_per_mm: float, edges: str = ""
+    scan: Scan,
+    axis: int,
+    index: int,
+    box: tuple[slice, slice],
+    *,
+    pixels_per_mm: float,
+    edges: str = "",
 ) -> bytes:
     def picture(volume: np.ndarray) -> np.ndarray:
         # RAS axes grow to the left edge (right, front) or to the upper edge (front, head) of the picture.
@@ -177,11 +196,18 @@ def _slice_png(
     axes.set_axis_off()
     low, high = scan.window
     axes.imshow(
-        image, "gray", vmin=low, vmax=high, extent=(0, width_mm, height_mm, 0), interpolation="bilinear", aspect="auto"
+        image,
+        "gray",
+        vmin=low,
+        vmax=high,
+        extent=(0, width_mm, height_mm, 0),
+        interpolation="bilinear",
+        aspect="auto",
     )
     # One voxel of background all round closes the outlines that end at the edge of the scan.
     grid_mm = [
-        (np.arange(-1, count + 1) + 0.5) * mm for count, mm in zip(image.T.shape, (column_mm, row_mm), strict=True)
+        (np.arange(-1, count + 1) + 0.5) * mm
+        for count, mm in zip(image.T.shape, (column_mm, row_mm), strict=True)
     ]
     for volume, colour in ((scan.mask, MASK_COLOUR), (scan.reference, REFERENCE_COLOUR)):
         if volume is not None and (inside := np.pad(picture(volume), 1).astype(float)).any():
@@ -201,15 +227,37 @@ def _slice_png(
 
 
 def _write_edges(axes: Axes, edges: str) -> None:
-    places = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"), (0.5, 0.98, "center", "top"))
+    places = (
+        (0.02, 0.5, "left", "center"),
+        (0.98, 0.5, "right", "center"),
+        (0.5, 0.98, "center", "top"),
+    )
     for letter, (x, y, horizontal, vertical) in zip(edges, places, strict=False):
-        text = axes.text(x, y, letter, color="white", size=18, ha=horizontal, va=vertical, transform=axes.transAxes)
+        text = axes.text(
+            x,
+            y,
+            letter,
+            color="white",
+            size=18,
+            ha=horizontal,
+            va=vertical,
+            transform=axes.transAxes,
+        )
         text.set_path_effects([withStroke(linewidth=3, foreground="black")])
 
 
 def _draw_scale_bar(axes: Axes, width_mm: float) -> None:
     length = SCALE_BAR_MM / width_mm
     black = [withStroke(linewidth=6, foreground="black")]
-    axes.plot([0.04, 0.04 + length], [0.04, 0.04], color="white", lw=3, transform=axes.transAxes, path_effects=black)
-    text = axes.text(0.04, 0.06, f"{SCALE_BAR_MM} mm", color="white", size=16, transform=axes.transAxes)
+    axes.plot(
+        [0.04, 0.04 + length],
+        [0.04, 0.04],
+        color="white",
+        lw=3,
+        transform=axes.transAxes,
+        path_effects=black,
+    )
+    text = axes.text(
+        0.04, 0.06, f"{SCALE_BAR_MM} mm", color="white", size=16, transform=axes.transAxes
+    )
     text.set_path_effects([withStroke(linewidth=3, foreground="black")])

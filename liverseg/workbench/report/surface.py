@@ -28,7 +28,9 @@ def surface_png(scan: Scan) -> bytes:
         scan: with a mask that is not empty.
     """
     inside = np.argwhere(scan.mask)
-    box = tuple(slice(low, high + 1) for low, high in zip(inside.min(0), inside.max(0), strict=True))
+    box = tuple(
+        slice(low, high + 1) for low, high in zip(inside.min(0), inside.max(0), strict=True)
+    )
     factors = np.divide(scan.spacing_mm, GRID_MM)
     grid = zoom(scan.mask[box].astype(np.float32), factors, order=1, grid_mode=True, mode="nearest")
     smooth = gaussian_filter(np.pad(grid, 3), 1)
@@ -40,9 +42,13 @@ def surface_png(scan: Scan) -> bytes:
     axes.view_init(elev=10, azim=90)
     towards_light = normals[faces].mean(1) @ LIGHT
     colours = np.outer(0.35 + 0.65 * towards_light.clip(0), to_rgb(MASK_COLOUR))
-    axes.add_collection3d(Poly3DCollection(points[faces], facecolors=colours, edgecolors=colours, linewidths=0.3))
+    axes.add_collection3d(
+        Poly3DCollection(points[faces], facecolors=colours, edgecolors=colours, linewidths=0.3)
+    )
     middle, reach = (points.max(0) + points.min(0)) / 2, np.ptp(points, 0).max() / 2 + MARGIN_MM
-    for set_limits, centre in zip((axes.set_xlim, axes.set_ylim, axes.set_zlim), middle, strict=True):
+    for set_limits, centre in zip(
+        (axes.set_xlim, axes.set_ylim, axes.set_zlim), middle, strict=True
+    ):
         set_limits(centre - reach, centre + reach)
     axes.set_box_aspect((1, 1, 1), zoom=1.5)
     axes.set_axis_off()

@@ -40,7 +40,9 @@ class Calibration:
     task: str
 
 
-def calibrate_study(study: Study, wanted: Calibration, out: Path, workers: int | None, console: Console) -> float:
+def calibrate_study(
+    study: Study, wanted: Calibration, out: Path, workers: int | None, console: Console
+) -> float:
     """Find the value with the best mean validation Dice over the study's folds and seeds, and say how to use it.
 
     Every trial is a cell for each fold and seed in `out`, so a trial that was killed trains only what is missing. The
@@ -63,7 +65,9 @@ def calibrate_study(study: Study, wanted: Calibration, out: Path, workers: int |
     try:
         import optuna
     except ImportError as error:
-        raise InputError("optuna: not installed, expected it for calibrate: pip install optuna.") from error
+        raise InputError(
+            "optuna: not installed, expected it for calibrate: pip install optuna."
+        ) from error
 
     data, network = _choose(study, wanted)
     name = f"{data}_{network}_{wanted.task}_{wanted.loss}_{wanted.key}"
@@ -89,10 +93,14 @@ def calibrate_study(study: Study, wanted: Calibration, out: Path, workers: int |
             failed = runner.run(cells(value))
             if failed:
                 search.tell(trial, state=optuna.trial.TrialState.FAIL)
-                raise InputError(f"{wanted.key} {value:.4g}: the training failed: {next(iter(failed.values()))}")
+                raise InputError(
+                    f"{wanted.key} {value:.4g}: the training failed: {next(iter(failed.values()))}"
+                )
             dice = [_validation_dice(cell_folder(cell, out)) for cell in cells(value)]
             search.tell(trial, sum(dice) / len(dice))
-            console.print(f"  validation Dice {sum(dice) / len(dice):.4f}, best {search.best_value:.4f}")
+            console.print(
+                f"  validation Dice {sum(dice) / len(dice):.4f}, best {search.best_value:.4f}"
+            )
         picture = check_writable(out / "plots") / f"calibrate_{name.replace('#', '-')}.png"
         _plot(search, wanted, picture)
     best = float(search.best_params[wanted.key])
@@ -101,15 +109,24 @@ def calibrate_study(study: Study, wanted: Calibration, out: Path, workers: int |
 
 
 def _choose(study: Study, wanted: Calibration) -> tuple[str, str]:
-    data, network = wanted.data or next(iter(study.data)), wanted.network or next(iter(study.networks))
+    data, network = (
+        wanted.data or next(iter(study.data)),
+        wanted.network or next(iter(study.networks)),
+    )
     for key, chosen, known in (("data", data, study.data), ("network", network, study.networks)):
         if chosen not in known:
-            raise InputError(f"{study.path}: --{key}: found {chosen}, expected one of {', '.join(known)}: choose one.")
+            raise InputError(
+                f"{study.path}: --{key}: found {chosen}, expected one of {', '.join(known)}: choose one."
+            )
     classes = study.data[data]["labels"]
     if wanted.task not in ("all", *classes):
-        raise InputError(f"--task: found {wanted.task}, expected all or one of {', '.join(classes)}: choose one.")
+        raise InputError(
+            f"--task: found {wanted.task}, expected all or one of {', '.join(classes)}: choose one."
+        )
     if not wanted.low < wanted.high or (wanted.log and wanted.low <= 0):
-        raise InputError(f"--low {wanted.low} --high {wanted.high}: expected low below high, above 0 with --log.")
+        raise InputError(
+            f"--low {wanted.low} --high {wanted.high}: expected low below high, above 0 with --log."
+        )
     for bound in (wanted.low, wanted.high):
         check_setting("--key", study.bundles[study.networks[network]["bundle"]], wanted.key, bound)
     return data, network
@@ -120,10 +137,16 @@ def _open_search(storage: str, name: str, study: Study, wanted: Calibration) -> 
     import optuna
 
     # Trials of other folds or settings cannot be compared with these.
-    settings = json.dumps([study.settings, study.data, study.networks, study.folds, study.seeds, study.losses])
-    search = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    settings = json.dumps(
+        [study.settings, study.data, study.networks, study.folds, study.seeds, study.losses]
+    )
+    search = optuna.create_study(
+        storage=storage, study_name=name, direction="maximize", load_if_exists=True
+    )
     if search.user_attrs.setdefault("settings", settings) != settings:
-        raise InputError(f"{storage}: holds trials of {name} with other settings: give another folder with --out.")
+        raise InputError(
+            f"{storage}: holds trials of {name} with other settings: give another folder with --out."
+        )
     search.set_user_attr("settings", settings)
     if not search.trials and wanted.key == "iou_xy_alpha":
         for alpha in PAPERS_ALPHAS:
@@ -148,7 +171,9 @@ def _validation_dice(folder: Path) -> float:
     files = of_stages(folder / "training", "metrics.json")
     dice = [json.loads(path.read_text())["best_val_mean_dice"] for path in files]
     if None in dice:
-        raise InputError(f"{folder}: the training was never validated: give a val_interval of at most max_epochs.")
+        raise InputError(
+            f"{folder}: the training was never validated: give a val_interval of at most max_epochs."
+        )
     return float(sum(dice) / len(dice))
 
 
@@ -157,24 +182,49 @@ def _plot(search: optuna.Study, wanted: Calibration, path: Path) -> None:
     figure = Figure((6, 3.6), dpi=130, layout="constrained")
     axes = figure.subplots()
     axes.plot(*zip(*points, strict=True), color="#2f6db3", marker="o", markersize=5, linewidth=1)
-    axes.plot(search.best_params[wanted.key], search.best_value, "o", markersize=11, mfc="none", mec="#b85c00", mew=2)
-    axes.set_title(f"best {search.best_value:.3f} at {search.best_params[wanted.key]:.4g}", fontsize=10)
-    axes.set(xlabel=wanted.key, ylabel="Mean validation Dice", xscale="log" if wanted.log else "linear")
+    axes.plot(
+        search.best_params[wanted.key],
+        search.best_value,
+        "o",
+        markersize=11,
+        mfc="none",
+        mec="#b85c00",
+        mew=2,
+    )
+    axes.set_title(
+        f"best {search.best_value:.3f} at {search.best_params[wanted.key]:.4g}", fontsize=10
+    )
+    axes.set(
+        xlabel=wanted.key, ylabel="Mean validation Dice", xscale="log" if wanted.log else "linear"
+    )
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     write_atomically(path, lambda file: figure.savefig(file, format="png"))
 
 
 def _say(
-    study: Study, network: str, wanted: Calibration, best: float, dice: float, picture: Path, console: Console
+    study: Study,
+    network: str,
+    wanted: Calibration,
+    best: float,
+    dice: float,
+    picture: Path,
+    console: Console,
 ) -> None:
     value = float(f"{best:.4g}")
     loss = study.losses.get(wanted.loss, {"loss": f"@losses#{wanted.loss}"})["loss"]
-    console.print(f"Best mean validation Dice {dice:.4f} with {wanted.key} {value:g}; {picture}", soft_wrap=True)
-    console.print(f'To train with it:  --loss "{loss}" --{wanted.key} {value:g}', soft_wrap=True, markup=False)
+    console.print(
+        f"Best mean validation Dice {dice:.4f} with {wanted.key} {value:g}; {picture}",
+        soft_wrap=True,
+    )
+    console.print(
+        f'To train with it:  --loss "{loss}" --{wanted.key} {value:g}', soft_wrap=True, markup=False
+    )
     if wanted.key == "iou_xy_alpha" and wanted.loss == "iou_xy":
         bundle = study.bundles[study.networks[network]["bundle"]]
         whole = {**bundle.train["losses"]["iou_xy"], "alpha": value, "beta": round(2 - value, 6)}
         console.print(f"As one value:      --loss '{literal(whole)}'", soft_wrap=True, markup=False)
-    if math.isclose(best, wanted.low, rel_tol=0.02) or math.isclose(best, wanted.high, rel_tol=0.02):
+    if math.isclose(best, wanted.low, rel_tol=0.02) or math.isclose(
+        best, wanted.high, rel_tol=0.02
+    ):
         console.print("The best value lies at the end of the range: try a wider one.")

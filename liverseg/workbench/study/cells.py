@@ -50,7 +50,15 @@ class Cell:
     @cached_property
     def name(self) -> str:
         """Of the cell's folder: readable, and another one for other settings."""
-        words = (self.data, self.network, self.loss, self.task, f"fold{self.fold}", f"seed{self.seed}", self.digest[:8])
+        words = (
+            self.data,
+            self.network,
+            self.loss,
+            self.task,
+            f"fold{self.fold}",
+            f"seed{self.seed}",
+            self.digest[:8],
+        )
         return "_".join(re.sub(r"[^\w.-]+", "-", word) for word in words)
 
 
@@ -70,7 +78,9 @@ class Step:
         """Whether the file is there, and of an evaluation is that of all scans."""
         if not self.result.is_file():
             return False
-        return self.trains or not json.loads(self.result.read_text(encoding="utf-8")).get("failures")
+        return self.trains or not json.loads(self.result.read_text(encoding="utf-8")).get(
+            "failures"
+        )
 
 
 def make_cell(
@@ -92,9 +102,16 @@ def make_cell(
     """
     bundle = study.bundles[study.networks[network]["bundle"]]
     settings = {**study.settings, **(study.data[data].get("settings") or {})}
-    settings |= {**(study.networks[network].get("settings") or {}), **_loss_settings(study, bundle, loss), **extra}
+    settings |= {
+        **(study.networks[network].get("settings") or {}),
+        **_loss_settings(study, bundle, loss),
+        **extra,
+    }
     labels = study.data[data]["labels"]
-    settings["classes"] = {"background": None, **(labels if task == "all" else {task: labels[task]})}
+    settings["classes"] = {
+        "background": None,
+        **(labels if task == "all" else {task: labels[task]}),
+    }
     settings |= {"fold": fold, "seed": seed}
     dataset, identity = _data_set(study, out, data, fold)
     run = study.networks[network].get("run", ["training"])
@@ -118,15 +135,26 @@ def steps(cell: Cell, folder: Path) -> Iterator[Step]:
         cell: the cell.
         folder: the folder that everything of it goes to.
     """
-    common = {"bundle_root": cell.bundle.folder, **cell.dataset, "ckpt_dir": folder / "models", **cell.settings}
+    common = {
+        "bundle_root": cell.bundle.folder,
+        **cell.dataset,
+        "ckpt_dir": folder / "models",
+        **cell.settings,
+    }
     # Settings of the study may be of the evaluation alone, such as the planes that vote.
-    common_training = {name: value for name, value in common.items() if name.partition("#")[0] in cell.bundle.train}
+    common_training = {
+        name: value for name, value in common.items() if name.partition("#")[0] in cell.bundle.train
+    }
     training = {"output_dir": folder / "training", "resume": True}
     for run_id in cell.run:
         arguments = _arguments(run_id, cell, ["train"], common_training | training)
         yield Step(run_id, arguments, folder / "training" / f"{run_id}.done", trains=True)
     handlers = cell.bundle.evaluate["validate#handlers"]
-    report = next(i for i, handler in enumerate(handlers) if handler["_target_"].endswith(".SegmentationReport"))
+    report = next(
+        i
+        for i, handler in enumerate(handlers)
+        if handler["_target_"].endswith(".SegmentationReport")
+    )
     for name, settings in cell.evaluations.items():
         results = folder / "evaluation" / name
         evaluation = {
@@ -147,14 +175,21 @@ def python_command(step: Step) -> list[str]:
 def _arguments(run_id: str, cell: Cell, configs: list[str], options: dict[str, Any]) -> list[str]:
     files = [str(cell.bundle.folder / "configs" / f"{name}.json") for name in configs]
     options = {"config_file": files if len(files) > 1 else files[0], **options}
-    pairs = [(f"--{name}", value if isinstance(value, str) else literal(value)) for name, value in options.items()]
+    pairs = [
+        (f"--{name}", value if isinstance(value, str) else literal(value))
+        for name, value in options.items()
+    ]
     return ["-m", "monai.bundle", "run", run_id, *(word for pair in pairs for word in pair)]
 
 
 def literal(value: Any) -> str:
     """A value as the command line of monai.bundle reads it: Python, with double quotes, which are easy to quote."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{literal(key)}: {literal(inner)}" for key, inner in value.items()) + "}"
+        return (
+            "{"
+            + ", ".join(f"{literal(key)}: {literal(inner)}" for key, inner in value.items())
+            + "}"
+        )
     if isinstance(value, list):
         return "[" + ", ".join(map(literal, value)) + "]"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)

@@ -9,13 +9,22 @@ import typer
 
 from liverseg.errors import InputError
 
-app = typer.Typer(help="Compare networks, losses and post-processing in one command.", no_args_is_help=True)
+app = typer.Typer(
+    help="Compare networks, losses and post-processing in one command.", no_args_is_help=True
+)
 
-StudyFile = Annotated[Path, typer.Argument(help="A YAML file, or one as shipped, such as paper_a.yaml or quick.yaml.")]
-Out = Annotated[Path | None, typer.Option(help="Folder for everything written; by default studies_out/NAME.")]
+StudyFile = Annotated[
+    Path, typer.Argument(help="A YAML file, or one as shipped, such as paper_a.yaml or quick.yaml.")
+]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder for everything written; by default studies_out/NAME.")
+]
 Bundles = Annotated[Path, typer.Option(help="Folder with the bundles.")]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Trainings at once; by default one for each GPU, or for each CPU core.")
+    int | None,
+    typer.Option(
+        min=1, help="Trainings at once; by default one for each GPU, or for each CPU core."
+    ),
 ]
 
 
@@ -24,7 +33,9 @@ def run(
     study: StudyFile,
     out: Out = None,
     workers: Workers = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the trainings with their commands only.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the trainings with their commands only.")
+    ] = False,
     bundles: Bundles = Path("bundles"),
 ) -> None:
     """Train and evaluate all that the study's tables need, then write tables, plots and index.html.
@@ -83,10 +94,18 @@ def calibrate(
     key: Annotated[str, typer.Option(help="The config value to tune.")] = "iou_xy_alpha",
     low: Annotated[float, typer.Option(help="Smallest value tried.")] = 0.2,
     high: Annotated[float, typer.Option(help="Largest value tried.")] = 1.8,
-    log: Annotated[bool, typer.Option("--log", help="Draw values evenly on a logarithmic scale.")] = False,
-    trials: Annotated[int, typer.Option(min=1, help="Values to try, those of earlier calls included.")] = 20,
-    data: Annotated[str | None, typer.Option(help="Data set of the study; by default its first.")] = None,
-    network: Annotated[str | None, typer.Option(help="Network of the study; by default its first.")] = None,
+    log: Annotated[
+        bool, typer.Option("--log", help="Draw values evenly on a logarithmic scale.")
+    ] = False,
+    trials: Annotated[
+        int, typer.Option(min=1, help="Values to try, those of earlier calls included.")
+    ] = 20,
+    data: Annotated[
+        str | None, typer.Option(help="Data set of the study; by default its first.")
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option(help="Network of the study; by default its first.")
+    ] = None,
     loss: Annotated[str, typer.Option(help="Loss to train with.")] = "iou_xy",
     task: Annotated[str, typer.Option(help="A class of the data set, or all of them.")] = "all",
     out: Out = None,

@@ -16,7 +16,10 @@ POOLED = ("global_accuracy", "mean_accuracy", "mean_iou", "weighted_iou", "mean_
 OF_CASES = ("dice", "hd95_mm", "assd_mm", "volume_error_percent")
 OF_LESIONS = ("detection_precision", "detection_recall", "burden_rmse", "burden_max_error")
 OF_TRAINING = ("training_minutes", "epochs", "iterations", "memory_mb")
-SECONDS = {"seconds_per_slice": "inference_per_slice", "postprocessing_seconds": "postprocessing_per_case"}
+SECONDS = {
+    "seconds_per_slice": "inference_per_slice",
+    "postprocessing_seconds": "postprocessing_per_case",
+}
 # Metrics from 0 to 1, whose differences are percentage points.
 SHARES = (*POOLED, *OF_LESIONS, "iou", "dice", "dice_global", "case_iou")
 
@@ -30,7 +33,9 @@ def check_metric(metric: str, classes: Sequence[str]) -> bool:
         return of.isdigit() and int(of) > 0
     if kind in OF_LESIONS:
         return not of and "lesion" in classes
-    return of in classes if kind in OF_CASES else not of and kind in (*POOLED, *OF_TRAINING, *SECONDS)
+    return (
+        of in classes if kind in OF_CASES else not of and kind in (*POOLED, *OF_TRAINING, *SECONDS)
+    )
 
 
 def is_share(metric: str) -> bool:

@@ -50,7 +50,10 @@ def write_page(out: Path) -> Path:
 
 
 def _table(out: Path, table: StudyTable) -> dict[str, Any]:
-    rows = [(row, [cell_lines(table.values.get((row, column))) for column in table.columns]) for row in table.rows]
+    rows = [
+        (row, [cell_lines(table.values.get((row, column))) for column in table.columns])
+        for row in table.rows
+    ]
     png = bars_png(table)
     stem = table.name.replace(" ", "_")
     return {

@@ -53,7 +53,9 @@ def make_plan(study: Study, out: Path) -> Plan:
 
 def save_plan(study: Study, plan: Plan, out: Path) -> None:
     """Write the tables of the plan as `plan.json`, and what each cell is."""
-    cells = {name: {key: getattr(cell, key) for key in CELL_KEYS} for name, cell in plan.cells.items()}
+    cells = {
+        name: {key: getattr(cell, key) for key in CELL_KEYS} for name, cell in plan.cells.items()
+    }
     phantoms = any("phantoms" in entry for entry in study.data.values())
     content = {"phantoms": phantoms, "tables": plan.tables, "cells": cells}
     text = json.dumps(content, indent=1, ensure_ascii=False)
@@ -80,7 +82,9 @@ class _Table:
         }
         self._check_labels(rows, columns)
         for row, row_keys in rows.items():
-            kind = {key: row_keys[key] for key in ("average", "rank", "difference") if key in row_keys}
+            kind = {
+                key: row_keys[key] for key in ("average", "rank", "difference") if key in row_keys
+            }
             if kind:
                 resolved["derived"][row] = kind
                 continue
@@ -88,7 +92,9 @@ class _Table:
             if "column" in row_keys:
                 # The row borrows the column's place for a number of its own.
                 column = row_keys["column"]
-                resolved["places"][row] = {column: self._place(row, column, where | columns[column] | row_keys)}
+                resolved["places"][row] = {
+                    column: self._place(row, column, where | columns[column] | row_keys)
+                }
             else:
                 resolved["places"][row] = {
                     column: self._place(row, column, where | row_keys | column_keys)
@@ -97,14 +103,29 @@ class _Table:
         return resolved
 
     def _check_labels(self, rows: Any, columns: Any) -> None:
-        for kind, entries in (("where", {"": self.table["where"]}), ("rows", rows), ("columns", columns)):
-            if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
-                raise self._wrong(kind, repr(entries), "labels with what each stands for, as in {FCN: {network: FCN}}")
+        for kind, entries in (
+            ("where", {"": self.table["where"]}),
+            ("rows", rows),
+            ("columns", columns),
+        ):
+            if not isinstance(entries, dict) or not all(
+                isinstance(entry, dict) for entry in entries.values()
+            ):
+                raise self._wrong(
+                    kind,
+                    repr(entries),
+                    "labels with what each stands for, as in {FCN: {network: FCN}}",
+                )
             for label, entry in entries.items():
                 for key in entry:
                     if key not in PLACE_KEYS:
-                        raise self._wrong(f"{kind}: {label}".rstrip(": "), key, "one of " + ", ".join(PLACE_KEYS))
-        for label in [self.table.get("reference"), *(entry.get("reference") for entry in columns.values())]:
+                        raise self._wrong(
+                            f"{kind}: {label}".rstrip(": "), key, "one of " + ", ".join(PLACE_KEYS)
+                        )
+        for label in [
+            self.table.get("reference"),
+            *(entry.get("reference") for entry in columns.values()),
+        ]:
             if label is not None and label not in {**rows, **columns}:
                 raise self._wrong("reference", label, "the label of a row or column")
         for row, entry in rows.items():
@@ -130,25 +151,33 @@ class _Table:
                 raise self._wrong(f"{place}: {key}", keys[key], f"one of {', '.join(known)}")
         classes = list(self.study.data[keys["data"]]["labels"])
         if keys["task"] not in ("all", "each", *classes):
-            raise self._wrong(f"{place}: task", keys["task"], f"all, each or one of {', '.join(classes)}")
-        known_postprocessings = self.study.bundles[self.study.networks[keys["network"]]["bundle"]].train[
-            "postprocessings"
-        ]
+            raise self._wrong(
+                f"{place}: task", keys["task"], f"all, each or one of {', '.join(classes)}"
+            )
+        known_postprocessings = self.study.bundles[
+            self.study.networks[keys["network"]]["bundle"]
+        ].train["postprocessings"]
         wanted = keys["postprocessing"]
         postprocessings = wanted if isinstance(wanted, list) else [wanted]
         for name in postprocessings:
             if name not in known_postprocessings:
-                raise self._wrong(f"{place}: postprocessing", name, f"one of {', '.join(known_postprocessings)}")
+                raise self._wrong(
+                    f"{place}: postprocessing", name, f"one of {', '.join(known_postprocessings)}"
+                )
         evaluations: dict[str, dict[str, Any]] = {
             name: {"mask_cleaning": f"@postprocessings#{name}"} for name in postprocessings
         }
         own = keys["evaluation"]
         if own is not None:
             if own not in self.study.evaluations:
-                names = ", ".join(self.study.evaluations) or "the study's evaluations, which has none"
+                names = (
+                    ", ".join(self.study.evaluations) or "the study's evaluations, which has none"
+                )
                 raise self._wrong(f"{place}: evaluation", own, f"one of {names}")
             settings = self.study.evaluations[own]
-            evaluations = {_word(f"{key}_{own}"): value | settings for key, value in evaluations.items()}
+            evaluations = {
+                _word(f"{key}_{own}"): value | settings for key, value in evaluations.items()
+            }
         tasks = [keys["task"]]
         if keys["task"] == "each":
             of_class = keys["metric"].partition(":")[2]
@@ -156,7 +185,11 @@ class _Table:
             tasks = classes if of_class == "background" else [of_class]
         in_network = classes if tasks == ["all"] else tasks
         if not check_metric(keys["metric"], in_network) or not set(tasks) <= {"all", *classes}:
-            raise self._wrong(f"{place}: metric", keys["metric"], f"a metric of liverseg, of {', '.join(in_network)}")
+            raise self._wrong(
+                f"{place}: metric",
+                keys["metric"],
+                f"a metric of liverseg, of {', '.join(in_network)}",
+            )
         parts = [[cell.name for cell in self._cells(keys, task, evaluations)] for task in tasks]
         reference = keys.get("reference") or self.table.get("reference")
         by_row = reference in self.table["rows"]
@@ -165,10 +198,14 @@ class _Table:
             "metric": keys["metric"],
             "evaluations": list(evaluations),
             "parts": parts,
-            "reference": ([reference, column] if by_row else [row, reference]) if compared else None,
+            "reference": ([reference, column] if by_row else [row, reference])
+            if compared
+            else None,
         }
 
-    def _cells(self, keys: dict[str, Any], task: str, evaluations: dict[str, dict[str, Any]]) -> Iterator[Cell]:
+    def _cells(
+        self, keys: dict[str, Any], task: str, evaluations: dict[str, dict[str, Any]]
+    ) -> Iterator[Cell]:
         choice = {**{key: keys[key] for key in ("data", "network", "loss")}, "task": task}
         for fold, seed in product(self.table.get("folds", self.study.folds), self.study.seeds):
             cell = make_cell(self.study, self.out, fold=fold, seed=seed, **choice)

@@ -28,12 +28,20 @@ IOU = ("iou", "mean_iou", "case_iou")
 
 def bars_png(table: StudyTable) -> bytes | None:
     """PNG of a table's IoUs, a group of bars for each row, with sd and the paper's numbers; None without any IoU."""
-    shown = {labels: value for labels, value in table.values.items() if value.metric.partition(":")[0] in IOU}
+    shown = {
+        labels: value
+        for labels, value in table.values.items()
+        if value.metric.partition(":")[0] in IOU
+    }
     rows = [row for row in table.rows if any(labels[0] == row for labels in shown)]
     columns = [column for column in table.columns if any(labels[1] == column for labels in shown)]
     if not shown:
         return None
-    figure = Figure((max(6.0, 1.2 + len(rows) * (0.35 + 0.32 * len(columns))), 3.6), dpi=130, layout="constrained")
+    figure = Figure(
+        (max(6.0, 1.2 + len(rows) * (0.35 + 0.32 * len(columns))), 3.6),
+        dpi=130,
+        layout="constrained",
+    )
     axes = figure.subplots()
     width = 0.8 / len(columns)
     for index, column in enumerate(columns):
@@ -45,13 +53,17 @@ def bars_png(table: StudyTable) -> bytes | None:
             places, heights, 0.92 * width, label=column, color=COLOURS[index % len(COLOURS)], yerr=errors,
             error_kw={"ecolor": "#444", "elinewidth": 1, "capsize": 2},
         )  # fmt: skip
-        papers = [value.paper if value and value.paper is not None else math.nan for value in values]
+        papers = [
+            value.paper if value and value.paper is not None else math.nan for value in values
+        ]
         axes.hlines(
             papers, places - width / 2, places + width / 2, color=PAPER_COLOUR, linewidth=1.8,
             label="paper" if index == len(columns) - 1 and np.isfinite(papers).any() else "",
         )  # fmt: skip
     letters = max(8, 60 // len(rows))
-    axes.set_xticks(range(len(rows)), [textwrap.fill(row, letters, break_long_words=False) for row in rows])
+    axes.set_xticks(
+        range(len(rows)), [textwrap.fill(row, letters, break_long_words=False) for row in rows]
+    )
     axes.set(ylabel="IoU", ylim=(0, 1.02))
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
@@ -78,7 +90,13 @@ def curves_png(out: Path, plan: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
             for index, history in enumerate(histories):
                 table = pd.read_csv(history)
                 marker = "." if len(table) < 3 else None
-                axes.plot(table["epoch"], table["loss"], color=COLOURS[index % len(COLOURS)], lw=1.1, marker=marker)
+                axes.plot(
+                    table["epoch"],
+                    table["loss"],
+                    color=COLOURS[index % len(COLOURS)],
+                    lw=1.1,
+                    marker=marker,
+                )
             axes.set_title(label, fontsize=9)
             axes.grid(alpha=0.3)
             axes.tick_params(labelsize=8)
@@ -109,16 +127,28 @@ def overlays(out: Path, plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 yield {"file": f"{data} {task} {word}", "caption": caption, "png": png}
 
 
-def _evaluated(out: Path, plan: dict[str, Any]) -> dict[tuple[str, str], dict[tuple[str, str], pd.DataFrame]]:
+def _evaluated(
+    out: Path, plan: dict[str, Any]
+) -> dict[tuple[str, str], dict[tuple[str, str], pd.DataFrame]]:
     """For each data set and task, and in it for each network and loss, the mean IoU of each case without cleaning."""
-    found: dict[tuple[str, str], dict[tuple[str, str], list[pd.DataFrame]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[tuple[str, str], dict[tuple[str, str], list[pd.DataFrame]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for name, cell in plan["cells"].items():
         folder = out / "cells" / name / "evaluation" / "none"
         if (folder / "cases.csv").is_file():
-            table = pd.read_csv(folder / "cases.csv").groupby("case", as_index=False)["iou"].mean().dropna()
+            table = (
+                pd.read_csv(folder / "cases.csv")
+                .groupby("case", as_index=False)["iou"]
+                .mean()
+                .dropna()
+            )
             table = table.assign(folder=str(folder), cell=name)
             found[cell["data"], cell["task"]][cell["network"], cell["loss"]].append(table)
-    return {key: {kind: pd.concat(tables) for kind, tables in kinds.items()} for key, kinds in found.items()}
+    return {
+        key: {kind: pd.concat(tables) for kind, tables in kinds.items()}
+        for key, kinds in found.items()
+    }
 
 
 def _overlay(evaluation: Path, case: str, cell: dict[str, Any]) -> bytes | None:
@@ -128,9 +158,15 @@ def _overlay(evaluation: Path, case: str, cell: dict[str, Any]) -> bytes | None:
     mask = find_mask(evaluation / "masks", case)
     if mask is None or not Path(datalist).is_file():
         return None
-    label = next(item["label"] for item in load_datalist(datalist, "validation", cell["fold"]) if item["image"] == case)
+    label = next(
+        item["label"]
+        for item in load_datalist(datalist, "validation", cell["fold"])
+        if item["image"] == case
+    )
     load = LoadVolumed("volume")
-    image, predicted, reference = (load({"volume": str(path)})["volume"] for path in (case, mask, label))
+    image, predicted, reference = (
+        load({"volume": str(path)})["volume"] for path in (case, mask, label)
+    )
     reference = MapLabelsd("volume", cell["settings"]["classes"])({"volume": reference})["volume"]
     return plane_png(make_scan(image, predicted, reference), "axial")
 

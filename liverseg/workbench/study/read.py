@@ -19,7 +19,17 @@ from liverseg.settings import check_name, read_setting
 SHIPPED = Path(str(files(__package__) / "studies"))
 PAPERS = Path(str(files(__package__) / "papers.yaml"))
 
-STUDY_KEYS = {"data", "networks", "losses", "evaluations", "settings", "folds", "seeds", "keep_models", "tables"}
+STUDY_KEYS = {
+    "data",
+    "networks",
+    "losses",
+    "evaluations",
+    "settings",
+    "folds",
+    "seeds",
+    "keep_models",
+    "tables",
+}
 DATA_KEYS = {"dataset_dir", "datalist", "phantoms", "labels", "settings"}
 NETWORK_KEYS = {"bundle", "settings", "run"}
 TABLE_KEYS = {"title", "where", "columns", "rows", "reference", "paper", "folds"}
@@ -73,7 +83,9 @@ def find_study(name: Path) -> Path:
     if str(name.parent) in (".", "studies") and (SHIPPED / name.name).is_file():
         return SHIPPED / name.name
     shipped = ", ".join(sorted(path.name for path in SHIPPED.glob("*.yaml")))
-    raise InputError(f"{name}: there is no such study: name a YAML file of yours, or one of {shipped}.")
+    raise InputError(
+        f"{name}: there is no such study: name a YAML file of yours, or one of {shipped}."
+    )
 
 
 def read_study(path: Path, bundles: Path) -> Study:
@@ -92,8 +104,16 @@ def read_study(path: Path, bundles: Path) -> Study:
         content[key] = _mapping(path, key, content.get(key))
     for section, known in (("data", DATA_KEYS), ("networks", NETWORK_KEYS)):
         for name, entry in content[section].items():
-            _check_keys(path, f"{section}: {name}", entry, known, required=("bundle",) * (section == "networks"))
-            entry["settings"] = _mapping(path, f"{section}: {name}: settings", entry.get("settings"))
+            _check_keys(
+                path,
+                f"{section}: {name}",
+                entry,
+                known,
+                required=("bundle",) * (section == "networks"),
+            )
+            entry["settings"] = _mapping(
+                path, f"{section}: {name}: settings", entry.get("settings")
+            )
     for section in ("losses", "evaluations"):
         for name, entry in content[section].items():
             if not isinstance(entry, dict) or not entry:
@@ -104,15 +124,23 @@ def read_study(path: Path, bundles: Path) -> Study:
     for key in ("folds", "seeds"):
         _check_numbers(path, key, content.get(key, [0]))
     if not isinstance(content.get("keep_models", True), bool):
-        raise InputError(f"{path}: keep_models: found {content['keep_models']!r}, expected true or false: write one.")
+        raise InputError(
+            f"{path}: keep_models: found {content['keep_models']!r}, expected true or false: write one."
+        )
     study = Study(path=path, **{**content, "tables": _tables(path, content["tables"])})
     for name, entry in study.data.items():
         _check_data(path, name, entry)
     for name, entry in study.networks.items():
-        study.bundles[entry["bundle"]] = bundle = _read_bundle(path, name, bundles / str(entry["bundle"]))
+        study.bundles[entry["bundle"]] = bundle = _read_bundle(
+            path, name, bundles / str(entry["bundle"])
+        )
         run_ids = entry.get("run", ["training"])
         for run_id in run_ids if isinstance(run_ids, list) else [run_ids]:
-            if not isinstance(run_id, str) or run_id not in bundle.train or not isinstance(run_ids, list):
+            if (
+                not isinstance(run_id, str)
+                or run_id not in bundle.train
+                or not isinstance(run_ids, list)
+            ):
                 raise InputError(
                     f"{path}: networks: {name}: run: found {run_ids!r}, expected ids of "
                     f"{bundle.folder}/configs/train.json, as in [training, iterate]: correct it."
@@ -134,13 +162,19 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_keys(path: Path, where: str, entry: Any, known: set[str], required: tuple[str, ...] = ()) -> None:
+def _check_keys(
+    path: Path, where: str, entry: Any, known: set[str], required: tuple[str, ...] = ()
+) -> None:
     place = f"{path}: {where}".rstrip(": ")
     if not isinstance(entry, dict):
-        raise InputError(f"{place}: found {entry!r}, expected keys out of {', '.join(sorted(known))}: add them.")
+        raise InputError(
+            f"{place}: found {entry!r}, expected keys out of {', '.join(sorted(known))}: add them."
+        )
     unknown = [str(key) for key in entry if key not in known]
     if unknown:
-        raise InputError(f"{place}: found the key {unknown[0]}, expected only {', '.join(sorted(known))}: correct it.")
+        raise InputError(
+            f"{place}: found the key {unknown[0]}, expected only {', '.join(sorted(known))}: correct it."
+        )
     for key in required:
         if not entry.get(key):
             raise InputError(f"{place}: found no {key}, expected it: add it.")
@@ -158,8 +192,14 @@ def _mapping(path: Path, where: str, entry: Any) -> dict[str, Any]:
 
 
 def _check_numbers(path: Path, key: str, values: Any) -> None:
-    if not isinstance(values, list) or not values or not all(type(value) is int for value in values):
-        raise InputError(f"{path}: {key}: found {values!r}, expected whole numbers, as in [0, 1]: write them so.")
+    if (
+        not isinstance(values, list)
+        or not values
+        or not all(type(value) is int for value in values)
+    ):
+        raise InputError(
+            f"{path}: {key}: found {values!r}, expected whole numbers, as in [0, 1]: write them so."
+        )
 
 
 def _check_data(path: Path, name: str, entry: dict[str, Any]) -> None:
@@ -167,9 +207,15 @@ def _check_data(path: Path, name: str, entry: dict[str, Any]) -> None:
 
     place = f"{path}: data: {name}"
     if len({"dataset_dir", "datalist", "phantoms"} & entry.keys()) != 1:
-        raise InputError(f"{place}: expected one of dataset_dir, datalist and phantoms: give exactly one.")
+        raise InputError(
+            f"{place}: expected one of dataset_dir, datalist and phantoms: give exactly one."
+        )
     labels = entry.get("labels")
-    if not isinstance(labels, dict) or not labels or not all(isinstance(values, list) for values in labels.values()):
+    if (
+        not isinstance(labels, dict)
+        or not labels
+        or not all(isinstance(values, list) for values in labels.values())
+    ):
         raise InputError(
             f"{place}: labels: found {labels!r}, expected the label values of each class, as in {{liver: [1, 2]}}: "
             "write them so."
@@ -183,22 +229,37 @@ def _read_bundle(path: Path, network: str, folder: Path) -> Bundle:
     configs = [folder / "configs" / f"{name}.json" for name in ("train", "evaluate")]
     for config in configs:
         if not config.is_file():
-            found = sorted(other.parents[1].name for other in folder.parent.glob("*/configs/train.json"))
+            found = sorted(
+                other.parents[1].name for other in folder.parent.glob("*/configs/train.json")
+            )
             raise InputError(
                 f"{path}: networks: {network}: there is no bundle {folder}: "
-                + (f"name one of {', '.join(found)}." if found else "run from the project's root, or give --bundles.")
+                + (
+                    f"name one of {', '.join(found)}."
+                    if found
+                    else "run from the project's root, or give --bundles."
+                )
             )
-    return Bundle(folder.resolve(), *(json.loads(config.read_text(encoding="utf-8")) for config in configs))
+    return Bundle(
+        folder.resolve(), *(json.loads(config.read_text(encoding="utf-8")) for config in configs)
+    )
 
 
 def _check_settings(study: Study) -> None:
     """Every setting is a name of the configs of every bundle that gets it, every own loss an entry of theirs."""
     for network, entry in study.networks.items():
         bundle = study.bundles[entry["bundle"]]
-        sections = {f"networks: {network}: settings": entry.get("settings"), "settings": study.settings}
-        sections |= {f"data: {name}: settings": data.get("settings") for name, data in study.data.items()}
+        sections = {
+            f"networks: {network}: settings": entry.get("settings"),
+            "settings": study.settings,
+        }
+        sections |= {
+            f"data: {name}: settings": data.get("settings") for name, data in study.data.items()
+        }
         sections |= {f"losses: {name}": loss for name, loss in study.losses.items()}
-        sections |= {f"evaluations: {name}": evaluation for name, evaluation in study.evaluations.items()}
+        sections |= {
+            f"evaluations: {name}": evaluation for name, evaluation in study.evaluations.items()
+        }
         for place, settings in sections.items():
             for key, value in (settings or {}).items():
                 check_setting(f"{study.path}: {place}", bundle, key, value)
@@ -225,7 +286,9 @@ def _tables(path: Path, tables: Any) -> dict[str, dict[str, Any]]:
     if isinstance(tables, list):
         tables = dict.fromkeys(tables)
     if not isinstance(tables, dict) or not tables:
-        raise InputError(f"{path}: tables: found {tables!r}, expected names like A8, or tables of your own: add one.")
+        raise InputError(
+            f"{path}: tables: found {tables!r}, expected names like A8, or tables of your own: add one."
+        )
     papers = yaml.safe_load(PAPERS.read_text(encoding="utf-8"))
     full = {}
     for name, own in tables.items():

@@ -31,7 +31,8 @@ def write_tables(out: Path) -> list[StudyTable]:
         stem = table.name.replace(" ", "_")
         csv, markdown = to_csv(table), to_markdown(table)
         write_atomically(folder / f"{stem}.csv", lambda file, text=csv: file.write(text.encode()))  # type: ignore[misc]
-        write_atomically(folder / f"{stem}.md", lambda file, text=markdown: file.write(text.encode()))  # type: ignore[misc]
+        text = markdown.encode()
+        write_atomically(folder / f"{stem}.md", lambda file, text=text: file.write(text))  # type: ignore[misc]
     return tables
 
 
@@ -61,7 +62,9 @@ def to_markdown(table: StudyTable) -> str:
     lines.append("| | " + " | ".join(table.columns) + " |")
     lines.append("|---" * (len(table.columns) + 1) + "|")
     for row in table.rows:
-        cells = ["<br>".join(cell_lines(table.values.get((row, column)))) for column in table.columns]
+        cells = [
+            "<br>".join(cell_lines(table.values.get((row, column)))) for column in table.columns
+        ]
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", f"{PLACE}\n", *(f"{text}\n" for text in remarks(table))])
 
@@ -76,11 +79,16 @@ def cell_lines(value: Value | None) -> list[str]:
     sd = "" if value.sd is None else f" ± {value.sd:.{digits}f}"
     lines = [mean + sd + (" pp" if value.metric == "pp" else "")]
     if value.difference_pp is not None:
-        lines.append(_signed(value.difference_pp) + ("" if value.p_value is None else f", p {_p_text(value.p_value)}"))
+        lines.append(
+            _signed(value.difference_pp)
+            + ("" if value.p_value is None else f", p {_p_text(value.p_value)}")
+        )
     if value.paper is not None:
         to_paper = value.difference_to_paper_pp
         printed = (
-            f"{value.paper:.2f}" if is_share(value.metric) and round(value.paper, 2) == value.paper else value.paper
+            f"{value.paper:.2f}"
+            if is_share(value.metric) and round(value.paper, 2) == value.paper
+            else value.paper
         )
         lines.append(f"paper {printed}" + ("" if to_paper is None else f" ({_signed(to_paper)})"))
     return lines
@@ -98,7 +106,11 @@ def _digits(value: float, metric: str) -> int:
         return 1
     if is_share(metric):
         return 3
-    if metric in ("epochs", "iterations", "memory_mb", "rank") or not np.isfinite(value) or value == 0:
+    if (
+        metric in ("epochs", "iterations", "memory_mb", "rank")
+        or not np.isfinite(value)
+        or value == 0
+    ):
         return 0
     return max(0, 2 - int(np.floor(np.log10(abs(value)))))
 

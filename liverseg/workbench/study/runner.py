@@ -99,7 +99,11 @@ class Runner:
     def __init__(self, out: Path, workers: int | None, keep_models: bool, console: Console) -> None:
         self.out = out
         self.gpus = visible_gpus()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
         self.workers = workers or len(self.gpus) or cores
         self.threads = max(1, cores // self.workers)
         self.keep_models = keep_models
@@ -108,7 +112,9 @@ class Runner:
         self.failed: dict[str, str] = {}
         self.seconds: dict[str, list[float]] = defaultdict(list)
 
-    def run(self, cells: Sequence[Cell], on_done: Callable[[Cell], None] = lambda cell: None) -> dict[str, str]:
+    def run(
+        self, cells: Sequence[Cell], on_done: Callable[[Cell], None] = lambda cell: None
+    ) -> dict[str, str]:
         """Run the cells that are not done.
 
         Args:
@@ -137,7 +143,9 @@ class Runner:
                             self._report(running.cell, finished, count)
                             if running.cell.name not in self.failed:
                                 on_done(running.cell)
-                    live.update(self._progress(waiting, len(done) + finished, len(cells)), refresh=True)
+                    live.update(
+                        self._progress(waiting, len(done) + finished, len(cells)), refresh=True
+                    )
             finally:
                 for running in self.running:
                     if running.process:
@@ -185,7 +193,10 @@ class Runner:
     def _launch(self, running: _Running, folder: Path) -> None:
         step = running.steps[0]
         command = python_command(step)
-        environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(self.threads))}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(self.threads)),
+        }
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[running.slot % len(self.gpus)]
         running.log = (folder / f"{step.name}.log").open("ab")
@@ -212,14 +223,20 @@ class Runner:
 
     def _report(self, cell: Cell, finished: int, count: int) -> None:
         if cell.name in self.failed:
-            self.console.print(f"[red]failed[/red] {cell.name}: {self.failed[cell.name]}", soft_wrap=True)
+            self.console.print(
+                f"[red]failed[/red] {cell.name}: {self.failed[cell.name]}", soft_wrap=True
+            )
         else:
-            self.console.print(f"{finished}/{count} {cell.name} ({self.seconds[cell.network][-1]:.0f} s)")
+            self.console.print(
+                f"{finished}/{count} {cell.name} ({self.seconds[cell.network][-1]:.0f} s)"
+            )
 
     def _progress(self, waiting: Sequence[Cell], done: int, count: int) -> Table:
         table = Table.grid(padding=(0, 2))
         left = self._seconds_left(waiting)
-        table.add_row(f"[bold]{done}/{count} cells", "" if left is None else f"about {_duration(left)} left")
+        table.add_row(
+            f"[bold]{done}/{count} cells", "" if left is None else f"about {_duration(left)} left"
+        )
         for running in self.running:
             step = running.steps[0].name if running.steps else ""
             if running.steps and running.steps[0].trains:
@@ -253,7 +270,9 @@ def visible_gpus() -> list[str]:
     import torch
 
     chosen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return chosen[: torch.cuda.device_count()] or [str(index) for index in range(torch.cuda.device_count())]
+    return chosen[: torch.cuda.device_count()] or [
+        str(index) for index in range(torch.cuda.device_count())
+    ]
 
 
 def shell_line(step: Step) -> str:
@@ -265,7 +284,10 @@ def shell_line(step: Step) -> str:
 
 def _write_record(cell: Cell, folder: Path, seconds: float | None) -> None:
     record = {
-        **{key: getattr(cell, key) for key in ("digest", "data", "network", "loss", "task", "fold", "seed")},
+        **{
+            key: getattr(cell, key)
+            for key in ("digest", "data", "network", "loss", "task", "fold", "seed")
+        },
         "bundle": cell.bundle.folder.name,
         "settings": cell.settings,
         "seconds": seconds,
@@ -289,4 +311,10 @@ def _reason(log: Path) -> str:
 
 def _duration(seconds: float) -> str:
     minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 60 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 60
+        else f"{minutes} min"
+        if minutes < 120
+        else f"{minutes / 60:.1f} h"
+    )

@@ -52,7 +52,11 @@ class Value:
     @property
     def difference_to_paper_pp(self) -> float | None:
         """Our mean less the paper's number, in percentage points, for shares."""
-        return 100 * (self.mean - self.paper) if self.paper is not None and is_share(self.metric) else None
+        return (
+            100 * (self.mean - self.paper)
+            if self.paper is not None and is_share(self.metric)
+            else None
+        )
 
 
 @dataclass
@@ -77,7 +81,9 @@ def read_plan(out: Path) -> dict[str, Any]:
     """
     path = out / "plan.json"
     if not path.is_file():
-        raise InputError(f"{out}: found no plan.json, expected the folder of a study: run it first, or name its --out.")
+        raise InputError(
+            f"{out}: found no plan.json, expected the folder of a study: run it first, or name its --out."
+        )
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -133,7 +139,9 @@ def _read_place(out: Path, place: Mapping[str, Any], table: StudyTable) -> Value
                     number = read_metric(folder, metric, evaluations)
                     runs[-1].append(float("nan") if number is None else number)
             except FileNotFoundError as error:
-                missing.append(f"{cell}: {Path(str(error.filename)).relative_to(folder)} is not there")
+                missing.append(
+                    f"{cell}: {Path(str(error.filename)).relative_to(folder)} is not there"
+                )
     table.missing += [line for line in missing if line not in table.missing]
     if missing:
         return None

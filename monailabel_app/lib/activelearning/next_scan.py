@@ -42,7 +42,9 @@ class NextScan(Strategy):
         self.hold_minutes = hold_minutes
 
     @abstractmethod
-    def order(self, images: Sequence[str], request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+    def order(
+        self, images: Sequence[str], request: Mapping[str, Any], datastore: Datastore
+    ) -> dict[str, Any]:
         """What to say of each scan, the best first."""
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
@@ -63,7 +65,9 @@ class NextScan(Strategy):
             try:
                 # Two who ask at once must not get the same.
                 with _choosing:
-                    found = self._choose(annotator, datastore.get_unlabeled_images(*asked), request, datastore)
+                    found = self._choose(
+                        annotator, datastore.get_unlabeled_images(*asked), request, datastore
+                    )
                     if found is None:
                         return None
                     _coming[found["id"]][annotator] = time.time()
@@ -71,7 +75,9 @@ class NextScan(Strategy):
                 datastore.get_image_uri(found["id"])
                 with _choosing:
                     served = datastore.get_image_info(found["id"]).get("served", {})
-                    datastore.update_image_info(found["id"], {"served": {**served, annotator: time.time()}})
+                    datastore.update_image_info(
+                        found["id"], {"served": {**served, annotator: time.time()}}
+                    )
                 return found
             except InputError as error:
                 # The datastore no longer offers a scan that it has found to be none.
@@ -83,7 +89,11 @@ class NextScan(Strategy):
                     _coming[found["id"]].pop(annotator, None)
 
     def _choose(
-        self, annotator: str, images: Sequence[str], request: Mapping[str, Any], datastore: Datastore
+        self,
+        annotator: str,
+        images: Sequence[str],
+        request: Mapping[str, Any],
+        datastore: Datastore,
     ) -> dict[str, Any] | None:
         every = {
             image: {**datastore.get_image_info(image).get("served", {}), **_coming.get(image, {})}
@@ -94,7 +104,9 @@ class NextScan(Strategy):
             for client, when in served.items():
                 last[client] = max(last.get(client, (0.0, "")), (when, image))
         since = time.time() - 60 * self.hold_minutes
-        held = {image for client, (when, image) in last.items() if client != annotator and when > since}
+        held = {
+            image for client, (when, image) in last.items() if client != annotator and when > since
+        }
         # A scan may be removed between the two lists.
         free = [image for image in images if image in every and image not in held]
         order = self.order(free, request, datastore)
@@ -105,7 +117,9 @@ class NextScan(Strategy):
 class First(NextScan):
     """By name."""
 
-    def order(self, images: Sequence[str], request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+    def order(
+        self, images: Sequence[str], request: Mapping[str, Any], datastore: Datastore
+    ) -> dict[str, Any]:
         """By name; nothing to say of them."""
         return {image: {} for image in sorted(images)}
 
@@ -113,7 +127,9 @@ class First(NextScan):
 class Random(NextScan):
     """By chance, the same for the same seed, whatever has been labelled meanwhile."""
 
-    def order(self, images: Sequence[str], request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+    def order(
+        self, images: Sequence[str], request: Mapping[str, Any], datastore: Datastore
+    ) -> dict[str, Any]:
         """By chance; `seed` of the request chooses the order, 0 without it."""
         seed = request.get("seed", 0)
         return {image: {} for image in sorted(images, key=lambda image: _draw(seed, image))}
@@ -132,7 +148,9 @@ class HighestScore(NextScan):
         super().__init__(description, hold_minutes)
         self.scores = scores
 
-    def order(self, images: Sequence[str], request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+    def order(
+        self, images: Sequence[str], request: Mapping[str, Any], datastore: Datastore
+    ) -> dict[str, Any]:
         """By score, said as `score`, None for a scan without one.
 
         Raises:
@@ -144,7 +162,9 @@ class HighestScore(NextScan):
                 f"strategy {request.get('strategy')}: found too few weights for the score {self.scores.name}, expected "
                 f"{self.scores.needs}: train, or choose first or random.",
             )
-        values = {image: score.get("value") for image, score in self.scores.current(datastore).items()}
+        values = {
+            image: score.get("value") for image, score in self.scores.current(datastore).items()
+        }
 
         def rank(image: str) -> tuple[bool, float, str]:
             value = values.get(image)

@@ -22,7 +22,9 @@ class BatchSegmentation(BatchInferTask):
     Of its own it stops at the first error unless it has several workers, and divides by the number of GPUs.
     """
 
-    def __call__(self, request: Mapping[str, Any], datastore: Datastore, infer: Callable) -> dict[str, Any]:
+    def __call__(
+        self, request: Mapping[str, Any], datastore: Datastore, infer: Callable
+    ) -> dict[str, Any]:
         """As MONAI Label's; the result of a scan that failed is `{"error": sentence}`."""
 
         def infer_one(one: dict[str, Any], store: Datastore) -> dict[str, Any]:
@@ -30,7 +32,10 @@ class BatchSegmentation(BatchInferTask):
                 return infer(one, store)
             except Exception as error:
                 logger.warning(
-                    "%s: %s", one["image"], error, exc_info=not isinstance(error, InputError | HTTPException)
+                    "%s: %s",
+                    one["image"],
+                    error,
+                    exc_info=not isinstance(error, InputError | HTTPException),
                 )
                 return {"error": str(error)}
 

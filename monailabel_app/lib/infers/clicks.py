@@ -40,7 +40,9 @@ class ClickSegmentation(Segmentation):
         for name, positions in clicks.items():
             # Checked before the config has them: there, text may be code.
             for position in positions if isinstance(positions, list) else [positions]:
-                numbers = isinstance(position, list) and all(type(value) in (int, float) for value in position)
+                numbers = isinstance(position, list) and all(
+                    type(value) in (int, float) for value in position
+                )
                 if not numbers or len(position) != 3:
                     raise InputError(
                         f"model {self.bundle.name}, clicks for {name}: found {position!r}, expected a list of clicks, "

@@ -81,8 +81,13 @@ class Correction(InferTask):
             raise InputError(
                 f"selected_label_name: found {name!r}, expected one of {', '.join(values)}: choose one of label_info."
             )
-        chosen = {key: choose(self.name, key, request.get(key, known), known) for key, known in self.options.items()}
-        suffix = choose(self.name, "result_extension", request.get("result_extension") or SUFFIXES[0], SUFFIXES)
+        chosen = {
+            key: choose(self.name, key, request.get(key, known), known)
+            for key, known in self.options.items()
+        }
+        suffix = choose(
+            self.name, "result_extension", request.get("result_extension") or SUFFIXES[0], SUFFIXES
+        )
         scan, file = str(request["image"]), str(request["label"])
         grid = grid_of(scan)
         try:
@@ -102,7 +107,12 @@ class Correction(InferTask):
 
     @abstractmethod
     def correct(
-        self, scan: str, labels: MetaTensor, values: Mapping[str, int], name: str, chosen: Mapping[str, str]
+        self,
+        scan: str,
+        labels: MetaTensor,
+        values: Mapping[str, int],
+        name: str,
+        chosen: Mapping[str, str],
     ) -> np.ndarray:
         """The selected segment as bool (H, W, D).
 
@@ -123,7 +133,9 @@ class Scribbles(Correction):
     """
 
     def __init__(self, segmentations: Mapping[str, Segmentation]) -> None:
-        self.segmentations = {name: task for name, task in segmentations.items() if gives_probabilities(task.bundle)}
+        self.segmentations = {
+            name: task for name, task in segmentations.items() if gives_probabilities(task.bundle)
+        }
         super().__init__(
             "scribbles",
             "Draw on what belongs to the segment and on what does not: the region around the strokes is cut anew, "
@@ -138,7 +150,12 @@ class Scribbles(Correction):
         )
 
     def correct(
-        self, scan: str, labels: MetaTensor, values: Mapping[str, int], name: str, chosen: Mapping[str, str]
+        self,
+        scan: str,
+        labels: MetaTensor,
+        values: Mapping[str, int],
+        name: str,
+        chosen: Mapping[str, str],
     ) -> np.ndarray:
         """As `lib.scribbles.cut` does in each region; outside them the segment stays as it is."""
         voxels = labels[0].numpy()
@@ -150,7 +167,9 @@ class Scribbles(Correction):
         names = _names(name, values, task.bundle) if task else []
         regions = regions_of(foreground | background, spacing_mm, region_mm)
         said = task.probabilities(scan).regions(names, regions) if task else []
-        for number, (region, image) in enumerate(zip(regions, read_boxes(scan, regions), strict=True)):
+        for number, (region, image) in enumerate(
+            zip(regions, read_boxes(scan, regions), strict=True)
+        ):
             mask[region] = correct_region(
                 image,
                 mask[region],
@@ -178,7 +197,12 @@ class CleanUp(Correction):
         )
 
     def correct(
-        self, scan: str, labels: MetaTensor, values: Mapping[str, int], name: str, chosen: Mapping[str, str]
+        self,
+        scan: str,
+        labels: MetaTensor,
+        values: Mapping[str, int],
+        name: str,
+        chosen: Mapping[str, str],
     ) -> np.ndarray:
         """As `liverseg.transforms` does; the radius is in voxels, and smoothing has none."""
         radius = {} if chosen["method"] == "smooth_edges" else {"radius": int(chosen["radius"])}
@@ -189,7 +213,9 @@ class CleanUp(Correction):
 
 def _in_order_of(grid: MetaTensor, labels: MetaTensor) -> MetaTensor:
     """Labels with their voxels in the order of the scan: clients store those of a DICOM series in one of their own."""
-    turn = ornt_transform(io_orientation(labels.affine.numpy()), io_orientation(grid.affine.numpy()))
+    turn = ornt_transform(
+        io_orientation(labels.affine.numpy()), io_orientation(grid.affine.numpy())
+    )
     voxels = apply_orientation(labels[0].numpy(), turn).copy("K")
     return MetaTensor(torch.from_numpy(voxels)[None], affine=grid.affine)
 

@@ -47,7 +47,11 @@ class Segmentation(InferTask):
 
     def info(self) -> dict[str, Any]:
         """What clients show: labels, options, the bundle's version, and whether there are weights."""
-        return {**super().info(), "version": self.bundle.metadata.get("version"), "state": self.bundle.state()}
+        return {
+            **super().info(),
+            "version": self.bundle.metadata.get("version"),
+            "state": self.bundle.state(),
+        }
 
     def config(self) -> dict[str, Any]:
         """The options, each a list with the default first."""
@@ -92,7 +96,9 @@ class Segmentation(InferTask):
             flags = {flag: said for scan in scans for flag, said in scan.get("flags", {}).items()}
             recorded = [warning for scan in scans for warning in scan["warnings"]]
             warnings = [*request.get("warnings", ()), *recorded, *flags.values()]
-            (mask,) = (path for path in Path(folder).rglob("*") if path.name.endswith(NIFTI_SUFFIXES))
+            (mask,) = (
+                path for path in Path(folder).rglob("*") if path.name.endswith(NIFTI_SUFFIXES)
+            )
             compress = request.get("result_compress", True)
             result, present = convert_mask(mask, suffix, self.bundle.labels, compress)
         seconds = round(time.monotonic() - start, 2)
@@ -108,7 +114,9 @@ class Segmentation(InferTask):
         """
         return {**self.bundle.device(request), **self.bundle.settings(request)}
 
-    def run(self, settings: Mapping[str, Any], watch: Callable[[SupervisedEvaluator], Any] | None = None) -> None:
+    def run(
+        self, settings: Mapping[str, Any], watch: Callable[[SupervisedEvaluator], Any] | None = None
+    ) -> None:
         """Run the bundle's config with other settings.
 
         Args:
@@ -153,7 +161,9 @@ class Segmentation(InferTask):
         version = choose(bundle.name, "version", request.get("version", IN_USE), bundle.versions())
         watch = None
         if self.store is not None and version == IN_USE:
-            options = {key: request[key] for key in (*bundle.choices, *self.labels) if key in request}
+            options = {
+                key: request[key] for key in (*bundle.choices, *self.labels) if key in request
+            }
             # Before `settings` says where the weights in use are.
             watch = self.store.watch(bundle, scan, options)
         settings = {**self.settings(request), **own}
@@ -170,7 +180,9 @@ class Segmentation(InferTask):
     def _check_weights(self, parser: ConfigParser) -> None:
         default = self.bundle.folder / "models" / "model.pt"
         paths: Any = parser.get_parsed_content("ckpt_path") if "ckpt_path" in parser else default
-        needed = [Path(path) for path in (paths.values() if isinstance(paths, Mapping) else [paths])]
+        needed = [
+            Path(path) for path in (paths.values() if isinstance(paths, Mapping) else [paths])
+        ]
         missing = [path for path in needed if not path.is_file()]
         if missing:
             raise HTTPException(

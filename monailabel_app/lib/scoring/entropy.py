@@ -66,14 +66,22 @@ class EntropyMeter:
         Raises:
             InputError: if nothing in it was brighter than air.
         """
-        means = [float(self.entropies[part] / count) for part, count in self.voxels.items() if count]
+        means = [
+            float(self.entropies[part] / count) for part, count in self.voxels.items() if count
+        ]
         if not means:
-            raise InputError("found nothing brighter than air in the scan, expected a body: look at the scan.")
+            raise InputError(
+                "found nothing brighter than air in the scan, expected a body: look at the scan."
+            )
         return float(np.mean(means))
 
     def _watch(self, evaluator: SupervisedEvaluator) -> None:
         network = evaluator.network
-        parts = network.children() if isinstance(network, nn.ModuleDict | LiverLesionNetworks) else [network]
+        parts = (
+            network.children()
+            if isinstance(network, nn.ModuleDict | LiverLesionNetworks)
+            else [network]
+        )
         for part in list(parts):
             # The passes go through a copy, so that others who watch the network, as Grad-CAM does, see but their own.
             twin = copy.deepcopy(part).eval()
@@ -84,27 +92,36 @@ class EntropyMeter:
 
     def _find_body(self, evaluator: SupervisedEvaluator) -> None:
         # A voxel of eight tells as much.
-        image = plain(evaluator.state.batch[self.image_key])[..., ::2, ::2, ::2].float().cpu().numpy()
+        image = (
+            plain(evaluator.state.batch[self.image_key])[..., ::2, ::2, ::2].float().cpu().numpy()
+        )
         low, high = np.percentile(image, [1, 99])
         self.body_level = float(low + BODY_SHARE * (high - low))
 
     def _hook(self, part: nn.Module, twin: nn.Module) -> Any:
         random = any(isinstance(module, DROPOUT) and module.p > 0 for module in twin.modules())
 
-        def measure(module: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any], output: Tensor) -> None:
+        def measure(
+            module: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any], output: Tensor
+        ) -> None:
             x = inputs[0]
             with torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
                 if random:
                     torch.manual_seed(0)
                     passes = [_softmax(twin(x, **options)) for _ in range(DROPOUT_PASSES)]
                 else:
-                    turned = (_turn(_softmax(twin(_turn(x, angle), **options)), -angle) for angle in DEGREES)
+                    turned = (
+                        _turn(_softmax(twin(_turn(x, angle), **options)), -angle)
+                        for angle in DEGREES
+                    )
                     passes = [_softmax(output), *turned]
                 mean = torch.stack(passes).mean(0)
                 entropy = torch.special.entr(mean).sum(1) / math.log(mean.shape[1])
                 # A network may say nothing of the border of what it sees.
                 body = centre(x, output)[:, 0] > self.body_level
-                self.entropies[part] = self.entropies.get(part, 0) + entropy[body].sum(dtype=torch.float64)
+                self.entropies[part] = self.entropies.get(part, 0) + entropy[body].sum(
+                    dtype=torch.float64
+                )
                 self.voxels[part] = self.voxels.get(part, 0) + body.sum()
 
         return measure
@@ -119,7 +136,10 @@ def _turn(x: Tensor, degrees: float) -> Tensor:
     height, width = x.shape[2:4]
     sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
     planes = x.reshape(*x.shape[:2], height, width, -1).movedim(-1, 1).flatten(0, 1)
-    theta = x.new_tensor([[cosine, -sine * height / width, 0], [sine * width / height, cosine, 0]], dtype=torch.float32)
+    theta = x.new_tensor(
+        [[cosine, -sine * height / width, 0], [sine * width / height, cosine, 0]],
+        dtype=torch.float32,
+    )
     grid = F.affine_grid(theta.expand(len(planes), 2, 3), list(planes.shape), align_corners=False)
     turned = F.grid_sample(planes.float(), grid, padding_mode="border", align_corners=False)
     return turned.unflatten(0, (x.shape[0], -1)).movedim(1, -1).reshape(x.shape).to(x.dtype)

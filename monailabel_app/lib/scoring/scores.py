@@ -51,7 +51,9 @@ class Scores(ScoringMethod):
 
     needs = "a bundle with weights"
 
-    def __init__(self, name: str, description: str, bundles: Mapping[str, Bundle], preferred: str = "") -> None:
+    def __init__(
+        self, name: str, description: str, bundles: Mapping[str, Bundle], preferred: str = ""
+    ) -> None:
         super().__init__(description)
         self.name, self.bundles, self.preferred = name, bundles, preferred
 
@@ -75,7 +77,10 @@ class Scores(ScoringMethod):
     def current(self, datastore: Datastore) -> dict[str, dict[str, Any]]:
         """The scores that hold, by scan."""
         weights = self._weights()
-        kept = {image: datastore.get_image_info(image).get(self.name, {}) for image in self.images(datastore)}
+        kept = {
+            image: datastore.get_image_info(image).get(self.name, {})
+            for image in self.images(datastore)
+        }
         return {
             image: score
             for image, score in kept.items()
@@ -105,19 +110,29 @@ class Scores(ScoringMethod):
             basis = [*self._weights(), self.basis(image, datastore)]
             try:
                 if not datastore.get_image_uri(image):
-                    raise InputError(f"image {image}: found no scan, expected one: it was removed meanwhile.")
+                    raise InputError(
+                        f"image {image}: found no scan, expected one: it was removed meanwhile."
+                    )
                 result = self.score(image, datastore)
             # A damaged scan may raise anything.
             except Exception as error:
                 said = sentence(error) or f"{type(error).__name__}: {error}".splitlines()[0]
-                logger.warning("%s of %s: %s", self.name, image, said, exc_info=sentence(error) is None)
+                logger.warning(
+                    "%s of %s: %s", self.name, image, said, exc_info=sentence(error) is None
+                )
                 failed[image] = said
                 # It says nothing of the scan.
-                if sentence(error) is None or isinstance(error, DicomServerError) or is_of_machine(error):
+                if (
+                    sentence(error) is None
+                    or isinstance(error, DicomServerError)
+                    or is_of_machine(error)
+                ):
                     continue
                 result = {"error": said}
             try:
-                datastore.update_image_info(image, {self.name: {**result, "basis": basis, "ts": time.time()}})
+                datastore.update_image_info(
+                    image, {self.name: {**result, "basis": basis, "ts": time.time()}}
+                )
             # Removed meanwhile, or no volume on a DICOM server.
             except (ImageNotFoundException, InputError) as error:
                 logger.warning("%s of %s is not kept: %s", self.name, image, error)
@@ -158,7 +173,11 @@ class Disagreement(Scores):
         if len(bundles) == 1:
             asked = [(bundles[0], {"planes": plane}) for plane in _planes(bundles[0])]
         scan = datastore.get_image_uri(image)
-        return {"value": disagreement([(_mask(bundle, scan, **params), bundle.labels) for bundle, params in asked])}
+        return {
+            "value": disagreement(
+                [(_mask(bundle, scan, **params), bundle.labels) for bundle, params in asked]
+            )
+        }
 
 
 class DiceScores(Scores):
@@ -197,7 +216,11 @@ class DiceScores(Scores):
         metrics = pooled_metrics(confusion_matrix(mask, values, len(classes)), classes)["classes"]
         dice = {name: _or_none(metrics[name]["dice"]) for name in bundle.labels}
         found = [value for value in dice.values() if value is not None]
-        return {"value": float(np.mean(found)) if found else None, "dice": dice, "model": bundle.name}
+        return {
+            "value": float(np.mean(found)) if found else None,
+            "dice": dice,
+            "model": bundle.name,
+        }
 
 
 def mean_entropy(bundle: Bundle, scan: str) -> float:
@@ -214,8 +237,14 @@ def mean_entropy(bundle: Bundle, scan: str) -> float:
     meters: list[EntropyMeter] = []
     with tempfile.TemporaryDirectory() as folder:
         # No mask is asked for.
-        settings = {"output_dir": folder, "postprocessing": None, "dataset#data": [{key: Path(scan)}]}
-        Segmentation(bundle).run(settings, lambda evaluator: meters.append(EntropyMeter(evaluator, key)))
+        settings = {
+            "output_dir": folder,
+            "postprocessing": None,
+            "dataset#data": [{key: Path(scan)}],
+        }
+        Segmentation(bundle).run(
+            settings, lambda evaluator: meters.append(EntropyMeter(evaluator, key))
+        )
     return meters[0].mean()
 
 
@@ -236,12 +265,17 @@ def disagreement(masks: Sequence[tuple[np.ndarray, Mapping[str, int]]]) -> float
         names = known.keys() & also_known.keys()
         common |= bool(names)
         for name in names:
-            first, second = _region(one, known, name, names), _region(other, also_known, name, names)
+            first, second = (
+                _region(one, known, name, names),
+                _region(other, also_known, name, names),
+            )
             voxels = np.count_nonzero(first) + np.count_nonzero(second)
             if voxels:
                 dices.append(2 * np.count_nonzero(first & second) / voxels)
     if not common:
-        raise InputError("disagreement: found models without a common class, expected one: narrow --conf models.")
+        raise InputError(
+            "disagreement: found models without a common class, expected one: narrow --conf models."
+        )
     return 1 - float(np.mean(dices)) if dices else 0.0
 
 

@@ -23,19 +23,27 @@ def progress(bundle: Path) -> dict[str, Any]:
     if version is None:
         return {}
     record, state = version.record, version.state
-    histories = sorted((version.folder / "training").rglob("history.csv"), key=lambda file: file.stat().st_mtime)
+    histories = sorted(
+        (version.folder / "training").rglob("history.csv"), key=lambda file: file.stat().st_mtime
+    )
     rows = [list(csv.DictReader(file.read_text().splitlines())) for file in histories]
     # A stage with `metrics.json` is at its end, if patience ended it before the last epoch too.
     ended = [file.with_name("metrics.json").is_file() for file in histories]
     last = [int(some[-1]["epoch"]) if some else 0 for some in rows]
-    epoch = sum(record["epochs"] if end else reached for end, reached in zip(ended, last, strict=True))
+    epoch = sum(
+        record["epochs"] if end else reached for end, reached in zip(ended, last, strict=True)
+    )
     total = record["epochs"] * record["stages"]
     validated = [float(row[METRIC]) for row in (rows[-1] if rows else []) if row[METRIC]]
     running = state in RUNNING
     # One that was stopped could not write down when.
     stopped = max((file.stat().st_mtime for file in histories), default=record["start_ts"])
     seconds = int(record.get("end_ts", time.time() if running else stopped) - record["start_ts"])
-    left = {"time_left": str(timedelta(seconds=int(seconds * (total - epoch) / epoch)))} if epoch else {}
+    left = (
+        {"time_left": str(timedelta(seconds=int(seconds * (total - epoch) / epoch)))}
+        if epoch
+        else {}
+    )
     return {
         "epoch": epoch,
         "total_epochs": total,
@@ -45,11 +53,22 @@ def progress(bundle: Path) -> dict[str, Any]:
         **({} if running else {"total_time": str(timedelta(seconds=seconds))}),
         "best_metric": max(validated, default=0),
         "train": {"metrics": {"loss": float(rows[-1][-1]["loss"])} if rows and rows[-1] else {}},
-        "eval": {"metrics": {METRIC: validated[-1]} if validated else {}, "key_metric_name": METRIC},
+        "eval": {
+            "metrics": {METRIC: validated[-1]} if validated else {},
+            "key_metric_name": METRIC,
+        },
         "model_version": version.name,
         "state": state,
         **{
             key: record.get(key)
-            for key in ("reason", "parent", "mean_dice", "mean_dice_in_use", "training", "validation", "left_out")
+            for key in (
+                "reason",
+                "parent",
+                "mean_dice",
+                "mean_dice_in_use",
+                "training",
+                "validation",
+                "left_out",
+            )
         },
     }

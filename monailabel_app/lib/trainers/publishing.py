@@ -14,7 +14,14 @@ from scipy import stats
 
 from liverseg.errors import InputError
 from liverseg.networks.weights import read_state_dict
-from liverseg.versions import Version, evaluate, find_version, list_versions, publish, version_in_use
+from liverseg.versions import (
+    Version,
+    evaluate,
+    find_version,
+    list_versions,
+    publish,
+    version_in_use,
+)
 
 # A difference of the mean Dice below this is nobody's gain, however sure it is.
 LEAST = 0.005
@@ -61,7 +68,10 @@ def compare(new: Mapping[str, float], other: Mapping[str, float]) -> Comparison:
     if scans == 1:
         needed = LEAST_OF_ONE_SCAN
     else:
-        needed = max(LEAST, float(stats.t.ppf(CONFIDENCE, scans - 1) * differences.std(ddof=1) / math.sqrt(scans)))
+        needed = max(
+            LEAST,
+            float(stats.t.ppf(CONFIDENCE, scans - 1) * differences.std(ddof=1) / math.sqrt(scans)),
+        )
     return Comparison(float(differences.mean()), scans, needed)
 
 
@@ -89,7 +99,9 @@ def publish_if_better(bundle: Path, version: Version) -> Version:
     worse: set[str | None] = {None}
     while version.state != "published":
         if publish(bundle, version.name, worse):
-            return version.update(state="published", reason=f"published: {reason}", end_ts=int(time.time()))
+            return version.update(
+                state="published", reason=f"published: {reason}", end_ts=int(time.time())
+            )
         name = version_in_use(bundle)
         if name is None:
             continue
@@ -104,12 +116,18 @@ def publish_if_better(bundle: Path, version: Version) -> Version:
         )
         learnt = set(in_use.record.get("training", ())) & set(version.record.get("validation", ()))
         if learnt:
-            reason += f"; {name} has learnt {len(learnt)} of these scans, so that its figure is too high"
+            reason += (
+                f"; {name} has learnt {len(learnt)} of these scans, so that its figure is too high"
+            )
         version = version.update(mean_dice_in_use=before)
         if version.state != "published" and not comparison.is_better:
-            return version.update(state="candidate", reason=f"not published: {reason}", end_ts=int(time.time()))
+            return version.update(
+                state="candidate", reason=f"not published: {reason}", end_ts=int(time.time())
+            )
         worse.add(name)
-    return version.update(reason="published by hand while it was evaluated", end_ts=int(time.time()))
+    return version.update(
+        reason="published by hand while it was evaluated", end_ts=int(time.time())
+    )
 
 
 def _case_dice(bundle: Path, weights: Path, version: Version, output_dir: Path) -> dict[str, float]:
@@ -119,18 +137,24 @@ def _case_dice(bundle: Path, weights: Path, version: Version, output_dir: Path) 
     # In another scan, Dice would only be there for the weights that find the class, and 0 for any number of voxels.
     dice = cases[cases["reference_volume_ml"] > 0].groupby("case")["dice"].mean()
     if dice.empty:
-        raise InputError("validation: found no class of the bundle in its labels, expected some: label them again.")
+        raise InputError(
+            "validation: found no class of the bundle in its labels, expected some: label them again."
+        )
     return {str(case): float(value) for case, value in dice.items()}
 
 
 def _is_unchanged(bundle: Path, version: Version) -> bool:
     """Whether all weights are those that the training started from."""
-    start = next((one for one in list_versions(bundle) if one.name == version.record.get("parent")), None)
+    start = next(
+        (one for one in list_versions(bundle) if one.name == version.record.get("parent")), None
+    )
     files = [file for file in version.files() if file.suffix == ".pt"]
     if start is None or not all((start.folder / file).is_file() for file in files):
         return False
     for file in files:
         before, after = (read_state_dict(one.folder / file) for one in (start, version))
-        if before.keys() != after.keys() or not all(torch.equal(value, after[key]) for key, value in before.items()):
+        if before.keys() != after.keys() or not all(
+            torch.equal(value, after[key]) for key, value in before.items()
+        ):
             return False
     return True

@@ -62,9 +62,13 @@ class Retraining(TrainTask):
         self.bundle = bundle
         self.validation_file = validation_file
         self.known = known
-        self.train: dict[str, Any] = ConfigParser.load_config_file(bundle.folder / "configs" / "train.json")
+        self.train: dict[str, Any] = ConfigParser.load_config_file(
+            bundle.folder / "configs" / "train.json"
+        )
         overlay = bundle.folder / "configs" / "fine_tune.json"
-        self.fine_tune: dict[str, Any] = ConfigParser.load_config_file(overlay) if overlay.is_file() else {}
+        self.fine_tune: dict[str, Any] = (
+            ConfigParser.load_config_file(overlay) if overlay.is_file() else {}
+        )
         # From scratch, and from a model.
         self.defaults = [
             {
@@ -77,7 +81,11 @@ class Retraining(TrainTask):
     def info(self) -> dict[str, Any]:
         """What clients show: options, the bundle's version, and the scans that validate."""
         validation = read_validation(self.validation_file)
-        return {**super().info(), "version": self.bundle.metadata.get("version"), "validation": validation}
+        return {
+            **super().info(),
+            "version": self.bundle.metadata.get("version"),
+            "validation": validation,
+        }
 
     def config(self) -> dict[str, Any]:
         """The options; of a list, the first is the default."""
@@ -87,7 +95,10 @@ class Retraining(TrainTask):
             if isinstance(value, str) and value.startswith(LOSS)
         }
         losses = self.train.get("losses", {})
-        choices = {key: [first, *(name for name in losses if name != first)] for key, first in defaults.items()}
+        choices = {
+            key: [first, *(name for name in losses if name != first)]
+            for key, first in defaults.items()
+        }
         return {
             "device": device_list(),
             "pretrained": True,
@@ -108,7 +119,9 @@ class Retraining(TrainTask):
             if isinstance(default, list):
                 value = value[0] if isinstance(value, list) and value else value
                 # Which devices there are besides, the bundle knows.
-                if value not in default and not (key == "device" and value and isinstance(value, str)):
+                if value not in default and not (
+                    key == "device" and value and isinstance(value, str)
+                ):
                     raise self._wrong(key, value, f"one of {', '.join(default)}")
             elif isinstance(default, bool):
                 value = is_true(value)
@@ -116,11 +129,16 @@ class Retraining(TrainTask):
                 value = self._number(key, value, type(default))
             chosen[key] = value
         # Clients send back what they were shown, which is for a model to start from.
-        shown, own = self.defaults[self._has_model()], self.defaults[chosen["pretrained"] and self._has_model()]
+        shown, own = (
+            self.defaults[self._has_model()],
+            self.defaults[chosen["pretrained"] and self._has_model()],
+        )
         chosen |= {key: own[key] for key, value in shown.items() if chosen[key] == value}
         return {**chosen, **self.bundle.device(chosen)}
 
-    def check(self, request: Mapping[str, Any], datastore: Datastore) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    def check(
+        self, request: Mapping[str, Any], datastore: Datastore
+    ) -> tuple[dict[str, Any], dict[str, list[str]]]:
         """Options, and the scans of each kind by the names in `version.json`; who validates is drawn if need be.
 
         Raises:
@@ -184,14 +202,20 @@ class Retraining(TrainTask):
                 version = publish_if_better(folder, version.update(state="evaluating"))
             except Exception as error:
                 reason = sentence(error) or f"{type(error).__name__}: {error}".splitlines()[0]
-                find_version(folder, version.name).update(state="failed", reason=reason, end_ts=int(time.time()))
+                find_version(folder, version.name).update(
+                    state="failed", reason=reason, end_ts=int(time.time())
+                )
                 raise
             finally:
                 # Several times the size of the weights and of no use any more; a cancelled training leaves them too.
                 for one in list_versions(folder):
-                    for checkpoint in one.folder.rglob("checkpoint.pt") if one.state not in RUNNING else ():
+                    for checkpoint in (
+                        one.folder.rglob("checkpoint.pt") if one.state not in RUNNING else ()
+                    ):
                         checkpoint.unlink()
-        logger.info("%s %s: %s: %s", self.bundle.name, version.name, version.state, version.record["reason"])
+        logger.info(
+            "%s %s: %s: %s", self.bundle.name, version.name, version.state, version.record["reason"]
+        )
         return self.stats()
 
     def _write_settings(
@@ -200,14 +224,20 @@ class Retraining(TrainTask):
         """What differs from the bundle's `train.json` and `fine_tune.json`, as one more config."""
         classes = {name: index for index, name in enumerate(self._resolve("classes"))}
         lists = {
-            section: items(datastore, version.record[section], classes, version.folder / "labels", self.known)
+            section: items(
+                datastore, version.record[section], classes, version.folder / "labels", self.known
+            )
             for section in ("training", "validation")
         }
         start = {}
         if options["pretrained"] and version.record["parent"]:
             weights = find_version(self.bundle.folder, version.record["parent"]).folder
             several = "pretrain_dir" in self.train
-            start = {"pretrain_dir": str(weights)} if several else {"load_pretrain": str(weights / "model.pt")}
+            start = (
+                {"pretrain_dir": str(weights)}
+                if several
+                else {"load_pretrain": str(weights / "model.pt")}
+            )
         settings = {
             **self._of_inference(),
             "datalist": str(version.folder / "datalist.json"),
@@ -215,10 +245,18 @@ class Retraining(TrainTask):
             "ckpt_dir": str(version.folder),
             "output_dir": str(version.folder / "training"),
             "max_epochs": options["max_epochs"],
-            **({} if fine_tunes else {"val_interval": min(self.train["val_interval"], options["max_epochs"])}),
+            **(
+                {}
+                if fine_tunes
+                else {"val_interval": min(self.train["val_interval"], options["max_epochs"])}
+            ),
             "learning_rate": options["learning_rate"],
             "device": options["device"],
-            **{key: LOSS + options[key] for key in options if str(self.train.get(key)).startswith(LOSS)},
+            **{
+                key: LOSS + options[key]
+                for key in options
+                if str(self.train.get(key)).startswith(LOSS)
+            },
             **start,
         }
         for name, content in {"datalist": lists, "settings": settings}.items():
@@ -232,7 +270,10 @@ class Retraining(TrainTask):
         if "pretrain_dir" not in self.train:
             return [weights / "model.pt"]
         stages = self.train["all_stages"]
-        return [Path(self._resolve("load_pretrain", pretrain_dir=str(weights), **stage)) for stage in stages]
+        return [
+            Path(self._resolve("load_pretrain", pretrain_dir=str(weights), **stage))
+            for stage in stages
+        ]
 
     def _resolve(self, key: str, **settings: Any) -> Any:
         """What a setting of `train.json` is when it runs with these."""
@@ -240,7 +281,9 @@ class Retraining(TrainTask):
         try:
             # The parser resolves macros in place.
             parser = ConfigParser(copy.deepcopy(self.train))
-            parser.update({"bundle_root": str(self.bundle.folder), **self._of_inference(), **settings})
+            parser.update(
+                {"bundle_root": str(self.bundle.folder), **self._of_inference(), **settings}
+            )
             return parser.get_parsed_content(key)
         finally:
             sys.path[:] = path
@@ -261,17 +304,32 @@ class Retraining(TrainTask):
         configs = [str(self.bundle.folder / "configs" / name) for name in names] + [
             str(version.folder / "settings.json")
         ]
-        command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(configs)]
+        command = [
+            sys.executable,
+            "-m",
+            "monai.bundle",
+            "run",
+            "training",
+            "--config_file",
+            str(configs),
+        ]
         command += ["--bundle_root", str(self.bundle.folder)]
         file = version.folder / "training.log"
         logger.info("%s trains %s; its output: %s", self.bundle.name, version.name, file)
         with file.open("w") as output:
             status = subprocess.run(
-                command, stdout=output, stderr=output, cwd=self.bundle.folder, check=False, preexec_fn=die_with_parent
+                command,
+                stdout=output,
+                stderr=output,
+                cwd=self.bundle.folder,
+                check=False,
+                preexec_fn=die_with_parent,
             ).returncode
         if status != 0:
             said = [
-                line.removeprefix("error: ") for line in file.read_text().splitlines() if line.startswith("error: ")
+                line.removeprefix("error: ")
+                for line in file.read_text().splitlines()
+                if line.startswith("error: ")
             ]
             raise InputError(
                 f"model {self.bundle.name}: the training ended early ({said[-1] if said else f'status {status}'}), the "

@@ -32,7 +32,9 @@ def read_validation(file: Path) -> list[str]:
     try:
         return list(json.loads(file.read_text())["images"])
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{file}: found {error!r}, expected {{"images": [ids]}}: fix or remove it.') from error
+        raise InputError(
+            f'{file}: found {error!r}, expected {{"images": [ids]}}: fix or remove it.'
+        ) from error
 
 
 def patient(datastore: Datastore, name: str) -> str:
@@ -48,7 +50,9 @@ def patient(datastore: Datastore, name: str) -> str:
     return str(next((one for one in told if one not in (None, "", "UNK")), name))
 
 
-def split(file: Path, labelled: Mapping[str, str], val_split: float) -> tuple[list[str], list[str], list[str]]:
+def split(
+    file: Path, labelled: Mapping[str, str], val_split: float
+) -> tuple[list[str], list[str], list[str]]:
     """Divide labelled scans into those that train, those that validate, and those that do neither.
 
     Who validates is drawn by patient, once, written to `file` and never changed: scans that are labelled later train.
@@ -88,7 +92,11 @@ def split(file: Path, labelled: Mapping[str, str], val_split: float) -> tuple[li
 
 
 def items(
-    datastore: Datastore, names: Collection[str], classes: Mapping[str, int], folder: Path, known: Collection[str] = ()
+    datastore: Datastore,
+    names: Collection[str],
+    classes: Mapping[str, int],
+    folder: Path,
+    known: Collection[str] = (),
 ) -> list[dict[str, str]]:
     """The scans and labels of `names` as a datalist has them, with values that are those of `classes`.
 
@@ -116,7 +124,11 @@ def items(
             raise InputError(f"scan {name}, its final label: {error}") from error
         if any(here != there for here, there in values.items()):
             label = _renumber(volume, values, folder / f"{name}.nii.gz")
-        item = {"image": datastore.get_image_uri(name), "label": str(label), "patient": patient(datastore, name)}
+        item = {
+            "image": datastore.get_image_uri(name),
+            "label": str(label),
+            "patient": patient(datastore, name),
+        }
         found.append(item)
     return found
 

@@ -27,7 +27,9 @@ def phantom(seed: int, modality: str = "ct"):
 def turned(array: np.ndarray, affine: np.ndarray, axcodes: str) -> tuple[np.ndarray, np.ndarray]:
     """The same volume stored along other axes."""
     image = nib.Nifti1Image(array, affine).as_reoriented(
-        nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(axcodes))
+        nib.orientations.ornt_transform(
+            nib.io_orientation(affine), nib.orientations.axcodes2ornt(axcodes)
+        )
     )
     return np.asarray(image.dataobj), image.affine
 
@@ -62,7 +64,10 @@ def write_series(
     numbers = np.random.default_rng(0).permutation(array.shape[2]) + 1
     for k, name in enumerate(names):
         meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = (
+            CTImageStorage,
+            generate_uid(),
+        )
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         file = FileDataset(name, {}, file_meta=meta, preamble=b"\0" * 128)
         file.is_little_endian, file.is_implicit_VR = True, False
@@ -77,7 +82,9 @@ def write_series(
             "Rows": pixels.shape[0],
             "Columns": pixels.shape[1],
             "PixelSpacing": [float(row_mm), float(column_mm)],
-            "ImageOrientationPatient": [float(v) for v in (*lps[:3, 0] / column_mm, *lps[:3, 1] / row_mm)],
+            "ImageOrientationPatient": [
+                float(v) for v in (*lps[:3, 0] / column_mm, *lps[:3, 1] / row_mm)
+            ],
             "ImagePositionPatient": [float(v) for v in (lps @ [0, 0, k, 1])[:3]],
             "SamplesPerPixel": 1,
             "PhotometricInterpretation": "MONOCHROME2",
@@ -104,7 +111,9 @@ def write_pngs(folder: Path, array: np.ndarray, names: list[str]) -> None:
         assert cv2.imwrite(str(folder / name), np.ascontiguousarray(array[:, :, k].T))
 
 
-def chaos_ct(root: Path, patients=(1, 2, 10)) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def chaos_ct(
+    root: Path, patients=(1, 2, 10)
+) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """A CHAOS CT tree whose file names run from head to foot; returns image, label and affine of each patient."""
     truth = {}
     for seed, patient in enumerate(patients):
@@ -114,26 +123,43 @@ def chaos_ct(root: Path, patients=(1, 2, 10)) -> dict[int, tuple[np.ndarray, np.
         folder, last = root / "Train_Sets" / "CT" / str(patient), image.shape[2] - 1
         # Both ways in which CHAOS names its files, and numbers that do not sort as text.
         name = "i{:04d},0000b.dcm" if seed else "IMG-0004-{}.dcm"
-        write_series(folder / "DICOM_anon", image, affine, [name.format(last - k) for k in range(last + 1)])
-        write_pngs(folder / "Ground", 255 * label, [f"liver_GT_{last - k:03d}.png" for k in range(last + 1)])
+        write_series(
+            folder / "DICOM_anon", image, affine, [name.format(last - k) for k in range(last + 1)]
+        )
+        write_pngs(
+            folder / "Ground",
+            255 * label,
+            [f"liver_GT_{last - k:03d}.png" for k in range(last + 1)],
+        )
         truth[patient] = (image, label, affine)
     return truth
 
 
-def chaos_mr(root: Path, patients=(1, 2, 3)) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def chaos_mr(
+    root: Path, patients=(1, 2, 3)
+) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """A CHAOS MR tree: coronal and oblique; returns the in-phase image, the label and the affine of each patient."""
     truth = {}
     for seed, patient in enumerate(patients):
         scan, axes = phantom(seed, "mr"), "LPS" if seed else "LIP"
         image, affine = turned(scan.image, scan.affine, axes)
         organs, _ = turned(scan.organs, scan.affine, axes)
-        grey = sum(np.uint8(value) * (organs == ORGANS[organ]) for organ, value in CHAOS_GREY.items()).astype(np.uint8)
+        grey = sum(
+            np.uint8(value) * (organs == ORGANS[organ]) for organ, value in CHAOS_GREY.items()
+        ).astype(np.uint8)
         affine = rotated(affine, 12)
         folder = root / "Train_Sets" / "MR" / str(patient) / "T1DUAL"
         count = range(image.shape[2])
         for phase, array, first in (("InPhase", image, 2), ("OutPhase", np.rint(0.8 * image), 1)):
             names = [f"IMG-0004-{first + 2 * k:05d}.dcm" for k in count]
-            write_series(folder / "DICOM_anon" / phase, array, affine, names, Modality="MR", RescaleIntercept=0)
+            write_series(
+                folder / "DICOM_anon" / phase,
+                array,
+                affine,
+                names,
+                Modality="MR",
+                RescaleIntercept=0,
+            )
         write_pngs(folder / "Ground", grey, [f"IMG-0004-{2 + 2 * k:05d}.png" for k in count])
         label = sum(k * (grey == v) for k, v in enumerate(CHAOS_GREY.values(), 1)).astype(np.uint8)
         truth[patient] = (image, label, affine)
@@ -167,7 +193,9 @@ def ircadb(root: Path) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
             order = generator.permutation(count) if patient < 3 else range(count)
             tags = {} if patient < 3 else {"ImagePositionPatient": None}
             names = [f"image_{k}" for k in order]
-            write_series(folder / "MASKS_DICOM" / name, 255 * mask, affine, names, RescaleIntercept=0, **tags)
+            write_series(
+                folder / "MASKS_DICOM" / name, 255 * mask, affine, names, RescaleIntercept=0, **tags
+            )
         if patient == 2:
             for name in ("PATIENT_DICOM", "MASKS_DICOM"):
                 shutil.make_archive(str(folder / name), "zip", folder, name)

@@ -16,8 +16,9 @@ from types import SimpleNamespace
 
 import requests
 import torch
-from bundle_runs import ROOT
 from monai.bundle import ConfigParser, create_workflow
+
+from helpers.bundle_runs import ROOT
 
 # Whoever connects to anything but this machine is written down, and fails.
 GUARD = """
@@ -36,7 +37,12 @@ class Socket(socket.socket):
 socket.socket = Socket
 """
 SMALL_2D = {"stage_network#first_filters": 4, "spatial_size": [32, 32], "amp": False}
-SMALL_3D = {"networks#paper#width": 4, "spacing": [12, 12, 12], "spatial_size": [16, 16, 16], "amp": False}
+SMALL_3D = {
+    "networks#paper#width": 4,
+    "spacing": [12, 12, 12],
+    "spatial_size": [16, 16, 16],
+    "amp": False,
+}
 
 
 def copy_app(root: Path) -> None:
@@ -51,13 +57,20 @@ def serve(root: Path, *arguments: str, **variables: str) -> Iterator[SimpleNames
     guard.mkdir(exist_ok=True)
     (guard / "sitecustomize.py").write_text(GUARD.format(log=str(root / "connections")))
     path = os.pathsep.join(filter(None, [str(guard), str(ROOT), os.environ.get("PYTHONPATH")]))
-    own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MONAI_LABEL_SESSION_PATH": str(root / "sessions"), **variables}
+    own = {
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": "1",
+        "MONAI_LABEL_SESSION_PATH": str(root / "sessions"),
+        **variables,
+    }
     port = free_port()
     command = [sys.executable, "-c", "from liverseg.workbench.cli import main; main()", "serve"]
     command += ["--studies", "studies", "--port", str(port), *arguments]
     log = root / "server.log"
     with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=root, env={**os.environ, **own}, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, cwd=root, env={**os.environ, **own}, stdout=output, stderr=output
+        )
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(1800):
@@ -80,8 +93,12 @@ def tiny_bundle(folder: Path, source: str, **settings) -> Path:
     shutil.copytree(ROOT / "bundles" / source / "configs", folder / "configs")
     file = folder / "configs" / "inference.json"
     parser = ConfigParser(json.loads(file.read_text()))
-    parser.update({"postprocessings#none#keys": "pred", "mask_cleaning": "@postprocessings#none", **settings})
-    file.write_text(json.dumps({key: value for key, value in parser.get().items() if key != "_meta_"}))
+    parser.update(
+        {"postprocessings#none#keys": "pred", "mask_cleaning": "@postprocessings#none", **settings}
+    )
+    file.write_text(
+        json.dumps({key: value for key, value in parser.get().items() if key != "_meta_"})
+    )
     return folder
 
 
@@ -106,7 +123,9 @@ def run_bundle(bundle: Path, image: Path, folder: Path, **settings) -> Path:
     """The mask that the bundle's own inference writes."""
     config = str(bundle / "configs" / "inference.json")
     paths = {"bundle_root": str(bundle), "dataset_dir": str(image), "output_dir": str(folder)}
-    create_workflow(config_file=config, workflow_type="infer", logging_file=False, **paths, **settings).run()
+    create_workflow(
+        config_file=config, workflow_type="infer", logging_file=False, **paths, **settings
+    ).run()
     (mask,) = folder.glob("*.nii.gz")
     return mask
 

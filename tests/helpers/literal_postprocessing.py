@@ -24,7 +24,9 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     best, best_size = np.zeros_like(mask), 0
     sizes = np.bincount(components.ravel(), minlength=count + 1)
     seen = (
-        list(dict.fromkeys(components.ravel()[components.ravel() > 0].tolist())) if count > 1 else range(1, count + 1)
+        list(dict.fromkeys(components.ravel()[components.ravel() > 0].tolist()))
+        if count > 1
+        else range(1, count + 1)
     )
     for component in seen:
         if sizes[component] > best_size:
@@ -40,7 +42,9 @@ def open_largest(mask: np.ndarray, element: np.ndarray, keep_largest: bool) -> n
 
 
 def smooth(section: np.ndarray, size: int = 5, threshold: float = 0.5) -> np.ndarray:
-    counts = ndimage.convolve(section.astype(np.int64), np.ones((size, size), np.int64), mode="constant", cval=0)
+    counts = ndimage.convolve(
+        section.astype(np.int64), np.ones((size, size), np.int64), mode="constant", cval=0
+    )
     return counts / size**2 > threshold
 
 
@@ -48,7 +52,9 @@ def algorithm_1(mask, radius=3.0, spacing=(1, 1, 1), keep_largest=True):
     return open_largest(mask, ball(radius, spacing), keep_largest)
 
 
-def algorithm_2(mask, radius=3.0, spacing=(1, 1, 1), axes=(0, 1, 2), keep_largest=True, size=5, threshold=0.5):
+def algorithm_2(
+    mask, radius=3.0, spacing=(1, 1, 1), axes=(0, 1, 2), keep_largest=True, size=5, threshold=0.5
+):
     mask = mask.copy()
     for axis in axes:
         disk = ball(radius, [s for i, s in enumerate(spacing) if i != axis])
@@ -68,7 +74,9 @@ def algorithm_3(mask, axes=(2,), size=5, threshold=0.5):
     return mask
 
 
-def per_label(algorithm: Callable[..., np.ndarray], labels: np.ndarray, chosen=None, **options) -> np.ndarray:
+def per_label(
+    algorithm: Callable[..., np.ndarray], labels: np.ndarray, chosen=None, **options
+) -> np.ndarray:
     """Each label (H, W, D) on its own mask, written back in ascending order, never over a label not chosen."""
     if chosen is None:
         chosen = [value for value in np.unique(labels) if value != 0]

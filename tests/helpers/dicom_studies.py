@@ -14,7 +14,13 @@ from urllib.parse import parse_qsl, urlsplit
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage, generate_uid
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    SegmentationStorage,
+    generate_uid,
+)
 
 STUDY, SERIES = "1.2.3", "1.2.3.4"
 SHAPE = (9, 7, 5)
@@ -33,11 +39,17 @@ def make_slice(series: str, number: int, pixels: np.ndarray, aside_mm: float = 0
     """Slice `number` of a CT, (columns, rows); `aside_mm` moves each against the one before, as gantry tilt does."""
     one = _instance(CTImageStorage, f"{series}.{number + 1}", series, "CT")
     one.SeriesNumber, one.InstanceNumber = 1, number + 1
-    one.ImagePositionPatient = (ORIGIN + number * (SPACING[2] * NORMAL + aside_mm * COLUMN)).tolist()
+    one.ImagePositionPatient = (
+        ORIGIN + number * (SPACING[2] * NORMAL + aside_mm * COLUMN)
+    ).tolist()
     one.ImageOrientationPatient = [*ROW, *COLUMN]
     one.PixelSpacing, one.SliceThickness = [SPACING[1], SPACING[0]], SPACING[2]
     one.Rows, one.Columns = pixels.shape[1], pixels.shape[0]
-    one.SamplesPerPixel, one.PhotometricInterpretation, one.PixelRepresentation = 1, "MONOCHROME2", 1
+    one.SamplesPerPixel, one.PhotometricInterpretation, one.PixelRepresentation = (
+        1,
+        "MONOCHROME2",
+        1,
+    )
     one.BitsAllocated = one.BitsStored = 16
     one.HighBit, one.RescaleIntercept, one.RescaleSlope = 15, 0, 1
     one.PixelData = np.ascontiguousarray(pixels.T).tobytes()
@@ -50,7 +62,11 @@ def make_scan(series: str = SERIES) -> list[Dataset]:
 
 
 def make_segmentation(
-    masks: dict[str, np.ndarray], kind: str = "BINARY", scan: str = SERIES, every_frame: bool = False, **attributes: Any
+    masks: dict[str, np.ndarray],
+    kind: str = "BINARY",
+    scan: str = SERIES,
+    every_frame: bool = False,
+    **attributes: Any,
 ) -> Dataset:
     """A DICOM SEG of a series like `SERIES`, with frames only where something is.
 
@@ -62,16 +78,25 @@ def make_segmentation(
         attributes: of the data set besides, or instead; a date is that of its content.
     """
     one = _instance(
-        UID(LABEL_MAP_STORAGE) if kind == "LABELMAP" else SegmentationStorage, generate_uid(), generate_uid(), "SEG"
+        UID(LABEL_MAP_STORAGE) if kind == "LABELMAP" else SegmentationStorage,
+        generate_uid(),
+        generate_uid(),
+        "SEG",
     )
     one.ContentDate, one.ContentTime = "20260102", "120000"
-    one.SegmentationType, one.SamplesPerPixel, one.PhotometricInterpretation = kind, 1, "MONOCHROME2"
+    one.SegmentationType, one.SamplesPerPixel, one.PhotometricInterpretation = (
+        kind,
+        1,
+        "MONOCHROME2",
+    )
     one.BitsAllocated = one.BitsStored = 1 if kind == "BINARY" else 8
     one.HighBit, one.PixelRepresentation = one.BitsStored - 1, 0
     one.Columns, one.Rows = SHAPE[:2]
     if kind == "FRACTIONAL":
         one.SegmentationFractionalType, one.MaximumFractionalValue = "PROBABILITY", 200
-    one.SegmentSequence = [_item(SegmentNumber=number, SegmentLabel=name) for number, name in enumerate(masks, 1)]
+    one.SegmentSequence = [
+        _item(SegmentNumber=number, SegmentLabel=name) for number, name in enumerate(masks, 1)
+    ]
     if kind == "LABELMAP":
         one.SegmentSequence.insert(0, _item(SegmentNumber=0, SegmentLabel="Background"))
         one.PixelPaddingValue = 0
@@ -81,7 +106,11 @@ def make_segmentation(
         _item(
             PlaneOrientationSequence=[_item(ImageOrientationPatient=[*ROW, *COLUMN])],
             PixelMeasuresSequence=[
-                _item(PixelSpacing=[SPACING[1], SPACING[0]], SliceThickness=SPACING[2], SpacingBetweenSlices=SPACING[2])
+                _item(
+                    PixelSpacing=[SPACING[1], SPACING[0]],
+                    SliceThickness=SPACING[2],
+                    SpacingBetweenSlices=SPACING[2],
+                )
             ],
         )
     ]
@@ -95,15 +124,23 @@ def make_segmentation(
             if not volume[:, :, k].any() and not every_frame:
                 continue
             group = _item(
-                PlanePositionSequence=[_item(ImagePositionPatient=(ORIGIN + SPACING[2] * k * NORMAL).tolist())]
+                PlanePositionSequence=[
+                    _item(ImagePositionPatient=(ORIGIN + SPACING[2] * k * NORMAL).tolist())
+                ]
             )
             if number:
                 group.SegmentIdentificationSequence = [_item(ReferencedSegmentNumber=number)]
             groups.append(group)
-            frames.append(np.rint(volume[:, :, k].T * (200 if kind == "FRACTIONAL" else 1)).astype(np.uint8))
+            frames.append(
+                np.rint(volume[:, :, k].T * (200 if kind == "FRACTIONAL" else 1)).astype(np.uint8)
+            )
     one.PerFrameFunctionalGroupsSequence, one.NumberOfFrames = groups, len(frames)
     pixels = np.array(frames)
-    data = np.packbits(pixels.ravel(), bitorder="little").tobytes() if kind == "BINARY" else pixels.tobytes()
+    data = (
+        np.packbits(pixels.ravel(), bitorder="little").tobytes()
+        if kind == "BINARY"
+        else pixels.tobytes()
+    )
     one.PixelData = data + b"\0" * (len(data) % 2)
     for name, value in attributes.items():
         setattr(one, name, value)
@@ -125,7 +162,9 @@ def _instance(kind: UID, instance: str, series: str, modality: str) -> Dataset:
         "20260101",
         "120000",
     )
-    one.PatientSex = one.PatientBirthDate = one.StudyID = one.AccessionNumber = one.ReferringPhysicianName = ""
+    one.PatientSex = one.PatientBirthDate = one.StudyID = one.AccessionNumber = (
+        one.ReferringPhysicianName
+    ) = ""
     return one
 
 
@@ -221,21 +260,33 @@ class Archive:
                 found = [one for one in found if one[f"{keyword}InstanceUID"].value == uid]
         if path == "series":
             start = int(asked.pop("offset", 0))
-            listed = list({one.SeriesInstanceUID: self._series(one) for one in found if _matches(one, asked)}.values())
-            request._send("application/dicom+json", json.dumps(listed[start : start + self.page]).encode())
+            listed = list(
+                {
+                    one.SeriesInstanceUID: self._series(one)
+                    for one in found
+                    if _matches(one, asked)
+                }.values()
+            )
+            request._send(
+                "application/dicom+json", json.dumps(listed[start : start + self.page]).encode()
+            )
         elif parts[-1] == "instances":
             some = [self._header(one) for one in found if _matches(one, asked)]
             request._send("application/dicom+json", json.dumps(some).encode())
         elif not found:
             request.send_error(404)
         elif parts[-1] == "metadata":
-            request._send("application/dicom+json", json.dumps([self._header(one) for one in found]).encode())
+            request._send(
+                "application/dicom+json", json.dumps([self._header(one) for one in found]).encode()
+            )
         else:
             body = b""
             for one in found[: len(found) - (fault == "less")]:
                 with BytesIO() as file:
                     one.save_as(file, write_like_original=False)
-                    body += b"\r\n--edge\r\nContent-Type: application/dicom\r\n\r\n" + file.getvalue()
+                    body += (
+                        b"\r\n--edge\r\nContent-Type: application/dicom\r\n\r\n" + file.getvalue()
+                    )
             body += b"\r\n--edge--"
             kind = 'multipart/related; type="application/dicom"; boundary=edge'
             request._send(kind, body[: len(body) // 2] if fault == "cut" else body, len(body))

@@ -10,7 +10,9 @@ from pathlib import Path
 
 def run_two_ranks(file: str, *arguments: str) -> None:
     """Run `python FILE ARGUMENTS… RANK` for both ranks at once, and fail with the output of the one that fails."""
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(
+        filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
+    )
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     environment = {**os.environ, "PYTHONPATH": path}
     commands = [[sys.executable, file, *arguments, str(rank)] for rank in range(2)]

@@ -15,7 +15,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "deeplabv3_liver"
 AFFINE = np.diag([6.0, 6.0, 10.0, 1.0])
 # Small and short: what these tests check does not need a good model.
@@ -29,7 +29,9 @@ def make_scan(seed: int, shape=(48, 40, 8)) -> tuple[np.ndarray, np.ndarray]:
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1)
     distance = np.linalg.norm((grid - centre) / (12, 12, 3), axis=-1)
     label = (distance < 1).astype(np.uint8) + (distance < 0.3)
-    return (100.0 * (label > 0) + generator.normal(0, 20, shape)).astype(np.int16), label.astype(np.uint8)
+    return (100.0 * (label > 0) + generator.normal(0, 20, shape)).astype(np.int16), label.astype(
+        np.uint8
+    )
 
 
 def save(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> None:
@@ -44,7 +46,13 @@ def write_dataset(folder: Path, num_cases: int = 4) -> Path:
         image, label = make_scan(number)
         save(folder / f"volume-{number}.nii", image)
         save(folder / f"segmentation-{number}.nii", label)
-        items.append({"image": f"volume-{number}.nii", "label": f"segmentation-{number}.nii", "fold": number % 2})
+        items.append(
+            {
+                "image": f"volume-{number}.nii",
+                "label": f"segmentation-{number}.nii",
+                "fold": number % 2,
+            }
+        )
     (folder / "dataset.json").write_text(json.dumps({"training": items[:-1], "test": items[-1:]}))
     return folder
 
@@ -87,7 +95,9 @@ def torchrun(*arguments, cwd: Path, **values) -> subprocess.CompletedProcess[str
     return _run([*arguments, *options(**values)], cwd, TORCHRUN, launcher)
 
 
-def start_node(address: str, endpoint: str, *arguments, cwd: Path, **values) -> subprocess.Popen[str]:
+def start_node(
+    address: str, endpoint: str, *arguments, cwd: Path, **values
+) -> subprocess.Popen[str]:
     """The same on two machines with a process each: one of them, which has this address; they meet at `endpoint`."""
     meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint, "--local_addr", address]
     launcher = ["torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", *meeting, "-m"]
@@ -111,7 +121,9 @@ def tracked_epochs(database: Path) -> list[tuple[str, list[int]]]:
 
 def _run(arguments, cwd, variables, launcher=()) -> subprocess.CompletedProcess[str]:
     command, environment = _command(arguments, variables, launcher)
-    return subprocess.run(command, cwd=cwd, env=environment, timeout=1800, check=False, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, timeout=1800, check=False, capture_output=True, text=True
+    )
 
 
 def _command(arguments, variables, launcher) -> tuple[list[str], dict[str, str]]:

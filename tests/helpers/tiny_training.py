@@ -36,15 +36,20 @@ def train(
         torch.device("cpu"),
         DataLoader([{"image": MetaTensor(volume.float()), "label": volume} for volume in volumes]),
         network,
-        inferer=lambda inputs, network: torch.roll(inputs, evaluator.state.epoch, 2).to(torch.uint8),
+        inferer=lambda inputs, network: torch.roll(inputs, evaluator.state.epoch, 2).to(
+            torch.uint8
+        ),
     )
     evaluator.add_event_handler(
-        Events.COMPLETED, lambda engine: engine.state.metrics.update(val_mean_dice=of_epochs[engine.state.epoch])
+        Events.COMPLETED,
+        lambda engine: engine.state.metrics.update(val_mean_dice=of_epochs[engine.state.epoch]),
     )
     trainer = SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=len(metrics),
-        train_data_loader=[{"image": torch.ones(1, 1, 2, 2, 2), "label": torch.ones(1, 1, 2, 2, 2)}],
+        train_data_loader=[
+            {"image": torch.ones(1, 1, 2, 2, 2), "label": torch.ones(1, 1, 2, 2, 2)}
+        ],
         network=network,
         optimizer=optimizer,
         loss_function=torch.nn.MSELoss(),
@@ -52,7 +57,14 @@ def train(
         train_handlers=[
             ValidationHandler(1, evaluator),
             Checkpoints(
-                folder, network, optimizer, scheduler, evaluator, [], resume=resume, validate_start=start is not None
+                folder,
+                network,
+                optimizer,
+                scheduler,
+                evaluator,
+                [],
+                resume=resume,
+                validate_start=start is not None,
             ),
             RunSummary(folder, evaluator),
             Overlays(folder, evaluator),

@@ -18,6 +18,9 @@ def commands(readme: Path, folder: Path) -> list[list[str]]:
         )
         (bin_folder / name).chmod(0o755)
     subprocess.run(
-        ["bash", "-ec", "\n".join(blocks)], cwd=folder, env={"PATH": f"{bin_folder}:/usr/bin:/bin"}, check=True
+        ["bash", "-ec", "\n".join(blocks)],
+        cwd=folder,
+        env={"PATH": f"{bin_folder}:/usr/bin:/bin"},
+        check=True,
     )
     return [line.split("\037")[:-1] for line in record.read_text().split("\036")[:-1]]

@@ -28,7 +28,11 @@ class Without:
         return getattr(self.finder, name)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        return None if name.partition(".")[0] in self.names else self.finder.find_spec(name, path, target)
+        return (
+            None
+            if name.partition(".")[0] in self.names
+            else self.finder.find_spec(name, path, target)
+        )
 
 
 def main() -> None:
