@@ -29,10 +29,11 @@ test: $(VENV)/.test ## the tests with coverage, without the slow ones
 test-slow: $(VENV)/.test ## the tests that train, start many processes or take long for another reason
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m slow $(ARGS)
 
-lint: $(VENV)/.test ## style and types
+lint: $(VENV)/.test ## style, types, and whether the configs are as their sources say
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/liverseg zoo render --check
 
 format: $(VENV)/.test ## put the code in the project's style
 	@$(BIN)/ruff check --fix .

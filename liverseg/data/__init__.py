@@ -4,7 +4,7 @@ from liverseg.data.datalist import load_datalist, split_by_patient, write_datali
 from liverseg.data.patches import find_patches, label_patches
 from liverseg.data.phantom import make_phantom
 from liverseg.data.phantom_io import write_phantoms
-from liverseg.data.sampling import PatientSampler
+from liverseg.data.sampling import PatientSampler, class_ratios
 from liverseg.data.scans import cache_num, find_scans
 from liverseg.data.voxel_counts import count_voxels
 from liverseg.data.weights import dice_weights, inverse_frequency_weights
@@ -12,6 +12,7 @@ from liverseg.data.weights import dice_weights, inverse_frequency_weights
 __all__ = [
     "PatientSampler",
     "cache_num",
+    "class_ratios",
     "count_voxels",
     "dice_weights",
     "find_patches",

@@ -2,7 +2,7 @@
 
 from liverseg.inferers.autocast import AutocastInferer, bf16_autocast
 from liverseg.inferers.cascade import CascadeInferer
-from liverseg.inferers.clicks import ClickWindowInferer, EvaluateWithClicks
+from liverseg.inferers.clicks import ClickWindowInferer, EvaluateWithClicks, both_predictions
 from liverseg.inferers.context_windows import BodyWindowInferer, ContextTileInferer
 from liverseg.inferers.mirror_check import MirrorCheckInferer
 from liverseg.inferers.two_stage import TwoStageInferer
@@ -21,4 +21,5 @@ __all__ = [
     "VolumeSliceInferer",
     "VolumeWindowInferer",
     "bf16_autocast",
+    "both_predictions",
 ]

@@ -52,7 +52,7 @@ class CascadeInferer(Inferer):
         spacing: mm along x and y to which the region is resampled; −1 keeps the scan's own.
         planes: which of "axial", "coronal" and "sagittal" vote.
         targets: "liver" and "lesion", or "liver" alone, which leaves the lesions part of it.
-        liver_cleaning: transform of the tuned liver (1, h, w, d), 0 and 1, before lesions are looked for.
+        liver_postprocessing: transform of the tuned liver (1, h, w, d), 0 and 1, before lesions are looked for.
         margin_mm: by which the box of the liver is widened for the lesions, in the axial plane, to either side.
         threshold: the least mean probability of a target's voxel.
 
@@ -75,7 +75,7 @@ class CascadeInferer(Inferer):
         spacing: Sequence[float] = (-1, -1),
         planes: Sequence[str] = tuple(PLANE_AXES),
         targets: Sequence[str] = ("liver", "lesion"),
-        liver_cleaning: Callable[[Tensor], Tensor] | None = None,
+        liver_postprocessing: Callable[[Tensor], Tensor] | None = None,
         margin_mm: float = 10,
         threshold: float = 0.5,
     ) -> None:
@@ -87,7 +87,7 @@ class CascadeInferer(Inferer):
             )
         self.localise, self.slices, self.planes, self.targets = localise, slices, planes, targets
         self.region_grid = VolumeSliceInferer(spacing)
-        self.liver_cleaning = liver_cleaning
+        self.liver_postprocessing = liver_postprocessing
         self.margin_mm, self.threshold = margin_mm, threshold
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -130,8 +130,10 @@ class CascadeInferer(Inferer):
             [1, self.keep_probabilities]
         )
         kept = torch.cat([kept, torch.zeros_like(kept)])
-        if self.liver_cleaning is not None:
-            label = self.liver_cleaning(MetaTensor(label, affine=region.affine)).as_subclass(Tensor)
+        if self.liver_postprocessing is not None:
+            label = self.liver_postprocessing(MetaTensor(label, affine=region.affine)).as_subclass(
+                Tensor
+            )
         if "lesion" in self.targets:
             self._mark_lesions(label, kept, region, network)
         if not label.any():

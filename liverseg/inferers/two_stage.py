@@ -35,8 +35,8 @@ class TwoStageInferer(Inferer):
     Args:
         liver: how the liver network runs over the volume.
         lesion: how the lesion network runs over the crop.
-        liver_cleaning: transform of the liver mask (1, H, W, D), a `MetaTensor` of 0 and 1, before it is used, for
-            instance `ErodeKeepLargestDilate`; None leaves it.
+        liver_postprocessing: transform of the liver mask (1, H, W, D), a `MetaTensor` of 0 and 1,
+            before it is used, for instance `ErodeKeepLargestDilate`; None leaves it.
         margin_mm: by which the box of the liver is widened in the plane of the slices, to either side.
         outside_value: the value that the lesion network sees outside the liver; None leaves the image as it is.
         shown_mm: how far beyond the liver the lesion network sees the image all the same.
@@ -45,7 +45,7 @@ class TwoStageInferer(Inferer):
     Attributes:
         keep_probabilities: set it for `kept`.
         kept: after a call, as of `VolumeSliceInferer`: that of the lesion is the product of what both networks say,
-            that of the liver what is left of its own. `liver_cleaning` has no say in them.
+            that of the liver what is left of its own. `liver_postprocessing` has no say in them.
     """
 
     keep_probabilities = False
@@ -55,7 +55,7 @@ class TwoStageInferer(Inferer):
         self,
         liver: VolumeSliceInferer | ContextTileInferer,
         lesion: VolumeSliceInferer | ContextTileInferer,
-        liver_cleaning: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        liver_postprocessing: Callable[[torch.Tensor], torch.Tensor] | None = None,
         margin_mm: float = 10,
         outside_value: float | None = None,
         shown_mm: float = 0,
@@ -63,7 +63,7 @@ class TwoStageInferer(Inferer):
     ) -> None:
         self.liver = liver
         self.lesion = lesion
-        self.liver_cleaning = liver_cleaning
+        self.liver_postprocessing = liver_postprocessing
         self.margin_mm = margin_mm
         self.outside_value = outside_value
         self.shown_mm = shown_mm
@@ -90,8 +90,10 @@ class TwoStageInferer(Inferer):
             self.kept = torch.cat([self.liver.kept, torch.zeros_like(self.liver.kept)], 1)
         for index, affine in enumerate(affines):
             label = plain(labels)[index, 0]
-            if self.liver_cleaning is not None:
-                label.copy_(plain(self.liver_cleaning(MetaTensor(label[None], affine=affine)))[0])
+            if self.liver_postprocessing is not None:
+                label.copy_(
+                    plain(self.liver_postprocessing(MetaTensor(label[None], affine=affine)))[0]
+                )
             box = foreground_box(label, affine, self.margin_mm)
             if box is None:
                 logger.warning("%s: no liver found, so its mask is empty.", name_of(inputs, index))

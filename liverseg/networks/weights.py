@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import ignite.distributed as idist
 import torch
 from torch import Tensor, nn
 
@@ -71,7 +72,8 @@ def merge_weights(
 ) -> None:
     """Write the weights of several networks as those of one that holds them by name, such as `LiverLesionNetworks`.
 
-    As long as one of them is not there, nothing is written; a file that is there already stays, with a warning.
+    As long as one of them is not there, nothing is written; a file that is there already stays, with a warning. Of
+    several processes the first one writes.
 
     Args:
         paths: path of the weights of each, by name.
@@ -80,6 +82,8 @@ def merge_weights(
     Raises:
         InputError: as `read_state_dict`, and when the file cannot be written.
     """
+    if idist.get_rank() > 0:
+        return
     missing = [os.fspath(path) for path in paths.values() if not Path(path).is_file()]
     if missing and Path(merged).exists():
         logger.warning(

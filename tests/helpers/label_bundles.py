@@ -94,7 +94,7 @@ def tiny_bundle(folder: Path, source: str, **settings) -> Path:
     file = folder / "configs" / "inference.json"
     parser = ConfigParser(json.loads(file.read_text()))
     parser.update(
-        {"postprocessings#none#keys": "pred", "mask_cleaning": "@postprocessings#none", **settings}
+        {"postprocessings#none#keys": "pred", "postprocessing": "@postprocessings#none", **settings}
     )
     file.write_text(
         json.dumps({key: value for key, value in parser.get().items() if key != "_meta_"})

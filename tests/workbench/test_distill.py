@@ -44,7 +44,7 @@ def teacher(tmp_path):
         "out_channels": 2,
         "kernel_size": 1,
     }
-    content |= {"mask_cleaning": "@postprocessings#none", "spacing": [-1, -1, -1], "amp": False}
+    content |= {"postprocessing": "@postprocessings#none", "spacing": [-1, -1, -1], "amp": False}
     config.write_text(json.dumps(content))
     bias = -(LEAST_HU - low) / (high - low)
     state = {
