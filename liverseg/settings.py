@@ -52,7 +52,7 @@ def check_name(
         return
     *above, last = identifier.split("::")
     new = RENAMED.get(identifier.partition("::")[0])
-    if new in shipped:
+    if new is not None and new in shipped:
         raise InputError(
             f"{name}: found the name of an earlier version, expected {new}: write --{new}."
         )
@@ -131,9 +131,10 @@ def read_setting(name: str, value: Any, shipped: Mapping[str, Any], config: Conf
     if isinstance(value, str) and value.startswith(ELSEWHERE):
         _check_reference(name, value, config)
         return value
-    group, indexed = _group(name, shipped), _indexed(name, shipped)
-    if (group or indexed) and not isinstance(value, Mapping):
-        known = _keys(config.get(group or indexed))
+    group = _group(name, shipped)
+    section = group or _indexed(name, shipped)
+    if section and not isinstance(value, Mapping):
+        known = _keys(config.get(section))
         if value not in known:
             raise InputError(
                 f"{name}: found {value!r}, expected one of {', '.join(known)}: {_choose(value, known)}."

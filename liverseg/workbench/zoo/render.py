@@ -34,7 +34,7 @@ def render(bundle: Path) -> dict[Path, str]:
         InputError: for a source that is missing or no JSON, and a part that is neither a section nor a file.
     """
     own, shared = bundle / "bundle.json", bundle.parent / "_shared"
-    parent = _load([own], resolve=False).get("parent")
+    parent = _read(own).get("parent")
     sections = _load([shared / parent, own] if parent else [own])
     sections.pop("parent", None)
     configs, overlays = sections.pop("configs", {}), sections.pop("overlays", {})
@@ -56,7 +56,7 @@ def render(bundle: Path) -> dict[Path, str]:
                 )
         rendered = {name: _load([files[part] for part in parts]) for name, parts in configs.items()}
         for name, parts in overlays.items():
-            contents = [_load([files[part]], resolve=False) for part in parts]
+            contents = [_read(files[part]) for part in parts]
             rendered[name] = {key: value for content in contents for key, value in content.items()}
     return {
         bundle / "configs" / f"{name}.json": to_json(content) for name, content in rendered.items()
@@ -131,19 +131,23 @@ def _fill(parts: list[str], width: int) -> list[str]:
     return lines
 
 
-def _load(files: list[Path], resolve: bool = True) -> dict[str, Any]:
+def _load(files: list[Path]) -> dict[str, Any]:
     for file in files:
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(
-                f"{file}: could not be read ({error.strerror}), expected a source of configs: put it there."
-            ) from error
-        except ValueError as error:
-            raise InputError(f"{file}: not a JSON file ({error}): fix it.") from error
-        if not isinstance(content, dict):
-            raise InputError(
-                f"{file}: found a {type(content).__name__}, expected names with values: fix it."
-            )
-    load = ConfigParser.load_config_files if resolve else ConfigParser.load_config_file
-    return load(files if resolve else files[0])
+        _read(file)
+    return ConfigParser.load_config_files(files)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"{file}: could not be read ({error.strerror}), expected a source of configs: put it there."
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{file}: not a JSON file ({error}): fix it.") from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{file}: found a {type(content).__name__}, expected names with values: fix it."
+        )
+    return content
