@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import sys
-import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from monai.transforms import AsDiscreted, Compose, EnsureChannelFirstd, LoadImag
 import liverseg
 from liverseg.engines import ScanDataset, ScanEvaluator
 from liverseg.errors import InputError
-from liverseg.handlers.report import SegmentationReport
+from liverseg.handlers import SegmentationReport, timing
 from liverseg.io.masks import MaskFolder, find_mask
 from liverseg.metrics import bf_scores, case_metrics, lesion_metrics
 
@@ -67,14 +66,19 @@ def make_cases(folder: Path) -> list[dict[str, str]]:
     return cases
 
 
-class Slow:
-    """Takes a tenth of a second for each call."""
+class Clock:
+    now_s = 0.0
 
-    def __init__(self, run):
+
+class Slow:
+    """Takes a second of a clock for each call."""
+
+    def __init__(self, run, clock):
         self.run = run
+        self.clock = clock
 
     def __call__(self, *args):
-        time.sleep(0.1)
+        self.clock.now_s += 1
         return self.run(*args)
 
 
@@ -232,20 +236,30 @@ def test_lesions_of_no_class_are_refused(tmp_path, key, name):
         SegmentationReport(tmp_path, NAMES, **{key: name})
 
 
-def test_time_is_counted_where_it_is_spent(tmp_path):
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still but while a `Slow` is called."""
+    clock = Clock()
+    monkeypatch.setattr(timing, "perf_counter", lambda: clock.now_s)
+    return clock
+
+
+def test_time_is_counted_where_it_is_spent(tmp_path, clock):
     cases = make_cases(tmp_path)
-    answer, argmax = SimpleInferer(), AsDiscreted("pred", argmax=True)
-    evaluate(cases, SegmentationReport(tmp_path / "post", NAMES), postprocessing=Slow(argmax))
-    evaluate(cases, SegmentationReport(tmp_path / "network", NAMES), inferer=Slow(answer))
+    argmax = Slow(AsDiscreted("pred", argmax=True), clock)
+    evaluate(cases, SegmentationReport(tmp_path / "post", NAMES), postprocessing=argmax)
+    inferer = Slow(SimpleInferer(), clock)
+    evaluate(cases, SegmentationReport(tmp_path / "network", NAMES), inferer=inferer)
     post, network = (read(tmp_path / name)[1]["seconds"] for name in ("post", "network"))
-    assert post["postprocessing_per_case"]["count"] == 3
-    assert post["postprocessing_per_case"]["median"] >= 0.1
-    assert post["postprocessing_per_case"]["median"] > 6 * post["inference_per_slice"]["median"]
-    # Batches of two scans and one, each of six slices: .1 s shared by two, .1 s for the third.
-    assert network["inference_per_slice"]["mean"] >= 0.2 / 3 / 6
-    assert (
-        network["postprocessing_per_case"]["median"] < 6 * network["inference_per_slice"]["median"]
+    # Each scan is postprocessed alone.
+    assert post["postprocessing_per_case"] == pytest.approx(
+        {"mean": 1, "sd": 0, "median": 1, "count": 3}
     )
+    assert post["inference_per_slice"]["mean"] == 0
+    # Batches of two scans and one, each of six slices: 1 s shared by two, 1 s for the third.
+    assert network["inference_per_slice"]["mean"] == pytest.approx(2 / 3 / 6)
+    assert network["inference_per_slice"]["median"] == pytest.approx(1 / 2 / 6)
+    assert network["postprocessing_per_case"]["mean"] == 0
 
 
 def test_masks_lie_on_the_grid_of_the_label(tmp_path):
