@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.tiny_training import train
+from helpers.waiting import SECONDS
 from ignite.engine import Events
 from mlflow import MlflowClient
 from monai.bundle import ConfigParser, ConfigWorkflow
@@ -224,7 +225,7 @@ def test_commit_of_a_folder(tmp_path, monkeypatch):
     def git(*arguments):
         settings = ("-c", "user.name=me", "-c", "user.email=me@here", "-c", "commit.gpgsign=false")
         return subprocess.check_output(
-            ["git", *settings, "-C", tmp_path, *arguments], text=True
+            ["git", *settings, "-C", tmp_path, *arguments], text=True, timeout=SECONDS
         ).strip()
 
     assert git_commit(tmp_path) is None
