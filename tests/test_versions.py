@@ -194,10 +194,11 @@ def test_an_archive_has_the_weights_in_use_and_no_version(bundle, tmp_path):
             torch.save({"weight": torch.tensor([number])}, version.folder / part)
         versions.publish(bundle, version.name)
     with zipfile.ZipFile(build_archive(bundle, tmp_path / "dist")) as archive:
-        archive.extractall(tmp_path)
+        archive.extractall(tmp_path / "unpacked")
+    models = tmp_path / "unpacked" / "bundle" / "models"
     found = {
-        path.relative_to(tmp_path / "bundle" / "models").as_posix(): torch.load(path)["weight"]
-        for path in (tmp_path / "bundle").rglob("*.pt")
+        path.relative_to(models).as_posix(): torch.load(path)["weight"].item()
+        for path in models.rglob("*.pt")
     }
     assert found == dict.fromkeys(PARTS, 2)
 

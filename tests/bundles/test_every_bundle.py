@@ -205,7 +205,7 @@ class Cascade:
 
 @pytest.fixture(scope="module")
 def cascade(dataset, tmp_path_factory):
-    """The lesion's stages and the liver's rounds are real chains; the others run in this process, which is quicker."""
+    """Trained: lesion stages and liver rounds as real chains, the rest in this process."""
     cascade = Cascade(tmp_path_factory.mktemp("cascade"), dataset)
     for stage in ("localise", "tune"):
         cascade.run(["train.json"], "train", **cascade.short, stage=stage, plane="coronal")
