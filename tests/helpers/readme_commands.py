@@ -6,6 +6,8 @@ import re
 import subprocess
 from pathlib import Path
 
+from helpers.waiting import SECONDS
+
 
 def commands(readme: Path, folder: Path) -> list[list[str]]:
     """The commands of its shell blocks, as a shell starts them: in their order, with their arguments."""
@@ -22,5 +24,6 @@ def commands(readme: Path, folder: Path) -> list[list[str]]:
         cwd=folder,
         env={"PATH": f"{bin_folder}:/usr/bin:/bin"},
         check=True,
+        timeout=SECONDS,
     )
     return [line.split("\037")[:-1] for line in record.read_text().split("\036")[:-1]]
