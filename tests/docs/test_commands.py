@@ -20,6 +20,7 @@ from typer.main import get_command
 from liverseg.errors import InputError
 from liverseg.workbench.cli import app
 
+COMMAND = get_command(app)
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 STUDIES = ROOT / "liverseg" / "workbench" / "study" / "studies"
 BUNDLES = sorted(path.parents[1] for path in ROOT.glob("bundles/*/configs/inference.json"))
@@ -43,7 +44,7 @@ def typed(document, tmp_path) -> list[list[str]]:
 
 def verb_of(words: list[str]):
     """The command of `liverseg` that words begin with, its name, and the words after it."""
-    command, words, name = get_command(app), list(words), []
+    command, words, name = COMMAND, list(words), []
     while hasattr(command, "commands"):
         assert words, f"liverseg {' '.join(name)}: names no verb"
         name.append(words.pop(0))
@@ -143,8 +144,7 @@ def test_commands_in_the_text_name_verbs_and_options_that_exist(document):
         if program == "make":
             check_make(words)
         elif words[0] != "VERB":
-            groups = get_command(app).commands
-            if hasattr(groups.get(words[0]), "commands") and len(words) == 1:
+            if len(words) == 1 and hasattr(COMMAND.commands.get(words[0]), "commands"):
                 continue
             command, _, arguments = verb_of(words)
             known = {option for each in command.params for option in each.opts} | {"--help"}
@@ -178,7 +178,7 @@ def test_every_verb_is_in_the_reference():
         (ROOT / "docs" / "reference" / "commands.md").read_text(),
         re.MULTILINE,
     )
-    assert sorted(listed) == sorted(" ".join(verb) for verb in verbs(get_command(app)))
+    assert sorted(listed) == sorted(" ".join(verb) for verb in verbs(COMMAND))
 
 
 def test_the_readme_has_a_command_to_segment_to_train_and_to_annotate(tmp_path):
