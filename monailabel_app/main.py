@@ -20,19 +20,19 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.async_tasks.utils import tasks
 from monailabel.utils.sessions import Sessions
 
-from lib.activelearning.next_scan import First, HighestScore, Random
-from lib.bundles import find_bundles
-from lib.dicom_server import DicomServerError
-from lib.folder import FolderDatastore
-from lib.infers.batch import BatchSegmentation
-from lib.infers.clicks import ClickSegmentation
-from lib.infers.correct import CleanUp, Scribbles
-from lib.infers.segment import Segmentation
-from lib.logs import serve_log
+from lib.bundle import find_bundles
+from lib.infer.batch import BatchSegmentation
+from lib.infer.clicks import ClickSegmentation
+from lib.infer.correct import CleanUp, Scribbles
+from lib.infer.probabilities import ProbabilityStore
+from lib.infer.segment import Segmentation
 from lib.patches import check_version
-from lib.probabilities import ProbabilityStore
-from lib.scoring.scores import DiceScores, Disagreement, Scores, Uncertainty
-from lib.trainers.retrain import Retraining
+from lib.patches.logs import serve_log
+from lib.score.next_scan import First, HighestScore, Random
+from lib.score.scores import DiceScores, Disagreement, Scores, Uncertainty
+from lib.store.dicom_server import DicomServerError
+from lib.store.folder import FolderDatastore
+from lib.train.retrain import Retraining
 from liverseg.chain import die_with_parent
 from liverseg.errors import InputError
 from liverseg.files import NotSavedError
@@ -116,7 +116,7 @@ class LiverSegApp(MONAILabelApp):
     def init_datastore(self) -> Datastore:
         """A folder's studies, or those of a DICOMweb server, in a datastore that several threads may use."""
         if self.studies.startswith(("http://", "https://")):
-            from lib.dicomweb import connect
+            from lib.store.dicomweb import connect
 
             return connect(self.studies)
         return FolderDatastore(
@@ -283,7 +283,7 @@ class LiverSegApp(MONAILabelApp):
         """Fix the server, which is there when this is called and not in the processes that it starts."""
         import monailabel.app
 
-        from lib.server import fix_server
+        from lib.patches.bare_errors import fix_server
 
         fix_server(
             monailabel.app.app,

@@ -16,8 +16,8 @@ from liverseg.errors import InputError
 from liverseg.transforms.load import check_same_grid
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
-from lib.datastore import LockedDatastore
-from lib.volumes import grid_of, read_label, values_in
+from lib.store.local import LockedDatastore
+from lib.store.volumes import grid_of, read_label, values_in
 
 
 def open_store(folder, **settings) -> LockedDatastore:

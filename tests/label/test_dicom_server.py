@@ -30,10 +30,10 @@ from helpers.dicom_studies import (
 )
 from monailabel.config import settings
 
-from lib.activelearning.next_scan import First
-from lib.dicom_server import DicomServerError
-from lib.dicomweb import connect
-from lib.server import answer_with_sentences
+from lib.patches.bare_errors import answer_with_sentences
+from lib.score.next_scan import First
+from lib.store.dicom_server import DicomServerError
+from lib.store.dicomweb import connect
 from liverseg.errors import InputError
 
 OTHER, THIRD = "1.2.3.8", "1.2.3.9"

@@ -31,8 +31,8 @@ from helpers.full_disk import full_disk
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
-from lib.activelearning.next_scan import First
-from lib.dicomweb import DicomwebDatastore
+from lib.score.next_scan import First
+from lib.store.dicomweb import DicomwebDatastore
 from liverseg.errors import InputError
 
 MIXED, TILTED, OTHER = "1.2.3.5", "1.2.3.6", "1.2.3.8"

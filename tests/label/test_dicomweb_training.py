@@ -16,10 +16,10 @@ from helpers.label_bundles import tiny_bundle
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from dicomweb_client import DICOMfileClient
 
-from lib.bundles import read_bundle
-from lib.dicomweb import DicomwebDatastore
-from lib.trainers.retrain import Retraining
-from lib.trainers.scans import items, patient
+from lib.bundle import read_bundle
+from lib.store.dicomweb import DicomwebDatastore
+from lib.train.retrain import Retraining
+from lib.train.scans import items, patient
 from liverseg.data import load_datalist
 
 # Three patients, of whom one came twice; nothing but the last part tells their UIDs apart, and one has no name.

@@ -12,8 +12,8 @@ from helpers.label_bundles import tiny_bundle
 from liverseg.errors import InputError
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
-from lib.bundles import find_bundles, read_bundle
-from lib.trainers.retrain import Retraining
+from lib.bundle import find_bundles, read_bundle
+from lib.train.retrain import Retraining
 
 BUNDLES = sorted((ROOT / "bundles").glob("*/"))
 

@@ -19,10 +19,10 @@ from helpers.full_disk import full_disk
 from liverseg.errors import InputError
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
-from lib import folder as listing
-from lib.activelearning.next_scan import First
-from lib.folder import FolderDatastore
-from lib.trainers.scans import patient
+from lib.score.next_scan import First
+from lib.store import folder as listing
+from lib.store.folder import FolderDatastore
+from lib.train.scans import patient
 
 SCAN, LABEL = make_scan(0)
 NAMES = [f"IM{number}.dcm" for number in range(SCAN.shape[2])]

@@ -24,12 +24,12 @@ from liverseg.networks import cascade_weights
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from fastapi import HTTPException
 
-from lib.activelearning.next_scan import First, HighestScore, Random
-from lib.bundles import read_bundle
-from lib.datastore import LockedDatastore
-from lib.infers.segment import Segmentation
-from lib.scoring.entropy import EntropyMeter
-from lib.scoring.scores import DiceScores, Disagreement, Uncertainty, disagreement, mean_entropy
+from lib.bundle import read_bundle
+from lib.infer.segment import Segmentation
+from lib.score.entropy import EntropyMeter
+from lib.score.next_scan import First, HighestScore, Random
+from lib.score.scores import DiceScores, Disagreement, Uncertainty, disagreement, mean_entropy
+from lib.store.local import LockedDatastore
 
 SIMPLE = {
     "network_def": "@networks#simple",

@@ -13,7 +13,7 @@ from monailabel.config import settings
 from monailabel.endpoints import ohif
 from starlette.testclient import TestClient
 
-from lib.ohif import CONFIG, PANEL, serve_ohif
+from lib.patches.ohif import CONFIG, PANEL, serve_ohif
 
 FOLDER = Path(ohif.__file__).parent / "static" / "ohif"
 

@@ -15,8 +15,8 @@ from liverseg.errors import InputError
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from starlette.testclient import TestClient
 
-from lib.origins import OwnPages, own_hosts
-from lib.server import _listens_on, _say_who_is_answered
+from lib.patches.any_web_page import OwnPages, own_hosts
+from lib.patches.bare_errors import _listens_on, _say_who_is_answered
 
 EVIL = "http://evil.example"
 # Of a page elsewhere, as Chromium 156 and Firefox 140 send them; {port} is the server's.

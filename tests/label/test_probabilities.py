@@ -15,9 +15,9 @@ from monai.bundle import ConfigParser
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 
-from lib.bundles import read_bundle
-from lib.infers.segment import Segmentation
-from lib.probabilities import ProbabilityStore, gives_probabilities
+from lib.bundle import read_bundle
+from lib.infer.probabilities import ProbabilityStore, gives_probabilities
+from lib.infer.segment import Segmentation
 from liverseg.versions import publish
 
 SHAPE = (40, 48, 7)

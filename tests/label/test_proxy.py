@@ -17,7 +17,7 @@ from monailabel.config import settings
 from monailabel.endpoints import proxy
 from starlette.datastructures import Headers
 
-from lib.proxy import pass_on_dicomweb
+from lib.patches.proxy import pass_on_dicomweb
 
 PACKED = gzip.compress(b"pixels")
 

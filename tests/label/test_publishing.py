@@ -8,8 +8,8 @@ import torch
 from liverseg import versions
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
-from lib.trainers import publishing
-from lib.trainers.publishing import compare
+from lib.train import publishing
+from lib.train.publishing import compare
 
 
 @pytest.mark.parametrize(

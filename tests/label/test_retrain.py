@@ -29,10 +29,10 @@ pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from monailabel.client import MONAILabelClient
 from monailabel.datastore.local import LocalDatastore
 
-from lib.bundles import read_bundle
-from lib.trainers.publishing import publish_if_better
-from lib.trainers.retrain import Retraining
-from lib.trainers.scans import items, patient, split
+from lib.bundle import read_bundle
+from lib.train.publishing import publish_if_better
+from lib.train.retrain import Retraining
+from lib.train.scans import items, patient, split
 
 TINY = {
     "network_def": "@networks#simple",

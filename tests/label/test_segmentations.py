@@ -24,8 +24,8 @@ from helpers.dicom_studies import (
 )
 from pydicom.dataset import Dataset
 
-from lib.segmentation_voxels import write_label
-from lib.segmentations import current, describe
+from lib.store.segmentation_voxels import write_label
+from lib.store.segmentations import current, describe
 from liverseg.errors import InputError
 
 KINDS = ["BINARY", "FRACTIONAL", "LABELMAP"]

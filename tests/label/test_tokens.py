@@ -21,7 +21,7 @@ from monailabel.config import settings
 from monailabel.endpoints import login
 from monailabel.endpoints.user import auth
 
-from lib.tokens import check_tokens
+from lib.patches.tokens import check_tokens
 
 KEY, OTHER = (rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(2))
 PUBLIC = KEY.public_key().public_bytes(

@@ -16,7 +16,7 @@ import requests
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from fastapi import FastAPI, Request
 
-from lib import transport
+from lib.patches import blocking_endpoints as transport
 
 # --- slow clients
 

@@ -27,14 +27,14 @@ from monailabel.interfaces.exception import (
 from monailabel.utils.others.generic import remove_file
 from starlette.middleware.cors import CORSMiddleware
 
-from lib.checks import check_requests
-from lib.dicom_server import DicomServerError
-from lib.ohif import serve_ohif
-from lib.origins import OwnPages, own_hosts
 from lib.patches import answer_first
-from lib.proxy import pass_on_dicomweb
-from lib.tokens import check_tokens
-from lib.transport import Threads, UploadLimit
+from lib.patches.any_web_page import OwnPages, own_hosts
+from lib.patches.blocking_endpoints import Threads, UploadLimit
+from lib.patches.ohif import serve_ohif
+from lib.patches.proxy import pass_on_dicomweb
+from lib.patches.tokens import check_tokens
+from lib.patches.unchecked_tasks import check_requests
+from lib.store.dicom_server import DicomServerError
 from liverseg.errors import InputError, sentence
 
 logger = logging.getLogger(__name__)

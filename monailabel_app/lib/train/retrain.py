@@ -19,10 +19,10 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.generic import device_list
 
-from lib.bundles import Bundle, as_text
-from lib.trainers.progress import progress
-from lib.trainers.publishing import publish_if_better
-from lib.trainers.scans import items, patient, read_validation, split
+from lib.bundle import Bundle, as_text
+from lib.train.progress import progress
+from lib.train.publishing import publish_if_better
+from lib.train.scans import items, patient, read_validation, split
 from liverseg.bundle import is_true
 from liverseg.chain import die_with_parent
 from liverseg.errors import InputError, sentence

@@ -15,9 +15,9 @@ from monai.engines import SupervisedEvaluator
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.utils.others.generic import device_list
 
-from lib.bundles import IN_USE, Bundle, choose
-from lib.masks import NRRD_SUFFIXES, convert_mask
-from lib.probabilities import Kept, ProbabilityStore
+from lib.bundle import IN_USE, Bundle, choose
+from lib.infer.masks import NRRD_SUFFIXES, convert_mask
+from lib.infer.probabilities import Kept, ProbabilityStore
 from liverseg.errors import InputError, sentence
 from liverseg.io.masks import recorded_scans
 from liverseg.io.paths import NIFTI_SUFFIXES

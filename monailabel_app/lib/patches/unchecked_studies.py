@@ -17,10 +17,10 @@ from monailabel.interfaces.utils.app import app_instance
 from starlette.background import BackgroundTask
 
 from lib.patches import before
-from lib.segments import check_segments
-from lib.uploads import check_archive, check_label, check_series, check_volume
-from lib.values import check_image_info, check_label_info, check_name, json_object
-from lib.volumes import read_label, values_in
+from lib.schemas import check_image_info, check_label_info, check_name, json_object
+from lib.store.labels import check_segments
+from lib.store.uploads import check_archive, check_label, check_series, check_volume
+from lib.store.volumes import read_label, values_in
 from liverseg.errors import InputError
 from liverseg.io.paths import nifti_suffix
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from monailabel.interfaces.tasks.infer_v2 import InferType
 
-from lib.bundles import Bundle
-from lib.infers.segment import Segmentation
-from lib.probabilities import ProbabilityStore
+from lib.bundle import Bundle
+from lib.infer.probabilities import ProbabilityStore
+from lib.infer.segment import Segmentation
 from liverseg.errors import InputError
 
 

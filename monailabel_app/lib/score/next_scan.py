@@ -15,7 +15,7 @@ from fastapi import HTTPException
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
 
-from lib.scoring.scores import Scores
+from lib.score.scores import Scores
 from liverseg.errors import InputError
 
 logger = logging.getLogger(__name__)

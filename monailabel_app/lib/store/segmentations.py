@@ -9,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 from itertools import combinations
 from typing import Any
 
-from lib.dicom_server import first, sequence
+from lib.store.dicom_server import first, sequence
 from liverseg.errors import InputError
 
 # The coordinating center of each DICOM SEG that MONAI Label writes, and so this app.

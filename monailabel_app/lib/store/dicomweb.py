@@ -24,11 +24,11 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
 from pydicom.dataset import Dataset
 
-from lib.datastore import LockedDatastore
-from lib.dicom_server import DicomServer, DicomServerError, connect_client, first
-from lib.segmentation_voxels import write_label
-from lib.segmentations import Segmentation, current, describe
-from lib.volumes import read_label, values_in
+from lib.store.dicom_server import DicomServer, DicomServerError, connect_client, first
+from lib.store.local import LockedDatastore
+from lib.store.segmentation_voxels import write_label
+from lib.store.segmentations import Segmentation, current, describe
+from lib.store.volumes import read_label, values_in
 from liverseg.errors import InputError
 from liverseg.files import NotSavedError
 from liverseg.io.nifti import write_nifti

@@ -20,12 +20,12 @@ from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
-from lib.bundles import Bundle
-from lib.dicom_server import DicomServerError
-from lib.infers.segment import Segmentation
-from lib.scoring.entropy import EntropyMeter
-from lib.trainers.scans import items
-from lib.volumes import grid_of, read_label
+from lib.bundle import Bundle
+from lib.infer.segment import Segmentation
+from lib.score.entropy import EntropyMeter
+from lib.store.dicom_server import DicomServerError
+from lib.store.volumes import grid_of, read_label
+from lib.train.scans import items
 from liverseg.engines import is_of_machine
 from liverseg.errors import InputError, sentence
 from liverseg.metrics import confusion_matrix, pooled_metrics

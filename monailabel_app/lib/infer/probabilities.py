@@ -19,7 +19,7 @@ from monai.engines import IterationEvents, SupervisedEvaluator
 from monai.transforms import Invertd
 from numpy.typing import NDArray
 
-from lib.bundles import Bundle
+from lib.bundle import Bundle
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
 from liverseg.transforms.morphology import Box, bounding_box

@@ -11,8 +11,8 @@ from monai.data import MetaTensor
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
-from lib.segments import match, segment_names
-from lib.volumes import read_label, values_in
+from lib.store.labels import match, segment_names
+from lib.store.volumes import read_label, values_in
 from liverseg.errors import InputError
 from liverseg.files import write_atomically
 from liverseg.io.nifti import write_nifti

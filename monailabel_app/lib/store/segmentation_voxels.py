@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset
 
-from lib.segmentations import compared, segment_name
+from lib.store.segmentations import compared, segment_name
 from liverseg.errors import InputError
 from liverseg.io.nifti import read_nifti_grid, write_nifti
 

@@ -18,7 +18,7 @@ from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 from watchdog.observers.polling import PollingObserver
 
-from lib.datastore import LockedDatastore
+from lib.store.local import LockedDatastore
 from liverseg.errors import InputError
 from liverseg.files import NotSavedError, check_writable, write_atomically
 from liverseg.io.dicom import describe, files_at, find_series

@@ -18,11 +18,11 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.interfaces.utils.app import app_instance
 
-from lib.infers.segment import Segmentation
+from lib.infer.segment import Segmentation
 from lib.patches import before
-from lib.studies import check_image, check_session, check_studies, max_mb
-from lib.uploads import check_volume, update_model
-from lib.values import check_json, check_name, json_object
+from lib.patches.unchecked_studies import check_image, check_session, check_studies, max_mb
+from lib.schemas import check_json, check_name, json_object
+from lib.store.uploads import check_volume, update_model
 from liverseg.errors import InputError
 from liverseg.io.paths import NIFTI_SUFFIXES, nifti_suffix
 

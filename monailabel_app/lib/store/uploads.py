@@ -15,8 +15,8 @@ from zipfile import BadZipFile, ZipFile
 from fastapi import HTTPException, UploadFile
 from monailabel.utils.others.generic import file_checksum
 
-from lib.bundles import Bundle
-from lib.volumes import grid_of, read_label, values_in
+from lib.bundle import Bundle
+from lib.store.volumes import grid_of, read_label, values_in
 from liverseg.errors import InputError
 from liverseg.io.nifti import open_nifti
 from liverseg.io.paths import NIFTI_SUFFIXES, nifti_suffix

@@ -16,12 +16,12 @@ from monai.data import MetaTensor, affine_to_spacing
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 
-from lib.bundles import Bundle, choose
-from lib.infers.segment import SUFFIXES, Segmentation
-from lib.masks import convert_mask
-from lib.probabilities import gives_probabilities
-from lib.scribbles import LIKELIHOODS, correct_region, inner_of, regions_of
-from lib.volumes import grid_of, read_boxes, read_label
+from lib.bundle import Bundle, choose
+from lib.infer.masks import convert_mask
+from lib.infer.probabilities import gives_probabilities
+from lib.infer.scribbles import LIKELIHOODS, correct_region, inner_of, regions_of
+from lib.infer.segment import SUFFIXES, Segmentation
+from lib.store.volumes import grid_of, read_boxes, read_label
 from liverseg.errors import InputError
 from liverseg.io.nifti import write_nifti
 from liverseg.transforms import CleanSlicesd, ErodeKeepLargestDilated, SmoothEdgesd
@@ -157,7 +157,7 @@ class Scribbles(Correction):
         name: str,
         chosen: Mapping[str, str],
     ) -> np.ndarray:
-        """As `lib.scribbles.cut` does in each region; outside them the segment stays as it is."""
+        """As `lib.infer.scribbles.cut` does in each region; outside them the segment stays as it is."""
         voxels = labels[0].numpy()
         foreground, background = (voxels == values.get(key, -1) for key in STROKES)
         mask = voxels == values[name]
