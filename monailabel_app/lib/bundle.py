@@ -21,6 +21,7 @@ from monailabel.utils.others.generic import device_map, name_to_device
 from liverseg.devices import select_device
 from liverseg.errors import InputError, sentence
 from liverseg.io.masks import class_names
+from liverseg.settings import reference
 from liverseg.versions import list_versions, model_files, version_in_use, weights_in_use
 
 # What MONAI asks of an inference config, and the folder for its masks.
@@ -39,8 +40,8 @@ class Bundle:
         config: `configs/inference.json`, unresolved.
         metadata: `configs/metadata.json`.
         labels: value in the mask by segment name, without the background.
-        choices: by setting, what may be chosen: the value of the config by the text that a client shows, the default
-            first.
+        choices: by setting, what may be chosen: the value of the config by the text that a client
+            shows, the default first.
     """
 
     folder: Path
@@ -60,7 +61,7 @@ class Bundle:
         return [IN_USE, *kept]
 
     def weights(self) -> list[Path]:
-        """The files with the weights in use; none where one of those that it needs is missing. Read each time."""
+        """The files with the weights in use, read each time; none where one is missing."""
         return self._needed() if model_files(self.folder / "models") and not self._missing() else []
 
     def state(self) -> str:
@@ -81,7 +82,7 @@ class Bundle:
         return [path for path in self._needed() if not path.is_file()]
 
     def _needed(self) -> list[Path]:
-        """Where inference reads the weights of each of its networks, which may depend on the files that are there."""
+        """Where inference reads the weights of each network, which may depend on what is there."""
         there = tuple(model_files(self.folder / "models"))
         if there not in self._places:
             with self.workflow({}) as parser:
@@ -141,7 +142,8 @@ class Bundle:
         known = dict.fromkeys([*device_map(), *device_map().values(), "cpu", "cuda"])
         if not isinstance(name, str) or (name not in known and not re.fullmatch(r"cuda:\d+", name)):
             raise InputError(
-                f"model {self.name}, option device: found {name!r}, expected one of {', '.join(known)}: choose one."
+                f"model {self.name}, option device: found {name!r}, expected one of "
+                f"{', '.join(known)}: choose one."
             )
         if name not in known:
             try:
@@ -154,7 +156,7 @@ class Bundle:
     def workflow(self, settings: Mapping[str, Any]) -> Iterator[ConfigParser]:
         """The config with `settings`, initialised, for the time in which it resolves parts of itself.
 
-        One at a time: configs add folders to `sys.path`, from which the next one must not import anything.
+        One at a time: configs add folders to `sys.path`, from which the next one must not import.
         """
         with _resolving:
             path = sys.path[:]
@@ -224,13 +226,14 @@ def read_bundle(folder: Path) -> Bundle:
     """Read the configs of one bundle, and initialise it once.
 
     Raises:
-        InputError: for a folder that holds no bundle of a segmentation, and one that brings Python code of its own.
+        InputError: for a folder that holds no bundle of a segmentation, and one with Python code.
     """
     config_file = next(iter(sorted((folder / "configs").glob("inference.*"))), None)
     metadata_file = folder / "configs" / "metadata.json"
     if config_file is None or not metadata_file.is_file():
         raise InputError(
-            f"{folder}: found no configs/inference.json and metadata.json, expected both: not a bundle."
+            f"{folder}: found no configs/inference.json and metadata.json, expected both: not a "
+            "bundle."
         )
     # A package such as `scripts` of one bundle would run in the place of that of another.
     code = [
@@ -241,15 +244,16 @@ def read_bundle(folder: Path) -> Bundle:
     ]
     if code:
         raise InputError(
-            f"{folder}: found code of its own ({code[0].relative_to(folder)}), expected none but liverseg, because "
-            "bundles would run each other's: give it a server of its own."
+            f"{folder}: found code of its own ({code[0].relative_to(folder)}), expected none but "
+            "liverseg, because bundles would run each other's: give it a server of its own."
         )
     try:
         config = ConfigParser.load_config_file(config_file)
         metadata = json.loads(metadata_file.read_text())
     except ValueError as error:
         raise InputError(f"{folder}: found a config that is no JSON ({error}): fix it.") from error
-    missing = [key for key in NEEDED if key not in config]
+    needed = (*NEEDED, *config.get("retrain_configs", ()))
+    missing = [key for key in needed if key not in config]
     if missing:
         raise InputError(
             f"{config_file}: found no {', '.join(missing)}, expected them: add them to the config."
@@ -279,16 +283,13 @@ def _choices(file: Path, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]
     for key, values in config.get("displayable_configs", {}).items():
         if key not in config or not isinstance(values, list):
             raise InputError(
-                f"{file}: displayable_configs#{key} is {values!r}, expected a list of values of {key}."
+                f"{file}: displayable_configs#{key}: found {values!r}, expected a list of values of "
+                f"{key}: correct it."
             )
-        default = config[key]
-        if isinstance(default, str) and default.startswith("@"):
-            group = default.partition("#")[0]
-            known = {value: f"{group}#{value}" for value in values}
-        else:
-            known = {as_text(value): value for value in values}
-        first = next((text for text, value in known.items() if value == default), None)
-        if first is None:
+        default, refers = config[key], reference(config[key])
+        first = refers[1] if refers else as_text(default)
+        known = {as_text(one): f"@{refers[0]}#{one}" if refers else one for one in values}
+        if first not in known:
             raise InputError(
                 f"{file}: displayable_configs#{key} lacks the default {default!r}: add it."
             )

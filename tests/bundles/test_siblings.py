@@ -17,7 +17,7 @@ DIFFERENT = {
     "fcn_liver": {
         "train.json": {"network_def", "networks", "learning_rate", "experiment_name"},
         "fine_tune.json": {"learning_rate"},
-        "inference.json": {"network_def", "networks"},
+        "inference.json": {"network_def", "networks", "retrain_configs"},
     },
     "deeplabv3_abdomen_mr": {
         "train.json": {"classes", "modality", "loss", "losses#per_organ#losses", "experiment_name"},

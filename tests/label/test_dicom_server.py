@@ -30,7 +30,7 @@ from helpers.dicom_studies import (
 )
 from monailabel.config import settings
 
-from lib.patches.bare_errors import answer_with_sentences
+from lib.patches import bare_errors
 from lib.score.next_scan import First
 from lib.store.dicom_server import DicomServerError
 from lib.store.dicomweb import connect
@@ -126,7 +126,7 @@ def test_what_was_copied_goes_on_while_it_is_down_and_the_rest_when_it_is_back(
 
 def test_clients_are_told_503():
     server = FastAPI()
-    answer_with_sentences(server)
+    bare_errors.fix(server)
 
     request = SimpleNamespace(method="GET", url=SimpleNamespace(path="/datastore/image"))
     answer = server.exception_handlers[InputError](

@@ -13,7 +13,7 @@ from monailabel.config import settings
 from monailabel.endpoints import ohif
 from starlette.testclient import TestClient
 
-from lib.patches.ohif import CONFIG, PANEL, serve_ohif
+from lib.patches.ohif import CONFIG, PANEL, fix
 
 FOLDER = Path(ohif.__file__).parent / "static" / "ohif"
 
@@ -22,7 +22,7 @@ def open_browser() -> TestClient:
     """A server with MONAI Label's addresses of OHIF, and ours before them."""
     server = FastAPI()
     server.include_router(ohif.router)
-    serve_ohif(server)
+    fix(server)
     return TestClient(server)
 
 

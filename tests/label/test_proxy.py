@@ -14,10 +14,9 @@ import pytest
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from fastapi import HTTPException, Response
 from monailabel.config import settings
-from monailabel.endpoints import proxy
 from starlette.datastructures import Headers
 
-from lib.patches.proxy import pass_on_dicomweb
+from lib.patches.dicomweb_proxy import pass_on
 
 PACKED = gzip.compress(b"pixels")
 
@@ -57,15 +56,13 @@ def dicom(monkeypatch):
         request = SimpleNamespace(
             method=method, headers=Headers(headers), body=read, url=urlparse(f"/proxy/dicom/{path}")
         )
-        return asyncio.run(proxy.proxy_dicom(request, op, path.partition("?")[0]))
+        return asyncio.run(pass_on(request, op, path.partition("?")[0]))
 
     with HTTPServer(("127.0.0.1", 0), Dicom) as host:
         threading.Thread(target=host.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setattr(
             settings, "MONAI_LABEL_STUDIES", f"http://127.0.0.1:{host.server_port}/dicom-web"
         )
-        monkeypatch.setattr(proxy, "proxy_dicom", proxy.proxy_dicom)
-        pass_on_dicomweb()
         yield SimpleNamespace(ask=ask, seen=seen)
         host.shutdown()
 

@@ -39,6 +39,7 @@ TINY = {
     "spacing": [6.0, 6.0, -1.0],
     "spatial_size": [48, 48],
     "amp": False,
+    "retrain_configs": ["network_def", "spacing", "spatial_size", "amp"],
 }
 STEPS = 3
 FAST = {"max_epochs": 20, "learning_rate": 0.001, "loss": "dice"}

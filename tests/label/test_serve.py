@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from liverseg.errors import InputError
 from liverseg.workbench.cli import app
-from liverseg.workbench.serve import _prepare_phantoms
+from liverseg.workbench.serve import prepare_phantoms
 from liverseg.workbench.zoo import fetch
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
@@ -98,7 +98,7 @@ def started(tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr("os.execve", lambda path, command, environment: commands.append(command))
     monkeypatch.setattr(
-        "liverseg.workbench.serve._prepare_phantoms", lambda *_: tmp_path / "phantoms"
+        "liverseg.workbench.serve.prepare_phantoms", lambda *_: tmp_path / "phantoms"
     )
 
     def serve(*arguments):
@@ -201,7 +201,7 @@ def test_the_phantoms_bundle_gets_its_weights_where_a_folder_for_them_is_there(t
     (tmp_path / "out/phantoms/dataset.json").write_text(json.dumps({"training": [], "test": test}))
     (tmp_path / own / "training/metrics.json").touch()
     (tmp_path / own / "models/model.pt").write_bytes(b"weights")
-    studies = _prepare_phantoms(Console(quiet=True), tmp_path / "out", tmp_path / "app")
+    studies = prepare_phantoms(Console(quiet=True), tmp_path / "out", tmp_path / "app")
     assert [file.name for file in studies.iterdir()] == ["image.nii.gz"]
     assert (
         tmp_path / "app/model/deeplabv3_liver_phantoms/models/model.pt"
@@ -218,9 +218,17 @@ def test_a_misspelt_name_of_conf_is_said(monkeypatch):
 
 
 def test_another_version_of_monai_label_is_refused(monkeypatch):
-    from lib import patches
+    from lib.patches import version
 
-    patches.check_version()
-    monkeypatch.setattr(patches, "VERSION", "0.9.1")
-    with pytest.raises(InputError, match=r"found monailabel 0\.8\.5, expected 0\.9\.1"):
-        patches.check_version()
+    version.check_version()
+    monkeypatch.setattr(version, "version", lambda package: "0.9.1")
+    with pytest.raises(InputError, match=r"found monailabel 0\.9\.1, expected 0\.8\.5"):
+        version.check_version()
+
+
+def test_the_server_does_not_start_with_another_version(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "0.9.1")
+    here = ["serve", "--studies", str(tmp_path), "--app", str(ROOT / "monailabel_app")]
+    error = CliRunner().invoke(app, here).exception
+    assert isinstance(error, InputError)
+    assert str(error).startswith("found monailabel 0.9.1, expected 0.8.5")

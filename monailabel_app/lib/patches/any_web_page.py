@@ -1,15 +1,23 @@
-"""Whom the server answers: programs, and the pages that it serves itself."""
+"""Any web page that a browser shows reads and deletes scans: all origins are let in.
+
+MONAI Label lets them in with credentials, and does not start with MONAI_LABEL_CORS_ORIGINS:
+https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/app.py#L42-L72
+"""
 
 from __future__ import annotations
 
+import argparse
 import ipaddress
 import logging
 import re
 import socket
-from collections.abc import Callable, Collection, MutableMapping
+from collections.abc import Callable, Collection, MutableMapping, Sequence
 from typing import Any
 
+from fastapi import FastAPI
+from monailabel.config import settings
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 
 from liverseg.errors import InputError
@@ -24,6 +32,29 @@ PROTECTION = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
+
+
+def fix(server: FastAPI, hosts: str, origins: Sequence[str]) -> None:
+    """Let in programs, the server's own pages and those of `origins`, and log who is let in.
+
+    Raises:
+        InputError: for what is no name in `hosts`.
+    """
+    host = listens_on()
+    names = own_hosts(hosts, host)
+    log_who_is_answered(host, names, origins)
+    server.user_middleware = [
+        one for one in server.user_middleware if one.cls is not CORSMiddleware
+    ]
+    if origins:
+        server.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_credentials=True,
+            allow_methods=["*"],
+            allow_headers=["*"],
+        )
+    server.add_middleware(OwnPages, hosts=names, origins=origins)
 
 
 class OwnPages:
@@ -57,12 +88,12 @@ class OwnPages:
                 MutableHeaders(scope=message).update(PROTECTION)
             await send(message)
 
-        said = self._refusal(scope)
-        if said is None:
+        refusal = self._refusal(scope)
+        if refusal is None:
             await self.app(scope, receive, send_protected)
         else:
-            logger.warning("%s %s: 403 %s", scope["method"], scope["path"], said)
-            await JSONResponse({"detail": said}, 403)(scope, receive, send_protected)
+            logger.warning("%s %s: 403 %s", scope["method"], scope["path"], refusal)
+            await JSONResponse({"detail": refusal}, 403)(scope, receive, send_protected)
 
     def _refusal(self, scope: MutableMapping[str, Any]) -> str | None:
         headers = Headers(scope=scope)
@@ -122,6 +153,33 @@ def own_hosts(more: str, host: str) -> list[str]:
                 "--conf hosts."
             )
     return sorted({"localhost", socket.gethostname().lower(), host.lower(), *names})
+
+
+def listens_on() -> str:
+    """The address that MONAI Label's server was started with, which it tells nobody."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-i", "--host", default="0.0.0.0")
+    return parser.parse_known_args()[0].host
+
+
+def log_who_is_answered(host: str, names: Sequence[str], origins: Sequence[str]) -> None:
+    """Log whom a server that listens on `host` answers, with a warning where that is anybody."""
+    logger.info(
+        "Answered are programs and this server's own pages, at its addresses and the names %s; other pages: %s.",
+        ", ".join(names),
+        ", ".join(origins) or "none",
+    )
+    try:
+        alone = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        alone = host == "localhost"
+    if not alone and not settings.MONAI_LABEL_AUTH_ENABLE:
+        logger.warning(
+            "%s: whoever reaches this machine over a network can read and delete scans, labels and models, as nobody "
+            "is asked for a password: start the server with --host 127.0.0.1, close the port in the firewall, or set "
+            "MONAI_LABEL_AUTH_ENABLE.",
+            host,
+        )
 
 
 def _origin(address: str) -> str:

@@ -1,4 +1,8 @@
-"""How requests reach MONAI Label's endpoints: whole, not too large, and each in a thread of its own."""
+"""One inference holds up everyone: endpoints are coroutines that block.
+
+https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/infer.py#L309-L321 and
+all others; a client that sends a file slowly holds up nobody there, but an endpoint's thread here.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import anyio
-from fastapi import HTTPException
+from fastapi import FastAPI, HTTPException
 
 # A client that sends nothing for so long is refused.
 IDLE_SECONDS = 60
@@ -15,11 +19,19 @@ IDLE_SECONDS = 60
 CHUNK_BYTES = 2**20
 
 
+def fix(server: FastAPI, inferences: int) -> None:
+    """Answer in threads."""
+    server.add_middleware(Threads, inferences=inferences)
+
+
 class Threads:
     """Answer each request, when all of it is there, in a thread with an event loop of its own.
 
-    MONAI Label's endpoints are coroutines that block: one inference would hold up everyone. Clients that send slowly
-    hold no thread.
+    Clients that send slowly hold no thread.
+
+    Args:
+        app: what answers.
+        inferences: how many run at once; others wait for their turn.
     """
 
     def __init__(self, app: Callable, inferences: int) -> None:
@@ -84,40 +96,11 @@ async def _receive_body(receive: Callable, body: anyio.SpooledTemporaryFile[byte
         except TimeoutError as error:
             raise HTTPException(
                 408,
-                f"upload: found nothing for {IDLE_SECONDS} s, expected the rest of the request: send it again.",
+                f"upload: found nothing for {IDLE_SECONDS} s, expected the rest of the request: send "
+                "it again.",
             ) from error
         if message["type"] == "http.disconnect":
             return False
         await body.write(message.get("body", b""))
         more = message.get("more_body", False)
     return True
-
-
-class UploadLimit:
-    """Refuse requests of more than `max_mb` · 10⁶ bytes with 413, before they fill the disk."""
-
-    def __init__(self, app: Callable, max_mb: int) -> None:
-        self.app = app
-        self.max_mb = max_mb
-
-    async def __call__(
-        self, scope: MutableMapping[str, Any], receive: Callable, send: Callable
-    ) -> None:
-        """Pass one request on, as long as it is small enough."""
-        length = dict(scope.get("headers", [])).get(b"content-length", b"0")
-        announced = int(length) if length.isdigit() else 0
-        received = 0
-
-        async def receive_some() -> Any:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if max(announced, received) > self.max_mb * 10**6:
-                raise HTTPException(
-                    413,
-                    f"upload: found more than {max(announced, received) // 10**6} MB, expected at most {self.max_mb} "
-                    "MB: send a smaller file, or start the server with a larger --conf max_upload_mb.",
-                )
-            return message
-
-        await self.app(scope, receive_some, send)

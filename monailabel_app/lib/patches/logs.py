@@ -1,4 +1,9 @@
-"""What the server's log tells those who ask for it."""
+"""`/logs` shows the lines of all servers that ever ran with the app; `/logs/gpu` needs nvidia-smi.
+
+MONAI Label sends a file of the app's folder, in a page that loads scripts from elsewhere, and fails
+for a large number of lines and without nvidia-smi:
+https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/logs.py#L57-L94
+"""
 
 from __future__ import annotations
 
@@ -8,10 +13,12 @@ import re
 import shutil
 import subprocess
 from collections import deque
-from types import SimpleNamespace
+from typing import Any
 
-from fastapi import HTTPException, Response
+from fastapi import FastAPI, HTTPException, Response
 from monailabel.endpoints import logs
+
+from lib.patches.endpoints import replace
 
 # MONAI Label's own loggers for lines of the processes that it starts.
 LOGGERS = ("", "task_train", "task_scoring", "task_batch_infer")
@@ -35,14 +42,12 @@ class RecentLines(logging.Handler):
         self.lines.extend(text.splitlines())
 
 
-def serve_log() -> None:
-    """Answer `/logs/` with the last lines of this server, from now on.
+RECENT = RecentLines()
 
-    MONAI Label answers with a file in the app's folder, in which lie the lines of all servers that ever ran with this
-    app, in a page that loads scripts from elsewhere; and fails without nvidia-smi, and for a large number of lines.
-    """
-    recent = RecentLines()
-    recent.setFormatter(
+
+def keep_recent_lines() -> None:
+    """Keep the lines from now on; the app does it before it says anything."""
+    RECENT.setFormatter(
         logging.Formatter("[%(asctime)s] [%(levelname)s] (%(name)s:%(lineno)d) - %(message)s")
     )
     for name in LOGGERS:
@@ -51,21 +56,25 @@ def serve_log() -> None:
             # MONAI Label has made it for everyone to read before any app could say otherwise.
             if isinstance(handler, logging.FileHandler):
                 os.chmod(handler.baseFilename, 0o600)
-        logger.addHandler(recent)
-
-    def answer(logger_file: str, lines: int, html: bool, text: bool, refresh: int) -> Response:
-        found = list(recent.lines)
-        chosen = found[-lines:] if 0 < lines < len(found) else found
-        return Response("".join(f"{line}\n" for line in chosen), media_type="text/plain")
-
-    logs.get_logs = answer
-    # All that `logs` has of `subprocess`, for nvidia-smi.
-    logs.subprocess = SimpleNamespace(run=_run, PIPE=subprocess.PIPE)  # type: ignore[assignment]
+        logger.addHandler(RECENT)
 
 
-def _run(command: list[str], stdout: int) -> subprocess.CompletedProcess:
-    if shutil.which(command[0]) is None:
+def fix(server: FastAPI) -> None:
+    """Answer with the last lines of this server, and say where nvidia-smi is missing."""
+    replace(server, logs.api_get_logs, _last)
+    replace(server, logs.gpu_info, _gpus)
+
+
+def _last(lines: int, **_: Any) -> Response:
+    found = list(RECENT.lines)
+    chosen = found[-lines:] if 0 < lines < len(found) else found
+    return Response("".join(f"{line}\n" for line in chosen), media_type="text/plain")
+
+
+def _gpus(**_: Any) -> Response:
+    if shutil.which("nvidia-smi") is None:
         raise HTTPException(
-            404, f"gpu: found no {command[0]} on the server, expected it: install NVIDIA's driver."
+            404, "gpu: found no nvidia-smi on the server, expected it: install NVIDIA's driver."
         )
-    return subprocess.run(command, stdout=stdout, check=False)
+    found = subprocess.run(["nvidia-smi"], stdout=subprocess.PIPE, text=True, check=False)
+    return Response(found.stdout, media_type="text/plain")

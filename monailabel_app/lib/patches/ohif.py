@@ -1,4 +1,10 @@
-"""OHIF as MONAI Label brings it, for whatever address the server has."""
+"""OHIF as MONAI Label brings it proposes port 8000, whatever its own is, and sends no token.
+
+https://github.com/Project-MONAI/MONAILabel/pull/1588 asks for the first. MONAI Label also asks for a
+token that no browser sends with an address, and finds none of the files in folders, as it joins
+their path with `os.pathsep`:
+https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/ohif.py#L32-L56
+"""
 
 from __future__ import annotations
 
@@ -10,7 +16,7 @@ from fastapi.responses import FileResponse, Response
 from monailabel.config import settings
 from monailabel.endpoints import ohif
 
-from lib.patches import answer_first
+from lib.patches.endpoints import answer_first
 
 FOLDER = Path(ohif.__file__).parent / "static" / "ohif"
 PANEL, CONFIG = "3933.bundle.92d0a0e9bc7e6861b7c9.js", "app-config.js"
@@ -30,11 +36,10 @@ CHANGES = {
 }
 
 
-def serve_ohif(server: FastAPI) -> None:
+def fix(server: FastAPI) -> None:
     """Serve OHIF's own files to all, as they hold nothing of anyone, and its panel for this server.
 
-    MONAI Label asks for a token that no browser sends with an address, finds none of the files in folders, and proposes
-    port 8000 whatever its own is. Where a token is asked for, OHIF is told where its user logs in.
+    Where a token is asked for, OHIF is told where its user logs in.
     """
     files = {
         file.relative_to(FOLDER).as_posix(): file for file in FOLDER.rglob("*") if file.is_file()
@@ -52,7 +57,8 @@ def serve_ohif(server: FastAPI) -> None:
             "scope": "openid",
         }
         # With a slash at its end, OHIF comes back from the login to the login.
-        config += f"window.config.routerBasename = '/ohif';\nwindow.config.oidc = {json.dumps([realm])};\n"
+        config += "window.config.routerBasename = '/ohif';\n"
+        config += f"window.config.oidc = {json.dumps([realm])};\n"
     changed = {PANEL: panel, CONFIG: config}
 
     def page(path: str) -> Response:
@@ -63,4 +69,4 @@ def serve_ohif(server: FastAPI) -> None:
         # All else is an address within the page.
         return FileResponse(files.get(path, files["index.html"]))
 
-    answer_first(server, "/ohif/{path:path}", page, "GET")
+    answer_first(server, "/ohif/{path:path}", page)

@@ -1,25 +1,24 @@
-"""What requests may read and change of the studies and of sessions, checked before MONAI Label does it."""
+"""Whatever a request sends becomes a scan or a label: files that are none, wrong grids, any name.
+
+MONAI Label writes what it gets, over what is there; a tag may hold `*`, and a name may lead out of
+the folder: https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/datastore.py#L61-L196
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import tarfile
-from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any
 
-from fastapi import HTTPException, UploadFile
-from fastapi.responses import FileResponse
-from monailabel.endpoints import datastore, session
+from fastapi import FastAPI, HTTPException, UploadFile
+from monailabel.endpoints import datastore
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.utils.app import app_instance
-from starlette.background import BackgroundTask
 
-from lib.patches import before
-from lib.schemas import check_image_info, check_label_info, check_name, json_object
+from lib.patches.endpoints import Endpoint, check
+from lib.schemas import ImageInfo, LabelInfo, check_name, read
 from lib.store.labels import check_segments
-from lib.store.uploads import check_archive, check_label, check_series, check_volume
+from lib.store.uploads import check_label, check_volume
 from lib.store.volumes import read_label, values_in
 from liverseg.errors import InputError
 from liverseg.io.paths import nifti_suffix
@@ -28,34 +27,37 @@ from liverseg.io.paths import nifti_suffix
 CHECKSUMS = ("SHA256", "SHA512", "MD5")
 
 
-def check_studies() -> None:
-    """Check what requests ask of scans, labels and sessions."""
-    before(datastore, "add_image", _check_new_image)
-    before(datastore, "remove_image", lambda id, **_: _check_listed(id))
-    before(datastore, "download_image", _check_download)
-    before(datastore, "get_image_info", lambda image, **_: check_image(image))
-    before(datastore, "update_image_info", _check_image_info)
-    before(datastore, "save_label", _check_new_label)
-    before(datastore, "remove_label", lambda id, tag, **_: _check_label(id, tag))
-    before(datastore, "download_label", lambda label, tag, **_: _check_label(label, tag))
-    before(datastore, "get_label_info", lambda label, tag, **_: _check_label(label, tag))
-    before(datastore, "update_label_info", _check_label_info)
-    before(datastore, "download_dataset", _check_dataset)
-    datastore.download_dataset = _then_removed(datastore.download_dataset)
-    before(session, "create_session", _check_new_session)
-    before(session, "get_session", _check_session_image)
-    before(session, "remove_session", lambda session_id, **_: check_session(session_id))
-    # What `uncompress` unpacks must stay in its folder.
-    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # type: ignore[assignment]
+def fix(server: FastAPI) -> None:
+    """Check what requests ask of scans and labels."""
+    checks: dict[Endpoint, Endpoint] = {
+        datastore.api_add_image: _check_new_image,
+        datastore.api_remove_image: lambda id, **_: _check_listed(id),
+        datastore.api_check_image: _check_download,
+        datastore.api_download_image: lambda image, **_: check_image(image),
+        datastore.api_get_image_info: lambda image, **_: check_image(image),
+        datastore.api_put_image_info: _check_image_info,
+        datastore.api_save_label: _check_new_label,
+        datastore.api_remove_label: lambda id, tag, **_: _check_label(id, tag),
+        datastore.api_check_label: lambda image, tag, **_: _check_label(image, tag),
+        datastore.api_download_label: lambda label, tag, **_: _check_label(label, tag),
+        datastore.api_get_label_info: lambda label, tag, **_: _check_label(label, tag),
+        datastore.api_put_label_info: _check_label_info,
+        datastore.api_update_label_info: lambda params, **given: _check_label_info(
+            info=params, **given
+        ),
+        datastore.api_download_dataset: _check_dataset,
+    }
+    for endpoint, look in checks.items():
+        check(server, endpoint, look)
 
 
 def _check_new_image(image: str | None, params: str, file: UploadFile, **_: Any) -> dict[str, str]:
-    check_image_info("params", json_object("params", params), app_instance()._scoring_methods)
+    read("params", ImageInfo, params, app_instance().scores)
     sent = PurePath(file.filename or "").name
     # MONAI Label takes all behind the first dot for the suffix.
     name = image or sent.removesuffix(nifti_suffix(sent))
     check_name("image", name)
-    check_volume("file", file, max_mb())
+    check_volume("file", file, app_instance().max_upload_mb)
     # Masks and labels of names that differ in case alone would be one file on some disks.
     there = [one for one in app_instance().datastore().list_images() if one.lower() == name.lower()]
     if there:
@@ -78,22 +80,18 @@ def _check_download(image: str, check_sum: str | None, **_: Any) -> None:
 
 def _check_image_info(image: str, info: str, **_: Any) -> None:
     check_image(image)
-    check_image_info("info", json_object("info", info), app_instance()._scoring_methods)
+    read("info", ImageInfo, info, app_instance().scores)
 
 
 def _check_new_label(
     image: str, params: str, tag: str, label: UploadFile, **_: Any
 ) -> dict[str, str]:
-    info, tag, store = (
-        json_object("params", params),
-        tag or DefaultLabelTag.FINAL,
-        app_instance().datastore(),
-    )
-    check_label_info("params", info)
+    info, store = read("params", LabelInfo, params), app_instance().datastore()
+    tag = tag or DefaultLabelTag.FINAL
     check_image(image)
     check_name("tag", tag)
     check_name("label", PurePath(label.filename or "").name)
-    values = check_label(label, store.get_image_uri(image), max_mb())
+    values = check_label(label, store.get_image_uri(image), app_instance().max_upload_mb)
     if not (info.get("label_info") or info.get("params", {}).get("label_names")):
         # Who sends no names has drawn on with those of the label before.
         known = store.get_label_info(image, tag)
@@ -104,8 +102,7 @@ def _check_new_label(
 
 def _check_label_info(label: str, tag: str, info: str, **_: Any) -> None:
     _check_label(label, tag)
-    given, store = json_object("info", info), app_instance().datastore()
-    check_label_info("info", given)
+    given, store = read("info", LabelInfo, info), app_instance().datastore()
     values = values_in(read_label(store.get_label_uri(label, tag)))
     _check_segments(tag, values, {**store.get_label_info(label, tag), **given})
 
@@ -131,55 +128,6 @@ def _check_dataset(limit_cases: int | None, **_: Any) -> None:
     if not app_instance().datastore().get_labeled_images():
         raise HTTPException(
             404, "dataset: found no scan with a final label, expected one: label a scan first."
-        )
-
-
-def _then_removed(download: Callable[..., FileResponse]) -> Callable[..., FileResponse]:
-    def answer(*args: Any, **kwargs: Any) -> FileResponse:
-        response = download(*args, **kwargs)
-        response.background = BackgroundTask(os.unlink, response.path)
-        return response
-
-    return answer
-
-
-def _check_new_session(files: list[UploadFile], uncompress: bool, expiry: int, **_: Any) -> None:
-    for file in files:
-        check_name("files", PurePath(file.filename or "").name)
-    if expiry < 0:
-        raise InputError(
-            f"expiry: found {expiry} s, expected 0 (the server's own) or more: fix it."
-        )
-    if len(files) == 1:
-        (check_archive if uncompress else check_volume)("files", files[0], max_mb())
-    elif uncompress:
-        raise InputError(
-            f"uncompress: found {len(files)} files, expected one archive: send one, or leave it out."
-        )
-    else:
-        check_series("files", files, max_mb())
-
-
-def _check_session_image(session_id: str, image: bool, **_: Any) -> None:
-    check_session(session_id)
-    if image and not os.path.isfile(app_instance().sessions().get_session(session_id).image):
-        raise HTTPException(
-            404,
-            f"image: found a folder in session {session_id!r}, expected one file: leave it out.",
-        )
-
-
-def check_session(session_id: str) -> None:
-    """Refuse a session that is not there.
-
-    Raises:
-        HTTPException: 404 for it.
-        InputError: for what is no name.
-    """
-    check_name("session_id", session_id)
-    if app_instance().sessions().get_session(session_id) is None:
-        raise HTTPException(
-            404, f"session_id: found no session {session_id!r}, expected one: create it anew."
         )
 
 
@@ -216,8 +164,3 @@ def _check_label(label: str, tag: str) -> None:
             404,
             f"label: found none of {label!r} with the tag {tag!r}, expected one: save it first.",
         )
-
-
-def max_mb() -> int:
-    """The largest upload in 10⁶ bytes."""
-    return app_instance().max_upload_mb

@@ -223,6 +223,27 @@ class DiceScores(Scores):
         }
 
 
+def find_scores(bundles: Mapping[str, Bundle], preferred: str) -> dict[str, Scores]:
+    """The scores by name, given by `preferred`; "" for the first bundle with weights.
+
+    Raises:
+        InputError: for a bundle that is not there.
+    """
+    if preferred and preferred not in bundles:
+        known = ", ".join(bundles) or "none"
+        raise InputError(
+            f"score_model: found {preferred!r}, expected one of {known}: fix --conf score_model."
+        )
+    methods = (
+        Uncertainty(
+            "uncertainty", "How unsure the model is of each unlabelled scan", bundles, preferred
+        ),
+        Disagreement("disagreement", "How much planes or models disagree", bundles, preferred),
+        DiceScores("dice", "Dice of the model against final labels, by class", bundles, preferred),
+    )
+    return {method.name: method for method in methods}
+
+
 def mean_entropy(bundle: Bundle, scan: str) -> float:
     """Mean entropy of a bundle's networks in the body of one scan, 0 to 1; see `EntropyMeter`.
 

@@ -1,4 +1,4 @@
-"""The studies on this machine's disk."""
+"""The studies on this machine's disk, for several threads and processes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from fnmatch import fnmatch
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from filelock import FileLock
-from monailabel.datastore import local
-from monailabel.datastore.local import LocalDatastore
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
 from monailabel.interfaces.exception import ImageNotFoundException
 
 from liverseg.files import check_writable, write_atomically
@@ -51,12 +50,13 @@ def _locked(method: Callable, changes: bool = True) -> Callable:
 
 
 class LockedDatastore(LocalDatastore):
-    """MONAI Label's, for several threads and processes: one reads or changes the list at a time, as it is on the disk.
+    """MONAI Label's, of which one thread or process at a time reads or changes the list on the disk.
 
-    Of its own it is made for one thread, although its watcher of the folder is a second one, and a process that scores
-    or segments many scans would write back the list as it was when it started. It also writes scans, labels and the
-    list in place, so that a server that is killed leaves half of them; here, what was there stays whole until the new
-    one is. A scan or a label may be a link: nothing that it points to is ever changed.
+    MONAI Label's is made for one thread, although its watcher of the folder is a second one, and a
+    process that scores or segments many scans would write back the list as it was when it started.
+    It also writes scans, labels and the list in place, so that a server that is killed leaves half
+    of them; here, what was there stays whole until the new one is. A scan or a label may be a link:
+    nothing that it points to is ever changed.
 
     Raises:
         InputError: for a folder that cannot be written.
@@ -104,10 +104,13 @@ class LockedDatastore(LocalDatastore):
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Save a scan; returns its id."""
         name, suffix = self._to_id(os.path.basename(image_filename))
-        file = Path(self._datastore.image_path(), f"{image_id or name}{suffix}")
-        if file.is_symlink():
-            file.unlink()
-        return super().add_image(image_id, image_filename, image_info)
+        image_id = image_id or name
+        data = self._save(
+            self._datastore.image_path(), image_id, suffix, image_filename, image_info
+        )
+        self._datastore.objects[image_id] = ImageLabelModel(image=data)
+        self._update_datastore_file()
+        return image_id
 
     @_locked
     def remove_image(self, image_id: str) -> None:
@@ -133,13 +136,20 @@ class LockedDatastore(LocalDatastore):
         Raises:
             ImageNotFoundException: if there is no such scan.
         """
-        label_id = super().save_label(image_id, label_filename, label_tag, label_info)
+        scan = self._datastore.objects.get(image_id)
+        if scan is None:
+            raise ImageNotFoundException(f"Image {image_id} not found")
+        suffix = self._to_id(os.path.basename(label_filename))[1]
+        folder = self._datastore.label_path(label_tag)
+        os.makedirs(folder, exist_ok=True)
+        data = self._save(folder, image_id, suffix, label_filename, label_info)
+        scan.labels[label_tag] = data
+        self._update_datastore_file()
         # One of another suffix would be the label again when this one is removed.
-        name = f"{label_id}{self._datastore.objects[label_id].labels[label_tag].ext}"
-        for label in self._labels(label_id, label_tag):
-            if label.name != name:
+        for label in self._labels(image_id, label_tag):
+            if label.name != data.info["name"]:
                 label.unlink()
-        return label_id
+        return image_id
 
     @_locked
     def remove_label(self, label_id: str, label_tag: str) -> None:
@@ -147,6 +157,15 @@ class LockedDatastore(LocalDatastore):
         for label in self._labels(label_id, label_tag):
             label.unlink()
         self._reconcile_datastore()
+
+    def _save(
+        self, folder: str, name: str, suffix: str, source: str, info: Mapping[str, Any] | None
+    ) -> DataModel:
+        """Copy a file into a folder; returns what the list says of it."""
+        file = self._filename(name, suffix)
+        with open(source, "rb") as read:
+            write_atomically(Path(folder, file), lambda new: shutil.copyfileobj(read, new))
+        return DataModel(info={**(info or {}), "ts": int(time.time()), "name": file}, ext=suffix)
 
     def _labels(self, label_id: str, label_tag: str | None = None) -> list[Path]:
         """The files with a label of a scan, of all suffixes; without a tag those of all tags."""
@@ -210,12 +229,3 @@ class LockedDatastore(LocalDatastore):
 
 for _name in READS + CHANGES:
     setattr(LockedDatastore, _name, _locked(getattr(LocalDatastore, _name), _name in CHANGES))
-
-
-def _copy_atomically(source: str, target: str) -> None:
-    with open(source, "rb") as file:
-        write_atomically(target, lambda new: shutil.copyfileobj(file, new))
-
-
-# All that `LocalDatastore` has of `shutil`.
-local.shutil = SimpleNamespace(copy=_copy_atomically)

@@ -6,23 +6,18 @@ import math
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 from fastapi import HTTPException, UploadFile
-from monailabel.utils.others.generic import file_checksum
 
-from lib.bundle import Bundle
 from lib.store.volumes import grid_of, read_label, values_in
 from liverseg.errors import InputError
 from liverseg.io.nifti import open_nifti
 from liverseg.io.paths import NIFTI_SUFFIXES, nifti_suffix
-from liverseg.networks import load_weights
 from liverseg.transforms.load import LoadVolumed, check_same_grid
-from liverseg.versions import lock, model_files, new_version, publish, weights_in_use
 
 
 def check_volume(what: str, upload: UploadFile, max_mb: int) -> None:
@@ -37,7 +32,7 @@ def check_volume(what: str, upload: UploadFile, max_mb: int) -> None:
         InputError: for another file, and one that is not whole or no single 3-D volume.
         HTTPException: 413 for a larger volume.
     """
-    with _copy(what, upload, NIFTI_SUFFIXES) as path:
+    with copy_of(what, upload, NIFTI_SUFFIXES) as path:
         _check_header(path, max_mb)
         LoadVolumed(what)({what: str(path)})
 
@@ -92,7 +87,7 @@ def check_label(upload: UploadFile, scan: str, max_mb: int) -> list[int]:
         InputError: for another file, for values that are none of a labelmap, and for another grid, with both grids.
         HTTPException: 413 for a larger volume.
     """
-    with _copy("label", upload, NIFTI_SUFFIXES) as path:
+    with copy_of("label", upload, NIFTI_SUFFIXES) as path:
         _check_header(path, max_mb)
         label = read_label(str(path))
         check_same_grid(grid_of(scan), label)
@@ -112,7 +107,7 @@ def check_archive(what: str, upload: UploadFile, max_mb: int) -> None:
         HTTPException: 413 for a larger one.
     """
     suffixes = [suffix for _, some, _ in shutil.get_unpack_formats() for suffix in some]
-    with _copy(what, upload, suffixes) as path:
+    with copy_of(what, upload, suffixes) as path:
         size = 0
         try:
             for one in _sizes(path):
@@ -143,51 +138,6 @@ def _sizes(archive: Path) -> Iterator[int]:
                 yield member.size
 
 
-def update_model(bundle: Bundle | None, model: str, upload: UploadFile) -> dict[str, Any]:
-    """Put weights into use as a version of their own: those in use before are kept, and inferences finish with them.
-
-    Args:
-        bundle: whose weights they are; None for a model that has none.
-        model: its name.
-        upload: the weights of its network, as `torch.save` writes a state dict.
-
-    Returns:
-        `checksum` and `modified_time` of the file, as MONAI Label has them.
-
-    Raises:
-        HTTPException: 404 for a model that has no single file of weights.
-        InputError: for weights that are not those of its network.
-    """
-    files = model_files(weights_in_use(bundle.folder)) if bundle else []
-    if (
-        bundle is None
-        or any(len(file.parts) > 1 for file in files)
-        or _has_several_networks(bundle)
-    ):
-        raise HTTPException(
-            404,
-            f"model {model}: found no single file of weights to replace, expected one: copy them into the bundle's "
-            "folder models/ instead.",
-        )
-    with _copy("file", upload, [".pt"]) as path:
-        with bundle.workflow({"device": "cpu"}) as parser:
-            load_weights(parser.get_parsed_content("network"), path)
-        version = new_version(
-            bundle.folder, state="training", reason="sent by a client", parent=None
-        )
-        with lock(version.folder / ".lock"):
-            file = version.folder / "model.pt"
-            shutil.copyfile(path, file)
-            version.update(state="candidate")
-    publish(bundle.folder, version.name)
-    return {"checksum": file_checksum(str(file)), "modified_time": int(file.stat().st_mtime)}
-
-
-def _has_several_networks(bundle: Bundle) -> bool:
-    with bundle.workflow({}) as parser:
-        return "ckpt_path" in parser and isinstance(parser.get_parsed_content("ckpt_path"), Mapping)
-
-
 def _check_header(path: Path, max_mb: int) -> None:
     """What a NIfTI file says of itself, before it takes the memory that it asks for."""
     image = open_nifti(path)
@@ -205,7 +155,7 @@ def _check_size(size: int, max_mb: int) -> None:
 
 
 @contextmanager
-def _copy(what: str, upload: UploadFile, suffixes: Sequence[str]) -> Iterator[Path]:
+def copy_of(what: str, upload: UploadFile, suffixes: Sequence[str]) -> Iterator[Path]:
     """A file with what was sent until the block ends; it is called as the client calls it where the block refuses it.
 
     Raises:

@@ -6,7 +6,6 @@ import copy
 import json
 import logging
 import math
-import re
 import subprocess
 import sys
 import time
@@ -22,10 +21,11 @@ from monailabel.utils.others.generic import device_list
 from lib.bundle import Bundle, as_text
 from lib.train.progress import progress
 from lib.train.publishing import publish_if_better
-from lib.train.scans import items, patient, read_validation, split
+from lib.train.scans import check_classes, items, patient, read_validation, split
 from liverseg.bundle import is_true
 from liverseg.chain import die_with_parent
 from liverseg.errors import InputError, sentence
+from liverseg.settings import reference
 from liverseg.versions import (
     RUNNING,
     Version,
@@ -41,7 +41,6 @@ from liverseg.versions import (
 
 logger = logging.getLogger(__name__)
 
-LOSS = "@losses#"
 # Of a training from scratch: those of `train.json` are for large data sets.
 EPOCHS = 50
 
@@ -65,6 +64,16 @@ class Retraining(TrainTask):
         self.train: dict[str, Any] = ConfigParser.load_config_file(
             bundle.folder / "configs" / "train.json"
         )
+        # The default of each setting that is one of the losses.
+        self.losses = {
+            key: refers[1]
+            for key, value in self.train.items()
+            if (refers := reference(value)) and refers[0] == "losses"
+        }
+        # What clients get their masks with, such as `spacing`, is trained with.
+        self.of_inference = {
+            key: bundle.config[key] for key in bundle.config.get("retrain_configs", ())
+        }
         overlay = bundle.folder / "configs" / "fine_tune.json"
         self.fine_tune: dict[str, Any] = (
             ConfigParser.load_config_file(overlay) if overlay.is_file() else {}
@@ -89,15 +98,10 @@ class Retraining(TrainTask):
 
     def config(self) -> dict[str, Any]:
         """The options; of a list, the first is the default."""
-        defaults = {
-            key: value.removeprefix(LOSS)
-            for key, value in self.train.items()
-            if isinstance(value, str) and value.startswith(LOSS)
-        }
         losses = self.train.get("losses", {})
         choices = {
             key: [first, *(name for name in losses if name != first)]
-            for key, first in defaults.items()
+            for key, first in self.losses.items()
         }
         return {
             "device": device_list(),
@@ -139,10 +143,13 @@ class Retraining(TrainTask):
     def check(
         self, request: Mapping[str, Any], datastore: Datastore
     ) -> tuple[dict[str, Any], dict[str, list[str]]]:
-        """Options, and the scans of each kind by the names in `version.json`; who validates is drawn if need be.
+        """Options, and the scans of each kind by the names in `version.json`.
+
+        Who validates is drawn if need be.
 
         Raises:
-            InputError: as `options`, for too few labels, and for weights in use that no network can start from.
+            InputError: as `options`, for too few labels, for weights in use that no network can
+                start from, and for labels that lack a class.
         """
         options = self.options(request)
         labelled = {name: patient(datastore, name) for name in datastore.get_labeled_images()}
@@ -152,9 +159,13 @@ class Retraining(TrainTask):
             missing = [file for file in starts if not file.is_file()]
             if missing:
                 raise InputError(
-                    f"model {self.bundle.name}: found no {', '.join(map(str, missing))}, expected the weights of each "
-                    "network to start from: copy them there, or train with pretrained false."
+                    f"model {self.bundle.name}: found no {', '.join(map(str, missing))}, expected "
+                    "the weights of each network to start from: copy them there, or train with "
+                    "pretrained false."
                 )
+        classes = self._classes()
+        for what, names in (("training", training), ("validation", validation)):
+            check_classes(what, datastore, names, classes, self.known)
         return options, {"training": training, "validation": validation, "left_out": left_out}
 
     def stats(self) -> dict[str, Any]:
@@ -222,7 +233,7 @@ class Retraining(TrainTask):
         self, version: Version, options: Mapping[str, Any], datastore: Datastore, fine_tunes: bool
     ) -> None:
         """What differs from the bundle's `train.json` and `fine_tune.json`, as one more config."""
-        classes = {name: index for index, name in enumerate(self._resolve("classes"))}
+        classes = self._classes()
         lists = {
             section: items(
                 datastore, version.record[section], classes, version.folder / "labels", self.known
@@ -239,7 +250,7 @@ class Retraining(TrainTask):
                 else {"load_pretrain": str(weights / "model.pt")}
             )
         settings = {
-            **self._of_inference(),
+            **self.of_inference,
             "datalist": str(version.folder / "datalist.json"),
             "classes": {name: [index] for name, index in classes.items()},
             "ckpt_dir": str(version.folder),
@@ -252,15 +263,14 @@ class Retraining(TrainTask):
             ),
             "learning_rate": options["learning_rate"],
             "device": options["device"],
-            **{
-                key: LOSS + options[key]
-                for key in options
-                if str(self.train.get(key)).startswith(LOSS)
-            },
+            **{key: f"@losses#{options[key]}" for key in self.losses},
             **start,
         }
         for name, content in {"datalist": lists, "settings": settings}.items():
             (version.folder / f"{name}.json").write_text(json.dumps(content, indent=1))
+
+    def _classes(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self._resolve("classes"))}
 
     def _has_model(self) -> bool:
         return bool(model_files(self.bundle.folder / "models"))
@@ -281,23 +291,10 @@ class Retraining(TrainTask):
         try:
             # The parser resolves macros in place.
             parser = ConfigParser(copy.deepcopy(self.train))
-            parser.update(
-                {"bundle_root": str(self.bundle.folder), **self._of_inference(), **settings}
-            )
+            parser.update({"bundle_root": str(self.bundle.folder), **self.of_inference, **settings})
             return parser.get_parsed_content(key)
         finally:
             sys.path[:] = path
-
-    def _of_inference(self) -> dict[str, Any]:
-        """What clients get their masks with, such as `spacing`, where `train.json` says something else."""
-        settings = {}
-        for key, value in self.bundle.config.items():
-            own = self.train.get(key)
-            plain = not set("$@%") & set(json.dumps(value)) and not isinstance(value, dict)
-            choice = bool(re.fullmatch(r"@(?!postprocessings)\w+#\w+", str(value)))
-            if type(own) is type(value) and own != value and (plain or choice):
-                settings[key] = value
-        return settings
 
     def _train(self, version: Version, fine_tunes: bool) -> None:
         names = ["train.json", "fine_tune.json"] if fine_tunes else ["train.json"]

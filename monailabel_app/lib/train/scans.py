@@ -38,7 +38,7 @@ def read_validation(file: Path) -> list[str]:
 
 
 def patient(datastore: Datastore, name: str) -> str:
-    """Whose scan it is: who is said to be its `patient` in its info, or whom DICOM names, else the study it is of.
+    """Whose scan it is: its `patient` in its info, or whom DICOM names, else the study it is of.
 
     Where nothing does, the scan is a patient's only one, called as the scan.
     """
@@ -55,8 +55,9 @@ def split(
 ) -> tuple[list[str], list[str], list[str]]:
     """Divide labelled scans into those that train, those that validate, and those that do neither.
 
-    Who validates is drawn by patient, once, written to `file` and never changed: scans that are labelled later train.
-    Those of a patient who validates do neither, for a model would be judged on whom it has learnt from.
+    Who validates is drawn by patient, once, written to `file` and never changed: scans that are
+    labelled later train. Those of a patient who validates do neither, for a model would be
+    evaluated on whom it has learnt from.
 
     Args:
         file: where the scans that validate are written.
@@ -71,8 +72,9 @@ def split(
         patients = sorted(set(labelled.values()))
         if len(patients) < 2:
             raise InputError(
-                f"studies: found {len(labelled)} scans of {len(patients)} patients with a final label, expected 2 "
-                "patients or more, one of whom validates: label scans of others, or say in their info whose they are."
+                f"studies: found {len(labelled)} scans of {len(patients)} patients with a final "
+                "label, expected 2 patients or more, one of whom validates: label scans of others, "
+                "or say in their info whose they are."
             )
         number = min(max(1, round(val_split * len(patients))), len(patients) - 1)
         validating = random.Random(SEED).sample(patients, number)
@@ -80,13 +82,14 @@ def split(
         text = json.dumps({"seed": SEED, "images": drawn}, indent=1)
         write_atomically(file, lambda stream: stream.write(text.encode()))
     validation = [name for name in drawn if name in labelled]
-    judges = {labelled[name] for name in validation}
-    training = sorted(name for name, whose in labelled.items() if whose not in judges)
+    theirs = {labelled[name] for name in validation}
+    training = sorted(name for name, whose in labelled.items() if whose not in theirs)
     left_out = sorted(set(labelled) - {*training, *validation})
     if not training or not validation:
         raise InputError(
-            f"{file}: found {len(training)} labelled scans of patients who train and {len(validation)} of {len(drawn)} "
-            "scans that validate, expected some of each: label more of them, or remove the file to draw anew."
+            f"{file}: found {len(training)} labelled scans of patients who train and "
+            f"{len(validation)} of {len(drawn)} scans that validate, expected some of each: label "
+            "more of them, or remove the file to draw anew."
         )
     return training, validation, left_out
 
@@ -100,8 +103,8 @@ def items(
 ) -> list[dict[str, str]]:
     """The scans and labels of `names` as a datalist has them, with values that are those of `classes`.
 
-    Clients number segments as they like and say by name which is which. Where that differs, a copy of the label is
-    written to `folder`.
+    Clients number segments as they like and say by name which is which. Where that differs, a copy
+    of the label is written to `folder`.
 
     Args:
         datastore: the studies.
@@ -111,17 +114,13 @@ def items(
         known: other names that are known, as `match` takes them.
 
     Raises:
-        InputError: for a label that cannot be read, an info of a label from which no names can be read, and as `match`.
+        InputError: for a label that cannot be read, an info of a label from which no names can be
+            read, and as `match`.
     """
     found = []
     for name in names:
         label = Path(datastore.get_label_uri(name, FINAL))
-        volume = read_label(str(label))
-        try:
-            names_here = segment_names(datastore.get_label_info(name, FINAL))
-            values = match(values_in(volume), names_here, classes, known)
-        except InputError as error:
-            raise InputError(f"scan {name}, its final label: {error}") from error
+        volume, values = _read(datastore, name, classes, known)
         if any(here != there for here, there in values.items()):
             label = _renumber(volume, values, folder / f"{name}.nii.gz")
         item = {
@@ -131,6 +130,53 @@ def items(
         }
         found.append(item)
     return found
+
+
+def check_classes(
+    what: str,
+    datastore: Datastore,
+    names: Collection[str],
+    classes: Mapping[str, int],
+    known: Collection[str] = (),
+) -> None:
+    """Refuse final labels in which a class has no voxel: no network could learn it.
+
+    No more labels are read than it takes to find every class.
+
+    Args:
+        what: the scans do.
+        datastore: the studies.
+        names: of the scans.
+        classes: value by name.
+        known: as of `items`.
+
+    Raises:
+        InputError: naming the classes, and as `items`.
+    """
+    missing = {value: name for name, value in classes.items() if value}
+    for name in names:
+        for value in _read(datastore, name, classes, known)[1].values():
+            missing.pop(value, None)
+        if not missing:
+            return
+    raise InputError(
+        f"{what}: found no voxel of {', '.join(missing.values())} in the final labels of "
+        f"{len(names)} scans, expected some of each class: label scans that show it"
+        + (", then remove validation.json to draw anew, " if what == "validation" else ", ")
+        + "or train a model that has only the classes that you label."
+    )
+
+
+def _read(
+    datastore: Datastore, name: str, classes: Mapping[str, int], known: Collection[str]
+) -> tuple[MetaTensor, dict[int, int]]:
+    """The final label of a scan, and the value of a class for each of its values."""
+    volume = read_label(datastore.get_label_uri(name, FINAL))
+    try:
+        names = segment_names(datastore.get_label_info(name, FINAL))
+        return volume, match(values_in(volume), names, classes, known)
+    except InputError as error:
+        raise InputError(f"scan {name}, its final label: {error}") from error
 
 
 def _renumber(label: MetaTensor, values: Mapping[int, int], target: Path) -> Path:

@@ -1,15 +1,24 @@
-"""OHIF's way to the DICOM server, which is asked with the app's password."""
+"""OHIF's way to the DICOM server, with the app's password, passes on any path but no query.
+
+MONAI Label passes on paths that lead out of DICOMweb, and any POST with all of the user's headers, a
+token among them; but neither the query, so that filters do nothing, nor `Accept`, so that
+compressed pictures come in a form that OHIF did not ask for:
+https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/proxy.py#L37-L100
+"""
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
 import requests
 import urllib3
-from fastapi import HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from monailabel.config import settings
 from monailabel.endpoints import proxy
+
+from lib.patches.endpoints import replace
 
 # Of the headers of an answer; the others are for this server alone, such as cookies and whom it lets in.
 PASSED_ON = (
@@ -23,18 +32,20 @@ PASSED_ON = (
 )
 
 
-def pass_on_dicomweb() -> None:
-    """Pass on to the DICOM server what DICOMweb asks of it, and nothing else.
+def fix(server: FastAPI) -> None:
+    """Pass on what DICOMweb asks, and nothing else."""
+    # The last one answers first, and `proxy` answers all addresses.
+    endpoints = {"": proxy.proxy, "qido": proxy.proxy_qido, "wado": proxy.proxy_wado}
+    for op, endpoint in {**endpoints, "stow": proxy.proxy_stow}.items():
+        replace(server, endpoint, functools.partial(pass_on, op=op))
 
-    MONAI Label passes on any path, also those that lead out of DICOMweb, and any POST; but neither the query, so that
-    filters do nothing, nor `Accept`, so that compressed pictures come in a form that OHIF did not ask for. The rest of
-    the headers, a user's token among them, it gives away with a POST.
+
+async def pass_on(request: Request, op: str, path: str, **_: Any) -> Response:
+    """Ask the DICOM server for `path`; `op` is `qido`, `wado`, `stow` or nothing.
+
+    Raises:
+        HTTPException: 404 and 405 for what is no DICOMweb, 502 where the server does not answer.
     """
-    proxy.proxy_dicom = _pass_on
-
-
-async def _pass_on(request: Request, op: str, path: str) -> Response:
-    """Ask the DICOM server for `path`; `op` is `qido`, `wado`, `stow` or nothing."""
     _check(request, path)
     prefixes = {
         "qido": settings.MONAI_LABEL_QIDO_PREFIX,
