@@ -92,8 +92,8 @@ class LiverSegApp(MONAILabelApp):
             studies,
             dict(conf),
             name="liverseg",
-            description="Liver and abdominal organs in CT and MRI. For research, not a medical device."
-            + "".join(f" Not taken: {name}: {reason}" for name, reason in refused.items()),
+            description="Liver and abdominal organs in CT and MRI. For research, not a medical "
+            "device." + "".join(f" Not taken: {name}: {why}" for name, why in refused.items()),
         )
         self.infers, self.trainers, self.strategies = self._infers, self._trainers, self._strategies
 

@@ -47,13 +47,15 @@ def serve(
     """Annotate scans in 3D Slicer or OHIF with any bundle.
 
     It fetches the trained weights of unet3d_liver with pip, once, and without --studies a real CT;
-    where they cannot be had it says so, and offers phantoms and a network trained on others. What is
-    no option here goes to `monailabel start_server`.
+    where they cannot be had it says so, and offers phantoms and a network trained on others. What
+    is no option here goes to `monailabel start_server`.
 
-    Nobody is asked for a password: with --host 0.0.0.0, whoever reaches this machine reads and deletes scans.
+    Nobody is asked for a password: with --host 0.0.0.0, whoever reaches this machine reads and
+        deletes scans.
 
     Examples: liverseg serve; liverseg serve --studies data/scans;
-    liverseg serve --studies data/scans --models deeplabv3_liver,cascade_lits --port 8001 --conf inferences 1
+    liverseg serve --studies data/scans --models deeplabv3_liver,cascade_lits --port 8001 --conf
+    inferences 1
     """
     if find_spec("monailabel") is None:
         raise InputError(
@@ -158,7 +160,8 @@ def prepare_phantoms(console: Console, out: Path, app: Path) -> Path:
     for item in test:
         if not (studies / Path(item["image"]).name).is_file():
             shutil.copy(item["image"], studies)
-    # The weights go with the voxel size that they were trained for, so both make a bundle of their own.
+    # The weights go with the voxel size that they were trained for, so both make a bundle of their
+    # own.
     taken = check_writable(app / "model" / f"{bundle.name}_phantoms")
     shutil.copytree(bundle / "configs", taken / "configs", dirs_exist_ok=True)
     config = taken / "configs" / "inference.json"

@@ -138,7 +138,8 @@ class Bundle:
         if not asked:
             return {}
         name = asked[0] if isinstance(asked, list) else asked
-        # "cuda" is the default of clients that do not know the server, on a machine without a GPU too.
+        # "cuda" is the default of clients that do not know the server, on a machine without a GPU
+        # too.
         known = dict.fromkeys([*device_map(), *device_map().values(), "cpu", "cuda"])
         if not isinstance(name, str) or (name not in known and not re.fullmatch(r"cuda:\d+", name)):
             raise InputError(
@@ -154,7 +155,7 @@ class Bundle:
 
     @contextmanager
     def workflow(self, settings: Mapping[str, Any]) -> Iterator[ConfigParser]:
-        """The config with `settings`, initialised, for the time in which it resolves parts of itself.
+        """The config with `settings`, initialised, while it resolves parts of itself.
 
         One at a time: configs add folders to `sys.path`, from which the next one must not import.
         """
@@ -283,8 +284,8 @@ def _choices(file: Path, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]
     for key, values in config.get("displayable_configs", {}).items():
         if key not in config or not isinstance(values, list):
             raise InputError(
-                f"{file}: displayable_configs#{key}: found {values!r}, expected a list of values of "
-                f"{key}: correct it."
+                f"{file}: displayable_configs#{key}: found {values!r}, expected a list of values "
+                f"of {key}: correct it."
             )
         default, refers = config[key], reference(config[key])
         first = refers[1] if refers else as_text(default)

@@ -1,4 +1,4 @@
-"""What requests may carry beside files: names and JSON objects, refused in one sentence where they are wrong."""
+"""What requests may carry beside files: names and JSON objects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from pydantic import (
 from liverseg.errors import InputError
 
 LONGEST_NAME = 200
-# What a request says outside its `params`: there, it could name any file of the server, and code to run.
+# What a request says outside its `params`: there, it could name any file of the server, and code to
+# run.
 RESERVED = {"bundle_path", "image", "images", "label", "model", "session"}
 # What clients send beside the model's options, and all that begins with `result_`. The classes of
 # `label_prompt` OHIF picks out of the mask itself.
@@ -39,7 +40,8 @@ def _is_name(name: Any) -> str:
         raise InputError(f"found {name!r}, expected a name without slashes and leading dot")
     if len(name.encode()) > LONGEST_NAME:
         raise InputError(
-            f"found a name of {len(name.encode())} bytes ({name[:20]}…), expected {LONGEST_NAME} at most"
+            f"found a name of {len(name.encode())} bytes ({name[:20]}…), expected {LONGEST_NAME} "
+            "at most"
         )
     return name
 
@@ -55,7 +57,8 @@ class Sent(BaseModel):
 
     @model_validator(mode="after")
     def _is_json(self) -> Self:
-        # Python reads more from JSON than it can answer with: NaN, infinite numbers, half characters.
+        # Python reads more from JSON than it can answer with: NaN, infinite numbers, half
+        # characters.
         try:
             json.dumps(self.model_dump(), allow_nan=False, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:

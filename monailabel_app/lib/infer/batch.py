@@ -17,9 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 class BatchSegmentation(BatchInferTask):
-    """MONAI Label's, but a scan that fails does not end the rest, and a machine without a GPU will do.
+    """MONAI Label's, in which a scan that fails does not end the rest, with or without a GPU.
 
-    Of its own it stops at the first error unless it has several workers, and divides by the number of GPUs.
+    Of its own it stops at the first error unless it has several workers, and divides by the number
+    of GPUs.
     """
 
     def __call__(

@@ -14,10 +14,12 @@ from liverseg.errors import InputError
 
 
 class ClickSegmentation(Segmentation):
-    """What 3D Slicer lists under *SmartEdit* and OHIF under *Point Prompts*: the bundle's setting `clicks`, by request.
+    """What 3D Slicer lists under *SmartEdit* and OHIF under *Point Prompts*.
 
-    A request has for each class, the background included, a list of clicks `[i, j, k]` in voxels of the scan's file,
-    and all of them each time. Without clicks the result is the automatic one.
+    Each request gives the bundle's setting `clicks`.
+
+    A request has for each class, the background included, a list of clicks `[i, j, k]` in voxels of
+    the scan's file, and all of them each time. Without clicks the result is the automatic one.
 
     Args:
         bundle: what runs; its config has the setting `clicks`.
@@ -45,7 +47,7 @@ class ClickSegmentation(Segmentation):
                 )
                 if not numbers or len(position) != 3:
                     raise InputError(
-                        f"model {self.bundle.name}, clicks for {name}: found {position!r}, expected a list of clicks, "
-                        "each three numbers [i, j, k]: fix it."
+                        f"model {self.bundle.name}, clicks for {name}: found {position!r}, "
+                        "expected a list of clicks, each three numbers [i, j, k]: fix it."
                     )
         return {**super().settings(request), "clicks": clicks}

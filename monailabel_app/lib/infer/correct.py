@@ -38,11 +38,14 @@ METHODS = {
 
 
 class Correction(InferTask):
-    """What 3D Slicer lists under scribbles: it sends all segments as one labelmap and gets the selected one back.
+    """What 3D Slicer lists under scribbles.
 
-    A request has `image`, the path of the scan; `label`, that of the labelmap; `label_info`, a list of
-    `{"name": …, "id": …}` that says which value of the labelmap is which segment; `selected_label_name`; and options
-    by their names in `config`. The answer is a uint8 mask on the scan's own grid, 1 for the selected segment.
+    It sends all segments as one labelmap and gets the selected one back.
+
+    A request has `image`, the path of the scan; `label`, that of the labelmap; `label_info`, a list
+    of `{"name": …, "id": …}` that says which value of the labelmap is which segment;
+    `selected_label_name`; and options by their names in `config`. The answer is a uint8 mask on the
+    scan's own grid, 1 for the selected segment.
 
     Args:
         name: the model's name.
@@ -63,23 +66,26 @@ class Correction(InferTask):
         return True
 
     def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """The path of the mask, which is the caller's to remove, and as `label_names` the selected segment.
+        """The path of the mask, which the caller removes, and as `label_names` the segment.
 
         Raises:
-            InputError: for a request without labelmap or names, another grid, or an option that is no choice.
+            InputError: for a request without labelmap or names, another grid, or an option that is
+                no choice.
         """
         start = time.monotonic()
         for key in ("label", "label_info", "selected_label_name"):
             if not request.get(key):
                 raise InputError(
-                    f"model {self.name}: found no {key}, expected a labelmap (label), the names of its values "
-                    "(label_info) and the segment to correct (selected_label_name): send all three."
+                    f"model {self.name}: found no {key}, expected a labelmap (label), the names "
+                    "of its values (label_info) and the segment to correct "
+                    "(selected_label_name): send all three."
                 )
         name = str(request["selected_label_name"])
         values = _values(request["label_info"])
         if name not in values:
             raise InputError(
-                f"selected_label_name: found {name!r}, expected one of {', '.join(values)}: choose one of label_info."
+                f"selected_label_name: found {name!r}, expected one of {', '.join(values)}: "
+                "choose one of label_info."
             )
         chosen = {
             key: choose(self.name, key, request.get(key, known), known)
@@ -126,10 +132,11 @@ class Correction(InferTask):
 
 
 class Scribbles(Correction):
-    """Strokes on what belongs to a segment and on what does not, and a graph cut in the region around them.
+    """Strokes on what belongs to a segment and what does not, and a graph cut around them.
 
     Args:
-        segmentations: by name, those whose probabilities may be the prior, as far as their bundles give them.
+        segmentations: by name, those whose probabilities may be the prior, as far as their bundles
+            give them.
     """
 
     def __init__(self, segmentations: Mapping[str, Segmentation]) -> None:
@@ -138,9 +145,9 @@ class Scribbles(Correction):
         }
         super().__init__(
             "scribbles",
-            "Draw on what belongs to the segment and on what does not: the region around the strokes is cut anew, "
-            "starting from the segment as it is (prior: label), from what a model says of the scan (its name) or from "
-            "the strokes alone (none).",
+            "Draw on what belongs to the segment and on what does not: the region around the "
+            "strokes is cut anew, starting from the segment as it is (prior: label), from what a "
+            "model says of the scan (its name) or from the strokes alone (none).",
             {
                 "prior": ["label", *self.segmentations, "none"],
                 "likelihood": list(LIKELIHOODS),
@@ -157,7 +164,7 @@ class Scribbles(Correction):
         name: str,
         chosen: Mapping[str, str],
     ) -> np.ndarray:
-        """As `lib.infer.scribbles.cut` does in each region; outside them the segment stays as it is."""
+        """As `lib.infer.scribbles.cut` does in each region; outside, the segment stays."""
         voxels = labels[0].numpy()
         foreground, background = (voxels == values.get(key, -1) for key in STROKES)
         mask = voxels == values[name]
@@ -191,8 +198,9 @@ class CleanUp(Correction):
     def __init__(self) -> None:
         super().__init__(
             "clean_up",
-            "Cleans the selected segment: erode, keep the largest part and dilate (Algorithm 1); the same slice by "
-            "slice, with holes filled and edges smoothed (Algorithm 2); smooth the edges (Algorithm 3).",
+            "Cleans the selected segment: erode, keep the largest part and dilate (Algorithm 1); "
+            "the same slice by slice, with holes filled and edges smoothed (Algorithm 2); smooth "
+            "the edges (Algorithm 3).",
             {"method": list(METHODS), "radius": ["3", "1", "2", "5"]},
         )
 
@@ -212,7 +220,7 @@ class CleanUp(Correction):
 
 
 def _in_order_of(grid: MetaTensor, labels: MetaTensor) -> MetaTensor:
-    """Labels with their voxels in the order of the scan: clients store those of a DICOM series in one of their own."""
+    """Labels with their voxels in the order of the scan: clients have their own for a series."""
     turn = ornt_transform(
         io_orientation(labels.affine.numpy()), io_orientation(grid.affine.numpy())
     )
@@ -225,8 +233,8 @@ def _names(segment: str, values: Mapping[str, int], bundle: Bundle) -> list[str]
     name = segment.lower()
     if name not in bundle.labels:
         raise InputError(
-            f"prior: found {bundle.name!r}, which knows {', '.join(bundle.labels)}, for the segment {segment!r}, "
-            "expected one that knows it: choose another prior."
+            f"prior: found {bundle.name!r}, which knows {', '.join(bundle.labels)}, for the "
+            f"segment {segment!r}, expected one that knows it: choose another prior."
         )
     # Where the labelmap knows no lesions, they are liver.
     whole = name == "liver" and "lesion" in bundle.labels and "lesion" not in map(str.lower, values)
@@ -238,5 +246,6 @@ def _values(label_info: Any) -> dict[str, int]:
         return {str(item["name"]): int(item["id"]) for item in label_info}
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise InputError(
-            f'label_info: found {label_info!r}, expected a list of {{"name": …, "id": …}}: send it as 3D Slicer does.'
+            f'label_info: found {label_info!r}, expected a list of {{"name": …, "id": …}}: send it '
+            "as 3D Slicer does."
         ) from error

@@ -36,7 +36,8 @@ def convert_mask(
         compress: of an NRRD file.
 
     Returns:
-        The file, and those of `labels` that occur in it: 3D Slicer names the values that it finds by their order.
+        The file, and those of `labels` that occur in it: 3D Slicer names the values that it finds
+            by their order.
     """
     volume = read_nifti(source)
     mask = volume.array.astype(np.uint8, copy=False)
@@ -56,7 +57,7 @@ def convert_mask(
 
 
 def nrrd_header(affine: np.ndarray, segments: Mapping[str, int]) -> dict[str, Any]:
-    """The header of a labelmap, with segment names and colours as 3D Slicer reads them from `.seg.nrrd`.
+    """The header of a labelmap, with segment names and colours as 3D Slicer reads `.seg.nrrd`.
 
     Args:
         affine: voxel to RAS in mm, (4, 4).

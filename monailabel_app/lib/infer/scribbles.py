@@ -21,13 +21,16 @@ LIKELIHOODS = ("histogram", "gmm")
 
 # Log odds that the label gives grow by 1 in so many mm from its border.
 BORDER_MM = 2.0
-# The most that a prior says: networks are sure of their mistakes, too, and strokes must outweigh them.
+# The most that a prior says: networks are sure of their mistakes, too, and strokes must outweigh
+# them.
 PRIOR_LIMIT = 2.0
-# Intensities from 0 to 1 in so many levels, and the least standard deviation of what is told of them by one voxel.
+# Intensities from 0 to 1 in so many levels, and the least standard deviation of what is told of
+# them by one voxel.
 LEVELS, WIDTH = 256, 0.06
 # With this many intensities a mixture of Gaussians is fitted in milliseconds.
 SAMPLES, MIXTURES = 2000, 2
-# Standard deviation of the difference of neighbours across which a border costs nothing, of intensities from 0 to 1.
+# Standard deviation of the difference of neighbours across which a border costs nothing, of
+# intensities from 0 to 1.
 SIGMA = 0.1
 BACKGROUND, FOREGROUND = 2, 3
 # So many are cut in a second or two.
@@ -50,8 +53,8 @@ def regions_of(strokes: Mask, spacing_mm: Sequence[float], margin_mm: float) -> 
     whole = bounding_box(strokes.view(np.uint8), (0, 0, 0))
     if whole is None:
         raise InputError(
-            "label: found no strokes, expected some in the segments background_scribbles or foreground_scribbles: "
-            "draw one and send it again."
+            "label: found no strokes, expected some in the segments background_scribbles or "
+            "foreground_scribbles: draw one and send it again."
         )
     margin = [math.ceil(margin_mm / mm) for mm in spacing_mm]
     regions: list[Box] = []
@@ -78,7 +81,7 @@ def _overlap(one: Box, other: Box) -> bool:
 
 
 def inner_of(region: Box, shape: Sequence[int]) -> Box:
-    """What of a region is not on its border with the rest of a volume of `shape`, as a box in the region."""
+    """The box in a region of what is not on its border with the rest of a volume of `shape`."""
     return tuple(
         slice(1 if part.start > 0 else None, -1 if part.stop < length else None)
         for part, length in zip(region, shape, strict=True)
@@ -95,7 +98,7 @@ def correct_region(
     limit: int = LIMIT_VOXELS,
     **options: Any,
 ) -> Mask:
-    """`cut`, of a region of more than `limit` voxels in larger ones: what that does not change stays as it is.
+    """`cut`, of a region of more than `limit` voxels in larger ones, where that changes anything.
 
     Args:
         image: intensities, (h, w, d), as all of these.
@@ -150,14 +153,17 @@ def cut(
 ) -> Mask:
     """Correct `label` with strokes, all of one region, (h, w, d).
 
-    The log odds of the foreground are a mixture: far from all strokes those of the prior; at a stroke those of the
-    intensities under the strokes. The weight of the second is exp(-d / reach_mm) at a
-    distance d from the nearest stroke. Strokes are certain, and the cut minimises this together with the smoothness
-    of the border (Wang et al., "Interactive medical image segmentation using deep learning with image-specific fine
-    tuning", IEEE TMI 37 (2018), equations 5 and 7), by maximal flow.
+    The log odds of the foreground are a mixture: far from all strokes those of the prior; at a
+        stroke those of the
+    intensities under the strokes. The weight of the second is exp(-d / reach_mm) at a distance d
+    from the nearest stroke. Strokes are certain, and the cut minimises this together with the
+    smoothness of the border (Wang et al., "Interactive medical image segmentation using deep
+    learning with image-specific fine tuning", IEEE TMI 37 (2018), equations 5 and 7), by maximal
+    flow.
 
-    Where there are strokes of one kind only, intensities of the other are those inside, or outside, of what the prior
-    holds for the foreground (without one, the label) at more than `reach_mm` from the strokes.
+    Where there are strokes of one kind only, intensities of the other are those inside, or outside,
+    of what the prior holds for the foreground (without one, the label) at more than `reach_mm` from
+    the strokes.
 
     Args:
         image: intensities.
@@ -165,8 +171,8 @@ def cut(
         foreground: strokes on what belongs to it.
         background: strokes on what does not.
         spacing_mm: of the voxels along each axis.
-        prior: log odds of the foreground, such as those of `label_log_odds` and `network_log_odds`; None goes by the
-            strokes alone.
+        prior: log odds of the foreground, such as those of `label_log_odds` and `network_log_odds`;
+            None goes by the strokes alone.
         likelihood: how intensities are modelled, "histogram" or "gmm" (a mixture of Gaussians).
         reach_mm: how far a stroke tells of its surroundings.
         smoothness: weight of the border's smoothness.

@@ -30,9 +30,11 @@ SUFFIXES = (*NIFTI_SUFFIXES, *NRRD_SUFFIXES)
 class Segmentation(InferTask):
     """The automatic segmentation of one bundle.
 
-    Every request resolves the bundle's own config and loads the weights that are there at that moment: new weights
-    need no restart, what runs keeps those it started with, and no two requests share a network. Against the inference
-    itself that is short: on two CPU cores 0.3 s for `deeplabv3_liver` and 2.2 s for the eight networks of
+    Every request resolves the bundle's own config and loads the weights that are there at that
+    moment: new weights need no restart, what runs keeps those it started with, and no two requests
+    share a network. Against the inference
+    itself that is short: on two CPU cores 0.3 s for `deeplabv3_liver` and 2.2 s for the eight
+        networks of
     `cascade_lits`.
 
     Args:
@@ -46,7 +48,7 @@ class Segmentation(InferTask):
         self.bundle, self.store = bundle, store
 
     def info(self) -> dict[str, Any]:
-        """What clients show: labels, options, the bundle's version, and whether there are weights."""
+        """What clients show: labels, options, the bundle's version and whether it has weights."""
         return {
             **super().info(),
             "version": self.bundle.metadata.get("version"),
@@ -71,13 +73,14 @@ class Segmentation(InferTask):
         """Segment `request["image"]`, the path of a NIfTI file or of a folder with a DICOM series.
 
         Args:
-            request: also options by their names in `config`, `result_extension` and `result_compress`, and `warnings`
-                of the DICOM series that the file was made of.
+            request: also options by their names in `config`, `result_extension` and
+                `result_compress`, and `warnings` of the DICOM series that the file was made of.
 
         Returns:
-            The path of the mask, uint8 on the scan's own grid, which is the caller's to remove; and as `label_names`
-            the values by name that occur in it; as `flags` why it may be wrong, by a short name a sentence each; as
-            `warnings` what is odd about the scan and the sentences of the flags, for clients show `warnings` alone.
+            The path of the mask, uint8 on the scan's own grid, which is the caller's to remove; and
+            as `label_names` the values by name that occur in it; as `flags` why it may be wrong, by
+            a short name a sentence each; as `warnings` what is odd about the scan and the sentences
+            of the flags, for clients show `warnings` alone.
 
         Raises:
             InputError: for an option that is no choice, and a scan that cannot be read.
@@ -87,8 +90,8 @@ class Segmentation(InferTask):
         suffix = request.get("result_extension") or SUFFIXES[0]
         if suffix not in SUFFIXES:
             raise InputError(
-                f"model {self.bundle.name}, option result_extension: found {suffix!r}, expected one of "
-                f"{', '.join(SUFFIXES)}: choose one."
+                f"model {self.bundle.name}, option result_extension: found {suffix!r}, expected "
+                f"one of {', '.join(SUFFIXES)}: choose one."
             )
         with tempfile.TemporaryDirectory() as folder:
             self._run_over(request, {"output_dir": folder})
@@ -134,7 +137,7 @@ class Segmentation(InferTask):
         parser.get_parsed_content("run")
 
     def probabilities(self, scan: str) -> Kept:
-        """Those of the last run over `scan`, a path; without any of the weights in use, it is run for them.
+        """Those of the last run over `scan`, a path; it is run for those of the weights in use.
 
         Raises:
             InputError: for a scan that cannot be read, and if nothing can be kept.
@@ -150,13 +153,13 @@ class Segmentation(InferTask):
             kept = self.store.find(self.bundle, scan)
         if kept is None:
             raise InputError(
-                f"model {self.bundle.name}: found no room for its probabilities, expected some in {self.store.folder}: "
-                "see the server's log."
+                f"model {self.bundle.name}: found no room for its probabilities, expected some in "
+                f"{self.store.folder}: see the server's log."
             )
         return kept
 
     def _run_over(self, request: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-        """Run over the scan of a request with settings of our own beside its options, and keep the probabilities."""
+        """Run over the scan of a request with settings of our own, and keep the probabilities."""
         bundle, scan = self.bundle, request["image"]
         version = choose(bundle.name, "version", request.get("version", IN_USE), bundle.versions())
         watch = None
@@ -187,7 +190,8 @@ class Segmentation(InferTask):
         if missing:
             raise HTTPException(
                 409,
-                f"model {self.bundle.name}: found no weights {missing[0].relative_to(self.bundle.folder)} in its "
-                f"folder ({len(missing)} of {len(needed)} missing), expected them for segmenting: train it or copy "
-                "them there, and ask again.",
+                f"model {self.bundle.name}: found no weights "
+                f"{missing[0].relative_to(self.bundle.folder)} in its folder ({len(missing)} of "
+                f"{len(needed)} missing), expected them for segmenting: train it or copy them "
+                "there, and ask again.",
             )

@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 
 # Anyone may link to them: without a request of their own they show nothing of the studies.
 PAGES = ("/", "/docs", "/ohif", "/ohif/")
-# No other page may draw an answer into itself: not as a frame, to have its buttons pressed unseen, nor as a picture.
+# No other page may draw an answer into itself: not as a frame, to have its buttons pressed unseen,
+# nor as a picture.
 PROTECTION = {
     "Content-Security-Policy": "frame-ancestors 'self'",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -60,15 +61,17 @@ def fix(server: FastAPI, hosts: str, origins: Sequence[str]) -> None:
 class OwnPages:
     """Refuse with 403 what a browser asks for other pages than the server's own.
 
-    A browser sends what any page that it shows asks for, also to a server that only this machine reaches, and deletes a
-    scan for it. It says for which page, though, in headers that no page can change: `Origin` with whatever may change
-    something, `Sec-Fetch-Site` if the address is a safe one (https or this machine's own), and `Referer` if nothing
-    forbids it. Programs such as 3D Slicer send none of them. A page whose name its owner lets point to this machine
-    (DNS rebinding) is one of the server's own for the browser; it is found out by `Host`, which then is that name.
+    A browser sends what any page that it shows asks for, also to a server that only this machine
+    reaches, and deletes a scan for it. It says for which page, though, in headers that no page can
+    change: `Origin` with whatever may change something, `Sec-Fetch-Site` if the address is a safe
+    one (https or this machine's own), and `Referer` if nothing forbids it. Programs such as 3D
+    Slicer send none of them. A page whose name its owner lets point to this machine (DNS rebinding)
+    is one of the server's own for the browser; it is found out by `Host`, which then is that name.
 
     Args:
         app: what answers the rest.
-        hosts: names, in lower case, that the server is reached by, beside addresses of the Internet Protocol.
+        hosts: names, in lower case, that the server is reached by, beside addresses of the Internet
+            Protocol.
         origins: of other pages that may ask it, such as `https://viewer.example.org`.
     """
 
@@ -101,8 +104,9 @@ class OwnPages:
         host = names[0].lower() if len(names) == 1 else ""
         if not self._is_ours(host):
             return (
-                f"Host: found {', '.join(names)!r:.100}, expected an address like 127.0.0.1 or one of the names "
-                f"{', '.join(self.hosts)}: use one, or start the server with --conf hosts and its name."
+                f"Host: found {', '.join(names)!r:.100}, expected an address like 127.0.0.1 or "
+                f"one of the names {', '.join(self.hosts)}: use one, or start the server with "
+                "--conf hosts and its name."
             )
         if scope["method"] in ("GET", "HEAD") and (
             scope["path"] in PAGES or scope["path"].startswith("/ohif/")
@@ -118,8 +122,9 @@ class OwnPages:
         ):
             return None
         return (
-            f"Origin: found the page {page or site!r:.100}, expected a program or one of the server's own pages: open "
-            "the address by hand, or name the page in --conf origins if it is yours."
+            f"Origin: found the page {page or site!r:.100}, expected a program or one of the "
+            "server's own pages: open the address by hand, or name the page in --conf origins if "
+            "it is yours."
         )
 
     def _is_ours(self, host: str) -> bool:
@@ -149,8 +154,8 @@ def own_hosts(more: str, host: str) -> list[str]:
     for name in names:
         if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
             raise InputError(
-                f"hosts: found {name!r}, expected names like label.example.org without port, separated by commas: fix "
-                "--conf hosts."
+                f"hosts: found {name!r}, expected names like label.example.org without port, "
+                "separated by commas: fix --conf hosts."
             )
     return sorted({"localhost", socket.gethostname().lower(), host.lower(), *names})
 
@@ -165,7 +170,8 @@ def listens_on() -> str:
 def log_who_is_answered(host: str, names: Sequence[str], origins: Sequence[str]) -> None:
     """Log whom a server that listens on `host` answers, with a warning where that is anybody."""
     logger.info(
-        "Answered are programs and this server's own pages, at its addresses and the names %s; other pages: %s.",
+        "Answered are programs and this server's own pages, at its addresses and the names %s; "
+        "other pages: %s.",
         ", ".join(names),
         ", ".join(origins) or "none",
     )
@@ -175,9 +181,9 @@ def log_who_is_answered(host: str, names: Sequence[str], origins: Sequence[str])
         alone = host == "localhost"
     if not alone and not settings.MONAI_LABEL_AUTH_ENABLE:
         logger.warning(
-            "%s: whoever reaches this machine over a network can read and delete scans, labels and models, as nobody "
-            "is asked for a password: start the server with --host 127.0.0.1, close the port in the firewall, or set "
-            "MONAI_LABEL_AUTH_ENABLE.",
+            "%s: whoever reaches this machine over a network can read and delete scans, labels "
+            "and models, as nobody is asked for a password: start the server with --host "
+            "127.0.0.1, close the port in the firewall, or set MONAI_LABEL_AUTH_ENABLE.",
             host,
         )
 

@@ -33,9 +33,10 @@ logger = logging.getLogger(__name__)
 def fix(server: FastAPI) -> None:
     """Answer errors with `{"detail": message}`, in one sentence.
 
-    400 for what the user can fix, 404 for an image or a label that is not there, 503 for a DICOM server that does not
-    answer, 500 for the rest. All are in the server's log, as OHIF shows none of them; those of 500 with the traceback.
-    Only the log says in which folders of the server a file is.
+    400 for what the user can fix, 404 for an image or a label that is not there, 503 for a DICOM
+    server that does not answer, 500 for the rest. All are in the server's log, as OHIF shows none
+    of them; those of 500 with the traceback. Only the log says in which folders of the server a
+    file is.
     """
 
     def answer(request: Request, error: Exception) -> JSONResponse:
@@ -51,7 +52,8 @@ def _status(request: Request, error: Exception) -> tuple[int, Any]:
     if isinstance(error, HTTPException) and error.status_code == 429:
         return (
             429,
-            f"{request.url.path}: found one that runs, expected none: wait for its end, or cancel it (DELETE).",
+            f"{request.url.path}: found one that runs, expected none: wait for its end, or cancel "
+            "it (DELETE).",
         )
     if isinstance(error, HTTPException):
         return error.status_code, error.detail

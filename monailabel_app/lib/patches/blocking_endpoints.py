@@ -1,6 +1,6 @@
 """One inference holds up everyone: endpoints are coroutines that block.
 
-https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/infer.py#L309-L321 and
+https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/infer.py#L192-L204 and
 all others; a client that sends a file slowly holds up nobody there, but an endpoint's thread here.
 """
 
@@ -96,8 +96,8 @@ async def _receive_body(receive: Callable, body: anyio.SpooledTemporaryFile[byte
         except TimeoutError as error:
             raise HTTPException(
                 408,
-                f"upload: found nothing for {IDLE_SECONDS} s, expected the rest of the request: send "
-                "it again.",
+                f"upload: found nothing for {IDLE_SECONDS} s, expected the rest of the request: "
+                "send it again.",
             ) from error
         if message["type"] == "http.disconnect":
             return False

@@ -1,6 +1,6 @@
 """`PUT /model` writes any file over the weights in use, while inferences read them.
 
-https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/model.py#L56-L77
+https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/model.py#L58-L79
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _update(model: str, file: UploadFile, **_: Any) -> dict[str, Any]:
 
 
 def update_model(bundle: Bundle | None, model: str, upload: UploadFile) -> dict[str, Any]:
-    """Put weights into use as a version of their own: those in use before are kept, and inferences finish with them.
+    """Put weights into use as a new version; those before stay for inferences that run.
 
     Args:
         bundle: whose weights they are; None for a model that has none.
@@ -56,8 +56,8 @@ def update_model(bundle: Bundle | None, model: str, upload: UploadFile) -> dict[
     ):
         raise HTTPException(
             404,
-            f"model {model}: found no single file of weights to replace, expected one: copy them into the bundle's "
-            "folder models/ instead.",
+            f"model {model}: found no single file of weights to replace, expected one: copy them "
+            "into the bundle's folder models/ instead.",
         )
     with copy_of("file", upload, [".pt"]) as path:
         with bundle.workflow({"device": "cpu"}) as parser:

@@ -1,9 +1,9 @@
 """OHIF's way to the DICOM server, with the app's password, passes on any path but no query.
 
-MONAI Label passes on paths that lead out of DICOMweb, and any POST with all of the user's headers, a
-token among them; but neither the query, so that filters do nothing, nor `Accept`, so that
+MONAI Label passes on paths that lead out of DICOMweb, and any POST with all of the user's headers,
+a token among them; but neither the query, so that filters do nothing, nor `Accept`, so that
 compressed pictures come in a form that OHIF did not ask for:
-https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/proxy.py#L37-L100
+https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/proxy.py#L33-L94
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from monailabel.endpoints import proxy
 
 from lib.patches.endpoints import replace
 
-# Of the headers of an answer; the others are for this server alone, such as cookies and whom it lets in.
+# Of the headers of an answer; the others are for this server alone, such as cookies and whom it
+# lets in.
 PASSED_ON = (
     "cache-control",
     "content-encoding",
@@ -74,8 +75,8 @@ async def pass_on(request: Request, op: str, path: str, **_: Any) -> Response:
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise HTTPException(
             502,
-            f"{request.url.path}: found no answer of the DICOM server ({type(error).__name__}), expected one: see "
-            "whether it runs.",
+            f"{request.url.path}: found no answer of the DICOM server ({type(error).__name__}), "
+            "expected one: see whether it runs.",
         ) from error
     passed_on = {key: value for key, value in found.headers.items() if key.lower() in PASSED_ON}
     return Response(content, found.status_code, passed_on)
@@ -85,7 +86,8 @@ def _check(request: Request, path: str) -> None:
     if not settings.MONAI_LABEL_STUDIES.startswith(("http://", "https://")):
         raise HTTPException(
             404,
-            f"{request.url.path}: found a folder as studies, expected a DICOM server: use /datastore.",
+            f"{request.url.path}: found a folder as studies, expected a DICOM server: use "
+            "/datastore.",
         )
     if not re.fullmatch(r"(studies|series|instances|bulkdata)(/[\w,-][\w.,-]*)*/?", path, re.ASCII):
         raise HTTPException(

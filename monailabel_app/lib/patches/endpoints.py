@@ -23,7 +23,7 @@ def answer_first(
 
 
 def wrap(server: FastAPI, endpoint: Endpoint, wrapper: Callable[[Endpoint], Endpoint]) -> None:
-    """Let `wrapper(endpoint)` answer where an endpoint of MONAI Label does, with the same arguments.
+    """Let `wrapper(endpoint)` answer where an endpoint of MONAI Label does.
 
     Where it is wrapped already, what wraps it is wrapped. The routes of MONAI Label stay as they
     are, so that its page shows them.
@@ -51,7 +51,7 @@ def replace(server: FastAPI, endpoint: Endpoint, answer: Endpoint) -> None:
 
 
 def check(server: FastAPI, endpoint: Endpoint, look: Callable[..., dict[str, Any] | None]) -> None:
-    """Let `look` see the arguments of an endpoint first; what it returns takes the place of them."""
+    """Let `look` see the arguments of an endpoint first; what it returns takes their place."""
 
     def wrapper(answer: Endpoint) -> Endpoint:
         async def checked(**given: Any) -> Any:

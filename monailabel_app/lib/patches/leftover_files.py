@@ -1,8 +1,8 @@
-"""Files of requests stay in the temporary folder: of refused ones, every DICOM SEG and every archive.
+"""Files stay in the temporary folder: of refused requests, each DICOM SEG and each archive.
 
 MONAI Label removes them after an answer alone, and those it sends as DICOM SEG or archive never:
-https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/infer.py#L92-L96 and
-https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/datastore.py#L180-L185
+https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/infer.py#L80-L113 and
+https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/datastore.py#L191-L196
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 MONAI Label sends a file of the app's folder, in a page that loads scripts from elsewhere, and fails
 for a large number of lines and without nvidia-smi:
-https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/logs.py#L57-L94
+https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/logs.py#L69-L88
 """
 
 from __future__ import annotations

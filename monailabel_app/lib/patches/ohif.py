@@ -1,9 +1,9 @@
 """OHIF as MONAI Label brings it proposes port 8000, whatever its own is, and sends no token.
 
-https://github.com/Project-MONAI/MONAILabel/pull/1588 asks for the first. MONAI Label also asks for a
-token that no browser sends with an address, and finds none of the files in folders, as it joins
+https://github.com/Project-MONAI/MONAILabel/pull/1588 asks for the first. MONAI Label also asks for
+a token that no browser sends with an address, and finds none of the files in folders, as it joins
 their path with `os.pathsep`:
-https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/ohif.py#L32-L56
+https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/ohif.py#L31-L50
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 MONAI Label does not say how tokens are signed, and PyJWT refuses all since its version 2: without
 that, whoever knows the public key could sign tokens with it as a password. A token that does not
 say until when it is valid would be valid for ever, and one that lacks a user is a 500:
-https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/user/auth.py#L59-L99
+https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/user/auth.py#L80-L107
 A wrong password is a 500 too:
-https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/login.py#L41-L58
+https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/login.py#L42-L59
 """
 
 from __future__ import annotations
@@ -116,6 +116,6 @@ def _read_realm(address: str, key: str) -> str:
 def _no_realm(found: str) -> HTTPException:
     return HTTPException(
         502,
-        f"realm: found no answer as Keycloak gives it ({found}), expected one: see whether it runs, "
-        "and set MONAI_LABEL_AUTH_REALM_URI and MONAI_LABEL_AUTH_CLIENT_ID.",
+        f"realm: found no answer as Keycloak gives it ({found}), expected one: see whether it "
+        "runs, and set MONAI_LABEL_AUTH_REALM_URI and MONAI_LABEL_AUTH_CLIENT_ID.",
     )

@@ -1,7 +1,7 @@
 """A session takes any files, and an archive writes outside its folder when it is unpacked.
 
-https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/session.py#L59-L110 and
-https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/utils/sessions.py#L106-L113
+https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/session.py#L57-L97 and
+https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/utils/sessions.py#L110-L155
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def _check_new_session(files: list[UploadFile], uncompress: bool, expiry: int, *
         )
     elif uncompress:
         raise InputError(
-            f"uncompress: found {len(files)} files, expected one archive: send one, or leave it out."
+            f"uncompress: found {len(files)} files, expected one archive: send one, or leave it "
+            "out."
         )
     else:
         check_series("files", files, app_instance().max_upload_mb)

@@ -1,7 +1,8 @@
 """Whatever a request sends becomes a scan or a label: files that are none, wrong grids, any name.
 
 MONAI Label writes what it gets, over what is there; a tag may hold `*`, and a name may lead out of
-the folder: https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/datastore.py#L61-L196
+the folder:
+https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/datastore.py#L61-L196
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ def _check_new_image(image: str | None, params: str, file: UploadFile, **_: Any)
     if there:
         raise HTTPException(
             409,
-            f"image: found {name!r}, expected a new one, as {there[0]!r} is there already and may have labels: choose "
-            "another name, or delete that one first.",
+            f"image: found {name!r}, expected a new one, as {there[0]!r} is there already and may "
+            "have labels: choose another name, or delete that one first.",
         )
     return {"image": name}
 
@@ -152,7 +153,8 @@ def _not_there(image: str) -> HTTPException:
     some = ", ".join(known[:5]) + (f" and {len(known) - 5} more" if len(known) > 5 else "")
     return HTTPException(
         404,
-        f"image: found {image!r}, expected the id of one in the studies ({some or 'none'}): upload it first.",
+        f"image: found {image!r}, expected the id of one in the studies ({some or 'none'}): "
+        "upload it first.",
     )
 
 

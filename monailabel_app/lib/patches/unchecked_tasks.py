@@ -2,8 +2,8 @@
 
 In its `params`, a request may name any file of the server and code to run, and what is no option is
 passed over in silence; a training that is asked for with `run_sync` nobody sees or cancels:
-https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/infer.py#L262-L275 and
-https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/utils/async_tasks/task.py#L24-L55
+https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/infer.py#L116-L189 and
+https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/utils/async_tasks/task.py#L21-L50
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ def _check_batch(
     # Final labels are what is trained on and scored against.
     if given.get("label_tag") == DefaultLabelTag.FINAL:
         raise InputError(
-            "label_tag: found 'final', expected another, because masks that nobody has seen would be "
-            "trained on: leave it out, and submit those that are right."
+            "label_tag: found 'final', expected another, because masks that nobody has seen "
+            "would be trained on: leave it out, and submit those that are right."
         )
     tasks[model].settings(given)
 
@@ -167,12 +167,13 @@ def _check_inference(
     if output == "dicom_seg":
         if not isinstance(app_instance().datastore(), DICOMWebDatastore):
             raise InputError(
-                "output: found dicom_seg, expected image, as the studies are no DICOM server: ask for "
-                "it."
+                "output: found dicom_seg, expected image, as the studies are no DICOM server: "
+                "ask for it."
             )
         if file is not None or session_id or not asked.get("label_info"):
             raise InputError(
-                "output: found dicom_seg, expected it with image and label_info in params: send both."
+                "output: found dicom_seg, expected it with image and label_info in params: send "
+                "both."
             )
     if file is not None:
         check_volume("file", file, app_instance().max_upload_mb)

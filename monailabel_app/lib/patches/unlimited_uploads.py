@@ -1,7 +1,7 @@
 """A request of any size is taken, until the disk is full.
 
 MONAI Label has no limit: it writes all that is sent,
-https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/datastore.py#L72-L76
+https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/datastore.py#L61-L83
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class UploadLimit:
                 raise HTTPException(
                     413,
                     f"upload: found more than {max(announced, received) // 10**6} MB, expected at "
-                    f"most {self.max_mb} MB: send a smaller file, or start the server with a larger "
-                    "--conf max_upload_mb.",
+                    f"most {self.max_mb} MB: send a smaller file, or start the server with a "
+                    "larger --conf max_upload_mb.",
                 )
             return message
 

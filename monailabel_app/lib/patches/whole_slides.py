@@ -1,4 +1,4 @@
-"""`/infer/wsi` runs what it is asked for without a check, and any text of `wsi` that is no JSON is a 500.
+"""`/infer/wsi` runs what it is asked for without a check, and `wsi` that is no JSON is a 500.
 
 https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/wsi_infer.py#L135-L146
 """

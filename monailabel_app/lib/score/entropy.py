@@ -21,30 +21,35 @@ from liverseg.networks.blocks import centre, two_class_logits
 
 DROPOUT = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
 DROPOUT_PASSES = 4
-# In the plane of the first two axes, beside the pass without: as far as every bundle's training turns its scans. Flips
-# would be of no use, for networks know left from right.
+# In the plane of the first two axes, beside the pass without: as far as every bundle's training
+# turns its scans. Flips would be of no use, for networks know left from right.
 DEGREES = (-10, 10)
 # The share of the way from air to the brightest at which the body begins.
 BODY_SHARE = 0.1
 
 
 class EntropyMeter:
-    """Mean entropy, inside the body, of what networks say in several passes; 0 is sure, 1 is no idea.
+    """Mean entropy in the body of what networks say in several passes; 0 is sure, 1 no idea.
 
-    The passes are those of Monte Carlo dropout (Gal and Ghahramani, ICML 2016) for a network with dropout, otherwise
-    one as it is and one for each of `DEGREES`. Their mean softmax gives the entropy, divided by that of equal odds.
+    The passes are those of Monte Carlo dropout (Gal and Ghahramani, ICML 2016) for a network with
+    dropout, otherwise one as it is and one for each of `DEGREES`. Their mean softmax gives the
+    entropy, divided by that of equal odds.
 
-    The bundle's own inferer does the work: each batch of slices or windows that it gives to a network is measured there
-    and forgotten, so that memory holds no volume for it, and any inferer will do. Where windows overlap, voxels count
-    once for each. Voxels count on the network's grid, so neither the scan's size nor its voxels' weigh in.
+    The bundle's own inferer does the work: each batch of slices or windows that it gives to a
+    network is measured there and forgotten, so that memory holds no volume for it, and any inferer
+    will do. Where windows overlap, voxels count once for each. Voxels count on the network's grid,
+    so neither the scan's size nor its voxels' weigh in.
 
-    The body is what is brighter than a tenth of the way from the 1st to the 99th percentile of the scan as the networks
-    see it: in CT that is above the lower end of the HU window, in MRI above the noise of air. A margin around the
+    The body is what is brighter than a tenth of the way from the 1st to the 99th percentile of the
+    scan as the networks
+    see it: in CT that is above the lower end of the HU window, in MRI above the noise of air. A
+        margin around the
     predicted organ would leave out what was missed, for which uncertainty is sought.
 
     Args:
-        evaluator: of one scan, before it runs; its `network` is one network, or `CascadeNetworks` or
-            `LiverLesionNetworks`, whose networks count alike, those that are not needed for a scan left out.
+        evaluator: of one scan, before it runs; its `network` is one network, or `CascadeNetworks`
+            or `LiverLesionNetworks`, whose networks count alike, those that are not needed for a
+            scan left out.
         image_key: of the scan in the batch.
     """
 
@@ -56,7 +61,8 @@ class EntropyMeter:
         self.body_level = 0.0
         self.entropies: dict[nn.Module, Tensor] = {}
         self.voxels: dict[nn.Module, Tensor] = {}
-        # The first after the weights are loaded: handlers of one event run in the order in which they were added.
+        # The first after the weights are loaded: handlers of one event run in the order in which
+        # they were added.
         evaluator.add_event_handler(Events.STARTED, self._watch)
         evaluator.add_event_handler(Events.GET_BATCH_COMPLETED, self._find_body)
 
@@ -83,7 +89,8 @@ class EntropyMeter:
             else [network]
         )
         for part in list(parts):
-            # The passes go through a copy, so that others who watch the network, as Grad-CAM does, see but their own.
+            # The passes go through a copy, so that others who watch the network, as Grad-CAM does,
+            # see but their own.
             twin = copy.deepcopy(part).eval()
             for module in twin.modules():
                 if isinstance(module, DROPOUT):
@@ -132,7 +139,7 @@ def _softmax(logits: Tensor) -> Tensor:
 
 
 def _turn(x: Tensor, degrees: float) -> Tensor:
-    """Slices (N, C, H, W) or windows (N, C, H, W, D), turned about their centre, linear; its border goes on."""
+    """Slices (N, C, H, W) or windows (N, C, H, W, D), turned about their centre, linear."""
     height, width = x.shape[2:4]
     sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
     planes = x.reshape(*x.shape[:2], height, width, -1).movedim(-1, 1).flatten(0, 1)

@@ -28,9 +28,10 @@ _coming: dict[str, dict[str, float]] = defaultdict(dict)
 class NextScan(Strategy):
     """The best scan without a final label that no other annotator is on.
 
-    An annotator is on the last scan that they got, until it has a final label, they ask for another, or `hold_minutes`
-    are over. Scans that they got before, and so skipped, come after all others, the one longest ago first. Who got what
-    and when is kept in the scan's info under `served`, by `client_id`.
+    An annotator is on the last scan that they got, until it has a final label, they ask for
+    another, or `hold_minutes` are over. Scans that they got before, and so skipped, come after all
+    others, the one longest ago first. Who got what and when is kept in the scan's info under
+    `served`, by `client_id`.
 
     Args:
         description: for clients.
@@ -48,11 +49,11 @@ class NextScan(Strategy):
         """What to say of each scan, the best first."""
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
-        """The `id` of a scan that can be read and what `order` says of it, or None where there is none left.
+        """The `id` of a scan that can be read and what `order` says of it; None where none is left.
 
         Args:
-            request: `client_id` is the annotator's, all without one are the same; `label_tag` and `labels` as MONAI
-                Label has them.
+            request: `client_id` is the annotator's, all without one are the same; `label_tag` and
+                `labels` as MONAI Label has them.
             datastore: the scans.
 
         Raises:
@@ -159,8 +160,9 @@ class HighestScore(NextScan):
         if not self.scores.models():
             raise HTTPException(
                 409,
-                f"strategy {request.get('strategy')}: found too few weights for the score {self.scores.name}, expected "
-                f"{self.scores.needs}: train, or choose first or random.",
+                f"strategy {request.get('strategy')}: found too few weights for the score "
+                f"{self.scores.name}, expected {self.scores.needs}: train, or choose first or "
+                "random.",
             )
         values = {
             image: score.get("value") for image, score in self.scores.current(datastore).items()

@@ -39,8 +39,9 @@ FINAL = DefaultLabelTag.FINAL
 class Scores(ScoringMethod):
     """A score for each scan, kept until what gave it changes: the weights in use, or the label.
 
-    It is kept in the scan's info under `name`, as `{"value": …, "basis": …, "ts": …}` or, for a scan that cannot be
-    scored, `{"error": sentence, …}`. What fails for another reason, such as want of memory or disk, is tried again.
+    It is kept in the scan's info under `name`, as `{"value": …, "basis": …, "ts": …}` or, for a
+    scan that cannot be scored, `{"error": sentence, …}`. What fails for another reason, such as
+    want of memory or disk, is tried again.
 
     Args:
         name: of the method.
@@ -154,12 +155,12 @@ class Uncertainty(Scores):
 
 
 class Disagreement(Scores):
-    """How much the planes of the model, or otherwise all models with weights, disagree on each unlabelled scan."""
+    """How much the planes of the model, or else all models, disagree on each unlabelled scan."""
 
     needs = "several bundles with weights, or one that can be asked for single planes"
 
     def models(self) -> list[Bundle]:
-        """The one whose planes can be asked one by one, otherwise all with weights if they are several."""
+        """The one whose planes can be asked one by one, else all with weights if several are."""
         first = super().models()
         if first and len(_planes(first[0])) > 1:
             return first
@@ -198,7 +199,8 @@ class DiceScores(Scores):
         """`dice` of each class, None where neither names it, and their mean as `value`.
 
         Raises:
-            InputError: for a label on another grid than the scan, or with values that the model does not know.
+            InputError: for a label on another grid than the scan, or with values that the model
+                does not know.
         """
         (bundle,) = self.models()
         scan = datastore.get_image_uri(image)
@@ -272,8 +274,8 @@ def mean_entropy(bundle: Bundle, scan: str) -> float:
 def disagreement(masks: Sequence[tuple[np.ndarray, Mapping[str, int]]]) -> float:
     """1 − mean Dice over all pairs of masks and all classes that both of a pair know.
 
-    A class that neither finds is left out, and what nobody finds is agreed on. Where only one knows lesions, they are
-    liver.
+    A class that neither finds is left out, and what nobody finds is agreed on. Where only one knows
+    lesions, they are liver.
 
     Args:
         masks: label maps on one grid, each with its values by name.

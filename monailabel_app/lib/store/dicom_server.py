@@ -21,19 +21,20 @@ from liverseg.files import check_writable, write_atomically
 CONNECT_SECONDS = 3
 # Any transfer syntax: without it a server must unpack compressed scans, and not all can.
 AS_STORED = (("application/dicom", "*"),)
-# Of the whole server, not of what it was asked for: refused, overloaded, or something before it that does not reach it.
+# Of the whole server, not of what it was asked for: refused, overloaded, or something before it
+# that does not reach it.
 OF_SERVER = (401, 403, 407, 408, 429, 502, 503, 504)
 
 
 class DicomServerError(InputError):
-    """The DICOM server does not answer, refuses, or breaks off: what is asked of it now may work later."""
+    """The DICOM server does not answer, refuses, or breaks off: the same may work later."""
 
 
 class DicomServer:
     """A DICOMweb server that says in one sentence what is wrong, and soon.
 
-    All methods raise `DicomServerError` where the server does not answer, and `InputError` where it has not, or cannot
-    send, what it was asked for.
+    All methods raise `DicomServerError` where the server does not answer, and `InputError` where it
+    has not, or cannot send, what it was asked for.
 
     Args:
         client: of dicomweb-client.
@@ -85,7 +86,7 @@ class DicomServer:
             return self.client.retrieve_instance(study, series, instance, media_types=AS_STORED)
 
     def download(self, series: str, folder: Path) -> dict[str, Any] | None:
-        """Save the files of a series as the server has them; returns its DICOM JSON, None if it has none."""
+        """Save the files of a series as they are; returns its DICOM JSON, None if there is none."""
         found = [
             one
             for one in self.search(SeriesInstanceUID=series)
@@ -101,8 +102,8 @@ class DicomServer:
         # A connection that is cut may look like the end.
         if expected is not None and len(instances) < int(expected):
             raise DicomServerError(
-                f"series {series}: found {len(instances)} instances in the DICOM server's answer, expected the "
-                f"{expected} that it lists: ask again."
+                f"series {series}: found {len(instances)} instances in the DICOM server's answer, "
+                f"expected the {expected} that it lists: ask again."
             )
         check_writable(folder)
         for number, instance in enumerate(instances):
@@ -117,8 +118,8 @@ class DicomServer:
         if "FailedSOPSequence" in answer and answer.FailedSOPSequence:
             reason = answer.FailedSOPSequence[0].get("FailureReason", "no reason")
             raise InputError(
-                f"instance {dataset.SOPInstanceUID}: found that the DICOM server refuses it ({reason}), expected it to "
-                "keep it: see the server's log."
+                f"instance {dataset.SOPInstanceUID}: found that the DICOM server refuses it "
+                f"({reason}), expected it to keep it: see the server's log."
             )
 
     @contextmanager
@@ -131,15 +132,18 @@ class DicomServer:
             status = error.response.status_code if error.response is not None else 0
             if what and status not in OF_SERVER:
                 raise InputError(
-                    f"{what}: found the answer {status} of the DICOM server, expected it: look at it there."
+                    f"{what}: found the answer {status} of the DICOM server, expected it: look at "
+                    "it there."
                 ) from error
             hint = "see its log, and ask again later"
             if status in (401, 403):
-                hint = "set MONAI_LABEL_DICOMWEB_USERNAME and MONAI_LABEL_DICOMWEB_PASSWORD, and start anew"
+                names = "MONAI_LABEL_DICOMWEB_USERNAME and MONAI_LABEL_DICOMWEB_PASSWORD"
+                hint = f"set {names}, and start anew"
             elif status == 404:
                 hint = "fix the address, or MONAI_LABEL_QIDO_PREFIX and MONAI_LABEL_WADO_PREFIX"
             raise DicomServerError(
-                f"studies: found the answer {status} of the DICOM server at {url}, expected what was asked for: {hint}."
+                f"studies: found the answer {status} of the DICOM server at {url}, expected what "
+                f"was asked for: {hint}."
             ) from error
         # pydicom raises whatever it likes for what is no DICOM.
         except Exception as error:
@@ -148,17 +152,18 @@ class DicomServer:
                 error, requests.JSONDecodeError
             ):
                 raise DicomServerError(
-                    f"studies: found no DICOMweb server at {url} ({kind}), expected one: start it, or fix the address "
-                    "or the network, and ask again; scans and labels that were copied before can be used meanwhile."
+                    f"studies: found no DICOMweb server at {url} ({kind}), expected one: start "
+                    "it, or fix the address or the network, and ask again; scans and labels that "
+                    "were copied before can be used meanwhile."
                 ) from error
             if what:
                 raise InputError(
-                    f"{what}: found an answer of the DICOM server that is no DICOM ({kind}), expected some: look at it "
-                    "there."
+                    f"{what}: found an answer of the DICOM server that is no DICOM ({kind}), "
+                    "expected some: look at it there."
                 ) from error
             raise DicomServerError(
-                f"studies: found a server at {url} that does not answer in DICOMweb ({kind}), expected one that does: "
-                "fix the address."
+                f"studies: found a server at {url} that does not answer in DICOMweb ({kind}), "
+                "expected one that does: fix the address."
             ) from error
 
 

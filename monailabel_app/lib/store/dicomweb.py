@@ -69,16 +69,17 @@ def connect(url: str) -> DicomwebDatastore:
 
 
 class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
-    """MONAI Label's, for several threads and processes, with labels that are found again and the names of segments.
+    """MONAI Label's, for several threads and processes, with labels that are found again and named.
 
-    A scan is a series, its id the series' UID; its final label is what the DICOM SEGs that belong to it say together,
-    see `current`. Scans and labels are read from copies as NIfTI in a folder of this machine. MONAI Label's own shows
-    for two hours what was there when it was first asked, takes a series for complete that is still being downloaded,
-    knows nothing of a scan before that, asks the server to unpack compressed scans, downloads the scan for its label,
-    names the segments of a label by their order, and leaves a DICOM SEG of other programs on a grid of its own.
+    A scan is a series, its id the series' UID; its final label is what the DICOM SEGs that belong
+    to it say together, see `current`. Scans and labels are read from copies as NIfTI in a folder of
+    this machine. MONAI Label's own shows for two hours what was there when it was first asked,
+    takes a series for complete that is still being downloaded, knows nothing of a scan before that,
+    asks the server to unpack compressed scans, downloads the scan for its label, names the segments
+    of a label by their order, and leaves a DICOM SEG of other programs on a grid of its own.
 
-    A scan or a label that cannot be read is named in the status; it is neither labelled, so that it does not train, nor
-    unlabelled, so that nobody draws anew what is there.
+    A scan or a label that cannot be read is named in the status; it is neither labelled, so that it
+    does not train, nor unlabelled, so that nobody draws anew what is there.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -87,7 +88,8 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         # Headers by series and the number of its instances.
         self._headers: dict[tuple[str, Any], list[Segmentation]] = {}
         self._last_segmentations: dict[str, list[Segmentation]] = {}
-        # Sentences: by scan, by scan with what its label would be made of, and by series of DICOM SEG.
+        # Sentences: by scan, by scan with what its label would be made of, and by series of DICOM
+        # SEG.
         self._bad_scans: dict[str, str] = {}
         self._bad_labels: dict[str, tuple[list[Segmentation], str]] = {}
         self._bad_series: dict[str, str] = {}
@@ -102,7 +104,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
     def get_labeled_images(
         self, label_tag: str | None = None, labels: list[str] | None = None
     ) -> list[str]:
-        """Those of them with a label that can be read; each is copied if its copy is not the newest.
+        """Those with a label that can be read; each is copied if its copy is not the newest.
 
         Raises:
             DicomServerError: where the server does not answer.
@@ -136,7 +138,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         ]
 
     def status(self) -> dict[str, Any]:
-        """How many scans there are and have a label, and what could not be read; from the copies, if need be."""
+        """How many scans there are and have a label, and what is unreadable."""
         copies = LockedDatastore.json(self)["objects"]
         found: dict[str, Any] = {
             "label_tags": Counter(tag for copy in copies.values() for tag in copy["labels"])
@@ -169,7 +171,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         ]
 
     def get_image_uri(self, image_id: str) -> str:
-        """The scan as NIfTI, downloaded at the first call; "" for a series that is not on the server.
+        """The scan as NIfTI, downloaded at the first call; "" for one that is not on the server.
 
         Raises:
             DicomServerError: where it has to be downloaded and the server does not send it.
@@ -229,7 +231,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         super().remove_label(label_id, label_tag)
 
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
-        """The label of a scan as NIfTI on the scan's grid, copied if there is a newer one; "" without one.
+        """The label of a scan as NIfTI on its grid, copied if there is a newer one; "" without one.
 
         Args:
             label_id: that of the scan.
@@ -237,7 +239,8 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
             image_id: not looked at.
 
         Raises:
-            DicomServerError: where the server does not answer, and what it last listed was not copied.
+            DicomServerError: where the server does not answer, and what it last listed was not
+                copied.
             InputError: for a label that cannot be read.
         """
         if label_tag == FINAL:
@@ -266,7 +269,8 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         Raises:
             DicomServerError: where the server does not answer.
             ImageNotFoundException: if there is no such scan.
-            InputError: for a final label without any segment, or that cannot be written or stored as DICOM SEG.
+            InputError: for a final label without any segment, or that cannot be written or stored
+                as DICOM SEG.
         """
         scan = self.get_image_uri(image_id)
         if not scan:
@@ -276,12 +280,14 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
             values = set(values_in(label))
             if not values:
                 raise InputError(
-                    f"label of {image_id}: found no segment, expected one to save: draw or segment first."
+                    f"label of {image_id}: found no segment, expected one to save: draw or "
+                    "segment first."
                 )
             label_info = {**label_info, "label_info": _named(label_info, values)}
             before = [one.made for one in self._segmentations().get(image_id, []) if one.made]
             with tempfile.TemporaryDirectory() as folder:
-                # MONAI Label cuts off what is behind the point: 0.9999999 would become the background.
+                # MONAI Label cuts off what is behind the point: 0.9999999 would become the
+                # background.
                 whole = Path(folder) / "label.nii.gz"
                 write_nifti(whole, label[0].numpy(), label.affine.numpy())
                 segmentation = _write_segmentation(
@@ -356,7 +362,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         self._bad_labels.pop(image, None)
 
     def _segmentations(self) -> dict[str, list[Segmentation]]:
-        """All DICOM SEGs by the scan that they belong to; those that belong to none are named in the status."""
+        """All DICOM SEGs by the scan that they belong to; the status names those without one."""
         found: dict[str, list[Segmentation]] = {}
         headers, bad = {}, {}
         for entry in self.server.search(Modality="SEG"):
@@ -383,8 +389,8 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
                     found.setdefault(scan, []).append(one)
                 if not one.scans:
                     bad[series] = (
-                        f"DICOM SEG {one.instance}: found no series of the server that it belongs to, expected one: "
-                        "export it anew."
+                        f"DICOM SEG {one.instance}: found no series of the server that it belongs "
+                        "to, expected one: export it anew."
                     )
         for series in bad.keys() - self._bad_series.keys():
             logger.warning("%s", bad[series])
@@ -397,7 +403,8 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
             found = [describe(header, study, series) for header in headers]
         except (AttributeError, TypeError, ValueError) as error:
             raise InputError(
-                f"series {series}: found a header that is no DICOM JSON ({error}), expected one: export it anew."
+                f"series {series}: found a header that is no DICOM JSON ({error}), expected one: "
+                "export it anew."
             ) from error
         # Older writers name instances alone.
         return [
@@ -421,8 +428,8 @@ def _write_segmentation(scan: Path, label: str, segments: list[dict[str, Any]]) 
         return pydicom.dcmread(file)
     except FileNotFoundError as error:
         raise InputError(
-            f"label of {scan.name}: found that itkimage2segimage cannot write it as DICOM SEG, expected it to: see the "
-            "server's log."
+            f"label of {scan.name}: found that itkimage2segimage cannot write it as DICOM SEG, "
+            "expected it to: see the server's log."
         ) from error
     finally:
         file.unlink(missing_ok=True)

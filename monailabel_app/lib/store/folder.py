@@ -42,15 +42,20 @@ LABELS = ["*.nii.gz", "*.nii", "*.nrrd"]
 class FolderDatastore(LockedDatastore):
     """MONAI Label's, with all scans that can be read, and a word on what else lies in the folder.
 
-    Scans are the NIfTI files directly in the folder, and the DICOM series in it and below; NIfTI files below are none,
-    for among them are labels and masks. A scan is called by its path in the folder without the suffix, with `_` between
-    folders: the series in `s0001/CT` is `s0001_CT`. It is given out as NIfTI, which every client opens; that is made
-    of the series once, and again when its files are not those any more, in the hidden folder `.series`. Whose it is,
-    its headers say; that is kept in the scan's info, as of a series of a DICOM server.
+    Scans are the NIfTI files directly in the folder, and the DICOM series in it and below; NIfTI
+    files below are none, for among them are labels and masks. A scan is called by its path in the
+    folder without the suffix, with `_` between
+    folders: the series in `s0001/CT` is `s0001_CT`. It is given out as NIfTI, which every client
+        opens; that is made
+    of the series once, and again when its files are not those any more, in the hidden folder
+    `.series`. Whose it is, its headers say; that is kept in the scan's info, as of a series of a
+    DICOM server.
 
-    Each scan is read once before it is given out. What then is no volume is named in the status and offered to nobody.
+    Each scan is read once before it is given out. What then is no volume is named in the status and
+    offered to nobody.
 
-    MONAI Label's own offers whatever is called as a picture, be it empty, and passes over the rest in silence.
+    MONAI Label's own offers whatever is called as a picture, be it empty, and passes over the rest
+    in silence.
 
     Args:
         folder: of the studies.
@@ -69,7 +74,8 @@ class FolderDatastore(LockedDatastore):
         self._series: dict[str, str] = {}
         self._whose: dict[str, dict[str, str]] = {}
         self._no_series = LeftOut(list)
-        # What was found in a state of a file: of its header by name, of all of it by the scan's name.
+        # What was found in a state of a file: of its header by name, of all of it by the scan's
+        # name.
         self._headers: dict[str, tuple[str, bool]] = {}
         self._problems: dict[str, tuple[str, str]] = {}
         self._changed = threading.Event()
@@ -101,7 +107,7 @@ class FolderDatastore(LockedDatastore):
         return str(copy)
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
-        """What is known of a scan; `name` and `path` are those of the NIfTI file, `warnings` of the series it is of."""
+        """What is known of a scan; `name` and `path` are those of the NIfTI file."""
         info = super().get_image_info(image_id)
         if not info:
             return {}
@@ -139,7 +145,7 @@ class FolderDatastore(LockedDatastore):
         return found
 
     def status(self) -> dict[str, Any]:
-        """How many scans there are and have a label, what could not be read, and what is no scan."""
+        """How many scans there are and have a label, what is unreadable, and what is no scan."""
         return {
             **super().status(),
             "unreadable_scans": self._unreadable(),
@@ -156,7 +162,8 @@ class FolderDatastore(LockedDatastore):
         file = self._place(f"{image_id or name}{suffix}")
         if os.path.exists(file):
             raise InputError(
-                f"{file}: found a file that is no scan, expected none: remove it, or choose another name."
+                f"{file}: found a file that is no scan, expected none: remove it, or choose "
+                "another name."
             )
         return super().add_image(image_id, image_filename, image_info)
 
@@ -169,7 +176,8 @@ class FolderDatastore(LockedDatastore):
         """
         if super().get_image_uri(image_id) in map(self._place, self._series):
             raise InputError(
-                f"image {image_id}: found a DICOM series, expected a NIfTI file: remove the series' folder by hand."
+                f"image {image_id}: found a DICOM series, expected a NIfTI file: remove the "
+                "series' folder by hand."
             )
         super().remove_image(image_id)
 
@@ -183,7 +191,7 @@ class FolderDatastore(LockedDatastore):
         return Path(self._datastore_path, ".series", f"{image_id}.nii.gz")
 
     def _read(self, scan: str, copy: Path, state: str) -> str:
-        """Read a scan in a state, and write it as NIfTI if it is none; returns what is wrong with it, or ""."""
+        """Read a scan in a state, and write it as NIfTI if it is none; returns what is wrong."""
         try:
             if str(copy) == scan:
                 LoadVolumed("image")({"image": scan})
@@ -210,7 +218,8 @@ class FolderDatastore(LockedDatastore):
         return found
 
     def _to_id(self, file: str) -> tuple[str, str]:
-        # The list of scans keeps a name and what follows it in the path, which is all of a series' path.
+        # The list of scans keeps a name and what follows it in the path, which is all of a series'
+        # path.
         return (self._series[file], f"/{file}") if file in self._series else super()._to_id(file)
 
     def _filename(self, id: str, ext: str) -> str:
@@ -376,7 +385,7 @@ def _basis_file(copy: Path) -> Path:
 
 
 def _basis(copy: Path) -> dict[str, Any]:
-    """What a series was made NIfTI of: its `state`, and the reader's `warnings`; nothing for one of an older server."""
+    """The `state` of a series when it was made NIfTI, and the reader's `warnings`."""
     try:
         return dict(json.loads(_basis_file(copy).read_text()))
     except (OSError, ValueError):
@@ -396,7 +405,7 @@ def _state(scan: str) -> str:
         ]
     except OSError:
         return ""
-    # Copies and archives bring the time of the last write along, which may be older or the same; the time of the last
-    # change is the file system's own.
+    # Copies and archives bring the time of the last write along, which may be older or the same;
+    # the time of the last change is the file system's own.
     told = [(name, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for name, state in states]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()

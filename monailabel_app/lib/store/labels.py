@@ -11,10 +11,11 @@ from liverseg.errors import InputError
 
 
 def segment_names(info: Mapping[str, Any]) -> dict[int, str]:
-    """The name of each value in a label, as its info says it: what 3D Slicer sends, or what a model gave.
+    """The name of each value in a label by its info: what 3D Slicer sends, or what a model gave.
 
     Args:
-        info: `label_info`, a list of `{"name": text, "idx": value}`, or `params#label_names`, value by name.
+        info: `label_info`, a list of `{"name": text, "idx": value}`, or `params#label_names`, value
+            by name.
 
     Raises:
         InputError: for an info of another form, and a value of two names.
@@ -32,10 +33,10 @@ def segment_names(info: Mapping[str, Any]) -> dict[int, str]:
                 raise ValueError(f"{value} is {names[int(value)]} and {name}")
         return names
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
-        said = {key: info[key] for key in ("label_info", "params") if key in info}
+        given = {key: info[key] for key in ("label_info", "params") if key in info}
         raise InputError(
-            f'found {json.dumps(said)}, expected {{"label_info": [{{"name": text, "idx": value}}]}}: save the label '
-            "anew."
+            f"found {json.dumps(given)}, expected "
+            '{"label_info": [{"name": text, "idx": value}]}: save the label anew.'
         ) from error
 
 
@@ -47,8 +48,8 @@ def match(
 ) -> dict[int, int]:
     """The value of a bundle for each value in a label.
 
-    Another organ is background on purpose, and a lesion belongs to the liver where a bundle has no lesions. In a label
-    without any names, values are the bundle's own.
+    Another organ is background on purpose, and a lesion belongs to the liver where a bundle has no
+    lesions. In a label without any names, values are the bundle's own.
 
     Args:
         values: in the label, without 0.
@@ -57,8 +58,9 @@ def match(
         known: names that other bundles have, beside those that are known anyway.
 
     Raises:
-        InputError: for no values, for values without a name where others have one or the bundle has no such value, and
-            for names that nobody knows, which would be background without a word.
+        InputError: for no values, for values without a name where others have one or the bundle has
+            no such value, and for names that nobody knows, which would be background without a
+            word.
     """
     if not values:
         raise InputError(
@@ -70,8 +72,8 @@ def match(
     if unnamed := [str(value) for value in values if value not in given]:
         or_only = "" if names else f" or only {', '.join(map(str, sorted(given)))}"
         raise InputError(
-            f"found values {', '.join(unnamed[:5])} without a name, expected a name for each{or_only}: save the label "
-            "anew with named segments."
+            f"found values {', '.join(unnamed[:5])} without a name, expected a name for "
+            f"each{or_only}: save the label anew with named segments."
         )
     others = {our_name(name) for name in known}
     ours = {value: our_name(given[value]) for value in values}
@@ -81,8 +83,9 @@ def match(
         if name not in {*mine, *others} and not is_known(name)
     ]:
         raise InputError(
-            f"found segments called {', '.join(map(repr, unknown[:5]))}, expected names that are known, as "
-            f"{', '.join(sorted({*classes, *known} - {'background'}))}: rename or remove them, and save the label anew."
+            f"found segments called {', '.join(map(repr, unknown[:5]))}, expected names that are "
+            f"known, as {', '.join(sorted({*classes, *known} - {'background'}))}: rename or "
+            "remove them, and save the label anew."
         )
     return {value: mine.get(name, 0) for value, name in ours.items()}
 
@@ -98,7 +101,8 @@ def check_segments(
         labels: of each bundle, value by segment name.
 
     Raises:
-        InputError: as `match`, and for values without a name that are another segment for another bundle.
+        InputError: as `match`, and for values without a name that are another segment for another
+            bundle.
     """
     names = segment_names(info)
     for value in () if names else values:
@@ -111,7 +115,7 @@ def check_segments(
         if len(meant) > 1:
             several = " and ".join(f"{name} for {bundle}" for name, bundle in meant.items())
             raise InputError(
-                f"found the value {value} without a name, which is {several}, expected a name for each: save the label "
-                "anew with named segments."
+                f"found the value {value} without a name, which is {several}, expected a name for "
+                "each: save the label anew with named segments."
             )
     match(values, names, {name: value for some in labels.values() for name, value in some.items()})

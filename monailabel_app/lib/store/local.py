@@ -41,7 +41,8 @@ CHANGES = ("refresh", "update_image_info", "update_label_info")
 def _locked(method: Callable, changes: bool = True) -> Callable:
     @functools.wraps(method)
     def locked(self: LockedDatastore, *args: Any, **kwargs: Any) -> Any:
-        # The list on the disk is replaced as a whole, so who only reads it waits for no other process.
+        # The list on the disk is replaced as a whole, so who only reads it waits for no other
+        # process.
         with self.lock, self.process_lock if changes else nullcontext():
             self._init_from_datastore_file()
             return method(self, *args, **kwargs)
@@ -50,7 +51,7 @@ def _locked(method: Callable, changes: bool = True) -> Callable:
 
 
 class LockedDatastore(LocalDatastore):
-    """MONAI Label's, of which one thread or process at a time reads or changes the list on the disk.
+    """MONAI Label's, whose list one thread or process at a time reads or changes on the disk.
 
     MONAI Label's is made for one thread, although its watcher of the folder is a second one, and a
     process that scores or segments many scans would write back the list as it was when it started.
@@ -73,13 +74,14 @@ class LockedDatastore(LocalDatastore):
             self._handler.on_moved = self._on_moved
 
     def _on_moved(self, event: Any) -> None:
-        # As rsync ends each file; the list of the studies is replaced so too, and read when it is asked for.
+        # As rsync ends each file; the list of the studies is replaced so too, and read when it is
+        # asked for.
         if event.dest_path != self._datastore_config_path:
             self._on_any_event(event)
 
     @functools.partial(_locked, changes=False)
     def get_image_uri(self, image_id: str) -> str:
-        """The file of a scan, by the name that it has here though it be a link; "" for one that is not there."""
+        """The file of a scan, by its name here if it is a link; "" for one that is not there."""
         image = self._datastore.objects.get(image_id)
         return self._file(self._datastore.image_path(), image_id, image.image.ext) if image else ""
 
@@ -131,7 +133,7 @@ class LockedDatastore(LocalDatastore):
     def save_label(
         self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]
     ) -> str:
-        """Save a label in the place of the one that the scan has, if any; returns its id, that of the scan.
+        """Save a label in the place of the one that the scan has; returns its id, that of the scan.
 
         Raises:
             ImageNotFoundException: if there is no such scan.

@@ -25,8 +25,8 @@ HALFWAY = 1e-3
 def write_label(segmentations: Sequence[Dataset], scan: Path, target: Path) -> list[dict[str, Any]]:
     """Write DICOM SEGs as one NIfTI label map, uint8, on the grid of a scan.
 
-    A fractional segment is where it is at least half. Each voxel is that of the nearest frame at its centre, and 0
-    where no frame is.
+    A fractional segment is where it is at least half. Each voxel is that of the nearest frame at
+    its centre, and 0 where no frame is.
 
     Args:
         segmentations: with pixels; BINARY, FRACTIONAL or LABELMAP.
@@ -37,8 +37,8 @@ def write_label(segmentations: Sequence[Dataset], scan: Path, target: Path) -> l
         `name` and value (`idx`) of each segment.
 
     Raises:
-        InputError: for what cannot be read, segments that overlap, except a lesion in the liver, and for those that do
-            not lie in the scan.
+        InputError: for what cannot be read, segments that overlap, except a lesion in the liver,
+            and for those that do not lie in the scan.
     """
     grid = read_nifti_grid(scan)
     label = np.zeros(grid.array.shape, np.uint8)
@@ -53,8 +53,8 @@ def write_label(segmentations: Sequence[Dataset], scan: Path, target: Path) -> l
         # pydicom and its codecs raise whatever they like for what is damaged.
         except Exception as error:
             raise InputError(
-                f"{what}: found one that cannot be read ({type(error).__name__}: {error}), expected a whole DICOM SEG: "
-                "export it anew."
+                f"{what}: found one that cannot be read ({type(error).__name__}: {error}), "
+                "expected a whole DICOM SEG: export it anew."
             ) from error
     write_nifti(target, label, grid.affine)
     return [{"name": name, "idx": value} for value, name in enumerate(names.values(), 1)]
@@ -67,7 +67,8 @@ class _Frames:
     Attributes:
         voxels: (planes, rows, columns), uint8.
         names: of the values 1, 2, ….
-        origins: (planes, 3), mm in LPS, of the first pixel of each, in the order of their distances along the normal.
+        origins: (planes, 3), mm in LPS, of the first pixel of each, in the order of their distances
+            along the normal.
         axes: (3, 3), unit vectors in LPS along a row, along a column, and the normal.
         spacing_mm: between pixels of a row, pixels of a column, and planes.
     """
@@ -91,7 +92,8 @@ class _Frames:
         steps, start = to_pixels @ to_lps[:3, :3], to_pixels @ to_lps[:3, 3]
         origins = self.origins @ to_pixels.T
         between = (origins[1:, 2] + origins[:-1, 2]) / 2
-        # Where the grids are parallel, a place depends on one index: numpy then does each row and column once.
+        # Where the grids are parallel, a place depends on one index: numpy then does each row and
+        # column once.
         steps[np.abs(steps) * shape < HALFWAY / 10] = 0
         i, j = np.arange(shape[0])[:, None], np.arange(shape[1])[None]
         found, voxels_found = np.zeros(shape, np.uint8, order="F"), np.zeros(256, int)
@@ -124,7 +126,8 @@ class _Frames:
         ]
         if lost:
             raise InputError(
-                f"found no voxel of {', '.join(lost)} on the scan's grid, expected some: segment this scan itself."
+                f"found no voxel of {', '.join(lost)} on the scan's grid, expected some: segment "
+                "this scan itself."
             )
         return found
 
@@ -146,8 +149,9 @@ class _Frames:
         inside = ((index >= -margin) & (index <= np.array(shape) - 1 + margin)).all(axis=1)
         if not inside.all():
             raise InputError(
-                f"found {100 * (1 - inside.mean()):.3g} % of its segments outside the scan, expected all in it: it "
-                "belongs to another series, or the scan was not whole when it was copied."
+                f"found {100 * (1 - inside.mean()):.3g} % of its segments outside the scan, "
+                "expected all in it: it belongs to another series, or the scan was not whole "
+                "when it was copied."
             )
 
 
@@ -156,7 +160,8 @@ def _read(dataset: Dataset, names: dict[str, str]) -> _Frames:
 
     Args:
         dataset: with pixels.
-        names: by what they are compared with, in the order of the values; grows by those of this one.
+        names: by what they are compared with, in the order of the values; grows by those of this
+            one.
     """
     kind = dataset.SegmentationType
     if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
@@ -237,7 +242,8 @@ def _axes(groups: Sequence[_Groups]) -> np.ndarray:
 def _spacing_mm(groups: Sequence[_Groups], distances: np.ndarray) -> np.ndarray:
     measures = groups[0].get("PixelMeasuresSequence")
     y_mm, x_mm = (float(value) for value in measures.PixelSpacing)
-    # Frames may be left out where nothing is; then what is declared is less than the least distance.
+    # Frames may be left out where nothing is; then what is declared is less than the least
+    # distance.
     said = [measures.get("SpacingBetweenSlices"), measures.get("SliceThickness")]
     declared = [abs(float(value)) for value in said if value][:1]
     steps = [*declared, *np.diff(distances)]
@@ -249,7 +255,7 @@ def _spacing_mm(groups: Sequence[_Groups], distances: np.ndarray) -> np.ndarray:
 
 
 def _pixels(dataset: Dataset, frames: int) -> Iterator[np.ndarray]:
-    """One frame after the other, as single bits unpacked at once would take eight times the memory."""
+    """One frame after the other: single bits unpacked at once take eight times the memory."""
     shape = (dataset.Rows, dataset.Columns)
     if dataset.BitsAllocated != 1 or dataset.file_meta.TransferSyntaxUID.is_compressed:
         yield from dataset.pixel_array.reshape(-1, *shape)
@@ -278,8 +284,8 @@ def _add(below: np.ndarray, above: np.ndarray, names: Sequence[str]) -> None:
         elif name != PARTS.get(other):
             voxels = np.count_nonzero(both & (above == high) & (below == low))
             raise InputError(
-                f"found that {name} and {other} overlap in {voxels} voxels, expected each voxel in one segment: export "
-                "it without overlap."
+                f"found that {name} and {other} overlap in {voxels} voxels, expected each voxel "
+                "in one segment: export it without overlap."
             )
     np.copyto(below, above, where=above > 0)
 

@@ -23,7 +23,8 @@ class Segmentation:
     Attributes:
         study, series, instance: its UIDs.
         scans: UIDs of the series that it says it belongs to.
-        source: UID of an instance that it was drawn on, for those that name no series; "" without one.
+        source: UID of an instance that it was drawn on, for those that name no series; "" without
+            one.
         names: of its segments, as they are compared.
         made: when; None where it does not say.
         whole: it has all segments of the scan, as what this app saves.
@@ -93,9 +94,9 @@ def describe(header: Mapping[str, Any], study: str, series: str) -> Segmentation
 def current(segmentations: Sequence[Segmentation]) -> list[Segmentation]:
     """Those of one scan that are its label.
 
-    One replaces every older one with which it has the name of a segment in common, as a whole, so that what a
-    correction took away does not come back; those without a common name add up, as one DICOM SEG for each organ. What
-    this app saved replaces all older ones.
+    One replaces every older one with which it has the name of a segment in common, as a whole, so
+    that what a correction took away does not come back; those without a common name add up, as one
+    DICOM SEG for each organ. What this app saved replaces all older ones.
 
     Raises:
         InputError: where two of the same time, or without one, have a segment in common.
@@ -111,8 +112,9 @@ def current(segmentations: Sequence[Segmentation]) -> list[Segmentation]:
         ):
             common = ", ".join(sorted(one.names & other.names)) or "saved by this server"
             raise InputError(
-                f"DICOM SEG: found instances {one.instance} and {other.instance}, both with {common}, and none that is "
-                "newer, expected different dates and times: delete one of them on the DICOM server."
+                f"DICOM SEG: found instances {one.instance} and {other.instance}, both with "
+                f"{common}, and none that is newer, expected different dates and times: delete "
+                "one of them on the DICOM server."
             )
     return sorted(left, key=lambda one: one.instance)
 

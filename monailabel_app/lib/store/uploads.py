@@ -53,13 +53,14 @@ def check_series(what: str, uploads: Sequence[UploadFile], max_mb: int) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(
-            f"{what}: found {twice[0]!r} twice, expected a name of its own for each file: rename one."
+            f"{what}: found {twice[0]!r} twice, expected a name of its own for each file: rename "
+            "one."
         )
     volumes = [name for name in names if nifti_suffix(name)]
     if volumes:
         raise InputError(
-            f"{what}: found {volumes[0]!r} among {len(names)} files, expected one NIfTI file or the files of one DICOM "
-            "series: make a session for each scan."
+            f"{what}: found {volumes[0]!r} among {len(names)} files, expected one NIfTI file or "
+            "the files of one DICOM series: make a session for each scan."
         )
     with tempfile.TemporaryDirectory() as folder:
         size = 0
@@ -76,7 +77,7 @@ def check_series(what: str, uploads: Sequence[UploadFile], max_mb: int) -> None:
 
 
 def check_label(upload: UploadFile, scan: str, max_mb: int) -> list[int]:
-    """Whether a label is whole and lies on the grid of its scan; returns the values of its segments.
+    """Check that a label is whole and on the grid of its scan; returns its segments' values.
 
     Args:
         upload: a NIfTI file; it is left as if it had not been read.
@@ -84,7 +85,8 @@ def check_label(upload: UploadFile, scan: str, max_mb: int) -> list[int]:
         max_mb: the largest volume in 10⁶ bytes.
 
     Raises:
-        InputError: for another file, for values that are none of a labelmap, and for another grid, with both grids.
+        InputError: for another file, for values that are none of a labelmap, and for another grid,
+            with both grids.
         HTTPException: 413 for a larger volume.
     """
     with copy_of("label", upload, NIFTI_SUFFIXES) as path:
@@ -99,7 +101,8 @@ def check_archive(what: str, upload: UploadFile, max_mb: int) -> None:
 
     Args:
         what: the field of the request.
-        upload: of any format that `shutil.unpack_archive` knows; it is left as if it had not been read.
+        upload: of any format that `shutil.unpack_archive` knows; it is left as if it had not been
+            read.
         max_mb: the largest sum of its files in 10⁶ bytes.
 
     Raises:
@@ -119,7 +122,8 @@ def check_archive(what: str, upload: UploadFile, max_mb: int) -> None:
         except Exception as error:
             reason = str(error).partition("\n")[0].rstrip(":")
             raise InputError(
-                f"{path}: not readable as an archive ({reason}), expected a whole one: pack it anew."
+                f"{path}: not readable as an archive ({reason}), expected a whole one: pack it "
+                "anew."
             ) from error
 
 
@@ -149,14 +153,14 @@ def _check_size(size: int, max_mb: int) -> None:
     if size > max_mb * 10**6:
         raise HTTPException(
             413,
-            f"upload: found {size // 10**6} MB or more when unpacked, expected at most {max_mb} MB: send a smaller "
-            "volume, or start the server with a larger --conf max_upload_mb.",
+            f"upload: found {size // 10**6} MB or more when unpacked, expected at most {max_mb} "
+            "MB: send a smaller volume, or start the server with a larger --conf max_upload_mb.",
         )
 
 
 @contextmanager
 def copy_of(what: str, upload: UploadFile, suffixes: Sequence[str]) -> Iterator[Path]:
-    """A file with what was sent until the block ends; it is called as the client calls it where the block refuses it.
+    """A file with what was sent until the block ends; errors name it as the client does.
 
     Raises:
         InputError: for another suffix.

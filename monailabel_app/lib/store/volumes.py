@@ -1,4 +1,4 @@
-"""Scans and labels on the disk, of which no more is read than is needed: a request is answered while someone waits."""
+"""Scans and labels on the disk, of which no more is read than is needed: someone waits."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def read_label(label: str) -> MetaTensor:
     """A labelmap (1, H, W, D), uint8.
 
     Raises:
-        InputError: for a file that cannot be read or is not 3-D, and values that are none of a labelmap.
+        InputError: for a file that cannot be read or is not 3-D, and values that are none of a
+            labelmap.
     """
     volume = read_nifti(label)
     values = volume.array
@@ -70,8 +71,8 @@ def read_label(label: str) -> MetaTensor:
     if as_bytes is not values and not np.array_equal(as_bytes, values):
         outside = np.unique(values[as_bytes != values])[:5]
         raise InputError(
-            f"{label}: found label values {', '.join(f'{value:g}' for value in outside)}, expected 0 to 255: it is no "
-            "label, or number its segments anew."
+            f"{label}: found label values {', '.join(f'{value:g}' for value in outside)}, "
+            "expected 0 to 255: it is no label, or number its segments anew."
         )
     affine = torch.as_tensor(volume.affine)
     return MetaTensor(

@@ -25,7 +25,8 @@ from liverseg.versions import (
 
 # A difference of the mean Dice below this is nobody's gain, however sure it is.
 LEAST = 0.005
-# One scan does not tell how much such differences vary, so it has to show a difference that is large in itself.
+# One scan does not tell how much such differences vary, so it has to show a difference that is
+# large in itself.
 LEAST_OF_ONE_SCAN = 0.02
 # Of ten models that are as good as the one in use, about one may replace it: that harms nobody.
 CONFIDENCE = 0.9
@@ -52,12 +53,14 @@ class Comparison:
 
 
 def compare(new: Mapping[str, float], other: Mapping[str, float]) -> Comparison:
-    """Compare two models, paired over the scans: with the differences d of n scans, mean(d) must be above LEAST and
+    """Compare two models, paired over the scans.
+
+    With the differences d of n scans, mean(d) must be above LEAST and
 
     t · sd(d) / √n,
 
-    t being the 90 % quantile of Student's t with n − 1 degrees of freedom: a one-sided paired t-test. Of a single scan,
-    it must be above LEAST_OF_ONE_SCAN.
+    t being the 90 % quantile of Student's t with n − 1 degrees of freedom: a one-sided paired
+    t-test. Of a single scan, it must be above LEAST_OF_ONE_SCAN.
 
     Args:
         new: Dice of the new model by scan.
@@ -76,7 +79,7 @@ def compare(new: Mapping[str, float], other: Mapping[str, float]) -> Comparison:
 
 
 def publish_if_better(bundle: Path, version: Version) -> Version:
-    """Compare with the model in use on the same scans, and with the next one, if another is put into use then.
+    """Compare with the model in use on the same scans, and with any that is put into use then.
 
     A training that changed nothing of the weights it started from is not compared.
 
@@ -91,7 +94,10 @@ def publish_if_better(bundle: Path, version: Version) -> Version:
         InputError: as `liverseg.versions.evaluate`, and for labels without any class of the bundle.
     """
     if _is_unchanged(bundle, version):
-        reason = "not published: in no epoch was the model better on the validation scans than the one it started from"
+        reason = (
+            "not published: in no epoch was the model better on the validation scans than the one "
+            "it started from"
+        )
         return version.update(state="candidate", reason=reason, end_ts=int(time.time()))
     new = _case_dice(bundle, version.folder, version, version.folder / "evaluation")
     reached = sum(new.values()) / len(new)
@@ -110,9 +116,9 @@ def publish_if_better(bundle: Path, version: Version) -> Version:
         before = sum(other.values()) / len(other)
         comparison = compare(new, other)
         reason = (
-            f"mean Dice {reached:.4f} on the validation scans, {before:.4f} of {name}, which was in use: a difference "
-            f"of {comparison.difference:+.4f} over {comparison.scans} scans, where more than {comparison.needed:.4f} "
-            "is needed"
+            f"mean Dice {reached:.4f} on the validation scans, {before:.4f} of {name}, which was "
+            f"in use: a difference of {comparison.difference:+.4f} over {comparison.scans} scans, "
+            f"where more than {comparison.needed:.4f} is needed"
         )
         learnt = set(in_use.record.get("training", ())) & set(version.record.get("validation", ()))
         if learnt:
@@ -131,14 +137,16 @@ def publish_if_better(bundle: Path, version: Version) -> Version:
 
 
 def _case_dice(bundle: Path, weights: Path, version: Version, output_dir: Path) -> dict[str, float]:
-    """By scan, the mean Dice over the classes in its label: the same scans and classes for any weights."""
+    """By scan, the mean Dice over the classes in its label, the same for any weights."""
     evaluate(bundle, weights, version, output_dir)
     cases = pd.read_csv(output_dir / "cases.csv")
-    # In another scan, Dice would only be there for the weights that find the class, and 0 for any number of voxels.
+    # In another scan, Dice would only be there for the weights that find the class, and 0 for any
+    # number of voxels.
     dice = cases[cases["reference_volume_ml"] > 0].groupby("case")["dice"].mean()
     if dice.empty:
         raise InputError(
-            "validation: found no class of the bundle in its labels, expected some: label them again."
+            "validation: found no class of the bundle in its labels, expected some: label them "
+            "again."
         )
     return {str(case): float(value) for case, value in dice.items()}
 

@@ -218,7 +218,8 @@ class Retraining(TrainTask):
                 )
                 raise
             finally:
-                # Several times the size of the weights and of no use any more; a cancelled training leaves them too.
+                # Several times the size of the weights and of no use any more; a cancelled training
+                # leaves them too.
                 for one in list_versions(folder):
                     for checkpoint in (
                         one.folder.rglob("checkpoint.pt") if one.state not in RUNNING else ()
@@ -329,8 +330,9 @@ class Retraining(TrainTask):
                 if line.startswith("error: ")
             ]
             raise InputError(
-                f"model {self.bundle.name}: the training ended early ({said[-1] if said else f'status {status}'}), the "
-                f"model in use stays: see {file}."
+                f"model {self.bundle.name}: the training ended early "
+                f"({said[-1] if said else f'status {status}'}), the model in use stays: see "
+                f"{file}."
             )
 
     def _number(self, key: str, value: Any, kind: type) -> Any:
@@ -348,5 +350,6 @@ class Retraining(TrainTask):
 
     def _wrong(self, key: str, value: Any, expected: str) -> InputError:
         return InputError(
-            f"model {self.bundle.name}, option {key}: found {as_text(value)!r}, expected {expected}: fix it."
+            f"model {self.bundle.name}, option {key}: found {as_text(value)!r}, expected "
+            f"{expected}: fix it."
         )

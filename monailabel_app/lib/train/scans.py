@@ -1,4 +1,4 @@
-"""The labelled scans of the store: which of them validate, and what the values of their labels mean."""
+"""The labelled scans of the store: which validate, and what the values of their labels mean."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def items(
     folder: Path,
     known: Collection[str] = (),
 ) -> list[dict[str, str]]:
-    """The scans and labels of `names` as a datalist has them, with values that are those of `classes`.
+    """The scans and labels of `names` as a datalist has them, with the values of `classes`.
 
     Clients number segments as they like and say by name which is which. Where that differs, a copy
     of the label is written to `folder`.
