@@ -26,7 +26,7 @@ class BatchSegmentation(BatchInferTask):
     def __call__(
         self, request: Mapping[str, Any], datastore: Datastore, infer: Callable
     ) -> dict[str, Any]:
-        """As MONAI Label's; the result of a scan that failed is `{"error": sentence}`."""
+        """As MONAI Label's; the result of a scan that failed is `{"error": message}`."""
 
         def infer_one(one: dict[str, Any], store: Datastore) -> dict[str, Any]:
             try:

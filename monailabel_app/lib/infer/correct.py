@@ -173,7 +173,7 @@ class Scribbles(Correction):
         task = self.segmentations.get(chosen["prior"])
         names = _names(name, values, task.bundle) if task else []
         regions = regions_of(foreground | background, spacing_mm, region_mm)
-        said = task.probabilities(scan).regions(names, regions) if task else []
+        probabilities = task.probabilities(scan).regions(names, regions) if task else []
         for number, (region, image) in enumerate(
             zip(regions, read_boxes(scan, regions), strict=True)
         ):
@@ -183,7 +183,11 @@ class Scribbles(Correction):
                 foreground[region],
                 background[region],
                 spacing_mm,
-                said[number] if said else "label" if chosen["prior"] == "label" else None,
+                probabilities[number]
+                if probabilities
+                else "label"
+                if chosen["prior"] == "label"
+                else None,
                 likelihood=chosen["likelihood"],
                 reach_mm=region_mm / 2,
                 smoothness=float(chosen["smoothness"]),

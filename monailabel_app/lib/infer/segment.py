@@ -79,7 +79,7 @@ class Segmentation(InferTask):
         Returns:
             The path of the mask, uint8 on the scan's own grid, which is the caller's to remove; and
             as `label_names` the values by name that occur in it; as `flags` why it may be wrong, by
-            a short name a sentence each; as `warnings` what is odd about the scan and the sentences
+            a short name a message each; as `warnings` what is odd about the scan and the messages
             of the flags, for clients show `warnings` alone.
 
         Raises:
@@ -96,7 +96,9 @@ class Segmentation(InferTask):
         with tempfile.TemporaryDirectory() as folder:
             self._run_over(request, {"output_dir": folder})
             scans = recorded_scans(folder)
-            flags = {flag: said for scan in scans for flag, said in scan.get("flags", {}).items()}
+            flags = {
+                flag: message for scan in scans for flag, message in scan.get("flags", {}).items()
+            }
             recorded = [warning for scan in scans for warning in scan["warnings"]]
             warnings = [*request.get("warnings", ()), *recorded, *flags.values()]
             (mask,) = (
@@ -175,10 +177,10 @@ class Segmentation(InferTask):
         try:
             self.run(settings, watch)
         except Exception as error:
-            said = sentence(error)
-            if said is None:
+            message = sentence(error)
+            if message is None:
                 raise
-            raise InputError(f"model {bundle.name}: {said}") from error
+            raise InputError(f"model {bundle.name}: {message}") from error
 
     def _check_weights(self, parser: ConfigParser) -> None:
         default = self.bundle.folder / "models" / "model.pt"

@@ -40,7 +40,7 @@ class Scores(ScoringMethod):
     """A score for each scan, kept until what gave it changes: the weights in use, or the label.
 
     It is kept in the scan's info under `name`, as `{"value": …, "basis": …, "ts": …}` or, for a
-    scan that cannot be scored, `{"error": sentence, …}`. What fails for another reason, such as
+    scan that cannot be scored, `{"error": message, …}`. What fails for another reason, such as
     want of memory or disk, is tried again.
 
     Args:
@@ -99,7 +99,7 @@ class Scores(ScoringMethod):
         """Score what is pending; a scan that fails does not end the rest.
 
         Returns:
-            how many were `scored`, and the sentences of those that `failed`, by scan.
+            how many were `scored`, and the messages of those that `failed`, by scan.
         """
         failed = {}
         images = self.pending(datastore)
@@ -117,11 +117,11 @@ class Scores(ScoringMethod):
                 result = self.score(image, datastore)
             # A damaged scan may raise anything.
             except Exception as error:
-                said = sentence(error) or f"{type(error).__name__}: {error}".splitlines()[0]
+                message = sentence(error) or f"{type(error).__name__}: {error}".splitlines()[0]
                 logger.warning(
-                    "%s of %s: %s", self.name, image, said, exc_info=sentence(error) is None
+                    "%s of %s: %s", self.name, image, message, exc_info=sentence(error) is None
                 )
-                failed[image] = said
+                failed[image] = message
                 # It says nothing of the scan.
                 if (
                     sentence(error) is None
@@ -129,7 +129,7 @@ class Scores(ScoringMethod):
                     or is_of_machine(error)
                 ):
                     continue
-                result = {"error": said}
+                result = {"error": message}
             try:
                 datastore.update_image_info(
                     image, {self.name: {**result, "basis": basis, "ts": time.time()}}

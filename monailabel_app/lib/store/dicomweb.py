@@ -10,24 +10,22 @@ import sysconfig
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pydicom
 from filelock import FileLock
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.datastore.utils.convert import nifti_to_dicom_seg
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
-from pydicom.dataset import Dataset
 
 from lib.store.dicom_server import DicomServer, DicomServerError, connect_client, first
 from lib.store.local import LockedDatastore
+from lib.store.segmentation_index import SegmentationIndex
 from lib.store.segmentation_voxels import write_label
-from lib.store.segmentations import Segmentation, current, describe
+from lib.store.segmentation_writing import named_segments, write_segmentation
+from lib.store.segmentations import Segmentation, current
 from lib.store.volumes import read_label, values_in
 from liverseg.errors import InputError
 from liverseg.files import NotSavedError
@@ -85,14 +83,10 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.server = DicomServer(self._client)
-        # Headers by series and the number of its instances.
-        self._headers: dict[tuple[str, Any], list[Segmentation]] = {}
-        self._last_segmentations: dict[str, list[Segmentation]] = {}
-        # Sentences: by scan, by scan with what its label would be made of, and by series of DICOM
-        # SEG.
+        self.segmentations = SegmentationIndex(self.server)
+        # Messages, by scan and by scan with what its label would be made of.
         self._bad_scans: dict[str, str] = {}
         self._bad_labels: dict[str, tuple[list[Segmentation], str]] = {}
-        self._bad_series: dict[str, str] = {}
 
     def list_images(self) -> list[str]:
         """The series that `MONAI_LABEL_DICOMWEB_SEARCH_FILTER` finds now."""
@@ -110,7 +104,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
             DicomServerError: where the server does not answer.
             NotSavedError: where there is no room for a copy.
         """
-        segmentations, found = self._segmentations(), []
+        segmentations, found = self.segmentations.read(), []
         for image in self.list_images():
             if (
                 image not in segmentations
@@ -130,7 +124,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         self, label_tag: str | None = None, labels: list[str] | None = None
     ) -> list[str]:
         """Those of them without a DICOM SEG, except scans that could not be read."""
-        segmentations = self._segmentations()
+        segmentations = self.segmentations.read()
         return [
             image
             for image in self.list_images()
@@ -144,21 +138,23 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
             "label_tags": Counter(tag for copy in copies.values() for tag in copy["labels"])
         }
         try:
-            images, segmentations = self.list_images(), self._segmentations()
+            images, segmentations = self.list_images(), self.segmentations.read()
         except DicomServerError as error:
-            images, segmentations = list(copies), self._last_segmentations
+            images, segmentations = list(copies), self.segmentations.last
             found["error"] = str(error)
         bad_labels = {
-            image: said for image, (_, said) in self._bad_labels.items() if image in segmentations
+            image: message
+            for image, (_, message) in self._bad_labels.items()
+            if image in segmentations
         }
         return {
             "total": len(images),
             "completed": len(set(images) & segmentations.keys() - bad_labels.keys()),
             **found,
             "unreadable_scans": {
-                image: said for image, said in self._bad_scans.items() if image in images
+                image: message for image, message in self._bad_scans.items() if image in images
             },
-            "unreadable_labels": {**bad_labels, **self._bad_series},
+            "unreadable_labels": {**bad_labels, **self.segmentations.bad},
         }
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
@@ -192,6 +188,12 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
                 raise
         self._bad_scans.pop(image_id, None)
         return str(file)
+
+    def series_info(self, image_id: str) -> dict[str, Any]:
+        """What the server says of a series, downloaded or not."""
+        found = self.server.search(SeriesInstanceUID=image_id)
+        mine = (one for one in found if first(one, "SeriesInstanceUID") == image_id)
+        return _shown(next(mine, {}))
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """As MONAI Label's, also for a scan that was not downloaded before."""
@@ -245,12 +247,12 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         """
         if label_tag == FINAL:
             try:
-                segmentations = self._segmentations()
+                segmentations = self.segmentations.read()
             except DicomServerError as error:
-                if label_id not in self._last_segmentations:
+                if label_id not in self.segmentations.last:
                     raise
                 logger.warning("label of %s: there may be a newer one: %s", label_id, error)
-                segmentations = self._last_segmentations
+                segmentations = self.segmentations.last
             if label_id not in segmentations:
                 return ""
             self._copy_label(label_id, segmentations[label_id])
@@ -283,14 +285,14 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
                     f"label of {image_id}: found no segment, expected one to save: draw or "
                     "segment first."
                 )
-            label_info = {**label_info, "label_info": _named(label_info, values)}
-            before = [one.made for one in self._segmentations().get(image_id, []) if one.made]
+            label_info = {**label_info, "label_info": named_segments(label_info, values)}
+            before = [one.made for one in self.segmentations.read().get(image_id, []) if one.made]
             with tempfile.TemporaryDirectory() as folder:
                 # MONAI Label cuts off what is behind the point: 0.9999999 would become the
                 # background.
                 whole = Path(folder) / "label.nii.gz"
                 write_nifti(whole, label[0].numpy(), label.affine.numpy())
-                segmentation = _write_segmentation(
+                segmentation = write_segmentation(
                     Path(scan).with_name(image_id), str(whole), label_info["label_info"]
                 )
             # The tool says seconds only, and another program's clock may be fast.
@@ -315,9 +317,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         series = self.server.download(image_id, folder)
         if series is None:
             return False
-        info: dict[str, Any] = {
-            key: str(value) for key in SHOWN if (value := first(series, key)) is not None
-        }
+        info = _shown(series)
         with tempfile.TemporaryDirectory() as converted:
             scan = Path(converted, file.name)
             try:
@@ -356,101 +356,11 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         except NOT_ITS_OWN:
             raise
         except InputError as error:
-            said = f"label of {image}: {error}"
-            self._bad_labels[image] = segmentations, said
-            raise InputError(said) from error
+            message = f"label of {image}: {error}"
+            self._bad_labels[image] = segmentations, message
+            raise InputError(message) from error
         self._bad_labels.pop(image, None)
 
-    def _segmentations(self) -> dict[str, list[Segmentation]]:
-        """All DICOM SEGs by the scan that they belong to; the status names those without one."""
-        found: dict[str, list[Segmentation]] = {}
-        headers, bad = {}, {}
-        for entry in self.server.search(Modality="SEG"):
-            # Some servers pass over what they are asked to filter by.
-            if first(entry, "Modality") not in ("SEG", None):
-                continue
-            study, series = (
-                str(first(entry, "StudyInstanceUID")),
-                str(first(entry, "SeriesInstanceUID")),
-            )
-            key = series, first(entry, "NumberOfSeriesRelatedInstances")
-            try:
-                # Of a server that does not say how many there are, there may be more than before.
-                headers[key] = (self._headers.get(key) if key[1] else None) or self._describe(
-                    study, series
-                )
-            except DicomServerError:
-                raise
-            except InputError as error:
-                bad[series] = f"DICOM SEG: {error}"
-                continue
-            for one in headers[key]:
-                for scan in one.scans:
-                    found.setdefault(scan, []).append(one)
-                if not one.scans:
-                    bad[series] = (
-                        f"DICOM SEG {one.instance}: found no series of the server that it belongs "
-                        "to, expected one: export it anew."
-                    )
-        for series in bad.keys() - self._bad_series.keys():
-            logger.warning("%s", bad[series])
-        self._headers, self._bad_series, self._last_segmentations = headers, bad, found
-        return found
 
-    def _describe(self, study: str, series: str) -> list[Segmentation]:
-        headers = self.server.metadata(study, series)
-        try:
-            found = [describe(header, study, series) for header in headers]
-        except (AttributeError, TypeError, ValueError) as error:
-            raise InputError(
-                f"series {series}: found a header that is no DICOM JSON ({error}), expected one: "
-                "export it anew."
-            ) from error
-        # Older writers name instances alone.
-        return [
-            replace(one, scans=tuple(filter(None, [self.server.series_of(study, one.source)])))
-            if one.source and not one.scans
-            else one
-            for one in found
-        ]
-
-
-def _write_segmentation(scan: Path, label: str, segments: list[dict[str, Any]]) -> Dataset:
-    """A label map as DICOM SEG.
-
-    Args:
-        scan: folder with the DICOM files.
-        label: NIfTI file.
-        segments: what is said of each value, in their order.
-    """
-    file = Path(nifti_to_dicom_seg(str(scan), label, segments))
-    try:
-        return pydicom.dcmread(file)
-    except FileNotFoundError as error:
-        raise InputError(
-            f"label of {scan.name}: found that itkimage2segimage cannot write it as DICOM SEG, "
-            "expected it to: see the server's log."
-        ) from error
-    finally:
-        file.unlink(missing_ok=True)
-
-
-def _named(info: Mapping[str, Any], values: set[int]) -> list[dict[str, Any]]:
-    """What is said of each value, in the order of the values, as MONAI Label goes by the order.
-
-    Args:
-        info: `label_info` is what 3D Slicer sends, `params` with `label_names` what a model gave.
-        values: in the label.
-    """
-    names = info.get("params", {}).get("label_names") or {}
-    said = {int(value): {"name": name} for name, value in names.items()}
-    said |= {
-        int(one.get("idx", number)): dict(one)
-        for number, one in enumerate(info.get("label_info") or (), 1)
-    }
-    # The first one's `model_name` becomes the series' description.
-    common = {"model_name": info.get("model", "Segmentation")}
-    return [
-        {"name": f"segment {value}", **common, **said.get(value, {}), "idx": value}
-        for value in sorted(values)
-    ]
+def _shown(series: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: str(value) for key in SHOWN if (value := first(series, key)) is not None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -19,11 +18,12 @@ from watchdog.observers import Observer
 from watchdog.observers.polling import PollingObserver
 
 from lib.store.local import LockedDatastore
+from lib.store.series import OWN, name_series, read_record, record_file, state_of
 from liverseg.errors import InputError
 from liverseg.files import NotSavedError, check_writable, write_atomically
-from liverseg.io.dicom import describe, files_at, find_series
+from liverseg.io.dicom import describe
 from liverseg.io.nifti import open_nifti
-from liverseg.io.paths import LeftOut, is_hidden, nifti_suffix, stem_of
+from liverseg.io.paths import LeftOut, is_hidden, nifti_suffix
 from liverseg.io.volumes import save_as_nifti
 from liverseg.transforms import LoadVolumed
 
@@ -34,8 +34,6 @@ SETTLE_SECONDS = 1.0
 # On file systems that tell nobody of changes, such as those of other machines.
 POLL_SECONDS = 10
 CHANGES = ("closed", "created", "deleted", "modified", "moved")
-# Beside the scans.
-OWN = ("datastore_v2.json", "validation.json")
 LABELS = ["*.nii.gz", "*.nii", "*.nrrd"]
 
 
@@ -97,7 +95,7 @@ class FolderDatastore(LockedDatastore):
         if not scan:
             return ""
         copy = self._copy_of(image_id, scan)
-        state = _state(scan)
+        state = state_of(scan)
         seen, problem = self._problems.get(image_id, (None, ""))
         if seen != state or not (problem or copy.exists()):
             problem = self._read(scan, copy, state)
@@ -112,8 +110,10 @@ class FolderDatastore(LockedDatastore):
         if not info:
             return {}
         copy = self._copy_of(image_id, info["path"])
-        said = {} if str(copy) == info["path"] else {"warnings": _basis(copy).get("warnings", [])}
-        return {**info, **said, "name": copy.name, "path": str(copy)}
+        warnings = (
+            {} if str(copy) == info["path"] else {"warnings": read_record(copy).get("warnings", [])}
+        )
+        return {**info, **warnings, "name": copy.name, "path": str(copy)}
 
     def get_unlabeled_images(
         self, label_tag: str | None = None, labels: list[str] | None = None
@@ -197,11 +197,11 @@ class FolderDatastore(LockedDatastore):
                 LoadVolumed("image")({"image": scan})
                 return ""
             with self.converting:
-                if not copy.is_file() or _basis(copy).get("state") != state:
+                if not copy.is_file() or read_record(copy).get("state") != state:
                     check_writable(copy.parent)
                     # The state is the one before, so that what comes while it is read is found out.
                     basis = json.dumps({"state": state, "warnings": save_as_nifti(scan, copy)})
-                    write_atomically(_basis_file(copy), lambda file: file.write(basis.encode()))
+                    write_atomically(record_file(copy), lambda file: file.write(basis.encode()))
         # It says nothing of the scan.
         except NotSavedError:
             raise
@@ -213,7 +213,7 @@ class FolderDatastore(LockedDatastore):
         """What is wrong with scans that were read, as long as their files are those."""
         found = {}
         for image, (state, problem) in list(self._problems.items()):
-            if problem and state == _state(super().get_image_uri(image)):
+            if problem and state == state_of(super().get_image_uri(image)):
                 found[image] = problem.replace(f"{self._datastore_path}{os.sep}", "")
         return found
 
@@ -240,17 +240,20 @@ class FolderDatastore(LockedDatastore):
                 left_out["no NIfTI volume"].append(Path(name))
             elif found.setdefault(self._to_id(name)[0], name) != name:
                 left_out["called as another scan"].append(Path(name))
-        said = describe(left_out)
-        if said and said != self.left_out:
+        message = describe(left_out)
+        if message and message != self.left_out:
             logger.warning(
-                "%s: found %d scans; left out as none: %s.", self._datastore_path, len(found), said
+                "%s: found %d scans; left out as none: %s.",
+                self._datastore_path,
+                len(found),
+                message,
             )
-        self.left_out = said
+        self.left_out = message
         return {name: name for name in found.values()}
 
     def _has_header(self, name: str) -> bool:
         file = self._place(name)
-        state = _state(file)
+        state = state_of(file)
         seen, good = self._headers.get(name, (None, False))
         if seen != state:
             try:
@@ -293,36 +296,10 @@ class FolderDatastore(LockedDatastore):
 
     def _find_series(self, folder: Path) -> None:
         try:
-            series, no_series = find_series(folder)
+            self._series, self._whose, self._no_series = name_series(folder)
         # A folder in it that is another's.
         except OSError as error:
             logger.warning("%s: not searched for DICOM series (%s).", folder, error)
-            return
-        found: dict[str, str] = {}
-        whose: dict[str, dict[str, str]] = {}
-        for one in series:
-            path = Path(os.path.relpath(one.path, folder))
-            parts = path.parts or (folder.name,)
-            name = "_".join([*parts[:-1], stem_of(parts[-1])])
-            if one.problem:
-                no_series[f"series that is no volume: {one.problem.rstrip('.')}"].append(path)
-            elif name in found.values():
-                no_series["called as another scan"].append(path)
-            else:
-                found[str(path)] = name
-                whose[str(path)] = dict(
-                    zip(("PatientID", "StudyInstanceUID"), one.slices[0].series, strict=False)
-                )
-        no_series["NIfTI below the folder"] = [
-            file for file in _files_below(folder) if nifti_suffix(file)
-        ]
-        own = [folder / name for name in OWN]
-        for reason, files in list(no_series.items()):
-            no_series[reason] = [file for file in files if file not in own]
-        self._series, self._whose = found, whose
-        self._no_series = LeftOut(
-            list, {reason: files for reason, files in no_series.items() if files}
-        )
 
     def _watch(self, folder: str) -> None:
         handler = FileSystemEventHandler()
@@ -363,49 +340,3 @@ class FolderDatastore(LockedDatastore):
             # Whatever it was, it may be gone the next time.
             except Exception:
                 logger.exception("%s: was not looked through.", self._datastore_path)
-
-
-def _files_below(folder: Path) -> list[Path]:
-    """The files in the folders of a folder, but for hidden ones and the labels."""
-    found = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = [
-            name
-            for name in folders
-            if not is_hidden(name) and Path(place, name) != folder / "labels"
-        ]
-        found += [
-            Path(place, name) for name in names if Path(place) != folder and not is_hidden(name)
-        ]
-    return sorted(found)
-
-
-def _basis_file(copy: Path) -> Path:
-    return copy.with_name(f"{copy.name.removesuffix('.nii.gz')}.json")
-
-
-def _basis(copy: Path) -> dict[str, Any]:
-    """The `state` of a series when it was made NIfTI, and the reader's `warnings`."""
-    try:
-        return dict(json.loads(_basis_file(copy).read_text()))
-    except (OSError, ValueError):
-        return {}
-
-
-def _state(scan: str) -> str:
-    """Text that changes when any file of a scan does; "" for one that is gone."""
-    if not scan:
-        return ""
-    try:
-        files = (
-            [Path(scan)] if nifti_suffix(scan) and not os.path.isdir(scan) else files_at(Path(scan))
-        )
-        states = [
-            (str(file), os.stat(file)) for file in files if file.name not in OWN and file.exists()
-        ]
-    except OSError:
-        return ""
-    # Copies and archives bring the time of the last write along, which may be older or the same;
-    # the time of the last change is the file system's own.
-    told = [(name, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for name, state in states]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()

@@ -244,8 +244,8 @@ def _spacing_mm(groups: Sequence[_Groups], distances: np.ndarray) -> np.ndarray:
     y_mm, x_mm = (float(value) for value in measures.PixelSpacing)
     # Frames may be left out where nothing is; then what is declared is less than the least
     # distance.
-    said = [measures.get("SpacingBetweenSlices"), measures.get("SliceThickness")]
-    declared = [abs(float(value)) for value in said if value][:1]
+    given = [measures.get("SpacingBetweenSlices"), measures.get("SliceThickness")]
+    declared = [abs(float(value)) for value in given if value][:1]
     steps = [*declared, *np.diff(distances)]
     if not steps:
         raise InputError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import math
 import subprocess
 import sys
 import time
@@ -18,11 +17,11 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.generic import device_list
 
-from lib.bundle import Bundle, as_text
+from lib.bundle import Bundle
+from lib.train.options import read_options
 from lib.train.progress import progress
 from lib.train.publishing import publish_if_better
 from lib.train.scans import check_classes, items, patient, read_validation, split
-from liverseg.bundle import is_true
 from liverseg.chain import die_with_parent
 from liverseg.errors import InputError, sentence
 from liverseg.settings import reference
@@ -71,7 +70,7 @@ class Retraining(TrainTask):
             if (refers := reference(value)) and refers[0] == "losses"
         }
         # What clients get their masks with, such as `spacing`, is trained with.
-        self.of_inference = {
+        self.retrain_configs = {
             key: bundle.config[key] for key in bundle.config.get("retrain_configs", ())
         }
         overlay = bundle.folder / "configs" / "fine_tune.json"
@@ -117,21 +116,7 @@ class Retraining(TrainTask):
         Raises:
             InputError: for a value that is none.
         """
-        chosen: dict[str, Any] = {}
-        for key, default in self.config().items():
-            value = request.get(key, default)
-            if isinstance(default, list):
-                value = value[0] if isinstance(value, list) and value else value
-                # Which devices there are besides, the bundle knows.
-                if value not in default and not (
-                    key == "device" and value and isinstance(value, str)
-                ):
-                    raise self._wrong(key, value, f"one of {', '.join(default)}")
-            elif isinstance(default, bool):
-                value = is_true(value)
-            else:
-                value = self._number(key, value, type(default))
-            chosen[key] = value
+        chosen = read_options(self.bundle.name, self.config(), request)
         # Clients send back what they were shown, which is for a model to start from.
         shown, own = (
             self.defaults[self._has_model()],
@@ -251,7 +236,7 @@ class Retraining(TrainTask):
                 else {"load_pretrain": str(weights / "model.pt")}
             )
         settings = {
-            **self.of_inference,
+            **self.retrain_configs,
             "datalist": str(version.folder / "datalist.json"),
             "classes": {name: [index] for name, index in classes.items()},
             "ckpt_dir": str(version.folder),
@@ -292,7 +277,9 @@ class Retraining(TrainTask):
         try:
             # The parser resolves macros in place.
             parser = ConfigParser(copy.deepcopy(self.train))
-            parser.update({"bundle_root": str(self.bundle.folder), **self.of_inference, **settings})
+            parser.update(
+                {"bundle_root": str(self.bundle.folder), **self.retrain_configs, **settings}
+            )
             return parser.get_parsed_content(key)
         finally:
             sys.path[:] = path
@@ -324,32 +311,13 @@ class Retraining(TrainTask):
                 preexec_fn=die_with_parent,
             ).returncode
         if status != 0:
-            said = [
+            errors = [
                 line.removeprefix("error: ")
                 for line in file.read_text().splitlines()
                 if line.startswith("error: ")
             ]
             raise InputError(
                 f"model {self.bundle.name}: the training ended early "
-                f"({said[-1] if said else f'status {status}'}), the model in use stays: see "
+                f"({errors[-1] if errors else f'status {status}'}), the model in use stays: see "
                 f"{file}."
             )
-
-    def _number(self, key: str, value: Any, kind: type) -> Any:
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if not math.isfinite(number) or (kind is int and not number.is_integer()):
-            raise self._wrong(key, value, "a whole number" if kind is int else "a number")
-        if key == "val_split" and not 0 < number < 1:
-            raise self._wrong(key, value, "a share between 0 and 1")
-        if number < 1 if kind is int else number <= 0:
-            raise self._wrong(key, value, "a larger number")
-        return kind(number)
-
-    def _wrong(self, key: str, value: Any, expected: str) -> InputError:
-        return InputError(
-            f"model {self.bundle.name}, option {key}: found {as_text(value)!r}, expected "
-            f"{expected}: fix it."
-        )

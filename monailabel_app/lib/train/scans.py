@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from monai.data import MetaTensor
-from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
+from lib.store.dicomweb import DicomwebDatastore
 from lib.store.labels import match, segment_names
 from lib.store.volumes import read_label, values_in
 from liverseg.errors import InputError
@@ -43,9 +43,9 @@ def patient(datastore: Datastore, name: str) -> str:
     Where nothing does, the scan is a patient's only one, called as the scan.
     """
     info = datastore.get_image_info(name)
-    if "path" not in info and isinstance(datastore, DICOMWebDatastore):
+    if "path" not in info and isinstance(datastore, DicomwebDatastore):
         # Not downloaded yet.
-        info = datastore._dicom_info(name)
+        info = datastore.series_info(name)
     told = (info.get(key) for key in ("patient", "PatientID", "StudyInstanceUID"))
     return str(next((one for one in told if one not in (None, "", "UNK")), name))
 
