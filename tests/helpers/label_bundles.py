@@ -8,17 +8,21 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import requests
 import torch
 from monai.bundle import ConfigParser, create_workflow
 
 from helpers.bundle_runs import ROOT
+from helpers.waiting import wait_until
+
+if TYPE_CHECKING:
+    from monailabel.datastore.local import LocalDatastore
 
 # Whoever connects to anything but this machine is written down, and fails.
 GUARD = """
@@ -73,15 +77,15 @@ def serve(root: Path, *arguments: str, **variables: str) -> Iterator[SimpleNames
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(1800):
+
+        def answers() -> bool:
             assert process.poll() is None, log.read_text()[-3000:]
             try:
-                requests.get(f"{url}/info/", timeout=60)
-                break
+                return requests.get(f"{url}/info/", timeout=60).status_code == 200
             except requests.ConnectionError:
-                time.sleep(0.2)
-        else:
-            raise AssertionError(f"no server in six minutes: {log.read_text()[-3000:]}")
+                return False
+
+        wait_until(answers)
         yield SimpleNamespace(url=url, log=log, process=process)
     finally:
         process.terminate()
@@ -128,6 +132,12 @@ def run_bundle(bundle: Path, image: Path, folder: Path, **settings) -> Path:
     ).run()
     (mask,) = folder.glob("*.nii.gz")
     return mask
+
+
+def stop_watching(store: LocalDatastore) -> None:
+    """MONAI Label watches the folder of a store until its process ends, and has no way to stop it."""
+    store._observer.stop()
+    store._observer.join()
 
 
 def free_port() -> int:

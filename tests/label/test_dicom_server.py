@@ -28,6 +28,7 @@ from helpers.dicom_studies import (
     make_scan,
     make_segmentation,
 )
+from helpers.label_bundles import stop_watching
 from monailabel.config import settings
 
 from lib.patches import bare_errors
@@ -63,7 +64,7 @@ def store(archive, online, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", sysconfig.get_path("scripts"), prepend=os.pathsep)
     store = connect(archive.url)
     yield store
-    store._observer.stop()
+    stop_watching(store)
 
 
 def voxels(file: str) -> np.ndarray:

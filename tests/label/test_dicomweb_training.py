@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers.bundle_runs import AFFINE, make_scan
 from helpers.dataset_trees import turned, write_series
-from helpers.label_bundles import tiny_bundle
+from helpers.label_bundles import stop_watching, tiny_bundle
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from dicomweb_client import DICOMfileClient
@@ -62,7 +62,7 @@ def store(tmp_path, monkeypatch):
         names = [{"name": name, "idx": value} for value, name in enumerate(["Liver", "Tumor"], 1)]
         store.save_label(series, str(tmp_path / "label.nii.gz"), "final", {"label_info": names})
     yield store
-    store._observer.stop()
+    stop_watching(store)
 
 
 def test_a_training_takes_its_scans_and_keeps_patients_apart(store, tmp_path):
@@ -70,9 +70,11 @@ def test_a_training_takes_its_scans_and_keeps_patients_apart(store, tmp_path):
     assert {series: patient(store, series) for series in SCANS} == patients
     # The same before anything is downloaded.
     other = DicomwebDatastore(
-        client=store._client, search_filter={"Modality": "CT"}, cache_path=str(tmp_path / "other")
+        client=store.server.client,
+        search_filter={"Modality": "CT"},
+        cache_path=str(tmp_path / "other"),
     )
-    other._observer.stop()
+    stop_watching(other)
     assert {series: patient(other, series) for series in SCANS} == patients
 
     task = Retraining(

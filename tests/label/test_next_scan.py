@@ -74,6 +74,9 @@ def write_cascade(folder, seed) -> None:
         torch.save(state, path)
 
 
+STUDIES = "studies #1"
+
+
 def make_store(folder, names="abcd") -> LockedDatastore:
     folder.mkdir(exist_ok=True)
     for number, name in enumerate(names):
@@ -83,7 +86,7 @@ def make_store(folder, names="abcd") -> LockedDatastore:
 
 @pytest.fixture
 def store(tmp_path):
-    return make_store(tmp_path / "studies #1")
+    return make_store(tmp_path / STUDIES)
 
 
 def ask(strategy, store, client=None, **request):
@@ -117,9 +120,9 @@ def test_what_was_skipped_comes_last_and_nobody_gets_what_another_is_on(store, t
     assert ask(first, store, "two") == "a"
 
 
-def test_a_scan_is_free_again_after_a_while_and_after_a_restart_it_is_not(store):
+def test_a_scan_is_free_again_after_a_while_and_after_a_restart_it_is_not(store, tmp_path):
     ask(First("", 60), store, "one")
-    again = LockedDatastore(store._datastore_path, extensions=["*.nii.gz"])
+    again = LockedDatastore(str(tmp_path / STUDIES), extensions=["*.nii.gz"])
     assert ask(Random("", 60), again, "two") != "a"
     assert ask(First("", 0), again, "three") == "a"
 
@@ -148,10 +151,10 @@ def test_chance_is_that_of_the_seed(store, tmp_path):
 
 
 def test_another_process_writes_no_old_list_back(store, tmp_path):
-    other = LockedDatastore(store._datastore_path, extensions=["*.nii.gz"])
+    other = LockedDatastore(str(tmp_path / STUDIES), extensions=["*.nii.gz"])
     label(store, "a", tmp_path)
     other.update_image_info("b", {"uncertainty": {"value": 1}})
-    third = LockedDatastore(store._datastore_path, extensions=["*.nii.gz"], read_only=True)
+    third = LockedDatastore(str(tmp_path / STUDIES), extensions=["*.nii.gz"], read_only=True)
     assert third.get_labeled_images() == ["a"]
     assert sorted(store.list_images()) == list("abcd")
     assert store.get_image_info("b")["uncertainty"] == {"value": 1}

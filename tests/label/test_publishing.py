@@ -56,7 +56,7 @@ def bundle(tmp_path, monkeypatch):
         dice = torch.load(weights / "model.pt", weights_only=True)["dice"].tolist()
         return {f"scan{number}": value for number, value in enumerate(dice)}
 
-    monkeypatch.setattr(publishing, "_case_dice", case_dice)
+    monkeypatch.setattr(publishing, "case_dice", case_dice)
     return folder
 
 
@@ -92,7 +92,7 @@ def test_what_the_training_did_not_change_is_not_even_compared(bundle, monkeypat
     start = publishing.publish_if_better(bundle, add(bundle, [0.9, 0.8]))
     worse = add(bundle, [0.5, 0.4])
     versions.publish(bundle, worse.name)
-    monkeypatch.setattr(publishing, "_case_dice", None)
+    monkeypatch.setattr(publishing, "case_dice", None)
     same = publishing.publish_if_better(bundle, add(bundle, [0.9, 0.8], parent=start.name))
     assert same.state == "candidate"
     assert "in no epoch was the model better" in same.record["reason"]
@@ -102,14 +102,14 @@ def test_what_the_training_did_not_change_is_not_even_compared(bundle, monkeypat
 def test_a_model_put_into_use_meanwhile_is_compared_with_too(bundle, monkeypatch):
     start = publishing.publish_if_better(bundle, add(bundle, [0.5, 0.4]))
     other = add(bundle, [0.9, 0.8])
-    evaluate = publishing._case_dice
+    evaluate = publishing.case_dice
 
     def meanwhile(bundle, weights, version, output_dir):
         if weights == start.folder:
             versions.publish(bundle, other.name)
         return evaluate(bundle, weights, version, output_dir)
 
-    monkeypatch.setattr(publishing, "_case_dice", meanwhile)
+    monkeypatch.setattr(publishing, "case_dice", meanwhile)
     found = publishing.publish_if_better(bundle, add(bundle, [0.8, 0.7], parent=start.name))
     assert found.state == "candidate"
     assert other.name in found.record["reason"]

@@ -99,7 +99,7 @@ def publish_if_better(bundle: Path, version: Version) -> Version:
             "it started from"
         )
         return version.update(state="candidate", reason=reason, end_ts=int(time.time()))
-    new = _case_dice(bundle, version.folder, version, version.folder / "evaluation")
+    new = case_dice(bundle, version.folder, version, version.folder / "evaluation")
     reached = sum(new.values()) / len(new)
     version, reason = version.update(mean_dice=reached), "the first model"
     worse: set[str | None] = {None}
@@ -112,7 +112,7 @@ def publish_if_better(bundle: Path, version: Version) -> Version:
         if name is None:
             continue
         in_use = find_version(bundle, name)
-        other = _case_dice(bundle, in_use.folder, version, version.folder / "evaluation_in_use")
+        other = case_dice(bundle, in_use.folder, version, version.folder / "evaluation_in_use")
         before = sum(other.values()) / len(other)
         comparison = compare(new, other)
         reason = (
@@ -136,7 +136,7 @@ def publish_if_better(bundle: Path, version: Version) -> Version:
     )
 
 
-def _case_dice(bundle: Path, weights: Path, version: Version, output_dir: Path) -> dict[str, float]:
+def case_dice(bundle: Path, weights: Path, version: Version, output_dir: Path) -> dict[str, float]:
     """By scan, the mean Dice over the classes in its label, the same for any weights."""
     evaluate(bundle, weights, version, output_dir)
     cases = pd.read_csv(output_dir / "cases.csv")
