@@ -65,7 +65,6 @@ class LiverSegApp(MONAILabelApp):
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
         self.options = read_conf(conf)
-        self.max_upload_mb = self.options.max_upload_mb
         # What is written of patients is for nobody else: labels, copies of scans, sessions, logs.
         os.umask(0o077)
         keep_recent_lines()
@@ -136,7 +135,7 @@ class LiverSegApp(MONAILabelApp):
     def init_trainers(self) -> dict[str, TrainTask]:
         """One for each bundle that can be trained and evaluated."""
         # Beside the list of the studies; of a DICOMweb server that is in the cache.
-        validation_file = Path(self._datastore._datastore_path) / "validation.json"
+        validation_file = self.datastore().folder / "validation.json"
         needed = ("train.json", "evaluate.json")
         known = [name for bundle in self.bundles.values() for name in bundle.labels]
         return {
@@ -231,7 +230,7 @@ class LiverSegApp(MONAILabelApp):
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """As MONAI Label's, and start the scores of the strategy."""
         result = super().next_sample(request)
-        strategy = self._strategies[request["strategy"]]
+        strategy = self.strategies[request["strategy"]]
         if self._auto_update_scoring and isinstance(strategy, HighestScore):
             self.async_scoring(strategy.scores.name)
         return result

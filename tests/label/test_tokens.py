@@ -51,7 +51,7 @@ def realm(monkeypatch):
             if body["client_id"] != ["monailabel-app"]:
                 self.answer(401, {"error": "invalid_client"})
             elif body["password"] == ["right"]:
-                self.answer(200, {"access_token": "t", "token_type": "Bearer"})
+                self.answer(200, {"access_token": "t", "token_type": "Bearer", "more": 1})
             else:
                 self.answer(
                     401, {"error": "invalid_grant", "error_description": "Invalid user credentials"}

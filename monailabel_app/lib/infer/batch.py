@@ -19,8 +19,9 @@ logger = logging.getLogger(__name__)
 class BatchSegmentation(BatchInferTask):
     """MONAI Label's, in which a scan that fails does not end the rest, with or without a GPU.
 
-    Of its own it stops at the first error unless it has several workers, and divides by the number
-    of GPUs.
+    MONAI Label's stops at the first error unless it has several workers, and divides by the number
+    of GPUs:
+    https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/interfaces/tasks/batch_infer.py
     """
 
     def __call__(

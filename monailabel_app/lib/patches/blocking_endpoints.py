@@ -24,6 +24,7 @@ def fix(server: FastAPI, inferences: int) -> None:
     server.add_middleware(Threads, inferences=inferences)
 
 
+# Starlette's run_in_threadpool is for functions; these are coroutines, and more may wait than run.
 class Threads:
     """Answer each request, when all of it is there, in a thread with an event loop of its own.
 

@@ -14,11 +14,20 @@ Endpoint = Callable[..., Any]
 
 
 def answer_first(
-    server: FastAPI, path: str, endpoint: Endpoint, methods: Collection[str] = ("GET",)
+    server: FastAPI,
+    path: str,
+    endpoint: Endpoint,
+    methods: Collection[str] = ("GET",),
+    response_model: Any = None,
 ) -> None:
     """Let `endpoint` answer a path, whatever did before."""
-    path = settings.MONAI_LABEL_API_STR + path
-    server.add_api_route(path, endpoint, methods=list(methods), include_in_schema=False)
+    server.add_api_route(
+        settings.MONAI_LABEL_API_STR + path,
+        endpoint,
+        methods=list(methods),
+        response_model=response_model,
+        include_in_schema=False,
+    )
     server.router.routes.insert(0, server.router.routes.pop())
 
 
@@ -34,7 +43,8 @@ def wrap(server: FastAPI, endpoint: Endpoint, wrapper: Callable[[Endpoint], Endp
             path = settings.MONAI_LABEL_API_STR + route.path
             ours: Any = [one for one in server.router.routes if getattr(one, "path", None) == path]
             first = next((one for one in ours if one.methods == route.methods), route).endpoint
-            answer_first(server, route.path, functools.wraps(first)(wrapper(first)), route.methods)
+            answer = functools.wraps(first)(wrapper(first))
+            answer_first(server, route.path, answer, route.methods, route.response_model)
 
 
 def replace(server: FastAPI, endpoint: Endpoint, answer: Endpoint) -> None:

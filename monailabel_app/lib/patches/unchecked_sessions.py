@@ -59,7 +59,7 @@ def _check_new_session(files: list[UploadFile], uncompress: bool, expiry: int, *
         )
     if len(files) == 1:
         (check_archive if uncompress else check_volume)(
-            "files", files[0], app_instance().max_upload_mb
+            "files", files[0], app_instance().options.max_upload_mb
         )
     elif uncompress:
         raise InputError(
@@ -67,7 +67,7 @@ def _check_new_session(files: list[UploadFile], uncompress: bool, expiry: int, *
             "out."
         )
     else:
-        check_series("files", files, app_instance().max_upload_mb)
+        check_series("files", files, app_instance().options.max_upload_mb)
 
 
 def _check_session_image(session_id: str, image: bool, **_: Any) -> None:

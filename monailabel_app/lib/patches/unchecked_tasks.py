@@ -176,7 +176,7 @@ def _check_inference(
                 "both."
             )
     if file is not None:
-        check_volume("file", file, app_instance().max_upload_mb)
+        check_volume("file", file, app_instance().options.max_upload_mb)
     elif session_id:
         check_session(session_id)
     else:

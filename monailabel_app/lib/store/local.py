@@ -58,6 +58,10 @@ class LockedDatastore(LocalDatastore):
     It also writes scans, labels and the list in place, so that a server that is killed leaves half
     of them; here, what was there stays whole until the new one is. A scan or a label may be a link:
     nothing that it points to is ever changed.
+    https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/datastore/local.py
+
+    Attributes:
+        folder: with the list.
 
     Raises:
         InputError: for a folder that cannot be written.
@@ -65,8 +69,9 @@ class LockedDatastore(LocalDatastore):
 
     def __init__(self, datastore_path: str, *args: Any, **kwargs: Any) -> None:
         check_writable(datastore_path)
+        self.folder = Path(datastore_path)
         self.lock = threading.RLock()
-        self.process_lock = FileLock(Path(datastore_path) / ".lock_of_processes")
+        self.process_lock = FileLock(self.folder / ".lock_of_processes")
         self._list_seen: tuple[int, int, int] | None = None
         with self.lock, self.process_lock:
             super().__init__(datastore_path, *args, **kwargs)
