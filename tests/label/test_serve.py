@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 import socket
 
@@ -19,6 +20,8 @@ from liverseg.workbench.zoo import fetch
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 
+APP = ROOT / "monailabel_app"
+
 
 def test_help_has_examples():
     shown = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "120"}).output
@@ -32,9 +35,7 @@ def test_a_taken_port_a_missing_app_and_missing_studies_are_said(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        error = (
-            CliRunner().invoke(app, [*here, str(ROOT / "monailabel_app"), "--port", port]).exception
-        )
+        error = CliRunner().invoke(app, [*here, str(APP), "--port", port]).exception
     assert isinstance(error, InputError)
     assert "--port" in str(error)
     error = CliRunner().invoke(app, [*here, str(tmp_path)]).exception
@@ -42,24 +43,18 @@ def test_a_taken_port_a_missing_app_and_missing_studies_are_said(tmp_path):
     assert "main.py" in str(error)
     nowhere = tmp_path / "typo"
     error = (
-        CliRunner()
-        .invoke(app, ["serve", "--studies", str(nowhere), "--app", str(ROOT / "monailabel_app")])
-        .exception
+        CliRunner().invoke(app, ["serve", "--studies", str(nowhere), "--app", str(APP)]).exception
     )
     assert isinstance(error, InputError)
     assert "--studies" in str(error)
     assert not nowhere.exists()
-    error = (
-        CliRunner()
-        .invoke(app, ["serve", "--studies", "", "--app", str(ROOT / "monailabel_app")])
-        .exception
-    )
+    error = CliRunner().invoke(app, ["serve", "--studies", "", "--app", str(APP)]).exception
     assert isinstance(error, InputError)
     assert "--studies: found ''" in str(error)
 
 
 def test_a_bundle_that_is_not_there_is_said_before_the_server_starts(tmp_path):
-    here = ["serve", "--studies", str(tmp_path), "--app", str(ROOT / "monailabel_app"), "--models"]
+    here = ["serve", "--studies", str(tmp_path), "--app", str(APP), "--models"]
     error = CliRunner().invoke(app, [*here, "deeplabv3_liver,nosuch"]).exception
     assert isinstance(error, InputError) and "--models: found nosuch, expected names among" in str(
         error
@@ -222,13 +217,15 @@ def test_another_version_of_monai_label_is_refused(monkeypatch):
 
     version.check_version()
     monkeypatch.setattr(version, "version", lambda package: "0.9.1")
-    with pytest.raises(InputError, match=r"found monailabel 0\.9\.1, expected 0\.8\.5"):
-        version.check_version()
+    # The app itself refuses it, before it imports anything of MONAI Label.
+    for start in (version.check_version, lambda: runpy.run_path(str(APP / "main.py"))):
+        with pytest.raises(InputError, match=r"found monailabel 0\.9\.1, expected 0\.8\.5"):
+            start()
 
 
 def test_the_server_does_not_start_with_another_version(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda package: "0.9.1")
-    here = ["serve", "--studies", str(tmp_path), "--app", str(ROOT / "monailabel_app")]
+    here = ["serve", "--studies", str(tmp_path), "--app", str(APP)]
     error = CliRunner().invoke(app, here).exception
     assert isinstance(error, InputError)
     assert str(error).startswith("found monailabel 0.9.1, expected 0.8.5")
