@@ -107,7 +107,7 @@ def tiny_bundle(folder: Path, source: str, **settings) -> Path:
 
 
 def write_weights(bundle: Path, seed: int) -> Path:
-    """Random weights where the bundle looks for them, so large that its masks hold several labels."""
+    """Random weights where the bundle looks for them, so large that masks hold several labels."""
     parser = ConfigParser(json.loads((bundle / "configs" / "inference.json").read_text()))
     parser["bundle_root"] = str(bundle)
     generator = torch.Generator().manual_seed(seed)
@@ -135,7 +135,7 @@ def run_bundle(bundle: Path, image: Path, folder: Path, **settings) -> Path:
 
 
 def stop_watching(store: LocalDatastore) -> None:
-    """MONAI Label watches the folder of a store until its process ends, and has no way to stop it."""
+    """Stop watching the folder of a store, which MONAI Label does until its process ends."""
     store._observer.stop()
     store._observer.join()
 

@@ -1,4 +1,4 @@
-"""The studies of a DICOM server, read through dicomweb-client's own implementation on DICOM files."""
+"""The studies of a DICOM server, read through dicomweb-client's implementation on files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What trains and what validates of the studies of a DICOM server, whose scans are called by their UIDs."""
+"""What trains and what validates of a DICOM server, whose scans are called by their UIDs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from lib.train.retrain import Retraining
 from lib.train.scans import items, patient
 from liverseg.data import load_datalist
 
-# Three patients, of whom one came twice; nothing but the last part tells their UIDs apart, and one has no name.
+# Three patients, of whom one came twice; nothing but the last part tells their UIDs apart, and one
+# has no name.
 SCANS = {"1.2.840.11.1": "one", "1.2.840.11.2": "two", "1.2.840.22.3": "two", "1.2.840.33.4": None}
 STUDIES = dict(zip(SCANS, ("1.2.840.91", "1.2.840.92", "1.2.840.93", "1.2.840.94"), strict=True))
 NEEDED = (

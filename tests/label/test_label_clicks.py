@@ -29,7 +29,7 @@ def client(server, tmp_path):
 
 
 def of_slicer(client, clicks) -> dict:
-    """What the module of 3D Slicer sends: clicks for all labels of the app, the chosen segment, its own settings."""
+    """What 3D Slicer sends: clicks for all labels of the app, the chosen segment, its settings."""
     info = client.info()
     options = {name: values[0] for name, values in info["models"]["clicks"]["config"].items()}
     points = {name: clicks.get(name, []) for name in info["labels"]}

@@ -282,7 +282,7 @@ def client(server, tmp_path):
 
 @pytest.fixture
 def held(root, tmp_path):
-    """What the annotator holds of the scan `oblique`: a labelmap, and the file that the client sends."""
+    """What the annotator holds of the scan `oblique`: a labelmap, and the file that is sent."""
     scan = nib.load(root / "studies" / "oblique.nii")
     labels = np.zeros(scan.shape, np.uint8)
     labels[10:28, 12:30, 1:6] = 1

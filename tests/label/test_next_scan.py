@@ -288,7 +288,7 @@ def test_a_scan_of_nothing_has_no_body(tmp_path):
     ],
 )
 def test_measuring_changes_no_mask(tmp_path, source, tiny, write, networks):
-    """Nor does it get in the way of Grad-CAM, which watches a network too, and of what sees more than it labels."""
+    """Nor does it get in the way of Grad-CAM and of a network that sees more than it labels."""
     folder = tiny_bundle(tmp_path / source, source, **tiny)
     write(folder, 0)
     save(tmp_path / "scan.nii.gz", make_scan(0)[0])
@@ -404,7 +404,7 @@ def test_a_bundle_that_is_trained_by_half_neither_segments_nor_scores(tmp_path):
 
 
 def test_what_says_nothing_of_a_scan_is_no_score(store, tmp_path):
-    """A pipe that is broken, say, or want of memory or disk; a scan that cannot be read stays without a score."""
+    """As want of memory or disk; a scan that cannot be read stays without a score."""
     folder = tiny_bundle(tmp_path / "simple", "fcn_liver", **SIMPLE)
     write_weights(folder, 0)
     save(tmp_path / "studies #1" / "b.nii.gz", np.zeros((4, 4, 4, 2), np.int16))

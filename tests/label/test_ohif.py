@@ -37,9 +37,9 @@ def test_the_panel_is_for_the_server_that_it_comes_from():
             "    const _url = window.location.origin + '/';",
             "    this.serverURI = window.location.origin;",
         ),
-        "      Object.assign(axios_default().defaults.headers.common, props.servicesManager.services."
-        "userAuthenticationService.getAuthorizationHeader()); return new MonaiLabelClient(settings ? settings.url : "
-        "this.serverURI);",
+        "      Object.assign(axios_default().defaults.headers.common, "
+        "props.servicesManager.services.userAuthenticationService.getAuthorizationHeader()); "
+        "return new MonaiLabelClient(settings ? settings.url : this.serverURI);",
     ]
 
 

@@ -57,7 +57,7 @@ def whole(kept, *names):
 
 
 def by_hand(bundle, scan):
-    """The softmax of the liver of a 2-D network on the scan's own spacing, without anything of the app."""
+    """The softmax of the liver of a 2-D network on the scan's own spacing, without the app."""
     parser = ConfigParser(json.loads((bundle.folder / "configs" / "inference.json").read_text()))
     parser["bundle_root"] = str(bundle.folder)
     network = parser.get_parsed_content("network").eval()

@@ -112,7 +112,8 @@ def test_the_form_that_ohif_asks_for_arrives_and_nothing_of_the_user(dicom):
     assert (
         asked.headers["Host"].startswith("127.0.0.1:") and asked.headers["Host"] != private["host"]
     )
-    # As it was packed, so that the browser unpacks it; and no page of others is let in, nor a cookie set.
+    # As it was packed, so that the browser unpacks it; and no page of others is let in, nor a
+    # cookie set.
     assert (answer.body, answer.headers["content-encoding"]) == (PACKED, "gzip")
     assert not {"access-control-allow-origin", "set-cookie"} & set(answer.headers)
 

@@ -1,4 +1,4 @@
-"""The rule by which a trained model replaces the one in use; quantiles of Student's t as tables print them."""
+"""The rule by which a model replaces the one in use; Student's t as tables print it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_model_is_better_by_more_than_the_scans_can_tell_apart(differences, ne
 
 @pytest.fixture
 def bundle(tmp_path, monkeypatch):
-    """A bundle whose versions have the Dice that their weights say, and the scans they were evaluated on."""
+    """A bundle whose versions have the Dice that their weights say."""
     folder = tmp_path / "bundle"
 
     def case_dice(bundle, weights, version, output_dir):
@@ -73,8 +73,8 @@ def test_what_is_within_the_noise_is_not_published(bundle):
     noisy = publishing.publish_if_better(bundle, add(bundle, [0.93, 0.79, 0.71], parent=first.name))
     assert noisy.state == "candidate"
     assert noisy.record["reason"] == (
-        f"not published: mean Dice 0.8100 on the validation scans, 0.8000 of {first.name}, which was in use: a "
-        "difference of +0.0100 over 3 scans, where more than 0.0218 is needed"
+        f"not published: mean Dice 0.8100 on the validation scans, 0.8000 of {first.name}, which "
+        "was in use: a difference of +0.0100 over 3 scans, where more than 0.0218 is needed"
     )
     assert versions.version_in_use(bundle) == first.name
     better = publishing.publish_if_better(

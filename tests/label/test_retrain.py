@@ -1,4 +1,4 @@
-"""Retraining: the loop as 3D Slicer runs it, through MONAI Label's own client, and what it learns from."""
+"""Retraining: the loop as 3D Slicer runs it through MONAI Label's client, and what it learns from."""
 
 from __future__ import annotations
 
@@ -193,7 +193,8 @@ def test_a_label_of_floats_trains_as_its_whole_numbers(store, tmp_path):
                     for value, name in enumerate(["liver", "Segment_1", "x"], 1)
                 ]
             },
-            "found segments called 'Segment_1', 'x', expected names that are known, as lesion, liver, mass",
+            "found segments called 'Segment_1', 'x', expected names that are known, as lesion, "
+            "liver, mass",
         ),
         (
             {"label_info": [{"name": "liver", "idx": 1}, {"name": "lesion", "idx": 1}]},
@@ -225,7 +226,8 @@ def test_a_label_that_says_nothing_clear_is_named(store, tmp_path, info, problem
             store, ["scan3"], {"background": 0, "liver": 1, "lesion": 2}, tmp_path / "labels"
         )
         assert np.array_equal(nib.load(item["label"]).dataobj, np.choose(values, [0, 2, 2, 1]))
-        # Another organ is background on purpose, whether it is known everywhere or to another bundle alone.
+        # Another organ is background on purpose, whether it is known everywhere or to another
+        # bundle alone.
         names = ["liver", "Spleen", "Mass_effect"]
         named = [{"name": name, "idx": value} for value, name in enumerate(names, 1)]
         store.update_label_info("scan3", "final", {"label_info": named})
@@ -462,7 +464,7 @@ def test_a_failed_training_leaves_the_model_in_use(bundle, task, store, tmp_path
 
 @pytest.fixture
 def client(project, store, tmp_path) -> Iterator[MONAILabelClient]:
-    """MONAI Label's client of a server with all scans labelled, and a bundle with random weights."""
+    """MONAI Label's client; all scans are labelled, and the bundle has random weights."""
     write_weights(project / "bundles" / "learns", 7)
     names = ("scan0", "scan1", "scan2")
     split(project / "studies" / "validation.json", {name: name for name in names}, 0.2)
