@@ -87,17 +87,26 @@ def _check_trainings(params: dict[str, Any] | None, run_sync: bool | None, **_: 
     given = _check_task(params, run_sync, tasks)
     common = {key: value for key, value in given.items() if key not in tasks}
     for name in tasks:
-        _check_training(name, {**given.get(name, {}), **common}, run_sync)
+        # Whose labels lack a class fails on its own.
+        _check_model(name, {**given.get(name, {}), **common}, run_sync)
 
 
 def _check_training(
     model: str, params: dict[str, Any] | None, run_sync: bool | None, **_: Any
 ) -> None:
+    scans = _check_model(model, params, run_sync)
+    app_instance().trainers[model].check_labels(scans, app_instance().datastore())
+
+
+def _check_model(
+    model: str, params: dict[str, Any] | None, run_sync: bool | None
+) -> dict[str, list[str]]:
+    """The scans of a training by what they do in it."""
     tasks = app_instance().trainers
     check_known("model", model, tasks)
     given = _check_task(params, run_sync, [])
     _check_options(model, given, tasks[model].config())
-    tasks[model].check(given, app_instance().datastore())
+    return tasks[model].check(given, app_instance().datastore())[1]
 
 
 def _check_sample(strategy: str, params: dict[str, Any] | None, **_: Any) -> None:

@@ -133,8 +133,8 @@ class Retraining(TrainTask):
         Who validates is drawn if need be.
 
         Raises:
-            InputError: as `options`, for too few labels, for weights in use that no network can
-                start from, and for labels that lack a class.
+            InputError: as `options`, for too few labels, and for weights in use that no network can
+                start from.
         """
         options = self.options(request)
         labelled = {name: patient(datastore, name) for name in datastore.get_labeled_images()}
@@ -148,10 +148,16 @@ class Retraining(TrainTask):
                     "the weights of each network to start from: copy them there, or train with "
                     "pretrained false."
                 )
-        classes = self._classes()
-        for what, names in (("training", training), ("validation", validation)):
-            check_classes(what, datastore, names, classes, self.known)
         return options, {"training": training, "validation": validation, "left_out": left_out}
+
+    def check_labels(self, scans: Mapping[str, Collection[str]], datastore: Datastore) -> None:
+        """Refuse scans as `check` returns them, if their labels lack a class.
+
+        Raises:
+            InputError: for it, and as `items`.
+        """
+        for what in ("training", "validation"):
+            check_classes(what, datastore, scans[what], self._classes(), self.known)
 
     def stats(self) -> dict[str, Any]:
         """How far the newest training is; nothing before the first."""
@@ -193,6 +199,7 @@ class Retraining(TrainTask):
         )
         with lock(version.folder / ".lock"):
             try:
+                self.check_labels(scans, datastore)
                 self._write_settings(version, options, datastore, fine_tunes)
                 self._train(version, fine_tunes)
                 version = publish_if_better(folder, version.update(state="evaluating"))
