@@ -55,6 +55,10 @@ class Sent(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
+
+class Kept(Sent):
+    """An object that the server keeps, and answers with."""
+
     @model_validator(mode="after")
     def _is_json(self) -> Self:
         # Python reads more from JSON than it can answer with: NaN, infinite numbers, half
@@ -66,7 +70,7 @@ class Sent(BaseModel):
         return self
 
 
-class ImageInfo(Sent):
+class ImageInfo(Kept):
     """What a client says of a scan; the validation's context holds the names of the scores."""
 
     @model_validator(mode="after")
@@ -89,7 +93,7 @@ class Result(Sent):
     label_names: dict[str, NonNegativeInt] = {}
 
 
-class LabelInfo(Sent):
+class LabelInfo(Kept):
     """What a client says of a label: which value is which segment."""
 
     label_info: list[Segment] = Field(
@@ -117,7 +121,11 @@ class Params(Sent):
         return self
 
 
-class BatchParams(Params):
+class TaskParams(Params, Kept):
+    """Those of what runs in a process of its own, whose status shows them."""
+
+
+class BatchParams(TaskParams):
     """Those of a batch."""
 
     max_batch_size: NonNegativeInt = Field(0, description="a whole number from 0")

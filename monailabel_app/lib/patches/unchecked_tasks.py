@@ -23,7 +23,7 @@ from lib.infer.segment import Segmentation
 from lib.patches.endpoints import check
 from lib.patches.unchecked_sessions import check_session
 from lib.patches.unchecked_studies import check_image
-from lib.schemas import GENERAL, BatchParams, Params, Sent, check_name, read
+from lib.schemas import GENERAL, BatchParams, Params, Sent, TaskParams, check_name, read
 from lib.store.uploads import check_volume
 from liverseg.errors import InputError
 from liverseg.io.paths import NIFTI_SUFFIXES, nifti_suffix
@@ -68,7 +68,7 @@ def _check_task(
     params: Mapping[str, Any] | None, run_sync: bool | None, names: Collection[str], *reserved: str
 ) -> dict[str, Any]:
     """The `params` of what runs in a process of its own, for one or all of `names`."""
-    given = read("params", Params, params, reserved)
+    given = read("params", TaskParams, params, reserved)
     if run_sync:
         raise InputError(
             "run_sync: found true, expected false, because nobody could see or cancel it: ask "
@@ -111,7 +111,7 @@ def _check_model(
 
 def _check_sample(strategy: str, params: dict[str, Any] | None, **_: Any) -> None:
     check_known("strategy", strategy, app_instance().strategies)
-    read("params", Params, params, ["strategy"])
+    read("params", TaskParams, params, ["strategy"])
 
 
 def _check_scorings(params: dict[str, Any] | None, run_sync: bool | None, **_: Any) -> None:
