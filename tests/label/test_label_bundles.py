@@ -15,7 +15,7 @@ pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from lib.bundle import find_bundles, read_bundle
 from lib.train.retrain import Retraining
 
-BUNDLES = sorted((ROOT / "bundles").glob("*/"))
+BUNDLES = sorted((ROOT / "bundles").glob("[!_]*/"))
 
 
 @pytest.mark.parametrize("folder", BUNDLES, ids=lambda folder: folder.name)
@@ -78,10 +78,14 @@ def test_names_narrow_and_must_be_there(tmp_path):
 
 
 def test_no_bundle_reads_the_code_of_another(tmp_path):
-    """Configs put their folder on the path; a later one must not find what lies there."""
+    """The config of an archive puts its folder on the path; a later one must not find what lies there."""
     import sys
 
-    one = tiny_bundle(tmp_path / "one", "unet_liver")
+    own = {
+        "imports": ["$import os", "$import sys", "$from liverseg.bundle import require"],
+        "liverseg": "$sys.path.append(os.path.abspath(@bundle_root)) or require('0.1')",
+    }
+    one = tiny_bundle(tmp_path / "one", "unet_liver", **own)
     before = sys.path[:]
     with read_bundle(one).workflow({}):
         assert str(one) in sys.path

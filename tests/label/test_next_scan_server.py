@@ -17,13 +17,7 @@ GATE = [
     "$[time.sleep(0.05) for _ in iter(lambda: os.path.exists({closed!r}), False)]",
     "$@evaluator.run()",
 ]
-IMPORTS = [
-    "$import inspect",
-    "$import os",
-    "$import sys",
-    "$import time",
-    "$from pkgutil import resolve_name",
-]
+IMPORTS = ["$import os", "$import time", "$from liverseg.bundle import require"]
 SIMPLE = {
     "network_def": "@networks#simple",
     "spacing": [-1, -1, -1],
