@@ -12,7 +12,7 @@ from monai.engines import IterationEvents
 class ScanTimer:
     """Take the time at the three ends of an iteration, inference and postprocessing.
 
-    Ignite's `BasicTimeProfiler` knows no event between the two, and reports sums over a run.
+    Ignite's `BasicTimeProfiler` times an iteration as a whole.
 
     Attributes:
         times_s: of this iteration, at its start, after the inferer, after the postprocessing.
