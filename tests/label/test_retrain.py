@@ -543,7 +543,7 @@ def test_a_training_is_cancelled(project, client):
     wait_until(
         lambda: stats_of(client).get("state") == "training" and stats_of(client)["epoch"] >= 6
     )
-    (training,) = (one for one in children(project) if "training" in one.cmdline())
+    (training,) = (one for one in children(project) if "training" in words(one))
     assert client.train_stop()["status"] == "STOPPED"
     _, alive = psutil.wait_procs([training], timeout=120)
     assert not alive
@@ -570,10 +570,8 @@ def test_a_training_ends_with_its_server(project, store, tmp_path):
     with serve(project, MONAI_LABEL_AUTO_UPDATE_SCORING="false") as server:
         client = MONAILabelClient(server.url, str(tmp_path))
         client.train_start("learns", {**FAST, "max_epochs": 5000})
-        wait_until(lambda: any("training" in one.cmdline() for one in children(project)))
-        tasks = [
-            one for one in psutil.Process().children(recursive=True) if "train" in one.cmdline()
-        ]
+        wait_until(lambda: any("training" in words(one) for one in children(project)))
+        tasks = [one for one in psutil.Process().children(recursive=True) if "train" in words(one)]
         assert len(tasks) == 1
         tasks += children(project)
     # The server has ended, and nothing of it goes on.
@@ -584,9 +582,16 @@ def test_a_training_ends_with_its_server(project, store, tmp_path):
     assert versions.list_versions(bundle)[0].state == "stopped"
 
 
+def words(process: psutil.Process) -> list[str]:
+    """The command of a process; nothing of one that has ended meanwhile."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
 def children(project: Path) -> list[psutil.Process]:
     """The processes that run a bundle of this project."""
-    bundles = [
-        one for one in psutil.Process().children(recursive=True) if "monai.bundle" in one.cmdline()
-    ]
-    return [one for one in bundles if str(project) in " ".join(one.cmdline())]
+    every = psutil.Process().children(recursive=True)
+    bundles = [one for one in every if "monai.bundle" in words(one)]
+    return [one for one in bundles if str(project) in " ".join(words(one))]
