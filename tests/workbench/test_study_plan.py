@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from liverseg.workbench.study.run import literal, steps
 from liverseg.workbench.study.spec import PAPERS, find_study, read_study
 
 BUNDLES = ROOT / "bundles"
+PAPERS_AB = ("paper_a.yaml", "paper_b.yaml")
 
 
 @pytest.fixture
@@ -111,6 +110,8 @@ def test_the_shipped_studies_hold_the_papers_trainings(folder, monkeypatch):
         (folder / name).write_text(yaml.safe_dump(content | {"folds": [0]}))
         cells = plan_from(folder, folder / name).runs.values()
         assert len(cells) == count
+        own = {run.loss: run.settings["iou_xy_alpha"] for run in cells if "iou_" in run.loss}
+        assert own == ({"iou_15_05": 1.5, "iou_05_15": 0.5} if name in PAPERS_AB else {})
         assert all(
             run.settings["val_interval"] == run.settings["max_epochs"] == epochs for run in cells
         )
@@ -259,7 +260,19 @@ def test_literal_is_what_python_reads():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"netwroks": {}}, r"found the key netwroks, expected only data, evaluations, folds"),
+        (
+            {"netwroks": {}},
+            r"found the key netwroks, expected only data, evaluations, folds.*perhaps to networks",
+        ),
+        ({"data": None}, r"study.yaml: found no data, expected it"),
+        (
+            {"data": {"ct": {"phantoms": {"cases": "many"}, "labels": {"liver": [1]}}}},
+            r"ct: phantoms: cases: found 'many', expected a whole number",
+        ),
+        (
+            {"tables": {"A8": {"paper": {"FCN": [0.9]}}}},
+            r"tables: A8: paper: FCN: found 1 numbers, expected 4",
+        ),
         ({"networks": None}, r"found no networks"),
         ({"networks": {"A": {"bundel": "x"}}}, r"networks: A: found the key bundel"),
         (
@@ -348,7 +361,7 @@ def test_literal_is_what_python_reads():
         ),
         ({"keep_models": "no"}, r"keep_models: found 'no', expected true or false"),
         ({"tables": {"A12": None}}, r"there is no such table in the papers: choose one of A7, A8"),
-        ({"tables": {"A9": {"colums": {}}}}, r"tables: A9: found the key colums"),
+        ({"tables": {"A9": {"colums": {}}}}, r"A9: found the key colums, .*perhaps to columns"),
         ({"tables": ["A9"]}, r"tables: A9: .*network: found DeepLabV3, expected one of A, B"),
         (
             {"data": {"ct": {"labels": {"liver": [1]}}}},
@@ -411,13 +424,27 @@ def test_a_wrong_place_of_a_table_is_named(folder, where, sentence):
         plan_of(folder, tables={"t": table})
 
 
-def test_a_file_that_is_no_study(folder):
-    (folder / "broken.yaml").write_text("data: [")
-    with pytest.raises(InputError, match="not readable as YAML"):
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("data: [", "not readable as YAML"),
+        ("", "broken.yaml: found nothing, expected keys like data"),
+        ("- data", "found list, expected keys like data"),
+        ("data: {}\nfolds: [0]\nfolds: [1]", "found the key folds twice"),
+        ("data:\n  ct: {labels: 1}\n  ct: {labels: 2}", "found the key ct twice"),
+        ("data:", "data: found None, expected names with values"),
+        ("data: {}", "data: found {}, expected at least one entry"),
+        ("data: {1: {}}", "data: 1: found 1, expected text"),
+        ("[a]: 1\ndata: {}", "not readable as YAML"),
+    ],
+)
+def test_a_file_that_is_no_study(folder, text, sentence):
+    (folder / "broken.yaml").write_text(text)
+    with pytest.raises(InputError, match=sentence):
         read_study(folder / "broken.yaml", BUNDLES)
-    (folder / "broken.yaml").write_text("- data")
-    with pytest.raises(InputError, match="found list, expected keys like data"):
-        read_study(folder / "broken.yaml", BUNDLES)
+
+
+def test_a_study_that_is_not_there():
     with pytest.raises(InputError, match=r"or one of paper_a.yaml, .*, quick.yaml"):
         find_study(Path("fast.yaml"))
 
@@ -451,17 +478,3 @@ def test_every_table_of_the_papers_has_a_number_or_null_in_every_place():
         numbers = [papers[name]["paper"][row][column] for row in papers["B1"]["rows"]]
         values = [0.99 if value is None else value for value in numbers[:-1]]
         assert sum(values) / len(values) == pytest.approx(numbers[-1], abs=0.006)
-
-
-def test_without_the_extra_the_command_names_it():
-    """A None among the modules is how Python itself says that there is no such package."""
-    code = "import sys; sys.modules['yaml'] = None; sys.argv[1:] = ['study', 'run', 'quick.yaml', '--dry-run']"
-    code += "; from liverseg.workbench.cli import main; main()"
-    found = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert found.returncode == 1
-    assert (
-        found.stderr
-        == 'error: found no package yaml, expected it: pip install ".[study]" in the repository.\n'
-    )
