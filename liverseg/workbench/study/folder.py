@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,40 +18,27 @@ from liverseg.errors import InputError
 from liverseg.files import check_writable
 
 
-@dataclass(frozen=True)
 class StudyFolder:
-    """The folder that a study writes."""
+    """The folder that a study writes.
 
-    path: Path
+    Attributes:
+        path: the folder.
+        plan: what each place of each table is made of.
+        tables, plots: a CSV and a Markdown file for each table, and pictures.
+        page: all of them on one page.
+        trials: the database of a calibration.
+    """
 
-    @property
-    def plan(self) -> Path:
-        """What each place of each table is made of."""
-        return self.path / "plan.json"
-
-    @property
-    def page(self) -> Path:
-        """Tables and plots on one page."""
-        return self.path / "index.html"
-
-    @property
-    def trials(self) -> Path:
-        """The database of a calibration."""
-        return self.path / "calibrate.db"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.plan = path / "plan.json"
+        self.tables, self.plots = path / "tables", path / "plots"
+        self.page = path / "index.html"
+        self.trials = path / "calibrate.db"
 
     def run(self, name: str) -> Path:
         """The folder of a training and its evaluations."""
         return self.path / "cells" / name
-
-    @property
-    def tables(self) -> Path:
-        """A CSV and a Markdown file for each table."""
-        return self.path / "tables"
-
-    @property
-    def plots(self) -> Path:
-        """Pictures."""
-        return self.path / "plots"
 
     def phantoms(self, data: str, options: Mapping[str, Any]) -> Path:
         """The phantoms of a data set; other options give another folder."""
@@ -89,10 +75,11 @@ class StudyFolder:
                 f"{path.read_text().strip() or 'unknown'}): wait for its end, or give another "
                 "folder with --out."
             ) from error
-        with lock:
+        try:
             path.write_text(f"{os.getpid()}\n")
             yield
-        lock.release()
+        finally:
+            lock.release()
 
 
 def file_name(name: str) -> str:

@@ -65,12 +65,12 @@ class Run:
 
 @dataclass
 class Plan:
-    """All runs of a study by name, and its tables, resolved: JSON that needs neither study nor bundles.
+    """All runs of a study by name, and its tables: JSON that needs neither study nor bundles.
 
     A table has `title`, `rows` and `columns` (labels), `paper`, `derived` (row → how it is made of
-    others), and `places`: row → column → `metric`, `evaluations` (names), `reference` ([row, column]
-    or null) and `parts`: lists of the names of runs, one for each fold and seed; the place's value is
-    the mean over the parts.
+    others), and `places`: row → column → `metric`, `evaluations` (names), `reference` ([row,
+    column] or null) and `parts`: lists of the names of runs, one for each fold and seed; the
+    place's value is the mean over the parts.
     """
 
     runs: dict[str, Run] = field(default_factory=dict)
@@ -81,8 +81,8 @@ def make_plan(study: Study, folder: StudyFolder) -> Plan:
     """Expand the study's tables; a training that several of them need is one run.
 
     Raises:
-        InputError: for a table that names what the study or its bundles do not have, or data that is
-            not there.
+        InputError: for a table that names what the study or its bundles do not have, or data that
+            is not there.
     """
     plan = Plan()
     for name, table in study.tables.items():
@@ -206,7 +206,7 @@ class _TablePlanner:
     table: Table
 
     def resolve(self) -> dict[str, Any]:
-        """How the derived rows are made of others, and what each place of the other rows is made of."""
+        """How derived rows are made of others, and what each place of other rows is made of."""
         derived, places = {}, {}
         for row, entry in self.table.rows.items():
             made = entry.model_dump(include={"average", "rank", "difference"}, exclude_unset=True)
@@ -241,7 +241,7 @@ class _TablePlanner:
         tasks = [keys["task"]]
         if tasks == ["each"]:
             of_class = keys["metric"].partition(":")[2]
-            # What each network calls background is all but its own class: for it the mean of them all.
+            # What each network calls background is all but its own class: it is the mean of all.
             tasks = classes if of_class == "background" else [of_class]
         in_network = classes if tasks == ["all"] else tasks
         if not check_metric(keys["metric"], in_network) or not set(tasks) <= {"all", *classes}:

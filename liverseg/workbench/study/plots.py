@@ -29,7 +29,7 @@ IOU = ("iou", "mean_iou", "case_iou")
 
 
 def bars_png(table: StudyTable) -> bytes | None:
-    """PNG of a table's IoUs, a group of bars for each row, with sd and the paper's numbers; None without any IoU."""
+    """PNG of a table's IoUs with sd and the paper's, a group of bars a row; None without any IoU."""
     shown = {
         labels: value
         for labels, value in table.values.items()
@@ -120,9 +120,9 @@ def _draw_curves(axes: Axes, label: str, histories: list[Path]) -> None:
 def overlays(
     folder: StudyFolder, runs: Mapping[str, Mapping[str, Any]], results: pd.DataFrame
 ) -> Iterator[tuple[str, str, bytes]]:
-    """The best and the worst case of the best network and loss, for each data set and task: name, caption, PNG.
+    """The best and the worst case of each data set and task: name, caption, PNG.
 
-    Best by the mean IoU of the cases without post-processing, of a case that of its classes.
+    Of the network and loss with the best mean IoU of the cases, without post-processing.
     """
     rows = results[
         (results["evaluation"] == "none") & (results["case"] != "") & (results["metric"] == "iou")

@@ -18,9 +18,9 @@ from liverseg.workbench.study.results import is_share, read_results
 from liverseg.workbench.study.tables import StudyTable, Value, compute_table
 
 PLACE = (
-    "In each place: our mean ± sd over folds and seeds; the difference to the reference in percentage points (pp) and, "
-    "where cases can be paired, p of a two-sided Wilcoxon signed-rank test over them, not corrected for the number of "
-    "tests; the paper's number, and in brackets ours less the paper's."
+    "In each place: our mean ± sd over folds and seeds; the difference to the reference in percentage "
+    "points (pp) and, where cases can be paired, p of a two-sided Wilcoxon signed-rank test over them, "
+    "not corrected for the number of tests; the paper's number, and in brackets ours less the paper's."
 )
 # Columns of the CSV by what they show of a place.
 SUFFIXES = {
@@ -72,7 +72,7 @@ def write_report(folder: StudyFolder) -> Path:
 
 
 def to_csv(table: StudyTable) -> str:
-    """A line for each row; for each column the mean and sd, the paper's number, differences, and the test."""
+    """A line for each row; for each column mean, sd, the paper's number, differences and test."""
     wide = pd.DataFrame(
         {
             f"{column}{suffix}": [
@@ -87,7 +87,7 @@ def to_csv(table: StudyTable) -> str:
 
 
 def to_markdown(table: StudyTable) -> str:
-    """The table as the paper lays it out; below our number the comparisons with the reference and the paper."""
+    """The table as the paper lays it out, with the lines of each place."""
     texts = _texts(table).map("<br>".join)
     lines = [f"# {table.title}", ""]
     lines.append("| | " + " | ".join(table.columns) + " |")
@@ -105,7 +105,7 @@ def _texts(table: StudyTable) -> pd.DataFrame:
 
 
 def place_lines(value: Value | None) -> list[str]:
-    """A place in words: our mean ± sd, its difference to the reference with the test, the paper's number."""
+    """A place in words: mean ± sd; difference to the reference and test; the paper's number."""
     if value is None:
         return [""]
     digits = _digits(value.mean, value.metric)
@@ -154,7 +154,7 @@ def _write_plot(folder: StudyFolder, name: str, png: bytes) -> str:
 
 
 def _digits(value: float, metric: str) -> int:
-    """As many as the metric deserves, or three that count for seconds and minutes; after the point."""
+    """Digits after the point: three that count for seconds and minutes."""
     if metric == "pp":
         return 1
     if is_share(metric):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -39,9 +40,9 @@ from liverseg.workbench.study.spec import Study
 
 @dataclass(frozen=True)
 class Step:
-    """A command of a run: its name, the arguments after `python`, and the file that is there once it is done.
+    """A command of a run: the arguments after `python`, and the file that is there once it is done.
 
-    A bundle that trains by stages writes files of each, so the training's file is the study's own.
+    A bundle that trains by stages writes files of each: the training's file is the study's own.
     """
 
     name: str
@@ -106,7 +107,7 @@ def _arguments(run_id: str, run: Run, configs: list[str], options: dict[str, Any
 
 
 def literal(value: Any) -> str:
-    """A value as the command line of monai.bundle reads it: Python, with double quotes, which are easy to quote."""
+    """A value as the command line of monai.bundle reads it: Python, with double quotes."""
     if isinstance(value, dict):
         pairs = (f"{literal(key)}: {literal(inner)}" for key, inner in value.items())
         return "{" + ", ".join(pairs) + "}"
@@ -172,7 +173,8 @@ def run_all(
                     console.print(f"{count}/{len(waiting)} {run.name} ({seconds:.0f} s)")
                 else:
                     failed[run.name] = reason
-                    console.print(f"[red]failed[/red] {run.name}: {reason}", soft_wrap=True)
+                    text = f"[red]failed[/red] {run.name}: {escape(reason)}"
+                    console.print(text, soft_wrap=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             runner.stop()
@@ -203,7 +205,7 @@ class _Runner:
             self.slots.put(slot)
         self.lock = threading.Lock()
         self.stopped = False
-        self.processes: set[subprocess.Popen[bytes]] = set()
+        self.processes: list[subprocess.Popen[bytes]] = []
 
     def run(self, run: Run) -> str | None:
         """Run all steps that are not done; returns what the log says where one failed."""
@@ -228,7 +230,9 @@ class _Runner:
         check_writable(run.folder)
         trainings = [step for step in steps(run) if step.trains]
         # Models that were not kept are needed once more where an evaluation has been added.
-        if all(step.is_done() for step in trainings) and not any(_models(run, "model.pt")):
+        if all(step.is_done() for step in trainings) and not any(
+            (run.folder / "models").rglob("model.pt")
+        ):
             shutil.rmtree(run.folder / "models", ignore_errors=True)
             for step in trainings:
                 step.result.unlink()
@@ -244,11 +248,9 @@ class _Runner:
             if status != 0 or not step.is_done():
                 return f"{_reason(log)} ({log})"
         # Only a training that goes on reads checkpoints, three times as large as the models.
-        for path in [
-            *_models(run, "checkpoint.pt"),
-            *_models(run, "model.pt") * (not self.keep_models),
-        ]:
-            path.unlink()
+        for name in ("checkpoint.pt",) if self.keep_models else ("checkpoint.pt", "model.pt"):
+            for path in (run.folder / "models").rglob(name):
+                path.unlink()
         _write_record(run, time.monotonic() - started)
         return None
 
@@ -271,20 +273,13 @@ class _Runner:
                     stderr=subprocess.STDOUT,
                     preexec_fn=die_with_parent,  # noqa: PLW1509 - it takes no lock
                 )
-                self.processes.add(process)
+                self.processes.append(process)
             while True:
                 try:
                     return process.wait(timeout=1)
                 except subprocess.TimeoutExpired:
                     last = last_epoch(run.folder / "training") or {"epoch": 0}
                     self.progress.update(bar, completed=int(last["epoch"]))
-                finally:
-                    if process.returncode is not None:
-                        self.processes.discard(process)
-
-
-def _models(run: Run, name: str) -> list[Path]:
-    return [*(run.folder / "models").rglob(name)]
 
 
 def _write_record(run: Run, seconds: float | None) -> None:
@@ -304,9 +299,9 @@ def _visible_gpus() -> list[str]:
 
 
 def _reason(log: Path) -> str:
-    """What the last command in the log ended with: its sentence, or the error that a traceback began with."""
+    """What the last command in the log ended with: its message, or the error of a traceback."""
     text = log.read_text(errors="replace").replace("\r", "\n")
     lines = [line.strip() for line in text[text.rfind("$ python ") :].splitlines() if line.strip()]
-    sentences = [line for line in lines if line.startswith("error: ")]
+    messages = [line for line in lines if line.startswith("error: ")]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
-    return [*sentences, *errors[:1], lines[-1]][0]
+    return [*messages, *errors[:1], lines[-1]][0]

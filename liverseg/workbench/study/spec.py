@@ -77,7 +77,7 @@ class Data(BaseModel):
 
 
 class Network(BaseModel):
-    """A bundle, settings of its own, and the ids of its config that train it, one after the other."""
+    """A bundle, settings of its own, and the ids of its config that train it, in this order."""
 
     model_config = STRICT
     bundle: str

@@ -76,9 +76,9 @@ def compute_table(results: pd.DataFrame, name: str, plan: Mapping[str, Any]) -> 
     """Compute a table of the plan.
 
     A place is the mean and sd over folds and seeds; it stays empty as long as one of its runs is
-    missing. Where a metric has a counterpart for each case, the place is compared with its reference by
-    Wilcoxon's signed-rank test over the cases of all folds, each case's mean over seeds; pairs without
-    a difference are left out, as Wilcoxon did.
+    missing. Where a metric has a counterpart for each case, the place is compared with its
+    reference by Wilcoxon's signed-rank test over the cases of all folds, each case's mean over
+    seeds; pairs without a difference are left out, as Wilcoxon did.
 
     Args:
         results: what `read_results` returns.
