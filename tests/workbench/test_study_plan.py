@@ -342,7 +342,7 @@ def test_literal_is_what_python_reads():
         ({"folds": 5}, r"folds: found 5, expected a list, as in \[0, 1\]"),
         ({"folds": [7]}, r"there is no fold 7"),
         ({"seeds": [True]}, r"seeds: 0: found True, expected a whole number"),
-        ({"seeds": []}, r"seeds: found \[\], expected at least one entry"),
+        ({"seeds": []}, r"seeds: found \[\], expected entries, 1 or more"),
         (
             {
                 "data": {
@@ -415,6 +415,10 @@ def test_a_section_may_be_empty(folder, key):
             r"where: found the key metrik, expected only .*: correct it, perhaps to metric",
         ),
         ({"data": "mr"}, r"data: found mr, expected one of ct"),
+        (
+            {"metric": None},
+            r"r / c: found no metric, expected one from where, the row or the column",
+        ),
     ],
 )
 def test_a_wrong_place_of_a_table_is_named(folder, where, sentence):
@@ -433,7 +437,7 @@ def test_a_wrong_place_of_a_table_is_named(folder, where, sentence):
         ("data: {}\nfolds: [0]\nfolds: [1]", "found the key folds twice"),
         ("data:\n  ct: {labels: 1}\n  ct: {labels: 2}", "found the key ct twice"),
         ("data:", "data: found None, expected names with values"),
-        ("data: {}", "data: found {}, expected at least one entry"),
+        ("data: {}", "data: found {}, expected entries, 1 or more"),
         ("data: {1: {}}", "data: 1: found 1, expected text"),
         ("[a]: 1\ndata: {}", "not readable as YAML"),
     ],

@@ -229,7 +229,7 @@ class _TablePlanner:
         for entry in (self.table.where, *entries):
             keys |= entry.model_dump(exclude_unset=True)
         for key in REQUIRED:
-            if key not in keys:
+            if keys.get(key) is None:
                 raise InputError(
                     f"{place}: found no {key}, expected one from where, the row or the column: "
                     "correct it."

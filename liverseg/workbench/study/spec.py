@@ -47,7 +47,8 @@ EXPECTED = {
     "int_type": "a whole number",
     "bool_type": "true or false",
     "string_type": "text",
-    "too_short": "at least one entry",
+    "literal_error": "true",
+    "missing": "a value more",
 }
 STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -289,9 +290,11 @@ def _message(model: type[BaseModel], place: str, error: Any) -> str:
             f"{section}: found the key {key}, expected only {', '.join(known)}: "
             f"{_advice(key, known)}."
         )
-    if error["type"] == "missing":
+    if error["type"] == "missing" and isinstance(error["loc"][-1], str):
         return f"{section}: found no {key}, expected it: add it."
     expected = EXPECTED.get(error["type"]) or error["msg"].removeprefix("Input should be ")
+    if error["type"] == "too_short":
+        expected = f"entries, {error['ctx']['min_length']} or more"
     return f"{section}: {key}: found {error['input']!r}, expected {expected}: write it so."
 
 
