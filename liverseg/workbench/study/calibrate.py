@@ -50,11 +50,11 @@ def calibrate_study(
     workers: int | None,
     console: Console,
 ) -> float:
-    """Find the value with the best mean validation Dice over the study's folds and seeds, and say how to use it.
+    """Find the value with the best mean validation Dice over the folds and seeds; print its use.
 
     Every trial is a run for each fold and seed, so a trial that was killed trains only what is
-    missing. The trials are in `calibrate.db`. The Dice is the training's own (`val_mean_dice` of the
-    model that it keeps).
+    missing. The trials are in `calibrate.db`. The Dice is the training's own (`val_mean_dice` of
+    the model that it keeps).
 
     Args:
         study: what `read_study` returns; its tables are not used.
@@ -67,8 +67,8 @@ def calibrate_study(
         The best value.
 
     Raises:
-        InputError: for a key, network or data set that the study does not have, a range that is none, or a training
-            that fails.
+        InputError: for a key, network or data set that the study does not have, a range that is
+            none, or a training that fails.
     """
     try:
         import optuna
