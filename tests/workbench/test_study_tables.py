@@ -307,3 +307,7 @@ def test_the_page_shows_tables_and_pictures(tmp_path):
     }
     assert all(f'src="plots/{name}"' in page for name in pictures)
     assert f"best case {Path(items[0]['image']).name}, IoU 0.900" in page
+    # A case that the datalist holds no more, for the data has been moved, has no picture.
+    cell["dataset"]["dataset_dir"] = str(write_dataset(tmp_path / "moved"))
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    assert "best case" not in write_report(StudyFolder(tmp_path)).read_text()

@@ -147,11 +147,10 @@ def _overlay(evaluation: Path, case: str, run: Mapping[str, Any]) -> bytes | Non
     mask = find_mask(evaluation / "masks", case)
     if mask is None or not Path(datalist).is_file():
         return None
-    label = next(
-        item["label"]
-        for item in load_datalist(datalist, "validation", run["fold"])
-        if item["image"] == case
-    )
+    items = load_datalist(datalist, "validation", run["fold"])
+    label = next((item["label"] for item in items if item["image"] == case), None)
+    if label is None:  # The data has been moved.
+        return None
     load = LoadVolumed("volume")
     image, predicted, reference = (
         load({"volume": str(path)})["volume"] for path in (case, mask, label)
