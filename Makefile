@@ -52,7 +52,7 @@ $(VENV)/.python:
 
 $(VENV)/.demo: $(VENV)/.python setup.cfg pyproject.toml constraints.txt
 	@echo "Installing liverseg and what it needs (a few minutes)"
-	@$(INSTALL) -e ".[dicom,weights]"
+	@$(INSTALL) -e ".[workbench,dicom,weights]"
 	@touch $@
 
 # sam2, which MONAI Label asks for, builds with the torch that is there; on its own it would download another.

@@ -12,9 +12,6 @@ from liverseg.workbench.datasets import cli as datasets
 from liverseg.workbench.study import cli as study
 from liverseg.workbench.zoo import cli as zoo
 
-# Packages of the extra `study` by the names that Python imports.
-STUDY_PACKAGES = ("optuna", "yaml")
-
 app = typer.Typer(
     help="Prepare data for the bundles, try, serve and pack them. To train and infer: python -m monai.bundle run.",
     no_args_is_help=True,
@@ -38,12 +35,4 @@ def main() -> None:
         app()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except ModuleNotFoundError as error:
-        if error.name not in STUDY_PACKAGES:
-            raise
-        print(
-            f'error: found no package {error.name}, expected it: pip install ".[study]" in the repository.',
-            file=sys.stderr,
-        )
         sys.exit(1)

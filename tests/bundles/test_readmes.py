@@ -57,7 +57,7 @@ def test_commands_of_liverseg_are_there_in_the_repository_and_said_to_be_nowhere
         assert command.make_context(verb, arguments).params
     text = " ".join(readme.read_text().split())
     first = text.index("liverseg data")
-    assert "In the repository, after `pip install .`" in text[first - 200 : first]
+    assert 'In the repository, after `pip install ".[workbench]"`' in text[first - 200 : first]
     assert "a downloaded archive of the bundle has none of them" in text
 
 

@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,13 +11,14 @@ from helpers.bundle_runs import ROOT, write_dataset
 from typer.testing import CliRunner
 
 from liverseg.errors import InputError
-from liverseg.workbench.study import read
-from liverseg.workbench.study.cells import literal, make_cell, steps
 from liverseg.workbench.study.cli import app
-from liverseg.workbench.study.plan import make_plan
-from liverseg.workbench.study.read import find_study, read_study
+from liverseg.workbench.study.folder import StudyFolder
+from liverseg.workbench.study.plan import Plan, make_plan, make_run
+from liverseg.workbench.study.run import literal, steps
+from liverseg.workbench.study.spec import PAPERS, find_study, read_study
 
 BUNDLES = ROOT / "bundles"
+PAPERS_AB = ("paper_a.yaml", "paper_b.yaml")
 
 
 @pytest.fixture
@@ -60,15 +59,17 @@ def study_file(folder: Path, **changes) -> Path:
     return path
 
 
-def plan_of(folder: Path, **changes):
-    return make_plan(read_study(study_file(folder, **changes), BUNDLES), folder / "out")
+def plan_from(folder: Path, path: Path) -> Plan:
+    return make_plan(read_study(path, BUNDLES), StudyFolder(folder / "out"))
 
 
-def test_a_training_that_two_tables_need_is_one_cell(folder):
+def plan_of(folder: Path, **changes) -> Plan:
+    return plan_from(folder, study_file(folder, **changes))
+
+
+def test_a_training_that_two_tables_need_is_one_run(folder):
     plan = plan_of(folder)
-    found = [
-        (cell.network, cell.loss, cell.fold, list(cell.evaluations)) for cell in plan.cells.values()
-    ]
+    found = [(run.network, run.loss, run.fold, list(run.evaluations)) for run in plan.runs.values()]
     both, raw = ["none", "clean_slices"], ["none"]
     assert sorted(found) == [
         ("A", "dice", 0, both),
@@ -85,14 +86,14 @@ def test_a_training_that_two_tables_need_is_one_cell(folder):
 
 
 def test_the_shipped_studies_hold_the_papers_trainings(folder, monkeypatch):
-    plan = make_plan(read_study(find_study(Path("studies/quick.yaml")), BUNDLES), folder)
-    first = [cell for cell in plan.cells.values() if cell.fold == 0]
+    plan = plan_from(folder, find_study(Path("studies/quick.yaml")))
+    first = [run for run in plan.runs.values() if run.fold == 0]
     assert (
-        sum(cell.data == "ct" for cell in first) == 4 + 5
+        sum(run.data == "ct" for run in first) == 4 + 5
     )  # networks, then the losses that Table 8 did not need
-    assert sum(cell.network == "DeepLabV3" and cell.data == "mr" for cell in first) == 3
-    assert sum(cell.network != "DeepLabV3" and cell.data == "mr" for cell in first) == 3 + 5 + 4 * 3
-    assert len(plan.cells) - len(first) == 12 + 8
+    assert sum(run.network == "DeepLabV3" and run.data == "mr" for run in first) == 3
+    assert sum(run.network != "DeepLabV3" and run.data == "mr" for run in first) == 3 + 5 + 4 * 3
+    assert len(plan.runs) - len(first) == 12 + 8
     # The papers' own studies plan the same ones, on data that has to be there: here LiTS and 3D-IRCADb are one.
     for name, count, epochs in (
         ("paper_a.yaml", 12, 500),
@@ -102,24 +103,26 @@ def test_the_shipped_studies_hold_the_papers_trainings(folder, monkeypatch):
         ("paper_e.yaml", 3, 638),
     ):
         with pytest.raises(InputError, match=r"data/\w+/.*there is no such datalist"):
-            make_plan(read_study(find_study(Path(name)), BUNDLES), folder)
+            plan_from(folder, find_study(Path(name)))
         content = yaml.safe_load(find_study(Path(name)).read_text())
         for entry in content["data"].values():
             entry["dataset_dir"] = str(folder / "scans")
         (folder / name).write_text(yaml.safe_dump(content | {"folds": [0]}))
-        cells = make_plan(read_study(folder / name, BUNDLES), folder).cells.values()
+        cells = plan_from(folder, folder / name).runs.values()
         assert len(cells) == count
+        own = {run.loss: run.settings["iou_xy_alpha"] for run in cells if "iou_" in run.loss}
+        assert own == ({"iou_15_05": 1.5, "iou_05_15": 0.5} if name in PAPERS_AB else {})
         assert all(
-            cell.settings["val_interval"] == cell.settings["max_epochs"] == epochs for cell in cells
+            run.settings["val_interval"] == run.settings["max_epochs"] == epochs for run in cells
         )
 
 
 def test_a_model_is_made_by_several_ids_and_evaluated_in_several_ways(folder):
-    plan = make_plan(read_study(find_study(Path("studies/quick_c.yaml")), BUNDLES), folder)
-    (iterated,) = (cell for cell in plan.cells.values() if cell.network == "Iterated")
+    plan = plan_from(folder, find_study(Path("studies/quick_c.yaml")))
+    (iterated,) = (run for run in plan.runs.values() if run.network == "Iterated")
     found = [
-        (step.name, step.trains, step.result.relative_to(folder))
-        for step in steps(iterated, folder)
+        (step.name, step.trains, step.result.relative_to(iterated.folder))
+        for step in steps(iterated)
     ]
     evaluations = [f"none_round-{number}" for number in range(3)]
     assert found == [
@@ -130,12 +133,12 @@ def test_a_model_is_made_by_several_ids_and_evaluated_in_several_ways(folder):
             for name in evaluations
         ),
     ]
-    last = list(steps(iterated, folder))[-1].arguments
+    last = list(steps(iterated))[-1].arguments
     assert last[last.index("--evaluated_round") + 1] == "2"
     assert plan.tables["C5"]["places"]["N = 2"]["Dice"]["evaluations"] == ["none_round-2"]
 
 
-def test_the_name_of_a_cell_follows_all_that_decides_its_result(folder):
+def test_the_name_of_a_run_follows_all_that_decides_its_result(folder):
     def name(**changes) -> str:
         study = read_study(study_file(folder, **changes), BUNDLES)
         choice = {
@@ -146,7 +149,7 @@ def test_the_name_of_a_cell_follows_all_that_decides_its_result(folder):
             "fold": 0,
             "seed": 0,
         }
-        return make_cell(study, folder, **choice).name
+        return make_run(study, StudyFolder(folder), choice).name
 
     before = name()
     assert re.fullmatch(r"ct_A_dice_liver_fold0_seed0_[0-9a-f]{8}", before)
@@ -187,14 +190,14 @@ def test_one_network_for_each_class(folder):
         "columns": {"uniclass": {}, "multiclass": {"task": "all"}},
     }
     plan = plan_of(folder, data=data, tables={"t": table}, folds=[0])
-    classes = {cell.task: cell.settings["classes"] for cell in plan.cells.values()}
+    classes = {run.task: run.settings["classes"] for run in plan.runs.values()}
     assert classes == {
         "liver": {"background": None, "liver": [1]},
         "spleen": {"background": None, "spleen": [2]},
         "all": {"background": None, "liver": [1], "spleen": [2]},
     }
     places = plan.tables["t"]["places"]
-    tasks = [[plan.cells[name].task for part in place["parts"] for name in part] for place in (
+    tasks = [[plan.runs[name].task for part in place["parts"] for name in part] for place in (
         places["background"]["uniclass"], places["spleen"]["uniclass"], places["spleen"]["multiclass"],
     )]  # fmt: skip
     assert tasks == [["liver", "spleen"], ["spleen"], ["all"]]
@@ -232,16 +235,16 @@ def test_the_dry_run_lists_the_bundles_own_commands(folder):
 
 
 def test_masks_go_where_the_report_handler_of_the_bundle_is(folder):
-    cell = next(iter(plan_of(folder).cells.values()))
-    _, evaluation, *_ = steps(cell, folder)
+    run = next(iter(plan_of(folder).runs.values()))
+    _, evaluation, *_ = steps(run)
     name = next(word for word in evaluation.arguments if word.endswith("masks_dir"))
-    handlers = cell.bundle.evaluate["validate#handlers"]
+    handlers = run.bundle.evaluate["validate#handlers"]
     assert handlers[int(name.split("#")[2])]["_target_"] == "liverseg.handlers.SegmentationReport"
 
 
 def test_an_evaluation_in_which_a_scan_failed_is_not_done(folder):
-    cell = next(iter(plan_of(folder).cells.values()))
-    evaluation = next(step for step in steps(cell, folder) if not step.trains)
+    run = next(iter(plan_of(folder).runs.values()))
+    evaluation = next(step for step in steps(run) if not step.trains)
     assert not evaluation.is_done()
     evaluation.result.parent.mkdir(parents=True)
     for failures, done in (([{"image": "a.nii", "error": "no"}], False), ([], True)):
@@ -257,7 +260,19 @@ def test_literal_is_what_python_reads():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"netwroks": {}}, r"found the key netwroks, expected only data, evaluations, folds"),
+        (
+            {"netwroks": {}},
+            r"found the key netwroks, expected only data, evaluations, folds.*perhaps to networks",
+        ),
+        ({"data": None}, r"study.yaml: found no data, expected it"),
+        (
+            {"data": {"ct": {"phantoms": {"cases": "many"}, "labels": {"liver": [1]}}}},
+            r"ct: phantoms: cases: found 'many', expected a whole number",
+        ),
+        (
+            {"tables": {"A8": {"paper": {"FCN": [0.9]}}}},
+            r"tables: A8: paper: FCN: found 1 numbers, expected 4",
+        ),
         ({"networks": None}, r"found no networks"),
         ({"networks": {"A": {"bundel": "x"}}}, r"networks: A: found the key bundel"),
         (
@@ -288,7 +303,7 @@ def test_literal_is_what_python_reads():
             {"losses": {"mine": {"loss": "@losses#iou_zz"}}},
             r"losses: mine: .*loss: found @losses#iou_zz, expected one",
         ),
-        ({"losses": {"mine": "iou"}}, r"losses: mine: found 'iou', expected settings"),
+        ({"losses": {"mine": "iou"}}, r"losses: mine: found 'iou', expected names with values"),
         ({"settings": [3]}, r"settings: found \[3\], expected names with values"),
         ({"data": ["ct"]}, r"data: found \['ct'\], expected names with values"),
         (
@@ -297,19 +312,20 @@ def test_literal_is_what_python_reads():
         ),
         ({"losses": ["dice"]}, r"losses: found \['dice'\], expected names with values"),
         ({"evaluations": ["a"]}, r"evaluations: found \['a'\], expected names with values"),
-        ({"evaluations": {"a": None}}, r"evaluations: a: found None, expected settings"),
+        ({"evaluations": {"a": None}}, r"evaluations: a: found None, expected names with values"),
         (
             {"networks": {"A": {"bundle": "fcn_liver", "settings": ["x"]}}},
             r"A: settings: found \['x'\]",
         ),
-        ({"networks": {"A": {"bundle": 5}}}, r"networks: A: there is no bundle"),
+        ({"networks": {"A": {"bundle": 5}}}, r"networks: A: bundle: found 5, expected text"),
+        ({"networks": {"A": {"bundle": "fcn"}}}, r"networks: A: there is no bundle"),
         (
             {"networks": {"A": {"bundle": "fcn_liver", "run": "training"}}},
             r"networks: A: run: found 'training'",
         ),
         (
             {"networks": {"A": {"bundle": "fcn_liver", "run": [["training"]]}}},
-            r"networks: A: run: found \[\['tr",
+            r"networks: A: run: 0: found \['training'\], expected text",
         ),
         (
             {"tables": {"mine": {"rows": ["r"], "columns": {"c": {}}}}},
@@ -321,12 +337,12 @@ def test_literal_is_what_python_reads():
         ),
         (
             {"tables": {"mine": {"rows": {"r": 3}, "columns": {"c": {}}}}},
-            r"mine: rows: found \{'r': 3\}",
+            r"mine: rows: r: found 3, expected keys with values",
         ),
-        ({"folds": 5}, r"folds: found 5, expected whole numbers"),
+        ({"folds": 5}, r"folds: found 5, expected a list, as in \[0, 1\]"),
         ({"folds": [7]}, r"there is no fold 7"),
-        ({"seeds": [True]}, r"seeds: found \[True\], expected whole numbers"),
-        ({"seeds": []}, r"seeds: found \[\], expected whole numbers"),
+        ({"seeds": [True]}, r"seeds: 0: found True, expected a whole number"),
+        ({"seeds": []}, r"seeds: found \[\], expected entries, 1 or more"),
         (
             {
                 "data": {
@@ -345,7 +361,7 @@ def test_literal_is_what_python_reads():
         ),
         ({"keep_models": "no"}, r"keep_models: found 'no', expected true or false"),
         ({"tables": {"A12": None}}, r"there is no such table in the papers: choose one of A7, A8"),
-        ({"tables": {"A9": {"colums": {}}}}, r"tables: A9: found the key colums"),
+        ({"tables": {"A9": {"colums": {}}}}, r"A9: found the key colums, .*perhaps to columns"),
         ({"tables": ["A9"]}, r"tables: A9: .*network: found DeepLabV3, expected one of A, B"),
         (
             {"data": {"ct": {"labels": {"liver": [1]}}}},
@@ -357,7 +373,7 @@ def test_literal_is_what_python_reads():
         ),
         (
             {"data": {"ct": {"phantoms": {}, "labels": 1}}},
-            r"labels: found 1, expected the label values",
+            r"labels: found 1, expected names with values",
         ),
         (
             {"data": {"ct": {"phantoms": {"size": 3}, "labels": {"liver": [1]}}}},
@@ -390,12 +406,19 @@ def test_a_section_may_be_empty(folder, key):
     ("where", "sentence"),
     [
         ({"loss": "dicee"}, r"loss: found dicee, expected one of .*cross_entropy.*mine"),
-        ({"task": "spleen"}, r"task: found spleen, expected all, each or one of liver"),
+        ({"task": "spleen"}, r"task: found spleen, expected one of all, each, liver"),
         ({"postprocessing": "polish"}, r"postprocessing: found polish, expected one of none"),
         ({"metric": "iou:spleen"}, r"metric: found iou:spleen"),
         ({"metric": "detection_recall"}, r"metric: found detection_recall"),
-        ({"metrik": "x"}, r"where: found metrik, expected one of"),
+        (
+            {"metrik": "x"},
+            r"where: found the key metrik, expected only .*: correct it, perhaps to metric",
+        ),
         ({"data": "mr"}, r"data: found mr, expected one of ct"),
+        (
+            {"metric": None},
+            r"r / c: found no metric, expected one from where, the row or the column",
+        ),
     ],
 )
 def test_a_wrong_place_of_a_table_is_named(folder, where, sentence):
@@ -405,19 +428,33 @@ def test_a_wrong_place_of_a_table_is_named(folder, where, sentence):
         plan_of(folder, tables={"t": table})
 
 
-def test_a_file_that_is_no_study(folder):
-    (folder / "broken.yaml").write_text("data: [")
-    with pytest.raises(InputError, match="not readable as YAML"):
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("data: [", "not readable as YAML"),
+        ("", "broken.yaml: found nothing, expected keys like data"),
+        ("- data", "found list, expected keys like data"),
+        ("data: {}\nfolds: [0]\nfolds: [1]", "found the key folds twice"),
+        ("data:\n  ct: {labels: 1}\n  ct: {labels: 2}", "found the key ct twice"),
+        ("data:", "data: found None, expected names with values"),
+        ("data: {}", "data: found {}, expected entries, 1 or more"),
+        ("data: {1: {}}", "data: 1: found 1, expected text"),
+        ("[a]: 1\ndata: {}", "not readable as YAML"),
+    ],
+)
+def test_a_file_that_is_no_study(folder, text, sentence):
+    (folder / "broken.yaml").write_text(text)
+    with pytest.raises(InputError, match=sentence):
         read_study(folder / "broken.yaml", BUNDLES)
-    (folder / "broken.yaml").write_text("- data")
-    with pytest.raises(InputError, match="found list, expected keys like data"):
-        read_study(folder / "broken.yaml", BUNDLES)
+
+
+def test_a_study_that_is_not_there():
     with pytest.raises(InputError, match=r"or one of paper_a.yaml, .*, quick.yaml"):
         find_study(Path("fast.yaml"))
 
 
 def test_every_table_of_the_papers_has_a_number_or_null_in_every_place():
-    papers = yaml.safe_load(read.PAPERS.read_text())
+    papers = yaml.safe_load(PAPERS.read_text())
     names = {
         "A7",
         "A8",
@@ -445,17 +482,3 @@ def test_every_table_of_the_papers_has_a_number_or_null_in_every_place():
         numbers = [papers[name]["paper"][row][column] for row in papers["B1"]["rows"]]
         values = [0.99 if value is None else value for value in numbers[:-1]]
         assert sum(values) / len(values) == pytest.approx(numbers[-1], abs=0.006)
-
-
-def test_without_the_extra_the_command_names_it():
-    """A None among the modules is how Python itself says that there is no such package."""
-    code = "import sys; sys.modules['yaml'] = None; sys.argv[1:] = ['study', 'run', 'quick.yaml', '--dry-run']"
-    code += "; from liverseg.workbench.cli import main; main()"
-    found = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert found.returncode == 1
-    assert (
-        found.stderr
-        == 'error: found no package yaml, expected it: pip install ".[study]" in the repository.\n'
-    )

@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 from liverseg.errors import InputError
 from liverseg.workbench.study.calibrate import Calibration, calibrate_study
 from liverseg.workbench.study.cli import app
-from liverseg.workbench.study.metrics import last_epoch
-from liverseg.workbench.study.read import read_study
-from liverseg.workbench.study.runner import lock
+from liverseg.workbench.study.folder import StudyFolder
+from liverseg.workbench.study.results import last_epoch
+from liverseg.workbench.study.spec import read_study
 
 pytestmark = pytest.mark.slow
 
@@ -151,14 +151,14 @@ def test_a_failing_cell_stops_no_other_and_is_named(tmp_path):
 
 def test_two_studies_at_once_on_one_folder(tmp_path):
     with (
-        lock(tmp_path),
+        StudyFolder(tmp_path).lock(),
         pytest.raises(
             InputError, match=rf"another study runs in this folder \(process {os.getpid()}\)"
         ),
-        lock(tmp_path),
+        StudyFolder(tmp_path).lock(),
     ):
         pass
-    with lock(tmp_path):
+    with StudyFolder(tmp_path).lock():
         pass
 
 
@@ -170,7 +170,7 @@ def test_calibration_goes_on_where_it_stopped(tmp_path):
 
     def calibrate(trials: int) -> float:
         wanted = Calibration("iou_xy_alpha", 0.4, 1.1, False, trials, None, None, "iou_xy", "liver")
-        return calibrate_study(study, wanted, out, 1, console)
+        return calibrate_study(study, wanted, StudyFolder(out), 1, console)
 
     calibrate(1)
     (cell,) = (out / "cells").iterdir()
@@ -244,5 +244,7 @@ def test_what_cannot_be_calibrated(tmp_path, changes, sentence):
         "data": None, "network": None, "loss": "iou_xy", "task": "liver",
     }  # fmt: skip
     with pytest.raises(InputError, match=sentence):
-        calibrate_study(study, Calibration(**good | changes), tmp_path / "out", 1, Console())
+        calibrate_study(
+            study, Calibration(**good | changes), StudyFolder(tmp_path / "out"), 1, Console()
+        )
     assert not (tmp_path / "out" / "cells").exists()

@@ -12,13 +12,16 @@ from scipy.stats import wilcoxon
 
 from liverseg.data import load_datalist
 from liverseg.errors import InputError
-from liverseg.workbench.study.metrics import OF_TRAINING, check_metric, read_metric
-from liverseg.workbench.study.page import write_page
-from liverseg.workbench.study.read import PAPERS
-from liverseg.workbench.study.render import write_tables
-from liverseg.workbench.study.tables import compute_table, wilcoxon_p
+from liverseg.workbench.study.folder import StudyFolder
+from liverseg.workbench.study.report import write_report
+from liverseg.workbench.study.results import OF_TRAINING, check_metric, read_results
+from liverseg.workbench.study.spec import PAPERS
+from liverseg.workbench.study.tables import StudyTable, compute_table, wilcoxon_p
 
 CLASSES = ["background", "liver", "spleen"]
+RUN = {
+    "data": "ct", "network": "A", "loss": "dice", "task": "liver", "fold": 0, "dataset": {"dataset_dir": "nowhere"},
+}  # fmt: skip
 
 
 def write_cell(
@@ -73,6 +76,19 @@ def table_plan(places: dict, derived: dict | None = None, paper: dict | None = N
     }  # fmt: skip
 
 
+def table_of(out: Path, plan: dict) -> StudyTable:
+    runs = {path.name: {} for path in (out / "cells").iterdir()}
+    return compute_table(read_results(StudyFolder(out), runs), "t", plan)
+
+
+def numbers_of(run: Path) -> dict[str, float]:
+    """The values of a run's whole fold, by metric and class."""
+    results = read_results(StudyFolder(run.parents[1]), {run.name: {}})
+    results = results[results["case"] == ""]
+    names = (results["metric"] + ":" + results["class"]).str.removesuffix(":")
+    return dict(zip(names, results["value"], strict=True))
+
+
 def test_mean_sd_difference_and_test_by_hand(tmp_path):
     rng = np.random.default_rng(0)
     raw = rng.uniform(0.5, 0.8, 12)
@@ -90,7 +106,7 @@ def test_mean_sd_difference_and_test_by_hand(tmp_path):
         derived={"gain": {"difference": ["raw", "clean"]}},
         paper={"raw": [0.88], "clean": [0.92], "gain": [4]},
     )
-    values = compute_table(tmp_path, "t", plan).values
+    values = table_of(tmp_path, plan).values
     assert values["raw", "IoU"].mean == pytest.approx(0.72)
     assert values["raw", "IoU"].sd == pytest.approx(
         0.02 * 2**0.5
@@ -106,12 +122,12 @@ def test_mean_sd_difference_and_test_by_hand(tmp_path):
 
 def test_cases_are_paired_by_image_and_seeds_averaged():
     # Six pairs, all better: two-sided p is 2 / 2⁶.
-    ours = {str(index): 0.8 + index / 100 for index in range(6)}
-    others = {str(index): 0.7 + index / 200 for index in reversed(range(6))} | {"other": 0.1}
+    ours = pd.Series({str(index): 0.8 + index / 100 for index in range(6)})
+    others = pd.Series({str(i): 0.7 + i / 200 for i in reversed(range(6))} | {"other": 0.1})
     assert wilcoxon_p(ours, others) == (pytest.approx(2 / 64), 6)
     assert wilcoxon_p(ours, ours) == (1.0, 6)
-    assert wilcoxon_p({"0": 0.5}, {"0": 0.6}) == (None, 1)
-    assert wilcoxon_p(ours | {"5": float("nan")}, others)[1] == 5
+    assert wilcoxon_p(ours[:1], others) == (None, 1)
+    assert wilcoxon_p(ours.where(ours.index != "5"), others)[1] == 5
 
 
 def test_cases_of_two_seeds_count_once(tmp_path):
@@ -125,7 +141,7 @@ def test_cases_of_two_seeds_count_once(tmp_path):
             "b": {"c": place("iou:liver", "b0", "b1", reference=["a", "c"])},
         }
     )
-    value = compute_table(tmp_path, "t", plan).values["b", "c"]
+    value = table_of(tmp_path, plan).values["b", "c"]
     assert value.pairs == 4
     assert value.cases["3.nii"] == pytest.approx(0.6 + 0.05 + 0.06)
 
@@ -152,12 +168,12 @@ def test_averages_and_ranks_over_organs_and_networks(tmp_path):
         derived={"Average": {"average": True}, "Rank": {"rank": True}},
     )
     each["reference"] = ["Background", "multi"]
-    values = compute_table(tmp_path, "t", plan).values
+    values = table_of(tmp_path, plan).values
     assert values["Background", "uni"].mean == pytest.approx(0.96)
     assert values["Average", "multi"].mean == pytest.approx((0.99 + 0.7) / 2)
     assert values["Average", "uni"].mean == pytest.approx((0.96 + 0.8) / 2)
     assert values["Average", "uni"].difference_pp == pytest.approx(100 * (0.88 - 0.845))
-    assert values["Average", "uni"].cases == pytest.approx({"1.nii": 0.9, "2.nii": 0.8})
+    assert values["Average", "uni"].cases.to_dict() == pytest.approx({"1.nii": 0.9, "2.nii": 0.8})
     assert [values["Rank", column].mean for column in ("multi", "uni")] == [2, 1]
 
 
@@ -171,7 +187,7 @@ def test_times_memory_and_single_cases(tmp_path):
     }  # fmt: skip
     row = {metric: place(metric, "cell") for metric in wanted}
     row["both"] = place("postprocessing_seconds", "cell", evaluations=("balls", "slices"))
-    table = compute_table(tmp_path, "t", table_plan({"row": row}))
+    table = table_of(tmp_path, table_plan({"row": row}))
     assert {column: value.mean for (_, column), value in table.values.items()} == pytest.approx(
         wanted | {"both": 3.0}
     )
@@ -189,8 +205,8 @@ def test_a_training_by_stages_is_all_of_them(tmp_path):
     facts = {"seconds": 30, "peak_memory_gb": 2.5, "peak_gpu_memory_gb": None}
     (folder / "liver" / "metrics.json").write_text(json.dumps(facts))
     (folder / "liver" / "history.csv").write_text("epoch,iteration,loss,seconds\n1,5,0.9,1\n")
-    found = {metric: read_metric(folder.parent, metric, ["none"]) for metric in OF_TRAINING}
-    assert found == pytest.approx(
+    numbers = numbers_of(folder.parent)
+    assert {metric: numbers[metric] for metric in OF_TRAINING} == pytest.approx(
         {"training_minutes": 2, "epochs": 3, "iterations": 13, "memory_mb": 2500}
     )
 
@@ -208,7 +224,8 @@ def test_figures_of_lesions_are_those_of_the_whole_fold(tmp_path):
     summary["pooled"]["classes"]["lesion"]["dice"] = 0.75
     path.write_text(json.dumps(summary))
     wanted = lesions | {"dice_global:lesion": 0.75}
-    assert {metric: read_metric(folder, metric, ["none"]) for metric in wanted} == wanted
+    numbers = numbers_of(folder)
+    assert {metric: numbers[metric] for metric in wanted} == wanted
     assert all(check_metric(metric, ["liver", "lesion"]) for metric in wanted)
     assert not any(check_metric(metric, ["liver"]) for metric in wanted)
 
@@ -223,9 +240,9 @@ def test_a_missing_cell_leaves_its_place_empty_and_is_named(tmp_path):
         paper={"a": [0.9], "b": [0.8]},
     )
     (tmp_path / "plan.json").write_text(
-        json.dumps({"phantoms": False, "cells": {}, "tables": {"own": plan}})
+        json.dumps({"phantoms": False, "cells": {"there0": RUN}, "tables": {"own": plan}})
     )
-    write_tables(tmp_path)
+    write_report(StudyFolder(tmp_path))
     markdown = (tmp_path / "tables" / "own.md").read_text()
     assert "| a |  |" in markdown
     assert "| b | 0.500<br>paper 0.80 (−30.0 pp) |" in markdown
@@ -234,7 +251,7 @@ def test_a_missing_cell_leaves_its_place_empty_and_is_named(tmp_path):
     assert np.isnan(table.loc["a", "c"])
     assert table.loc["b", "c"] == 0.5
     with pytest.raises(InputError, match=r"found no plan.json, expected the folder of a study"):
-        write_tables(tmp_path / "cells")
+        write_report(StudyFolder(tmp_path / "cells"))
 
 
 def test_the_papers_numbers_stand_beside_ours(tmp_path):
@@ -272,14 +289,13 @@ def test_the_page_shows_tables_and_pictures(tmp_path):
         mask = nib.load(item["label"])
         masks.save(item["image"], np.asarray(mask.dataobj), mask.affine)
     cell = {
-        "data": "ct", "network": "A", "loss": "dice", "task": "liver", "fold": 0,
-        "dataset": {"dataset_dir": str(scans)},
+        **RUN, "dataset": {"dataset_dir": str(scans)},
         "settings": {"classes": {"background": None, "liver": [1, 2]}},
     }  # fmt: skip
     plan = table_plan({"a": {"IoU": place("iou:liver", "cell")}})
     content = {"phantoms": True, "cells": {"cell": cell}, "tables": {"own": plan}}
     (tmp_path / "plan.json").write_text(json.dumps(content))
-    page = write_page(tmp_path).read_text()
+    page = write_report(StudyFolder(tmp_path)).read_text()
     assert "0.800" in page
     assert "synthetic drawings" in page
     pictures = {path.name for path in (tmp_path / "plots").iterdir()}
@@ -291,3 +307,7 @@ def test_the_page_shows_tables_and_pictures(tmp_path):
     }
     assert all(f'src="plots/{name}"' in page for name in pictures)
     assert f"best case {Path(items[0]['image']).name}, IoU 0.900" in page
+    # A case that the datalist holds no more, for the data has been moved, has no picture.
+    cell["dataset"]["dataset_dir"] = str(write_dataset(tmp_path / "moved"))
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    assert "best case" not in write_report(StudyFolder(tmp_path)).read_text()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +15,11 @@ from rich.console import Console
 
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_atomically
-from liverseg.workbench.study.cells import Cell, literal, make_cell
-from liverseg.workbench.study.metrics import of_stages
-from liverseg.workbench.study.read import Study, check_setting
-from liverseg.workbench.study.runner import Runner, cell_folder, lock, make_phantoms
+from liverseg.workbench.study.folder import StudyFolder
+from liverseg.workbench.study.plan import Run, make_run
+from liverseg.workbench.study.results import of_stages
+from liverseg.workbench.study.run import literal, make_phantoms, run_all
+from liverseg.workbench.study.spec import Study, check_setting
 
 if TYPE_CHECKING:
     import optuna
@@ -41,17 +44,22 @@ class Calibration:
 
 
 def calibrate_study(
-    study: Study, wanted: Calibration, out: Path, workers: int | None, console: Console
+    study: Study,
+    wanted: Calibration,
+    folder: StudyFolder,
+    workers: int | None,
+    console: Console,
 ) -> float:
-    """Find the value with the best mean validation Dice over the study's folds and seeds, and say how to use it.
+    """Find the value with the best mean validation Dice over the folds and seeds; print its use.
 
-    Every trial is a cell for each fold and seed in `out`, so a trial that was killed trains only what is missing. The
-    trials are in `calibrate.db`. The Dice is the training's own (`val_mean_dice` of the model that it keeps).
+    Every trial is a run for each fold and seed, so a trial that was killed trains only what is
+    missing. The trials are in `calibrate.db`. The Dice is the training's own (`val_mean_dice` of
+    the model that it keeps).
 
     Args:
         study: what `read_study` returns; its tables are not used.
         wanted: what to tune; `trials` counts those of earlier calls.
-        out: the folder for everything.
+        folder: for everything.
         workers: trainings at once.
         console: where to show progress.
 
@@ -59,8 +67,8 @@ def calibrate_study(
         The best value.
 
     Raises:
-        InputError: for a key, network or data set that the study does not have, a range that is none, or a training
-            that fails.
+        InputError: for a key, network or data set that the study does not have, a range that is
+            none, or a training that fails.
     """
     try:
         import optuna
@@ -72,39 +80,37 @@ def calibrate_study(
     data, network = _choose(study, wanted)
     name = f"{data}_{network}_{wanted.task}_{wanted.loss}_{wanted.key}"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with lock(out):
-        make_phantoms(study, out)
+    with folder.lock():
+        make_phantoms(study, folder)
 
-        def cells(value: float) -> list[Cell]:
+        def runs(value: float) -> list[Run]:
             choice = {"data": data, "network": network, "loss": wanted.loss, "task": wanted.task}
             return [
-                make_cell(study, out, fold=fold, seed=seed, extra={wanted.key: value}, **choice)
-                for fold in study.folds
-                for seed in study.seeds
+                make_run(study, folder, choice | {"fold": fold, "seed": seed}, {wanted.key: value})
+                for fold, seed in product(study.folds, study.seeds)
             ]
 
-        cells(wanted.low)  # What is wrong with the choice is said before anything runs.
-        search = _open_search(f"sqlite:///{out / 'calibrate.db'}", name, study, wanted)
+        runs(wanted.low)  # What is wrong with the choice is said before anything runs.
+        search = _open_search(f"sqlite:///{folder.trials}", name, study, wanted)
         while (count := len(_finished(search))) < wanted.trials:
             trial = search.ask()
             value = trial.suggest_float(wanted.key, wanted.low, wanted.high, log=wanted.log)
             console.print(f"Trial {count + 1} of {wanted.trials}: {wanted.key} {value:.4g}")
-            runner = Runner(out, workers, study.keep_models, console)
-            failed = runner.run(cells(value))
+            failed = run_all(runs(value), workers, study.keep_models, console)
             if failed:
                 search.tell(trial, state=optuna.trial.TrialState.FAIL)
                 raise InputError(
                     f"{wanted.key} {value:.4g}: the training failed: {next(iter(failed.values()))}"
                 )
-            dice = [_validation_dice(cell_folder(cell, out)) for cell in cells(value)]
+            dice = [_validation_dice(run) for run in runs(value)]
             search.tell(trial, sum(dice) / len(dice))
             console.print(
                 f"  validation Dice {sum(dice) / len(dice):.4f}, best {search.best_value:.4f}"
             )
-        picture = check_writable(out / "plots") / f"calibrate_{name.replace('#', '-')}.png"
+        picture = check_writable(folder.plots) / f"calibrate_{name.replace('#', '-')}.png"
         _plot(search, wanted, picture)
     best = float(search.best_params[wanted.key])
-    _say(study, network, wanted, best, search.best_value, picture, console)
+    _report(study, network, wanted, best, search.best_value, picture, console)
     return best
 
 
@@ -118,7 +124,7 @@ def _choose(study: Study, wanted: Calibration) -> tuple[str, str]:
             raise InputError(
                 f"{study.path}: --{key}: found {chosen}, expected one of {', '.join(known)}: choose one."
             )
-    classes = study.data[data]["labels"]
+    classes = study.data[data].labels
     if wanted.task not in ("all", *classes):
         raise InputError(
             f"--task: found {wanted.task}, expected all or one of {', '.join(classes)}: choose one."
@@ -128,7 +134,7 @@ def _choose(study: Study, wanted: Calibration) -> tuple[str, str]:
             f"--low {wanted.low} --high {wanted.high}: expected low below high, above 0 with --log."
         )
     for bound in (wanted.low, wanted.high):
-        check_setting("--key", study.bundles[study.networks[network]["bundle"]], wanted.key, bound)
+        check_setting("--key", study.bundles[study.networks[network].bundle], wanted.key, bound)
     return data, network
 
 
@@ -137,13 +143,18 @@ def _open_search(storage: str, name: str, study: Study, wanted: Calibration) -> 
     import optuna
 
     # Trials of other folds or settings cannot be compared with these.
+    parts = study.model_dump(include={"data", "networks"}, exclude_unset=True)
+    for part in parts.values():
+        for entry in part.values():
+            entry.setdefault("settings", {})
     settings = json.dumps(
-        [study.settings, study.data, study.networks, study.folds, study.seeds, study.losses]
+        [study.settings, *parts.values(), study.folds, study.seeds, study.losses], sort_keys=True
     )
     search = optuna.create_study(
         storage=storage, study_name=name, direction="maximize", load_if_exists=True
     )
-    if search.user_attrs.setdefault("settings", settings) != settings:
+    known = json.dumps(json.loads(search.user_attrs.get("settings", settings)), sort_keys=True)
+    if known != settings:
         raise InputError(
             f"{storage}: holds trials of {name} with other settings: give another folder with --out."
         )
@@ -166,13 +177,13 @@ def _finished(search: optuna.Study) -> list[Any]:
     return search.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
 
 
-def _validation_dice(folder: Path) -> float:
+def _validation_dice(run: Run) -> float:
     """The best of a training, of a training by stages their mean."""
-    files = of_stages(folder / "training", "metrics.json")
+    files = of_stages(run.folder / "training", "metrics.json")
     dice = [json.loads(path.read_text())["best_val_mean_dice"] for path in files]
     if None in dice:
         raise InputError(
-            f"{folder}: the training was never validated: give a val_interval of at most max_epochs."
+            f"{run.folder}: the training was never validated: give a val_interval of at most max_epochs."
         )
     return float(sum(dice) / len(dice))
 
@@ -202,7 +213,7 @@ def _plot(search: optuna.Study, wanted: Calibration, path: Path) -> None:
     write_atomically(path, lambda file: figure.savefig(file, format="png"))
 
 
-def _say(
+def _report(
     study: Study,
     network: str,
     wanted: Calibration,
@@ -212,16 +223,20 @@ def _say(
     console: Console,
 ) -> None:
     value = float(f"{best:.4g}")
-    loss = study.losses.get(wanted.loss, {"loss": f"@losses#{wanted.loss}"})["loss"]
+    settings = study.losses.get(wanted.loss, {"loss": f"@losses#{wanted.loss}"})
+    options = [
+        f'--{key} "{one}"' if isinstance(one, str) else f"--{key} {shlex.quote(literal(one))}"
+        for key, one in settings.items()
+        if key != wanted.key
+    ]
+    typed = " ".join([*options, f"--{wanted.key} {value:g}"])
     console.print(
         f"Best mean validation Dice {dice:.4f} with {wanted.key} {value:g}; {picture}",
         soft_wrap=True,
     )
-    console.print(
-        f'To train with it:  --loss "{loss}" --{wanted.key} {value:g}', soft_wrap=True, markup=False
-    )
+    console.print(f"To train with it:  {typed}", soft_wrap=True, markup=False)
     if wanted.key == "iou_xy_alpha" and wanted.loss == "iou_xy":
-        bundle = study.bundles[study.networks[network]["bundle"]]
+        bundle = study.bundles[study.networks[network].bundle]
         whole = {**bundle.train["losses"]["iou_xy"], "alpha": value, "beta": round(2 - value, 6)}
         console.print(f"As one value:      --loss '{literal(whole)}'", soft_wrap=True, markup=False)
     if math.isclose(best, wanted.low, rel_tol=0.02) or math.isclose(

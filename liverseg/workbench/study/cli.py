@@ -46,33 +46,33 @@ def run(
     """
     from rich.console import Console
 
-    from liverseg.workbench.study.cells import steps
-    from liverseg.workbench.study.page import write_page
+    from liverseg.workbench.study.folder import StudyFolder
     from liverseg.workbench.study.plan import make_plan, save_plan
-    from liverseg.workbench.study.read import find_study, read_study
-    from liverseg.workbench.study.runner import Runner, cell_folder, lock, make_phantoms, shell_line
+    from liverseg.workbench.study.report import write_report
+    from liverseg.workbench.study.run import make_phantoms, run_all, steps
+    from liverseg.workbench.study.spec import find_study, read_study
 
     path = find_study(study)
-    out = _out(out, path)
+    folder = StudyFolder(_out(out, path))
     content = read_study(path, bundles)
-    plan = make_plan(content, out)
+    plan = make_plan(content, folder)
     if dry_run:
-        for cell in plan.cells.values():
-            print(f"# {cell.name}")
-            for step in steps(cell, cell_folder(cell, out)):
-                print(shell_line(step))
-        print(f"# {len(plan.cells)} trainings in {out}")
+        for each in plan.runs.values():
+            print(f"# {each.name}")
+            for step in steps(each):
+                print(step.shell_line())
+        print(f"# {len(plan.runs)} trainings in {folder.path}")
         return
     console = Console()
-    with lock(out):
-        save_plan(content, plan, out)
-        make_phantoms(content, out)
-        failed = Runner(out, workers, content.keep_models, console).run(list(plan.cells.values()))
-        page = write_page(out)
+    with folder.lock():
+        save_plan(content, plan, folder)
+        make_phantoms(content, folder)
+        failed = run_all(list(plan.runs.values()), workers, content.keep_models, console)
+        page = write_report(folder)
     console.print(f"Open [bold]{page}[/bold] in a browser.")
     if failed:
         raise InputError(
-            f"{len(failed)} of {len(plan.cells)} trainings failed, so their places in the tables are empty: "
+            f"{len(failed)} of {len(plan.runs)} trainings failed, so their places in the tables are empty: "
             + "; ".join(f"{name}: {line}" for name, line in failed.items())
         )
 
@@ -83,9 +83,10 @@ def tables(folder: Annotated[Path, typer.Argument(help="Folder of a study, its -
 
     Example: liverseg study tables studies_out/quick
     """
-    from liverseg.workbench.study.page import write_page
+    from liverseg.workbench.study.folder import StudyFolder
+    from liverseg.workbench.study.report import write_report
 
-    print(write_page(folder.resolve()))
+    print(write_report(StudyFolder(folder.resolve())))
 
 
 @app.command()
@@ -122,11 +123,13 @@ def calibrate(
     from rich.console import Console
 
     from liverseg.workbench.study.calibrate import Calibration, calibrate_study
-    from liverseg.workbench.study.read import find_study, read_study
+    from liverseg.workbench.study.folder import StudyFolder
+    from liverseg.workbench.study.spec import find_study, read_study
 
     path = find_study(study)
     wanted = Calibration(key, low, high, log, trials, data, network, loss, task)
-    calibrate_study(read_study(path, bundles), wanted, _out(out, path), workers, Console())
+    folder = StudyFolder(_out(out, path))
+    calibrate_study(read_study(path, bundles), wanted, folder, workers, Console())
 
 
 def _out(out: Path | None, study: Path) -> Path:

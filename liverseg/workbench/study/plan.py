@@ -1,219 +1,293 @@
-"""From a study to its cells, and to what each place of each table is made of."""
+"""From a study to its runs, and to what each place of each table is made of."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import liverseg
+from liverseg.data import load_datalist
 from liverseg.errors import InputError
 from liverseg.files import write_atomically
-from liverseg.workbench.study.cells import Cell, make_cell
-from liverseg.workbench.study.metrics import check_metric
-from liverseg.workbench.study.read import Study
+from liverseg.io.paths import absolute
+from liverseg.workbench.study.folder import StudyFolder
+from liverseg.workbench.study.results import check_metric
+from liverseg.workbench.study.spec import Bundle, Place, Study, Table, check_choice
 
-CHOICES = ("data", "network", "task", "loss", "postprocessing", "metric")
-DEFAULTS = {"postprocessing": "none", "task": "all", "evaluation": None}
-CELL_KEYS = ("data", "network", "loss", "task", "fold", "seed", "settings", "dataset")
-PLACE_KEYS = {*CHOICES, "evaluation", "column", "reference", "average", "rank", "difference"}
+# The setting of the bundles that chooses one of their `postprocessings`.
+POSTPROCESSING = "postprocessing"
+REQUIRED = ("data", "network", "task", "loss", "postprocessing", "metric")
+DEFAULTS = {"postprocessing": ["none"], "task": "all", "evaluation": None, "reference": None}
+RUN_KEYS = ("data", "network", "loss", "task", "fold", "seed", "settings", "dataset")
+
+
+@dataclass
+class Run:
+    """One training, and the evaluations of its model.
+
+    Attributes:
+        data, network, loss, task: names in the study; `fold` and `seed` with them.
+        bundle: the bundle that it runs.
+        run_ids: of the bundle's config, which make the model, one after the other.
+        settings: the overrides that both commands take.
+        dataset: the options that name the data set.
+        digest: SHA-256 of all that decides the result.
+        folder: where everything of it goes.
+        evaluations: by name, the settings that the model is evaluated with, once for each.
+    """
+
+    data: str
+    network: str
+    loss: str
+    task: str
+    fold: int
+    seed: int
+    bundle: Bundle
+    run_ids: list[str]
+    settings: dict[str, Any]
+    dataset: dict[str, str]
+    digest: str
+    folder: Path
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of the run's folder: readable, and another one for other settings."""
+        return self.folder.name
 
 
 @dataclass
 class Plan:
-    """All cells of a study by name, and its tables, resolved: JSON that needs neither the study nor the bundles.
+    """All runs of a study by name, and its tables: JSON that needs neither study nor bundles.
 
-    A table has `title`, `rows` and `columns` (labels), `paper`, `derived` (row → how it is made of others), and
-    `places`: row → column → `metric`, `evaluations` (names), `reference` ([row, column] or null) and `parts`: lists of
-    the names of cells, one for each fold and seed; the place's value is the mean over the parts.
+    A table has `title`, `rows` and `columns` (labels), `paper`, `derived` (row → how it is made of
+    others), and `places`: row → column → `metric`, `evaluations` (names), `reference` ([row,
+    column] or null) and `parts`: lists of the names of runs, one for each fold and seed; the
+    place's value is the mean over the parts.
     """
 
-    cells: dict[str, Cell] = field(default_factory=dict)
+    runs: dict[str, Run] = field(default_factory=dict)
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def make_plan(study: Study, out: Path) -> Plan:
-    """Expand the study's tables; a training that several of them need is one cell.
-
-    Args:
-        study: what `read_study` returns.
-        out: the study's output folder, where phantoms are written.
+def make_plan(study: Study, folder: StudyFolder) -> Plan:
+    """Expand the study's tables; a training that several of them need is one run.
 
     Raises:
-        InputError: for a table that names what the study or its bundles do not have, or data that is not there.
+        InputError: for a table that names what the study or its bundles do not have, or data that
+            is not there.
     """
     plan = Plan()
     for name, table in study.tables.items():
-        plan.tables[name] = _Table(study, out, plan, name, table).resolve()
+        place = f"{study.path}: tables: {name}"
+        _check_labels(place, table)
+        planner = _TablePlanner(study, folder, plan.runs, place, table)
+        plan.tables[name] = {
+            "title": table.title or name,
+            "rows": list(table.rows),
+            "columns": list(table.columns),
+            "paper": table.paper,
+            **planner.resolve(),
+        }
     return plan
 
 
-def save_plan(study: Study, plan: Plan, out: Path) -> None:
-    """Write the tables of the plan as `plan.json`, and what each cell is."""
-    cells = {
-        name: {key: getattr(cell, key) for key in CELL_KEYS} for name, cell in plan.cells.items()
-    }
-    phantoms = any("phantoms" in entry for entry in study.data.values())
-    content = {"phantoms": phantoms, "tables": plan.tables, "cells": cells}
+def save_plan(study: Study, plan: Plan, folder: StudyFolder) -> None:
+    """Write the tables of the plan as `plan.json`, and what each run is."""
+    runs = {name: {key: getattr(run, key) for key in RUN_KEYS} for name, run in plan.runs.items()}
+    phantoms = any(data.phantoms is not None for data in study.data.values())
+    content = {"phantoms": phantoms, "tables": plan.tables, "cells": runs}
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    write_atomically(out / "plan.json", lambda file: file.write(f"{text}\n".encode()))
+    write_atomically(folder.plan, lambda file: file.write(f"{text}\n".encode()))
+
+
+def make_run(
+    study: Study,
+    folder: StudyFolder,
+    choice: Mapping[str, Any],
+    extra: Mapping[str, Any] = MappingProxyType({}),
+) -> Run:
+    """One training.
+
+    Args:
+        study: the study.
+        folder: its folder.
+        choice: `data`, `network`, `loss`, `task`, `fold` and `seed`.
+        extra: settings over all others.
+
+    Raises:
+        InputError: for a loss that the bundle does not have, or a data set that is not there.
+    """
+    data, network = study.data[choice["data"]], study.networks[choice["network"]]
+    bundle, task = study.bundles[network.bundle], choice["task"]
+    losses = {name: {"loss": f"@losses#{name}"} for name in bundle.train["losses"]} | study.losses
+    check_choice(f"{study.path}: loss", choice["loss"], sorted(losses))
+    settings = (
+        study.settings | data.settings | network.settings | losses[choice["loss"]] | dict(extra)
+    )
+    labels = data.labels if task == "all" else {task: data.labels[task]}
+    settings["classes"] = {"background": None, **labels}
+    settings |= {"fold": choice["fold"], "seed": choice["seed"]}
+    dataset, identity = _data_set(study, folder, choice["data"], choice["fold"])
+    decides = [settings, identity, bundle.train, bundle.evaluate, liverseg.__version__]
+    text = json.dumps([*decides, *network.run[1:]], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    words = [*(choice[key] for key in ("data", "network", "loss", "task"))]
+    words += [f"fold{choice['fold']}", f"seed{choice['seed']}", digest[:8]]
+    return Run(
+        **choice,
+        bundle=bundle,
+        run_ids=network.run,
+        settings=settings,
+        dataset=dataset,
+        digest=digest,
+        folder=folder.run("_".join(map(_word, words))),
+    )
+
+
+def _data_set(
+    study: Study, folder: StudyFolder, name: str, fold: int
+) -> tuple[dict[str, str], Any]:
+    """The options that name a data set, and what tells it from others wherever it lies."""
+    data = study.data[name]
+    if data.phantoms is not None:
+        num_folds = data.phantoms.get("folds", 5)
+        if fold not in range(num_folds):
+            raise InputError(
+                f"{study.path}: folds: found {fold}, but the phantoms of {name} have the folds 0 to "
+                f"{num_folds - 1}: correct one of the two."
+            )
+        return {"dataset_dir": str(folder.phantoms(name, data.phantoms))}, data.phantoms
+    datalist = absolute(data.datalist or Path(str(data.dataset_dir)) / "dataset.json")
+    identity = []
+    for section in ("training", "validation"):
+        for item in load_datalist(datalist, section, fold):
+            files = [Path(item[key]) for key in ("image", "label")]
+            identity.append([section, *((file.name, file.stat().st_size) for file in files)])
+    options = {"dataset_dir": str(datalist.parent)}
+    return options | ({"datalist": str(datalist)} if data.datalist else {}), identity
+
+
+def _check_labels(place: str, table: Table) -> None:
+    rows, columns = list(table.rows), list(table.columns)
+    for label in (table.reference, *(column.reference for column in table.columns.values())):
+        if label is not None:
+            check_choice(
+                f"{place}: reference", label, rows + columns, "the label of a row or column, "
+            )
+    for row, entry in table.rows.items():
+        if entry.column is not None:
+            check_choice(
+                f"{place}: rows: {row}: column", entry.column, columns, "the label of a column, "
+            )
+        for label in entry.difference or ():
+            check_choice(f"{place}: rows: {row}: difference", label, rows, "the label of a row, ")
+        numbers = table.paper.get(row)
+        if numbers is not None and len(numbers) != len(columns):
+            raise InputError(
+                f"{place}: paper: {row}: found {len(numbers)} numbers, expected {len(columns)}, one "
+                "for each column, or null: correct it."
+            )
 
 
 @dataclass
-class _Table:
+class _TablePlanner:
     study: Study
-    out: Path
-    plan: Plan
-    name: str
-    table: dict[str, Any]
+    folder: StudyFolder
+    runs: dict[str, Run]
+    where: str
+    table: Table
 
     def resolve(self) -> dict[str, Any]:
-        rows, columns = self.table["rows"], self.table["columns"]
-        resolved: dict[str, Any] = {
-            "title": self.table.get("title", self.name),
-            "rows": list(rows),
-            "columns": list(columns),
-            "paper": self.table.get("paper", {}),
-            "derived": {},
-            "places": {},
-        }
-        self._check_labels(rows, columns)
-        for row, row_keys in rows.items():
-            kind = {
-                key: row_keys[key] for key in ("average", "rank", "difference") if key in row_keys
-            }
-            if kind:
-                resolved["derived"][row] = kind
-                continue
-            where = self.table["where"]
-            if "column" in row_keys:
+        """How derived rows are made of others, and what each place of other rows is made of."""
+        derived, places = {}, {}
+        for row, entry in self.table.rows.items():
+            made = entry.model_dump(include={"average", "rank", "difference"}, exclude_unset=True)
+            if made:
+                derived[row] = made
+            elif entry.column is not None:
                 # The row borrows the column's place for a number of its own.
-                column = row_keys["column"]
-                resolved["places"][row] = {
-                    column: self._place(row, column, where | columns[column] | row_keys)
-                }
+                column = entry.column
+                places[row] = {column: self._place(row, column, self.table.columns[column], entry)}
             else:
-                resolved["places"][row] = {
-                    column: self._place(row, column, where | row_keys | column_keys)
-                    for column, column_keys in columns.items()
+                places[row] = {
+                    column: self._place(row, column, entry, of_column)
+                    for column, of_column in self.table.columns.items()
                 }
-        return resolved
+        return {"derived": derived, "places": places}
 
-    def _check_labels(self, rows: Any, columns: Any) -> None:
-        for kind, entries in (
-            ("where", {"": self.table["where"]}),
-            ("rows", rows),
-            ("columns", columns),
-        ):
-            if not isinstance(entries, dict) or not all(
-                isinstance(entry, dict) for entry in entries.values()
-            ):
-                raise self._wrong(
-                    kind,
-                    repr(entries),
-                    "labels with what each stands for, as in {FCN: {network: FCN}}",
+    def _place(self, row: str, column: str, *entries: Place) -> dict[str, Any]:
+        place, study = f"{self.where}: {row} / {column}", self.study
+        keys: dict[str, Any] = {**DEFAULTS}
+        for entry in (self.table.where, *entries):
+            keys |= entry.model_dump(exclude_unset=True)
+        for key in REQUIRED:
+            if keys.get(key) is None:
+                raise InputError(
+                    f"{place}: found no {key}, expected one from where, the row or the column: "
+                    "correct it."
                 )
-            for label, entry in entries.items():
-                for key in entry:
-                    if key not in PLACE_KEYS:
-                        raise self._wrong(
-                            f"{kind}: {label}".rstrip(": "), key, "one of " + ", ".join(PLACE_KEYS)
-                        )
-        for label in [
-            self.table.get("reference"),
-            *(entry.get("reference") for entry in columns.values()),
-        ]:
-            if label is not None and label not in {**rows, **columns}:
-                raise self._wrong("reference", label, "the label of a row or column")
-        for row, entry in rows.items():
-            if entry.get("column", next(iter(columns))) not in columns:
-                raise self._wrong(f"rows: {row}: column", entry["column"], "the label of a column")
-            for label in entry.get("difference", []):
-                if label not in rows:
-                    raise self._wrong(f"rows: {row}: difference", label, "the label of a row")
-
-    def _wrong(self, place: str, found: str, expected: str) -> InputError:
-        return InputError(
-            f"{self.study.path}: tables: {self.name}: {place}: found {found}, expected {expected}: correct it."
-        )
-
-    def _place(self, row: str, column: str, keys: dict[str, Any]) -> dict[str, Any]:
-        keys = DEFAULTS | keys
-        place = f"{row} / {column}"
-        for key in CHOICES:
-            if key not in keys:
-                raise self._wrong(place, f"no {key}", "one from where, the row or the column")
-        for key, known in (("data", self.study.data), ("network", self.study.networks)):
-            if keys[key] not in known:
-                raise self._wrong(f"{place}: {key}", keys[key], f"one of {', '.join(known)}")
-        classes = list(self.study.data[keys["data"]]["labels"])
-        if keys["task"] not in ("all", "each", *classes):
-            raise self._wrong(
-                f"{place}: task", keys["task"], f"all, each or one of {', '.join(classes)}"
-            )
-        known_postprocessings = self.study.bundles[
-            self.study.networks[keys["network"]]["bundle"]
-        ].train["postprocessings"]
-        wanted = keys["postprocessing"]
-        postprocessings = wanted if isinstance(wanted, list) else [wanted]
-        for name in postprocessings:
-            if name not in known_postprocessings:
-                raise self._wrong(
-                    f"{place}: postprocessing", name, f"one of {', '.join(known_postprocessings)}"
-                )
-        evaluations: dict[str, dict[str, Any]] = {
-            name: {"postprocessing": f"@postprocessings#{name}"} for name in postprocessings
-        }
-        own = keys["evaluation"]
-        if own is not None:
-            if own not in self.study.evaluations:
-                names = (
-                    ", ".join(self.study.evaluations) or "the study's evaluations, which has none"
-                )
-                raise self._wrong(f"{place}: evaluation", own, f"one of {names}")
-            settings = self.study.evaluations[own]
-            evaluations = {
-                _word(f"{key}_{own}"): value | settings for key, value in evaluations.items()
-            }
+        check_choice(f"{place}: data", keys["data"], study.data)
+        check_choice(f"{place}: network", keys["network"], study.networks)
+        classes = list(study.data[keys["data"]].labels)
+        check_choice(f"{place}: task", keys["task"], ["all", "each", *classes])
         tasks = [keys["task"]]
-        if keys["task"] == "each":
+        if tasks == ["each"]:
             of_class = keys["metric"].partition(":")[2]
-            # What each network calls background is all but its own class: for it the mean of them all.
+            # What each network calls background is all but its own class: it is the mean of all.
             tasks = classes if of_class == "background" else [of_class]
         in_network = classes if tasks == ["all"] else tasks
         if not check_metric(keys["metric"], in_network) or not set(tasks) <= {"all", *classes}:
-            raise self._wrong(
-                f"{place}: metric",
-                keys["metric"],
-                f"a metric of liverseg, of {', '.join(in_network)}",
+            raise InputError(
+                f"{place}: metric: found {keys['metric']}, expected a metric of liverseg, of "
+                f"{', '.join(in_network)}: correct it."
             )
-        parts = [[cell.name for cell in self._cells(keys, task, evaluations)] for task in tasks]
-        reference = keys.get("reference") or self.table.get("reference")
-        by_row = reference in self.table["rows"]
+        evaluations = self._evaluations(place, keys)
+        reference = keys["reference"] or self.table.reference
+        by_row = reference in self.table.rows
         compared = reference is not None and reference not in (row, column)
         return {
             "metric": keys["metric"],
             "evaluations": list(evaluations),
-            "parts": parts,
+            "parts": [[run.name for run in self._runs(keys, task, evaluations)] for task in tasks],
             "reference": ([reference, column] if by_row else [row, reference])
             if compared
             else None,
         }
 
-    def _cells(
-        self, keys: dict[str, Any], task: str, evaluations: dict[str, dict[str, Any]]
-    ) -> Iterator[Cell]:
-        choice = {**{key: keys[key] for key in ("data", "network", "loss")}, "task": task}
-        for fold, seed in product(self.table.get("folds", self.study.folds), self.study.seeds):
-            cell = make_cell(self.study, self.out, fold=fold, seed=seed, **choice)
-            # Two names may stand for the same training, as a loss of the study's own for one of the bundle's.
-            same = (known for known in self.plan.cells.values() if known.digest == cell.digest)
-            cell = self.plan.cells.setdefault(next(same, cell).name, cell)
-            cell.evaluations |= evaluations
-            yield cell
+    def _evaluations(self, place: str, keys: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        bundle = self.study.bundles[self.study.networks[keys["network"]].bundle]
+        evaluations: dict[str, dict[str, Any]] = {}
+        for name in keys["postprocessing"]:
+            check_choice(f"{place}: postprocessing", name, bundle.train["postprocessings"])
+            evaluations[name] = {POSTPROCESSING: f"@postprocessings#{name}"}
+        own = keys["evaluation"]
+        if own is None:
+            return evaluations
+        check_choice(
+            f"{place}: evaluation", own, self.study.evaluations, "the study's evaluations, "
+        )
+        settings = self.study.evaluations[own]
+        return {_word(f"{name}_{own}"): value | settings for name, value in evaluations.items()}
+
+    def _runs(
+        self, keys: Mapping[str, Any], task: str, evaluations: dict[str, dict[str, Any]]
+    ) -> Iterator[Run]:
+        choice = {key: keys[key] for key in ("data", "network", "loss")} | {"task": task}
+        for fold, seed in product(self.table.folds or self.study.folds, self.study.seeds):
+            run = make_run(self.study, self.folder, choice | {"fold": fold, "seed": seed})
+            # Two names may stand for the same training, as an own loss for one of the bundle's.
+            same = (known for known in self.runs.values() if known.digest == run.digest)
+            run = self.runs.setdefault(next(same, run).name, run)
+            run.evaluations |= evaluations
+            yield run
 
 
 def _word(text: str) -> str:

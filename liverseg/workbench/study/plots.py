@@ -6,12 +6,13 @@ import io
 import math
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -19,6 +20,7 @@ from liverseg.data import load_datalist
 from liverseg.io.masks import find_mask
 from liverseg.transforms import LoadVolumed, MapLabelsd
 from liverseg.workbench.report.overlays import make_scan, plane_png
+from liverseg.workbench.study.folder import StudyFolder
 from liverseg.workbench.study.tables import StudyTable
 
 COLOURS = ("#2f6db3", "#e08a1e", "#3a9a5b", "#b0413e", "#7a5aa6", "#5b6770")
@@ -27,7 +29,7 @@ IOU = ("iou", "mean_iou", "case_iou")
 
 
 def bars_png(table: StudyTable) -> bytes | None:
-    """PNG of a table's IoUs, a group of bars for each row, with sd and the paper's numbers; None without any IoU."""
+    """PNG of a table's IoUs with sd and the paper's, a group of bars a row; None without any IoU."""
     shown = {
         labels: value
         for labels, value in table.values.items()
@@ -72,36 +74,24 @@ def bars_png(table: StudyTable) -> bytes | None:
     return _png(figure)
 
 
-def curves_png(out: Path, plan: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+def curves_png(
+    folder: StudyFolder, runs: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[str, bytes]]:
     """Title and PNG of the training loss over the epochs, for each data set and task."""
     groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
-    for name, cell in plan["cells"].items():
-        training = out / "cells" / name / "training"
+    for name, run in runs.items():
+        training = folder.run(name) / "training"
         for history in sorted(training.rglob("history.csv")):
             stage = " ".join(history.relative_to(training).parts[:-1])
-            label = ", ".join(filter(None, (cell["network"], cell["loss"], stage)))
-            groups[f"{cell['data']} {cell['task']}"][label].append(history)
+            label = ", ".join(filter(None, (run["network"], run["loss"], stage)))
+            groups[f"{run['data']} {run['task']}"][label].append(history)
     for title, panels in groups.items():
         columns = min(4, len(panels))
         lines = math.ceil(len(panels) / columns)
         figure = Figure((2.9 * columns + 0.3, 2.1 * lines + 0.4), dpi=130, layout="constrained")
         grid = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
         for axes, (label, histories) in zip(grid, panels.items(), strict=False):
-            for index, history in enumerate(histories):
-                table = pd.read_csv(history)
-                marker = "." if len(table) < 3 else None
-                axes.plot(
-                    table["epoch"],
-                    table["loss"],
-                    color=COLOURS[index % len(COLOURS)],
-                    lw=1.1,
-                    marker=marker,
-                )
-            axes.set_title(label, fontsize=9)
-            axes.grid(alpha=0.3)
-            axes.tick_params(labelsize=8)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.spines[["top", "right"]].set_visible(False)
+            _draw_curves(axes, label, histories)
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
         figure.supxlabel("Epoch", fontsize=9)
@@ -110,64 +100,62 @@ def curves_png(out: Path, plan: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
         yield title, _png(figure)
 
 
-def overlays(out: Path, plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The best and the worst case of the best network and loss, for each data set and task: file, caption, PNG."""
-    for (data, task), kinds in _evaluated(out, plan).items():
-        means = {kind: table["iou"].mean() for kind, table in kinds.items() if not table.empty}
-        if not means:
-            continue
-        kind = max(means, key=lambda kind: means[kind])
-        cases = kinds[kind].set_index("case")
-        for word, case in (("best", cases["iou"].idxmax()), ("worst", cases["iou"].idxmin())):
-            chosen = cases.loc[case]
-            png = _overlay(Path(chosen["folder"]), str(case), plan["cells"][chosen["cell"]])
+def _draw_curves(axes: Axes, label: str, histories: list[Path]) -> None:
+    for index, history in enumerate(histories):
+        table = pd.read_csv(history)
+        axes.plot(
+            table["epoch"],
+            table["loss"],
+            color=COLOURS[index % len(COLOURS)],
+            lw=1.1,
+            marker="." if len(table) < 3 else None,
+        )
+    axes.set_title(label, fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.tick_params(labelsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def overlays(
+    folder: StudyFolder, runs: Mapping[str, Mapping[str, Any]], results: pd.DataFrame
+) -> Iterator[tuple[str, str, bytes]]:
+    """The best and the worst case of each data set and task: name, caption, PNG.
+
+    Of the network and loss with the best mean IoU of the cases, without post-processing.
+    """
+    rows = results[
+        (results["evaluation"] == "none") & (results["case"] != "") & (results["metric"] == "iou")
+    ]
+    key = ["data", "task", "network", "loss", "run", "case"]
+    cases = rows.groupby(key, sort=False)["value"].mean().dropna().reset_index()
+    for (data, task), group in cases.groupby(["data", "task"], sort=False):
+        network, loss = group.groupby(["network", "loss"], sort=False)["value"].mean().idxmax()
+        best = group[(group["network"] == network) & (group["loss"] == loss)]
+        for word, index in (("best", best["value"].idxmax()), ("worst", best["value"].idxmin())):
+            run, case, iou = best.loc[index, ["run", "case", "value"]]
+            png = _overlay(folder.run(run) / "evaluation" / "none", case, runs[run])
             if png:
-                name = Path(str(case)).name
-                caption = f"{data}, {task}, {', '.join(kind)}: {word} case {name}, IoU {chosen['iou']:.3f}"
-                yield {"file": f"{data} {task} {word}", "caption": caption, "png": png}
+                caption = f"{data}, {task}, {network}, {loss}: {word} case {Path(case).name}, IoU {iou:.3f}"
+                yield f"{data} {task} {word}", caption, png
 
 
-def _evaluated(
-    out: Path, plan: dict[str, Any]
-) -> dict[tuple[str, str], dict[tuple[str, str], pd.DataFrame]]:
-    """For each data set and task, and in it for each network and loss, the mean IoU of each case without cleaning."""
-    found: dict[tuple[str, str], dict[tuple[str, str], list[pd.DataFrame]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
-    for name, cell in plan["cells"].items():
-        folder = out / "cells" / name / "evaluation" / "none"
-        if (folder / "cases.csv").is_file():
-            table = (
-                pd.read_csv(folder / "cases.csv")
-                .groupby("case", as_index=False)["iou"]
-                .mean()
-                .dropna()
-            )
-            table = table.assign(folder=str(folder), cell=name)
-            found[cell["data"], cell["task"]][cell["network"], cell["loss"]].append(table)
-    return {
-        key: {kind: pd.concat(tables) for kind, tables in kinds.items()}
-        for key, kinds in found.items()
-    }
-
-
-def _overlay(evaluation: Path, case: str, cell: dict[str, Any]) -> bytes | None:
+def _overlay(evaluation: Path, case: str, run: Mapping[str, Any]) -> bytes | None:
     """PNG of a case with its mask and reference; None where its files are there no more."""
-    dataset = cell["dataset"]
+    dataset = run["dataset"]
     datalist = dataset.get("datalist", f"{dataset['dataset_dir']}/dataset.json")
     mask = find_mask(evaluation / "masks", case)
     if mask is None or not Path(datalist).is_file():
         return None
-    label = next(
-        item["label"]
-        for item in load_datalist(datalist, "validation", cell["fold"])
-        if item["image"] == case
-    )
+    items = load_datalist(datalist, "validation", run["fold"])
+    label = next((item["label"] for item in items if item["image"] == case), None)
+    if label is None:  # The data has been moved.
+        return None
     load = LoadVolumed("volume")
     image, predicted, reference = (
         load({"volume": str(path)})["volume"] for path in (case, mask, label)
     )
-    reference = MapLabelsd("volume", cell["settings"]["classes"])({"volume": reference})["volume"]
+    reference = MapLabelsd("volume", run["settings"]["classes"])({"volume": reference})["volume"]
     return plane_png(make_scan(image, predicted, reference), "axial")
 
 

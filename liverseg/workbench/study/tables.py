@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from liverseg.errors import InputError
-from liverseg.workbench.study.metrics import is_share, read_cases, read_metric
+from liverseg.workbench.study.results import OF_TRAINING, PAIRED, SECONDS, files_of, is_share
 
 Labels = tuple[str, str]
 
@@ -32,11 +30,11 @@ class Value:
 
     metric: str
     runs: np.ndarray
-    cases: dict[str, float] | None = None
+    cases: pd.Series | None = None
     paper: float | None = None
     difference_pp: float | None = None
     p_value: float | None = None
-    pairs: int = 0
+    pairs: int | None = None
 
     @property
     def mean(self) -> float:
@@ -52,16 +50,17 @@ class Value:
     @property
     def difference_to_paper_pp(self) -> float | None:
         """Our mean less the paper's number, in percentage points, for shares."""
-        return (
-            100 * (self.mean - self.paper)
-            if self.paper is not None and is_share(self.metric)
-            else None
-        )
+        if self.paper is None or not is_share(self.metric):
+            return None
+        return 100 * (self.mean - self.paper)
 
 
 @dataclass
 class StudyTable:
-    """A table with its values; `derived` rows are made of others, `missing` names what an empty place waits for."""
+    """A table with its values.
+
+    `derived` rows are made of others, `missing` names what an empty place waits for.
+    """
 
     name: str
     title: str
@@ -73,98 +72,122 @@ class StudyTable:
     notes: list[str] = field(default_factory=list)
 
 
-def read_plan(out: Path) -> dict[str, Any]:
-    """The resolved plan that the study left in its folder.
+def compute_table(results: pd.DataFrame, name: str, plan: Mapping[str, Any]) -> StudyTable:
+    """Compute a table of the plan.
 
-    Raises:
-        InputError: when it is not there.
-    """
-    path = out / "plan.json"
-    if not path.is_file():
-        raise InputError(
-            f"{out}: found no plan.json, expected the folder of a study: run it first, or name its --out."
-        )
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def compute_table(out: Path, name: str, plan: Mapping[str, Any]) -> StudyTable:
-    """Compute a table of the plan from the cells' folders.
-
-    A place is the mean and sd over folds and seeds; it stays empty as long as one of its cells is missing. Where a
-    metric has a counterpart for each case, the place is compared with its reference by Wilcoxon's signed-rank test
-    over the cases of all folds, each case's mean over seeds; pairs without a difference are left out, as Wilcoxon did.
+    A place is the mean and sd over folds and seeds; it stays empty as long as one of its runs is
+    missing. Where a metric has a counterpart for each case, the place is compared with its
+    reference by Wilcoxon's signed-rank test over the cases of all folds, each case's mean over
+    seeds; pairs without a difference are left out, as Wilcoxon did.
 
     Args:
-        out: the study's folder.
+        results: what `read_results` returns.
         name: the table's.
         plan: an entry of the plan's `tables`.
     """
     table = StudyTable(name, plan["title"], plan["rows"], plan["columns"], list(plan["derived"]))
-    for row, places in plan["places"].items():
-        for column, place in places.items():
-            value = _read_place(out, place, table)
-            if value is not None:
-                table.values[row, column] = value
+    reader = _Reader(results, table)
+    places = {
+        (row, column): place
+        for row, of_row in plan["places"].items()
+        for column, place in of_row.items()
+    }
+    found = {labels: reader.read(place) for labels, place in places.items()}
+    table.values = {labels: value for labels, value in found.items() if value is not None}
     for row, kind in plan["derived"].items():
         for column in table.columns:
             derived = _derive(table, row, column, kind)
             if derived is not None:
                 table.values[row, column] = derived
-    for row, numbers in plan["paper"].items():
-        for column, number in zip(table.columns, numbers, strict=True):
-            if (row, column) in table.values:
-                table.values[row, column].paper = number
-    for row, places in plan["places"].items():
-        for column, place in places.items():
-            _compare(table, (row, column), place["reference"])
+    for (row, column), value in table.values.items():
+        if row in plan["paper"]:
+            value.paper = plan["paper"][row][table.columns.index(column)]
+    references = {labels: place["reference"] for labels, place in places.items()}
+    first: dict[str, Any] = next(iter(plan["places"].values()), {})
     for row, kind in plan["derived"].items():
-        if kind.get("average"):
-            _compare_average(table, row, plan["places"])
+        # An average is compared with the average of the column that its classes are compared with.
+        for column, place in first.items() if kind.get("average") else ():
+            references[row, column] = place["reference"] and [row, place["reference"][1]]
+    for labels, reference in references.items():
+        if reference is not None and {labels, tuple(reference)} <= table.values.keys():
+            _compare(table.values[labels], table.values[tuple(reference)])
     return table
 
 
-def _read_place(out: Path, place: Mapping[str, Any], table: StudyTable) -> Value | None:
-    metric, evaluations = place["metric"], place["evaluations"]
-    runs: list[list[float]] = []
-    cases: dict[str, list[float]] = {}
-    missing = []
-    for part in place["parts"]:
-        runs.append([])
-        for cell in part:
-            folder = out / "cells" / cell
-            try:
-                for case, share in (read_cases(folder, metric, evaluations[0]) or {}).items():
-                    cases.setdefault(case, []).append(share)
-                if not metric.startswith("case_iou"):
-                    number = read_metric(folder, metric, evaluations)
-                    runs[-1].append(float("nan") if number is None else number)
-            except FileNotFoundError as error:
-                missing.append(
-                    f"{cell}: {Path(str(error.filename)).relative_to(folder)} is not there"
-                )
-    table.missing += [line for line in missing if line not in table.missing]
-    if missing:
-        return None
-    by_case = {case: float(np.mean(shares)) for case, shares in cases.items()}
-    if metric.startswith("case_iou"):
-        return _one_case(by_case, metric, table)
-    with warnings.catch_warnings():
-        # Of a class that is in no mask of any part.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return Value(metric, np.nanmean(np.array(runs), axis=0), by_case or None)
+class _Reader:
+    """Reads the places of a table out of the results."""
 
+    def __init__(self, results: pd.DataFrame, table: StudyTable) -> None:
+        self.table = table
+        self.files = set(zip(results["run"], results["file"], strict=True))
+        whole = results[results["case"] == ""]
+        key = ["run", "evaluation", "metric", "class"]
+        self.numbers = whole.set_index(key)["value"].to_dict()
+        self.cases = results[(results["case"] != "") & results["metric"].isin(["iou", "dice"])]
 
-def _one_case(by_case: dict[str, float], metric: str, table: StudyTable) -> Value | None:
-    number = int(metric.partition(":")[2])
-    if number > len(by_case):
-        table.missing.append(f"case {number}: the folds hold only {len(by_case)} cases")
-        return None
-    # In order of fold, then of name, as they were read.
-    case = list(by_case)[number - 1]
-    note = f"{number} is {Path(case).name}"
-    if note not in table.notes:
-        table.notes.append(note)
-    return Value(metric, np.array([by_case[case]]))
+    def read(self, place: Mapping[str, Any]) -> Value | None:
+        metric, evaluations = place["metric"], place["evaluations"]
+        runs = [run for part in place["parts"] for run in part]
+        missing = []
+        for run in runs:
+            files = files_of(metric, evaluations)
+            missing += [
+                f"{run}: {file} is not there" for file in files if (run, file) not in self.files
+            ][:1]
+        self.table.missing += [line for line in missing if line not in self.table.missing]
+        if missing:
+            return None
+        cases = self._cases(runs, metric, evaluations[0])
+        if metric.startswith("case_iou"):
+            return self._one_case(cases, metric)
+        values = [
+            [self._number(run, metric, evaluations) for run in part] for part in place["parts"]
+        ]
+        with warnings.catch_warnings():
+            # Of a class that is in no mask of any part.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return Value(metric, np.nanmean(np.array(values), axis=0), cases)
+
+    def _number(self, run: str, metric: str, evaluations: Sequence[str]) -> float:
+        """The value of a run; with several post-processings, their seconds add up."""
+        kind, _, of = metric.partition(":")
+        names = evaluations if kind in SECONDS else [""] if kind in OF_TRAINING else evaluations[:1]
+        return sum(self.numbers[run, name, kind, of] for name in names)
+
+    def _cases(self, runs: Sequence[str], metric: str, evaluation: str) -> pd.Series | None:
+        """The counterpart of a metric for each case, by image: what a paired test compares.
+
+        `iou:CLASS` and `dice:CLASS` are that class's, `mean_iou` is the mean IoU of the foreground
+        classes, `case_iou:N` the first class's IoU. Other metrics have none, and give None.
+        """
+        kind, _, of = metric.partition(":")
+        if kind not in PAIRED or of == "background":
+            return None
+        cases = self.cases[
+            self.cases["run"].isin(runs)
+            & (self.cases["evaluation"] == evaluation)
+            & (self.cases["metric"] == ("dice" if kind == "dice" else "iou"))
+        ].sort_values("run", key=lambda run: run.map(runs.index), kind="stable")
+        if kind == "mean_iou":
+            cases = cases.groupby(["run", "case"], sort=False, as_index=False)["value"].mean()
+        else:
+            cases = cases[cases["class"] == (cases["class"].iloc[0] if kind == "case_iou" else of)]
+        # A case without a value in one seed has none.
+        return cases.groupby("case", sort=False)["value"].agg(
+            lambda of_case: np.mean(of_case.to_numpy())
+        )
+
+    def _one_case(self, cases: pd.Series, metric: str) -> Value | None:
+        number = int(metric.partition(":")[2])
+        if number > len(cases):
+            line = f"case {number}: the folds hold only {len(cases)} cases"
+            self.table.missing.append(line)
+            return None
+        # In order of fold, then of name, as they were read.
+        note = f"{number} is {Path(cases.index[number - 1]).name}"
+        if note not in self.table.notes:
+            self.table.notes.append(note)
+        return Value(metric, np.array([cases.iloc[number - 1]]))
 
 
 def _derive(table: StudyTable, row: str, column: str, kind: Mapping[str, Any]) -> Value | None:
@@ -183,43 +206,31 @@ def _derive(table: StudyTable, row: str, column: str, kind: Mapping[str, Any]) -
 
 def _average(table: StudyTable, row: str, column: str) -> Value | None:
     above = [label for label in table.rows[: table.rows.index(row)] if label not in table.derived]
-    values = [table.values.get((label, column)) for label in above]
-    if not values or any(value is None for value in values):
+    values = [table.values[label, column] for label in above if (label, column) in table.values]
+    if not above or len(values) < len(above):
         return None
-    known = [value for value in values if value is not None]
-    by_case = [pd.Series(value.cases) for value in known if value.cases]
-    cases = pd.concat(by_case, axis=1).mean(axis=1).to_dict() if by_case else None
-    return Value("iou", np.nanmean([value.runs for value in known], axis=0), cases)
+    by_case = [value.cases for value in values if value.cases is not None]
+    cases = pd.concat(by_case, axis=1).mean(axis=1) if by_case else None
+    return Value("iou", np.nanmean([value.runs for value in values], axis=0), cases)
 
 
-def _compare(table: StudyTable, labels: Labels, reference: Sequence[str] | None) -> None:
-    if reference is None or labels not in table.values or tuple(reference) not in table.values:
-        return
-    value, other = table.values[labels], table.values[reference[0], reference[1]]
+def _compare(value: Value, other: Value) -> None:
     if is_share(value.metric):
         value.difference_pp = 100 * (value.mean - other.mean)
-    if value.cases and other.cases:
-        value.p_value, value.pairs = wilcoxon_p(value.cases, other.cases)
+    if value.cases is not None and other.cases is not None:
+        value.p_value, pairs = wilcoxon_p(value.cases, other.cases)
+        value.pairs = None if value.p_value is None else pairs
 
 
-def _compare_average(table: StudyTable, row: str, places: Mapping[str, Any]) -> None:
-    """An average is compared with the average of the column that its classes are compared with."""
-    first = next(iter(places.values()))
-    for column, place in first.items():
-        if place["reference"] is not None:
-            _compare(table, (row, column), (row, place["reference"][1]))
+def wilcoxon_p(ours: pd.Series, others: pd.Series) -> tuple[float | None, int]:
+    """Two-sided p-value of Wilcoxon's signed-rank test, and of how many cases.
 
-
-def wilcoxon_p(ours: Mapping[str, float], others: Mapping[str, float]) -> tuple[float | None, int]:
-    """Two-sided p-value of Wilcoxon's signed-rank test over the cases that both have, and how many those are.
-
-    None with less than two cases; 1 where no case differs.
+    Of the cases that both have. None with less than two; 1 where no case differs.
     """
     from scipy.stats import wilcoxon
 
-    both = [(ours[case], others[case]) for case in ours if case in others]
-    pairs = np.array([pair for pair in both if np.isfinite(pair).all()])
-    if len(pairs) < 2:
-        return None, len(pairs)
-    differences = pairs[:, 0] - pairs[:, 1]
-    return (float(wilcoxon(differences).pvalue) if differences.any() else 1.0), len(pairs)
+    differences = (ours - others).to_numpy()
+    differences = differences[np.isfinite(differences)]
+    if len(differences) < 2:
+        return None, len(differences)
+    return (float(wilcoxon(differences).pvalue) if differences.any() else 1.0), len(differences)
