@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from liverseg.errors import InputError
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 
 RECORD = "version.json"
 # Files of a model; whatever else is there belongs to its training.
@@ -65,7 +65,8 @@ class Version:
         # It may have been published since it was read.
         record = {**_read(self.folder).record, **facts}
         text = json.dumps(record, indent=1)
-        write_atomically(self.folder / RECORD, lambda file: file.write(text.encode()))
+        with atomic_write(self.folder / RECORD) as file:
+            file.write(text.encode())
         return Version(self.folder, record)
 
 

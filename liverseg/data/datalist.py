@@ -19,7 +19,7 @@ from liverseg.data.datalist_schema import (
     read_fold,
 )
 from liverseg.errors import InputError
-from liverseg.files import write_atomically
+from liverseg.files import atomic_write
 from liverseg.io.paths import absolute
 
 
@@ -95,7 +95,8 @@ def write_datalist(
         "test": [{**item, "patient": patient_of(item)} for item in test],
     }
     text = json.dumps(content, indent=1)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    with atomic_write(path) as file:
+        file.write(text.encode())
     return path
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from liverseg.errors import InputError
-from liverseg.files import write_atomically
+from liverseg.files import atomic_write
 from liverseg.inferers import VolumeSliceInferer
 from liverseg.networks import load_weights
 
@@ -96,19 +95,15 @@ def label_patches(
                     np.uint8 if name == label_key else np.float16
                 )
         if any(len(patches) for patches in content.values()):
-            write_atomically(folder / f"{number}.npz", partial(_save, content))
+            with atomic_write(folder / f"{number}.npz") as file:
+                np.savez(file, **content)
     if not sum(counts.values()):
         raise InputError(
             f"{folder}: found no patch with {min_area:g} of it annotated: lower min_patch_area."
         )
     record = {"min_area": min_area, "patches": counts}
-    write_atomically(
-        folder / RECORD, lambda file: file.write(json.dumps(record, indent=1).encode())
-    )
-
-
-def _save(content: Mapping[str, np.ndarray], file: BinaryIO) -> None:
-    np.savez(file, **content)
+    with atomic_write(folder / RECORD) as file:
+        file.write(json.dumps(record, indent=1).encode())
 
 
 def _tiles(volume: Tensor, size: tuple[int, int]) -> Tensor:

@@ -18,7 +18,7 @@ from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
 from liverseg.errors import InputError
-from liverseg.files import write_atomically
+from liverseg.files import atomic_write
 from liverseg.io.paths import absolute
 from liverseg.transforms import LoadVolumed, MapLabelsd
 from liverseg.transforms.labels import whole_values
@@ -135,6 +135,7 @@ def _read(memory: Path) -> dict[str, Any]:
 def _write(memory: Path, known: Mapping[str, Any]) -> None:
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(known[name])}" for name in sorted(known))
     try:
-        write_atomically(memory, lambda file: file.write(f"{{\n{lines}\n}}\n".encode()))
+        with atomic_write(memory) as file:
+            file.write(f"{{\n{lines}\n}}\n".encode())
     except InputError as error:
         logger.warning("The voxel counts are not remembered. %s", error)

@@ -20,7 +20,7 @@ from ignite.handlers import EMAHandler
 from torch.nn.parallel import DistributedDataParallel
 
 from liverseg.errors import InputError
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 from liverseg.networks.weights import check_finite, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,8 @@ class Checkpoints:
         if state.rank == 0:
             checkpoint = {name: part.state_dict() for name, part in self.parts.items()}
             checkpoint |= {name: getattr(state, name) for name in STATE}
-            write_atomically(self.last_path, lambda file: torch.save(checkpoint, file))
+            with atomic_write(self.last_path) as file:
+                torch.save(checkpoint, file)
         if validated and self.patience and state.epoch - state.best_metric_epoch >= self.patience:
             logger.info(
                 "Stopping early: the best %s was at epoch %d.",
@@ -217,15 +218,15 @@ class Checkpoints:
             )
             os.replace(self.best_path, kept)
         model = self.kept_network.state_dict()
-        write_atomically(self.best_path, lambda file: torch.save(model, file))
+        with atomic_write(self.best_path) as file:
+            torch.save(model, file)
         record = {
             self.key_metric: self.bar,
             "epoch": epoch,
             "validation_sha256": self.validation_sha256,
         }
-        write_atomically(
-            self.record_path, lambda file: file.write(json.dumps(record, indent=1).encode())
-        )
+        with atomic_write(self.record_path) as file:
+            file.write(json.dumps(record, indent=1).encode())
         logger.info(
             "New best %s %.4f at epoch %d: %s", self.key_metric, self.bar, epoch, self.best_path
         )

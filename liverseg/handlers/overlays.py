@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,7 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 
 LABEL_RGB, PREDICTION_RGB = (34, 199, 255), (255, 140, 26)
 PIXELS, CAPTION_PIXELS = 512, 28
@@ -72,7 +71,8 @@ class Overlays:
         with SummaryWriter(self.output_dir) as writer:
             for number, shown in enumerate(self.slices, 1):
                 picture = draw_overlay(**shown, caption=f"epoch {state.epoch}")
-                write_atomically(folder / f"case_{number}.png", partial(_write_png, picture))
+                with atomic_write(folder / f"case_{number}.png") as file:
+                    _write_png(picture, file)
                 writer.add_image(f"overlays/case_{number}", picture, state.epoch, dataformats="HWC")
 
 

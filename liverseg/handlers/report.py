@@ -23,7 +23,7 @@ from monai.utils import convert_to_tensor
 
 import liverseg
 from liverseg.errors import InputError
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 from liverseg.io.masks import MaskFolder, open_summary, recorded_scans
 from liverseg.metrics import (
     bf_scores,
@@ -262,7 +262,8 @@ class SegmentationReport:
         table = frame.astype({name: "Int64" for name in COUNTS if name in frame}).to_csv(
             index=False
         )
-        write_atomically(self.output_dir / "cases.csv", lambda file: file.write(table.encode()))
+        with atomic_write(self.output_dir / "cases.csv") as file:
+            file.write(table.encode())
         with open_summary(self.output_dir) as content:
             scans = content["scans"]
             content.clear()

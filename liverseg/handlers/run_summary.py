@@ -19,7 +19,7 @@ import torch
 from ignite.engine import Engine, Events
 
 import liverseg
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 
 
 class RunSummary:
@@ -86,10 +86,8 @@ class RunSummary:
             ",".join(self.rows[0]),
             *(",".join("" if v is None else str(v) for v in r.values()) for r in self.rows),
         ]
-        write_atomically(
-            self.output_dir / "history.csv",
-            lambda file: file.write("\n".join([*lines, ""]).encode()),
-        )
+        with atomic_write(self.output_dir / "history.csv") as file:
+            file.write("\n".join([*lines, ""]).encode())
 
     def _add_row(self, engine: Engine) -> None:
         validated = self.evaluator.state.epoch == engine.state.epoch
@@ -124,9 +122,8 @@ class RunSummary:
             "versions": package_versions(),
         }
         line = json.dumps(summary)
-        write_atomically(
-            self.output_dir / "metrics.json", lambda file: file.write(f"{line}\n".encode())
-        )
+        with atomic_write(self.output_dir / "metrics.json") as file:
+            file.write(f"{line}\n".encode())
         print(line, flush=True)
 
 

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 import liverseg
 from liverseg.errors import InputError
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 from liverseg.io.nifti import write_nifti
 from liverseg.io.paths import NIFTI_SUFFIXES, absolute, stem_of
 
@@ -196,7 +196,8 @@ def open_summary(folder: Path) -> Iterator[dict[str, Any]]:
         yield content
         content["scans"].sort(key=lambda entry: (entry["image"], entry.get("mask", "")))
         text = json.dumps(content, indent=1, allow_nan=False)
-        write_atomically(folder / SUMMARY, lambda file: file.write(f"{text}\n".encode()))
+        with atomic_write(folder / SUMMARY) as file:
+            file.write(f"{text}\n".encode())
 
 
 def recorded_scans(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:

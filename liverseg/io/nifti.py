@@ -24,7 +24,7 @@ import nibabel as nib
 import numpy as np
 
 from liverseg.errors import InputError
-from liverseg.files import write_atomically
+from liverseg.files import atomic_write
 from liverseg.io.volume import Volume, largest_offset_mm
 
 # What nibabel raises for files that are none, or not whole.
@@ -141,7 +141,7 @@ def write_nifti(
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = description
 
-    def write(file: Any) -> None:
+    with atomic_write(path) as file:
         if _is_packed(path):
             with gzip.GzipFile(
                 fileobj=file, mode="wb", compresslevel=1, mtime=0, filename=""
@@ -149,8 +149,6 @@ def write_nifti(
                 image.to_stream(packed)
         else:
             image.to_stream(file)
-
-    write_atomically(path, write)
 
 
 def _is_packed(path: str | os.PathLike[str]) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from liverseg import __version__
 from liverseg.errors import InputError
-from liverseg.files import write_atomically
+from liverseg.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,8 @@ def merge_weights(
         for name, path in paths.items()
         for key, value in read_state_dict(Path(path)).items()
     }
-    write_atomically(Path(merged), lambda file: torch.save(state, file))
+    with atomic_write(Path(merged)) as file:
+        torch.save(state, file)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

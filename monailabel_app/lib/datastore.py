@@ -21,7 +21,7 @@ from monailabel.datastore import local
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.exception import ImageNotFoundException
 
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 from liverseg.io.paths import is_hidden, nifti_suffix
 
 logger = logging.getLogger(__name__)
@@ -197,7 +197,8 @@ class LockedDatastore(LocalDatastore):
 
     def _update_datastore_file(self, lock: bool = True) -> None:
         text = json.dumps(self._datastore.model_dump(exclude={"base_path"}), indent=2, default=str)
-        write_atomically(self._datastore_config_path, lambda file: file.write(text.encode()))
+        with atomic_write(self._datastore_config_path) as file:
+            file.write(text.encode())
         self._list_seen = self._state_of_list()
 
     def _state_of_list(self) -> tuple[int, int, int] | None:
@@ -213,8 +214,8 @@ for _name in READS + CHANGES:
 
 
 def _copy_atomically(source: str, target: str) -> None:
-    with open(source, "rb") as file:
-        write_atomically(target, lambda new: shutil.copyfileobj(file, new))
+    with open(source, "rb") as file, atomic_write(target) as new:
+        shutil.copyfileobj(file, new)
 
 
 # All that `LocalDatastore` has of `shutil`.

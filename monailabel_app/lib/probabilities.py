@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lib.bundles import Bundle
 from liverseg.errors import InputError
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 from liverseg.transforms.morphology import Box, bounding_box
 
 logger = logging.getLogger(__name__)
@@ -133,9 +133,8 @@ class ProbabilityStore:
             arrays[name] = values[box]
         try:
             check_writable(self.folder)
-            write_atomically(
-                self._file(bundle, scan), lambda file: np.savez_compressed(file, **arrays)
-            )
+            with atomic_write(self._file(bundle, scan)) as file:
+                np.savez_compressed(file, **arrays)
         # The mask is there all the same.
         except InputError as error:
             logger.warning("%s", error)

@@ -17,7 +17,7 @@ from liverseg.data import write_datalist
 from liverseg.data.datalist import check_folds, relative
 from liverseg.data.datalist_schema import read_datalist
 from liverseg.errors import InputError
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 from liverseg.io.masks import scan_names
 from liverseg.io.nifti import write_nifti
 from liverseg.io.paths import absolute
@@ -170,7 +170,8 @@ def _report(case: Case, out: Path, image: Path, label: Path, found: Judgement) -
     picture = out / CASES / f"{case.name}.png"
     if found.png:
         png = found.png
-        write_atomically(picture, lambda file: file.write(png))
+        with atomic_write(picture) as file:
+            file.write(png)
     return {
         "name": case.name,
         "patient": case.patient,
@@ -208,4 +209,5 @@ def _signature(case: Case, layout: Layout) -> str:
 
 
 def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
+    with atomic_write(path) as file:
+        file.write(text.encode())

@@ -17,7 +17,7 @@ import jinja2
 import pandas as pd
 
 from liverseg.errors import InputError
-from liverseg.files import write_atomically
+from liverseg.files import atomic_write
 from liverseg.io.masks import recorded_flags
 from liverseg.workbench.report.curves import curves_png
 from liverseg.workbench.report.overlays import (
@@ -99,7 +99,8 @@ def write_report(
         mask_colour=MASK_COLOUR,
         reference_colour=REFERENCE_COLOUR,
     )
-    write_atomically(path, lambda file: file.write(page.encode()))
+    with atomic_write(path) as file:
+        file.write(page.encode())
 
 
 def _scan(shown: ShownScan) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from liverseg.errors import InputError
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 from liverseg.workbench.study.cells import Cell, literal, make_cell
 from liverseg.workbench.study.metrics import of_stages
 from liverseg.workbench.study.read import Study, check_setting
@@ -199,7 +199,8 @@ def _plot(search: optuna.Study, wanted: Calibration, path: Path) -> None:
     )
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    write_atomically(path, lambda file: figure.savefig(file, format="png"))
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png")
 
 
 def _say(

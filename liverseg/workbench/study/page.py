@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 from liverseg.workbench.report.overlays import MASK_COLOUR, REFERENCE_COLOUR
 from liverseg.workbench.study.plots import bars_png, curves_png, overlays
 from liverseg.workbench.study.render import PLACE, cell_lines, remarks, write_tables
@@ -45,7 +45,8 @@ def write_page(out: Path) -> Path:
         reference_colour=REFERENCE_COLOUR,
     )
     path = out / "index.html"
-    write_atomically(path, lambda file: file.write(page.encode()))
+    with atomic_write(path) as file:
+        file.write(page.encode())
     return path
 
 
@@ -77,5 +78,6 @@ def _scan(out: Path, scan: dict[str, Any]) -> dict[str, Any]:
 
 def _write(out: Path, name: str, png: bytes) -> str:
     path = Path("plots") / f"{name.replace(' ', '_')}.png"
-    write_atomically(out / path, lambda file: file.write(png))
+    with atomic_write(out / path) as file:
+        file.write(png)
     return path.as_posix()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from liverseg.errors import InputError
-from liverseg.files import write_atomically
+from liverseg.files import atomic_write
 from liverseg.workbench.study.cells import Cell, make_cell
 from liverseg.workbench.study.metrics import check_metric
 from liverseg.workbench.study.read import Study
@@ -59,7 +59,8 @@ def save_plan(study: Study, plan: Plan, out: Path) -> None:
     phantoms = any("phantoms" in entry for entry in study.data.values())
     content = {"phantoms": phantoms, "tables": plan.tables, "cells": cells}
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    write_atomically(out / "plan.json", lambda file: file.write(f"{text}\n".encode()))
+    with atomic_write(out / "plan.json") as file:
+        file.write(f"{text}\n".encode())
 
 
 @dataclass

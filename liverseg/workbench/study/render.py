@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 from liverseg.workbench.study.metrics import is_share
 from liverseg.workbench.study.tables import StudyTable, Value, compute_table, read_plan
 
@@ -29,10 +29,10 @@ def write_tables(out: Path) -> list[StudyTable]:
     tables = [compute_table(out, name, plan) for name, plan in read_plan(out)["tables"].items()]
     for table in tables:
         stem = table.name.replace(" ", "_")
-        csv, markdown = to_csv(table), to_markdown(table)
-        write_atomically(folder / f"{stem}.csv", lambda file, text=csv: file.write(text.encode()))  # type: ignore[misc]
-        text = markdown.encode()
-        write_atomically(folder / f"{stem}.md", lambda file, text=text: file.write(text))  # type: ignore[misc]
+        with atomic_write(folder / f"{stem}.csv") as file:
+            file.write(to_csv(table).encode())
+        with atomic_write(folder / f"{stem}.md") as file:
+            file.write(to_markdown(table).encode())
     return tables
 
 

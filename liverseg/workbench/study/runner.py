@@ -22,7 +22,7 @@ from rich.table import Table
 
 from liverseg.chain import die_with_parent
 from liverseg.errors import InputError
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 from liverseg.workbench.study.cells import Cell, Step, phantoms_folder, python_command, steps
 from liverseg.workbench.study.metrics import last_epoch
 from liverseg.workbench.study.read import Study
@@ -293,7 +293,8 @@ def _write_record(cell: Cell, folder: Path, seconds: float | None) -> None:
         "seconds": seconds,
     }
     text = json.dumps(record, indent=1)
-    write_atomically(folder / "cell.json", lambda file: file.write(f"{text}\n".encode()))
+    with atomic_write(folder / "cell.json") as file:
+        file.write(f"{text}\n".encode())
 
 
 def _recorded_seconds(folder: Path) -> float:

@@ -14,7 +14,7 @@ from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from lib.segments import match, segment_names
 from lib.volumes import read_label, values_in
 from liverseg.errors import InputError
-from liverseg.files import write_atomically
+from liverseg.files import atomic_write
 from liverseg.io.nifti import write_nifti
 
 FINAL = DefaultLabelTag.FINAL
@@ -78,7 +78,8 @@ def split(
         validating = random.Random(SEED).sample(patients, number)
         drawn = sorted(name for name, whose in labelled.items() if whose in validating)
         text = json.dumps({"seed": SEED, "images": drawn}, indent=1)
-        write_atomically(file, lambda stream: stream.write(text.encode()))
+        with atomic_write(file) as stream:
+            stream.write(text.encode())
     validation = [name for name in drawn if name in labelled]
     judges = {labelled[name] for name in validation}
     training = sorted(name for name, whose in labelled.items() if whose not in judges)
