@@ -8,18 +8,19 @@ bundle has, and whoever has loaded the weights before keeps what they loaded.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from liverseg.errors import InputError
 from liverseg.files import atomic_write, check_writable
@@ -153,7 +154,7 @@ def publish(bundle: Path, name: str, instead_of: Collection[str | None] | None =
             f"{version.folder}: found it still training, expected one that is ready: wait or stop it."
         )
     check_writable(_versions(bundle))
-    with lock(_versions(bundle) / ".lock"):
+    with FileLock(_versions(bundle) / ".lock"):
         _keep_model_in_use(bundle)
         before = version_in_use(bundle)
         if instead_of is not None and before not in {*instead_of, name}:
@@ -191,7 +192,7 @@ def with_weights(version: Version) -> Version:
 def keep_model_in_use(bundle: Path) -> None:
     """Make a version of weights that came into `models/` in another way; what is read there stays the same."""
     check_writable(_versions(bundle))
-    with lock(_versions(bundle) / ".lock"):
+    with FileLock(_versions(bundle) / ".lock"):
         _keep_model_in_use(bundle)
 
 
@@ -258,24 +259,16 @@ def evaluate(bundle: Path, weights: Path, version: Version, output_dir: Path) ->
     return {str(name): float(value) for name, value in dice.items()}
 
 
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold the lock of that path; it is free when the block or the process ends, however it ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _is_locked(path: Path) -> bool:
     if not path.is_file():
         return False
-    with path.open() as file:
-        try:
-            # Shared, so that two who look do not see each other.
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    try:
+        # filelock's shared lock is an SQLite database that no fork survives; so who looks waits a
+        # little, and two who look do not see each other.
+        with FileLock(path).acquire(timeout=0.1, poll_interval=0.01):
+            return False
+    except Timeout:
+        return True
 
 
 def _versions(bundle: Path) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 from fastapi import HTTPException, UploadFile
+from filelock import FileLock
 from monailabel.utils.others.generic import file_checksum
 
 from lib.bundles import Bundle
@@ -22,7 +23,7 @@ from liverseg.io.nifti import open_nifti
 from liverseg.io.paths import NIFTI_SUFFIXES, nifti_suffix
 from liverseg.networks import load_weights
 from liverseg.transforms.load import LoadVolumed, check_same_grid
-from liverseg.versions import lock, model_files, new_version, publish, weights_in_use
+from liverseg.versions import model_files, new_version, publish, weights_in_use
 
 
 def check_volume(what: str, upload: UploadFile, max_mb: int) -> None:
@@ -175,7 +176,7 @@ def update_model(bundle: Bundle | None, model: str, upload: UploadFile) -> dict[
         version = new_version(
             bundle.folder, state="training", reason="sent by a client", parent=None
         )
-        with lock(version.folder / ".lock"):
+        with FileLock(version.folder / ".lock"):
             file = version.folder / "model.pt"
             shutil.copyfile(path, file)
             version.update(state="candidate")
