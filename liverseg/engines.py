@@ -17,7 +17,7 @@ from monai.utils import CommonKeys
 from torch.nn.parallel import DistributedDataParallel
 
 from liverseg.errors import InputError, sentence
-from liverseg.inferers.volume_slices import name_of
+from liverseg.inferers.utils import get_file_name
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class ScanEvaluator(SupervisedEvaluator):
         if FAILED in batchdata:
             self._fail(batchdata[FAILED][0], batchdata[REASON][0])
             return None
-        self.image = name_of(batchdata[CommonKeys.IMAGE], 0)
+        self.image = get_file_name(batchdata[CommonKeys.IMAGE], 0)
         with self._one_scan():
             return self.update(engine, batchdata)
         return None

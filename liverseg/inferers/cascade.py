@@ -7,20 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from monai.data import MetaTensor, affine_to_spacing
 from monai.inferers import Inferer
 from torch import Tensor
 
 from liverseg.errors import InputError
-from liverseg.inferers.volume_slices import (
-    VolumeSliceInferer,
-    affine_of,
-    as_bytes,
-    name_of,
-    part_lesions,
-    plain,
+from liverseg.inferers.utils import (
+    as_tensor,
+    get_affine,
+    get_file_name,
+    resize_planes,
+    split_lesion,
+    to_uint8,
 )
+from liverseg.inferers.volume_slices import VolumeSliceInferer
 from liverseg.networks.cascade import PLANE_AXES
 from liverseg.transforms.crop import foreground_box
 from liverseg.transforms.localise import LocalisePriord
@@ -104,14 +104,14 @@ class CascadeInferer(Inferer):
         """
         labels = torch.zeros_like(inputs, dtype=torch.uint8)
         if self.keep_probabilities:
-            self.kept = plain(labels).new_zeros((len(labels), 2, *labels.shape[2:]))
+            self.kept = as_tensor(labels).new_zeros((len(labels), 2, *labels.shape[2:]))
         for index in range(inputs.shape[0]):
-            name = name_of(inputs, index)
+            name = get_file_name(inputs, index)
             image = MetaTensor(
-                plain(inputs)[index], affine_of(inputs, index), {"filename_or_obj": name}
+                as_tensor(inputs)[index], get_affine(inputs, index), {"filename_or_obj": name}
             )
-            found = plain(self._segment(image, network, name))
-            plain(labels)[index] = found[:1]
+            found = as_tensor(self._segment(image, network, name))
+            as_tensor(labels)[index] = found[:1]
             if self.keep_probabilities:
                 self.kept[index] = found[1:]
         return labels
@@ -145,7 +145,7 @@ class CascadeInferer(Inferer):
         if box is None:
             return
         # The affine is for the spacing alone, which a crop does not change.
-        part = MetaTensor(plain(image)[(slice(None), *box)].clone(), affine=image.affine)
+        part = MetaTensor(as_tensor(image)[(slice(None), *box)].clone(), affine=image.affine)
         localise = self.localise["lesion"](network=network["lesion_localise"])
         item = localise({localise.image_key: part})
         if item[f"{localise.mask_key}_empty"]:
@@ -154,7 +154,7 @@ class CascadeInferer(Inferer):
         found = label[(slice(None), *box)]
         found += found * lesion[:1]
         if self.keep_probabilities:
-            part_lesions(kept[(slice(None), *box)], lesion[1])
+            split_lesion(kept[(slice(None), *box)], lesion[1])
 
     def _tune(self, image: MetaTensor, prior: Tensor, network: Any, target: str) -> Tensor:
         """The target's mask (1, h, w, d), uint8, of the mean of its probabilities in all planes; after it, as a second
@@ -162,7 +162,7 @@ class CascadeInferer(Inferer):
         height, width, depth = image.shape[1:]
         rows, columns = self.region_grid.slice_size(image[None], 0)
         x = torch.stack(
-            [_resize_slices(plain(volume)[0], (rows, columns)) for volume in (image, prior)]
+            [_resize_slices(as_tensor(volume)[0], (rows, columns)) for volume in (image, prior)]
         )
         mm = affine_to_spacing(image.affine, r=3).tolist()
         mm = [mm[0] * height / rows, mm[1] * width / columns, mm[2]]
@@ -185,15 +185,10 @@ class CascadeInferer(Inferer):
             summed = _resize_slices(total[..., slab], (height, width))
             mask[0, ..., slab] = summed > bar
             if self.keep_probabilities:
-                mask[1, ..., slab] = as_bytes(summed / len(self.planes))
+                mask[1, ..., slab] = to_uint8(summed / len(self.planes))
         return mask
 
 
 def _resize_slices(volume: Tensor, size: tuple[int, int]) -> Tensor:
-    """(H, W, D) to (*size, D), bilinear."""
-    if tuple(volume.shape[:2]) == size:
-        return volume
-    slices = volume.permute(2, 0, 1)[:, None]
-    return F.interpolate(slices, size=size, mode="bilinear", align_corners=False)[:, 0].permute(
-        1, 2, 0
-    )
+    """Resample a volume (H, W, D) to (*size, D)."""
+    return resize_planes(volume.permute(2, 0, 1)[:, None], size)[:, 0].permute(1, 2, 0)

@@ -12,7 +12,7 @@ from monai.engines import IterationEvents, SupervisedEvaluator
 from monai.utils import CommonKeys
 
 from liverseg.errors import InputError
-from liverseg.inferers.volume_slices import affine_of, plain
+from liverseg.inferers.utils import as_tensor, get_affine
 from liverseg.inferers.volume_windows import VolumeWindowInferer
 from liverseg.transforms.clicks import CLICKS, draw_clicks, find_error, to_mm, to_voxels
 from liverseg.transforms.spacing import spaced_size
@@ -42,7 +42,7 @@ class ClickWindowInferer(VolumeWindowInferer):
         channels[0] = volume
         clicks = inputs.meta.get(CLICKS) if isinstance(inputs, MetaTensor) else None
         if clicks is not None:
-            voxels = to_voxels(clicks[index][:, :3], affine_of(inputs, index))
+            voxels = to_voxels(clicks[index][:, :3], get_affine(inputs, index))
             scale = torch.tensor(volume.shape) / torch.tensor(inputs.shape[2:])
             classes = [int(value) for value in clicks[index][:, 3]]
             draw_clicks(channels[1:], (voxels + 0.5) * scale - 0.5, classes, self.sigma)
@@ -85,7 +85,7 @@ class EvaluateWithClicks:
         with engine.mode(engine.network):
             found = output["pred_automatic"] = engine.inferer(inputs, engine.network)
             for _ in range(self.num_clicks):
-                click = self._click(label, found, affine_of(inputs, 0))
+                click = self._click(label, found, get_affine(inputs, 0))
                 if click is None:
                     break
                 before = inputs.meta.get(CLICKS, click[:, :0])
@@ -102,7 +102,7 @@ class EvaluateWithClicks:
         shape = label.shape[2:]
         size = spaced_size(shape, affine, self.spacing)
         truth, guess = (
-            F.interpolate(plain(volume), size, mode="nearest-exact")[0, 0]
+            F.interpolate(as_tensor(volume), size, mode="nearest-exact")[0, 0]
             for volume in (label, found)
         )
         error = find_error(truth, guess, self.num_classes)

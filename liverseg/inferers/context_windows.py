@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from liverseg.errors import InputError
 from liverseg.inferers.autocast import bf16_autocast
-from liverseg.inferers.volume_slices import affine_of, as_bytes, plain
-from liverseg.inferers.volume_windows import planes_between, resize_planes
+from liverseg.inferers.utils import as_tensor, get_affine, resize_planes, to_uint8
+from liverseg.inferers.volume_windows import planes_between
 from liverseg.transforms.crop import body_box, largest_box
 from liverseg.transforms.spacing import resize_volume, spaced_size
 
@@ -75,10 +75,10 @@ class ContextTileInferer(Inferer):
         network = getattr(network, "module", network)  # of DistributedDataParallel
         labels = torch.zeros_like(inputs, dtype=torch.uint8)
         if self.keep_probabilities:
-            self.kept = plain(labels).new_zeros(labels.shape)
+            self.kept = as_tensor(labels).new_zeros(labels.shape)
         for index in range(inputs.shape[0]):
-            volume, label = plain(inputs)[index, 0], plain(labels)[index, 0]
-            size = spaced_size(volume.shape, affine_of(inputs, index), self.spacing)
+            volume, label = as_tensor(inputs)[index, 0], as_tensor(labels)[index, 0]
+            size = spaced_size(volume.shape, get_affine(inputs, index), self.spacing)
             with torch.no_grad():
                 found = self._probabilities(resize_volume(volume, size), network)
             for position, planes in planes_between(
@@ -88,7 +88,7 @@ class ContextTileInferer(Inferer):
                 probabilities = resize_planes(planes, label.shape[:2])[:, 0].permute(1, 2, 0)
                 label[here] = (probabilities > self.threshold).to(label)
                 if self.keep_probabilities:
-                    self.kept[index, 0][here] = as_bytes(probabilities).to(label)
+                    self.kept[index, 0][here] = to_uint8(probabilities).to(label)
         return labels
 
     def _probabilities(self, volume: Tensor, network: Any) -> Tensor:

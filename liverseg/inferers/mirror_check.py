@@ -12,7 +12,7 @@ from monai.data.utils import affine_to_spacing
 from monai.inferers import Inferer
 from nibabel.orientations import io_orientation
 
-from liverseg.inferers.volume_slices import affine_of, name_of, plain
+from liverseg.inferers.utils import as_tensor, get_affine, get_file_name
 from liverseg.transforms.clicks import CLICKS
 from liverseg.transforms.load import add_flag, flags_of
 from liverseg.transforms.morphology import largest
@@ -105,13 +105,16 @@ class MirrorCheckInferer(Inferer):
         **kwargs: Any,
     ) -> str | None:
         """What tells that one volume of a batch is mirrored, if anything."""
-        affine = affine_of(inputs, index)
+        affine = get_affine(inputs, index)
         spacing_mm = affine_to_spacing(affine, r=3).tolist()
         apart = 1 if self.slices_mm is None else int(max(self.slices_mm // spacing_mm[2], 1))
         every = [int(max(SAMPLE_MM // mm, 1)) for mm in spacing_mm[:2]]
         every.append(int(max(SAMPLE_MM // spacing_mm[2], 1)) if apart == 1 else 1)
         sample = tuple(slice(None, None, step) for step in every)
-        volume, label = plain(inputs)[index, 0, ..., ::apart], plain(labels)[index, 0, ..., ::apart]
+        volume, label = (
+            as_tensor(inputs)[index, 0, ..., ::apart],
+            as_tensor(labels)[index, 0, ..., ::apart],
+        )
         every[2] *= apart
         voxel_ml = (
             abs(float(torch.linalg.det(affine[:3, :3].double()))) * float(np.prod(every)) / 1000
@@ -134,9 +137,11 @@ class MirrorCheckInferer(Inferer):
         flipped = MetaTensor(
             volume.flip(axis)[None, None],
             affine=affine @ torch.diag(affine.new_tensor([1, 1, apart, 1])),
-            meta={"filename_or_obj": [f"the mirror image of {name_of(inputs, index)}"]},
+            meta={"filename_or_obj": [f"the mirror image of {get_file_name(inputs, index)}"]},
         )
-        mirrored = self._liver(plain(self.look(flipped, network, *args, **kwargs))[0, 0][sample])
+        mirrored = self._liver(
+            as_tensor(self.look(flipped, network, *args, **kwargs))[0, 0][sample]
+        )
         mirrored_ml = float(mirrored.sum()) * voxel_ml
         if mirrored_ml < max(VOLUME_ML[0], found_ml * (LARGER if well else 1)):
             return None

@@ -11,13 +11,8 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 
 from liverseg.inferers.context_windows import ContextTileInferer
-from liverseg.inferers.volume_slices import (
-    VolumeSliceInferer,
-    affine_of,
-    name_of,
-    part_lesions,
-    plain,
-)
+from liverseg.inferers.utils import as_tensor, get_affine, get_file_name, split_lesion
+from liverseg.inferers.volume_slices import VolumeSliceInferer
 from liverseg.transforms.crop import foreground_box, widened
 
 logger = logging.getLogger(__name__)
@@ -83,29 +78,33 @@ class TwoStageInferer(Inferer):
         Raises:
             InputError: for inputs that are not (B, 1, H, W, D), or have no affine.
         """
-        affines = [affine_of(inputs, index) for index in range(inputs.shape[0])]
+        affines = [get_affine(inputs, index) for index in range(inputs.shape[0])]
         self.liver.keep_probabilities = self.lesion.keep_probabilities = self.keep_probabilities
         labels = self.liver(inputs, network.liver, *args, **kwargs)
         if self.keep_probabilities:
             self.kept = torch.cat([self.liver.kept, torch.zeros_like(self.liver.kept)], 1)
         for index, affine in enumerate(affines):
-            label = plain(labels)[index, 0]
+            label = as_tensor(labels)[index, 0]
             if self.liver_cleaning is not None:
-                label.copy_(plain(self.liver_cleaning(MetaTensor(label[None], affine=affine)))[0])
+                label.copy_(
+                    as_tensor(self.liver_cleaning(MetaTensor(label[None], affine=affine)))[0]
+                )
             box = foreground_box(label, affine, self.margin_mm)
             if box is None:
-                logger.warning("%s: no liver found, so its mask is empty.", name_of(inputs, index))
+                logger.warning(
+                    "%s: no liver found, so its mask is empty.", get_file_name(inputs, index)
+                )
                 continue
             if "lesion" not in self.targets:
                 continue
-            crop, liver = plain(inputs)[index, 0][box], label[box]
+            crop, liver = as_tensor(inputs)[index, 0][box], label[box]
             if self.outside_value is not None:
                 crop = crop.masked_fill(~widened(liver, affine, self.shown_mm), self.outside_value)
             # The affine is for the spacing alone, which a crop does not change.
             lesion = self.lesion(
                 MetaTensor(crop[None, None], affine=affine), network.lesion, *args, **kwargs
             )
-            liver += liver * plain(lesion)[0, 0]
+            liver += liver * as_tensor(lesion)[0, 0]
             if self.keep_probabilities:
-                part_lesions(self.kept[index][(slice(None), *box)], self.lesion.kept[0, 0])
+                split_lesion(self.kept[index][(slice(None), *box)], self.lesion.kept[0, 0])
         return labels

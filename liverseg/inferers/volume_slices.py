@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from monai.data import MetaTensor
 from monai.inferers import Inferer
 from tqdm import tqdm
 
 from liverseg.errors import InputError
 from liverseg.inferers.autocast import bf16_autocast
+from liverseg.inferers.utils import as_tensor, get_affine, resize_planes, to_uint8
 from liverseg.networks.blocks import two_class_logits
 from liverseg.transforms.slices import stack_slices
 from liverseg.transforms.spacing import spaced_size
@@ -99,16 +98,16 @@ class VolumeSliceInferer(Inferer):
             )
         labels = torch.zeros_like(inputs[:, :1], dtype=torch.uint8)
         for index in range(inputs.shape[0]):
-            label = plain(labels)[index, 0]
+            label = as_tensor(labels)[index, 0]
             for positions, scores in self._slabs(inputs, index, network, *args, **kwargs):
                 classes = scores.max(1).indices  # argmax takes up to 50 times as long on a CPU
                 label[..., positions] = classes.permute(1, 2, 0).to(label)
                 if self.keep_probabilities:
                     if index == 0 and positions.start == 0:
-                        self.kept = plain(labels).new_zeros(
+                        self.kept = as_tensor(labels).new_zeros(
                             (len(labels), scores.shape[1] - 1, *labels.shape[2:])
                         )
-                    kept = as_bytes(self._normalise(scores)[:, 1:])
+                    kept = to_uint8(self._normalise(scores)[:, 1:])
                     self.kept[index, ..., positions] = kept.permute(1, 2, 3, 0).to(self.kept)
         return labels
 
@@ -137,7 +136,7 @@ class VolumeSliceInferer(Inferer):
             else inputs
         )
         size = self.slice_size(inputs, index)
-        volumes = plain(inputs)[index]
+        volumes = as_tensor(inputs)[index]
         depth = volumes.shape[-1]
         starts = range(0, depth, self.sw_batch_size)
         for start in tqdm(
@@ -155,12 +154,12 @@ class VolumeSliceInferer(Inferer):
                 [stack_slices(volume, positions, self.num_slices) for volume in volumes], dim=1
             )
             x = x.to(parameter.device, torch.float32)
-            x = _resize(x, size, "bilinear" if self.size is None else "area")
+            x = resize_planes(x, size, "bilinear" if self.size is None else "area")
             x = x.contiguous(memory_format=torch.channels_last)
             # No context may be open while a generator waits: its reader would be in it.
             with torch.no_grad(), bf16_autocast(parameter.device, self.amp):
                 scores = self._scores(network, x, *args, **kwargs)
-            yield slice(start, start + len(positions)), _resize(scores, volumes.shape[1:3])
+            yield slice(start, start + len(positions)), resize_planes(scores, volumes.shape[1:3])
 
     def _scores(self, network: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Logits, or with flips the sum of the passes' probabilities."""
@@ -184,55 +183,6 @@ class VolumeSliceInferer(Inferer):
         height, width, depth = inputs.shape[2:5]
         if all(value <= 0 for value in self.spacing):
             return height, width
-        return spaced_size((height, width, depth), affine_of(inputs, index), (*self.spacing, -1))[
+        return spaced_size((height, width, depth), get_affine(inputs, index), (*self.spacing, -1))[
             :2
         ]
-
-
-def affine_of(inputs: torch.Tensor, index: int) -> torch.Tensor:
-    """The affine (4, 4) of one volume of a batch.
-
-    Raises:
-        InputError: for inputs that are no `MetaTensor`.
-    """
-    if not isinstance(inputs, MetaTensor):
-        raise InputError(
-            "the inferer got a tensor without affine, expected a MetaTensor: load it with LoadVolumed."
-        )
-    return inputs.affine if inputs.affine.ndim == 2 else inputs.affine[index]
-
-
-def plain(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory without metadata, which MONAI copies with every operation."""
-    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
-
-
-def as_bytes(probabilities: torch.Tensor) -> torch.Tensor:
-    """Probabilities as uint8, 255 for 1."""
-    return (probabilities * 255).round().to(torch.uint8)
-
-
-def part_lesions(kept: torch.Tensor, lesion: torch.Tensor) -> None:
-    """Give the lesion's share of the liver's probability to the lesion, in place.
-
-    Args:
-        kept: of liver (all of it) and lesion (none yet), uint8, (2, H, W, D).
-        lesion: of a voxel of the liver to be lesion, uint8, (H, W, D).
-    """
-    share = (kept[0].to(torch.int32) * lesion / 255).round().to(torch.uint8)
-    kept[1] = share
-    kept[0] -= share
-
-
-def name_of(inputs: torch.Tensor, index: int) -> str:
-    """The file that one volume of a batch was read from, for messages."""
-    files = inputs.meta.get("filename_or_obj") if isinstance(inputs, MetaTensor) else None
-    return str(files[index]) if isinstance(files, list) else f"scan {index + 1} of the batch"
-
-
-def _resize(x: torch.Tensor, size: Sequence[int], mode: str = "bilinear") -> torch.Tensor:
-    if tuple(x.shape[2:]) == tuple(size):
-        return x
-    return F.interpolate(
-        x, size=tuple(size), mode=mode, align_corners=False if mode == "bilinear" else None
-    )

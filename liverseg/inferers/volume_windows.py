@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from liverseg.errors import InputError
 from liverseg.inferers.autocast import bf16_autocast
-from liverseg.inferers.volume_slices import affine_of, as_bytes, plain
+from liverseg.inferers.utils import as_tensor, get_affine, resize_planes, to_uint8
 from liverseg.transforms.spacing import resize_volume, spaced_size
 
 PLANES = 4  # planes of the volume's own grid whose logits exist at a time
@@ -95,9 +95,9 @@ class VolumeWindowInferer(Inferer):
         )
         with torch.no_grad(), bf16_autocast(parameter.device, self.amp):
             for index in range(inputs.shape[0]):
-                volume, label = plain(inputs)[index, 0], plain(labels)[index, 0]
+                volume, label = as_tensor(inputs)[index, 0], as_tensor(labels)[index, 0]
                 if any(value > 0 for value in self.spacing):
-                    size = spaced_size(volume.shape, affine_of(inputs, index), self.spacing)
+                    size = spaced_size(volume.shape, get_affine(inputs, index), self.spacing)
                     volume = volume if size == tuple(volume.shape) else resize_volume(volume, size)
                 channels = self._channels(volume, inputs, index)
                 finished = self._finished_planes(
@@ -111,10 +111,10 @@ class VolumeWindowInferer(Inferer):
                     )
                     if self.keep_probabilities:
                         if index == 0 and position == 0:
-                            self.kept = plain(labels).new_zeros(
+                            self.kept = as_tensor(labels).new_zeros(
                                 (len(labels), scores.shape[1] - 1, *label.shape)
                             )
-                        kept = as_bytes(scores.softmax(1)[:, 1:]).permute(1, 2, 3, 0)
+                        kept = to_uint8(scores.softmax(1)[:, 1:]).permute(1, 2, 3, 0)
                         self.kept[index, ..., position : position + len(classes)] = kept.to(
                             self.kept
                         )
@@ -206,10 +206,3 @@ def planes_between(
 def _batches(windows: list[Any], size: int) -> Iterator[list[Any]]:
     for first in range(0, len(windows), size):
         yield windows[first : first + size]
-
-
-def resize_planes(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Planes (N, C, h, w) at `size` over the same extent, linear."""
-    if tuple(logits.shape[2:]) == tuple(size):
-        return logits
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)

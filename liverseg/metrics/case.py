@@ -10,6 +10,7 @@ import torch
 from monai.metrics.utils import get_edge_surface_distance
 
 from liverseg.metrics.confusion import check_label_maps
+from liverseg.transforms.morphology import NO_BOX, bounding_box
 
 
 def case_metrics(
@@ -42,7 +43,7 @@ def case_metrics(
         InputError: shapes differ, not three axes, or a value is outside the classes.
     """
     check_label_maps(prediction, reference, len(class_names))
-    box = bounding_box((prediction > 0) | (reference > 0))
+    box = bounding_box((prediction > 0) | (reference > 0)) or NO_BOX
     prediction, reference = prediction[box], reference[box]
     voxel_ml = math.prod(spacing_mm) / 1000
     metrics = {}
@@ -66,17 +67,6 @@ def case_metrics(
             "volume_error_percent": 100 * error_voxels / true_voxels if true_voxels else math.nan,
         }
     return metrics
-
-
-def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """Slices of the smallest box around the true voxels, empty ones if there are none."""
-    box = []
-    for axis in range(mask.ndim):
-        inside = np.flatnonzero(
-            mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis))
-        )
-        box.append(slice(inside[0], inside[-1] + 1) if len(inside) else slice(0, 0))
-    return tuple(box)
 
 
 def _surface_distances(

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import cc3d
 import numpy as np
 
-from liverseg.metrics.case import bounding_box
 from liverseg.metrics.confusion import check_label_maps
+from liverseg.transforms.morphology import NO_BOX, bounding_box
 
 COUNTS = ("reference_lesions", "predicted_lesions", "true_positive_lesions")
 
@@ -48,7 +48,7 @@ def lesion_metrics(prediction: np.ndarray, reference: np.ndarray) -> dict[str, f
         InputError: shapes differ, not three axes, or a value is neither 0 nor 1.
     """
     check_label_maps(prediction, reference, 2)
-    box = bounding_box((prediction > 0) | (reference > 0))
+    box = bounding_box((prediction > 0) | (reference > 0)) or NO_BOX
     (predicted, num_predicted), (true, num_true) = (
         cc3d.connected_components(
             np.ascontiguousarray(mask[box]), connectivity=6, return_N=True, binary_image=True

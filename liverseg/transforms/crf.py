@@ -214,7 +214,7 @@ class DenseCRF(Transform):
             .astype(int)
             .tolist()
         )
-        foreground = (labels > 0).view(np.uint8)
+        foreground = labels > 0
         if self.spatial_dims == 3:
             box = bounding_box(foreground, margin)
             if box is not None:

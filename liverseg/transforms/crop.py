@@ -31,12 +31,12 @@ def foreground_box(label: torch.Tensor, affine: torch.Tensor, margin_mm: float) 
     """
     spacing = affine_to_spacing(affine, r=3).tolist()
     margin = [math.ceil(margin_mm / mm - 1e-3) for mm in spacing[:2]]
-    return bounding_box((label > 0).cpu().numpy().view(np.uint8), [*margin, 0])
+    return bounding_box((label > 0).cpu().numpy(), [*margin, 0])
 
 
 def largest_box(mask: torch.Tensor) -> Box | None:
     """The box around the largest component of a mask (H, W, D), bool; None for an empty one."""
-    return bounding_box(largest(mask.cpu().numpy().view(np.uint8)), (0, 0, 0))
+    return bounding_box(largest(mask.cpu().numpy().view(np.uint8)))
 
 
 def body_box(volume: torch.Tensor, threshold: float | None) -> Box | None:

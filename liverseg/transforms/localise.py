@@ -9,7 +9,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
@@ -174,13 +173,7 @@ class LocalisePriord(MapTransform, InvertibleTransform):
     def _box(self, mask: MetaTensor, margin_mm: float) -> Box | None:
         spacing = affine_to_spacing(mask.affine, r=3).tolist()
         foreground = mask[0].as_subclass(Tensor).cpu().numpy() > 0
-        box = bounding_box(foreground.view(np.uint8), [math.ceil(margin_mm / mm) for mm in spacing])
-        if box is None:
-            return None
-        return tuple(
-            slice(s.start, min(s.stop, length))
-            for s, length in zip(box, foreground.shape, strict=True)
-        )
+        return bounding_box(foreground, [math.ceil(margin_mm / mm) for mm in spacing])
 
     def _box_or_ones(self, mask: MetaTensor, region: Box) -> Tensor:
         size = [s.stop - s.start for s in region]

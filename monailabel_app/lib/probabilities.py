@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from lib.bundles import Bundle
 from liverseg.errors import InputError
 from liverseg.files import atomic_write, check_writable
-from liverseg.transforms.morphology import Box, bounding_box
+from liverseg.transforms.morphology import NO_BOX, Box, bounding_box
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class ProbabilityStore:
         arrays: dict[str, np.ndarray] = {"basis": np.array(basis)}
         for name, value in bundle.labels.items():
             values = probabilities[value - 1]
-            box = bounding_box((values > 0).view(np.uint8), (0, 0, 0)) or (slice(0, 0),) * 3
+            box = bounding_box(values > 0) or NO_BOX
             arrays[f"{name} starts"] = np.array([part.start for part in box])
             arrays[name] = values[box]
         try:

@@ -12,14 +12,13 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from monai.data import MetaTensor
 from scipy import ndimage
 
 from liverseg.io.masks import recorded_flags
 from liverseg.transforms import LoadVolumed
 from liverseg.transforms.labels import whole_values
 from liverseg.transforms.plausibility import check_intensities, check_spacing
-from liverseg.workbench.report.overlays import CT_HOLDS_HU, Scan, plane_png
+from liverseg.workbench.report.overlays import CT_HOLDS_HU, Scan, in_ras_order, plane_png
 
 OK, SUSPICIOUS, BROKEN = "ok", "suspicious", "broken"
 # The median of a liver: a fatty one without contrast agent comes down to about 0 HU, fat itself is at -100 HU, and no
@@ -87,8 +86,8 @@ def judge(
     stored = volumes["image"].affine.numpy()
     shape = tuple(volumes["image"].shape[1:])
     (image, affine), (label, _) = (
-        _in_ras_order(volumes.pop("image")),
-        _in_ras_order(volumes.pop("label")),
+        in_ras_order(volumes.pop("image")),
+        in_ras_order(volumes.pop("label")),
     )
     spacing = nib.affines.voxel_sizes(affine)
     low, high = float(image.min()), float(image.max())
@@ -130,13 +129,6 @@ def judge(
     else:
         found.broken.append(f"the mask of the {'liver' if livers else 'organ'} is empty")
     return found
-
-
-def _in_ras_order(volume: MetaTensor) -> tuple[np.ndarray, np.ndarray]:
-    closest = nib.as_closest_canonical(
-        nib.Nifti1Image(volume.as_tensor()[0].numpy(), volume.affine.numpy())
-    )
-    return np.asarray(closest.dataobj), closest.affine
 
 
 def _count_values(label: np.ndarray) -> Counter[int]:
