@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from liverseg.networks.container import NetworkContainer
 from liverseg.networks.liver_lesion import lesions_in_liver
-from liverseg.networks.weights import load_strictly, load_weights_by_name, read_state_dict
+from liverseg.networks.weights import load_strictly, read_state_dict
 
 # The axes of a volume (x, y, z) in the order (rows, columns, slices) of each plane; as Orientation does it in training
 # with RAS, RSA and ASR.
@@ -19,7 +20,7 @@ PLANE_AXES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
 TARGETS = ("liver", "lesion")
 
 
-class CascadeNetworks(nn.ModuleDict):
+class CascadeNetworks(NetworkContainer, nn.ModuleDict):
     """`<target>_localise` and `<target>_<plane>` for each target and plane, which `CascadeInferer` runs.
 
     As one network they map a region and the priors in it to a segmentation, as export and checks of a network need it:
@@ -84,11 +85,10 @@ class CascadeNetworks(nn.ModuleDict):
             paths: the file that holds them all, and may hold other targets and planes besides; or one for each network.
 
         Raises:
-            InputError: as `load_weights_by_name`, and for a file that lacks weights of one of these networks or fits
-                them not.
+            InputError: as of `NetworkContainer`.
         """
         if isinstance(paths, Mapping):
-            load_weights_by_name(dict(self.items()), paths)
+            super().load_weights(paths)
             return
         others = {
             f"{target}_{part}" for target in TARGETS for part in ("localise", *PLANE_AXES)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
-from liverseg.networks.weights import load_weights_by_name
+from liverseg.networks.container import NetworkContainer
 
 
-class LiverLesionNetworks(nn.Module):
+class LiverLesionNetworks(NetworkContainer):
     """Two two-class networks as one network of 0 background, 1 liver and 2 lesion, lesions inside the liver only.
 
     `lesions_in_liver` merges their margins, foreground minus background logit.
@@ -34,10 +31,6 @@ class LiverLesionNetworks(nn.Module):
         outside, inside = self.liver(x).split(1, dim=1)
         healthy, diseased = self.lesion(x).split(1, dim=1)
         return lesions_in_liver(inside - outside, diseased - healthy)
-
-    def load_weights(self, paths: Mapping[str, str | os.PathLike[str]]) -> None:
-        """Load the weights of "liver" and "lesion" from their paths, as `load_weights_by_name`."""
-        load_weights_by_name(dict(self.named_children()), paths)
 
 
 def lesions_in_liver(liver: Tensor, lesion: Tensor) -> Tensor:

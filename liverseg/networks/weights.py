@@ -25,7 +25,7 @@ WANTED = "expected what torch.save(network.state_dict(), path) writes"
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def load_weights(network: Network, path: str | Path) -> Network:
+def load_weights(network: Network, path: str | os.PathLike[str]) -> Network:
     """Load the weights in ``path`` into ``network``, which stays as it was if they do not fit.
 
     Args:
@@ -43,27 +43,6 @@ def load_weights(network: Network, path: str | Path) -> Network:
     advice = "give weights made with this network and config (check num_classes, in_channels and the network's options)"
     load_strictly(network, read_state_dict(path), str(path), advice)
     return network
-
-
-def load_weights_by_name(
-    networks: Mapping[str, nn.Module], paths: Mapping[str, str | os.PathLike[str]]
-) -> None:
-    """Load weights of its own into each of several networks, as its training wrote them.
-
-    Args:
-        networks: the networks to fill, in place, by name.
-        paths: path of the weights by the same names, in any order.
-
-    Raises:
-        InputError: for a network without path or a path without network, and as `load_weights`.
-    """
-    if set(paths) != set(networks):
-        found = (
-            f"found weights for {', '.join(paths) or 'no network'}, expected {', '.join(networks)}"
-        )
-        raise InputError(f"{found}: give one path for each network.")
-    for name, network in networks.items():
-        load_weights(network, os.fspath(paths[name]))
 
 
 def merge_weights(
@@ -99,7 +78,7 @@ def merge_weights(
         torch.save(state, file)
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the state dict in ``path``, or the one in a checkpoint under one of `STATE_KEYS`, onto the CPU.
 
     Raises:
@@ -135,7 +114,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def read_checkpoint(path: str | Path) -> Any:
+def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     """Read what ``torch.save`` wrote, onto the CPU.
 
     Only tensors and plain containers are unpickled (``weights_only=True``), so a file can not run code.
@@ -168,7 +147,7 @@ def read_checkpoint(path: str | Path) -> Any:
         raise InputError(f"{path} {found}; {WANTED}: copy or download it again.") from error
 
 
-def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
+def check_finite(state: Mapping[str, Tensor], source: str | os.PathLike[str]) -> None:
     """Check that weights are numbers.
 
     Args:
@@ -216,6 +195,9 @@ def load_strictly(
     network: nn.Module, state: Mapping[str, Tensor], source: str, advice: str
 ) -> None:
     """Load ``state`` into ``network`` if keys and shapes are equal; else change nothing and raise.
+
+    `load_state_dict(strict=True)` copies what fits before it raises, lists every key over many lines,
+    and takes whole numbers for weights.
 
     Args:
         network: the network to fill, in place.
