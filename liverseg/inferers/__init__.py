@@ -1,6 +1,7 @@
-"""Ways to run a network over what does not fit it in one piece."""
+"""Run networks over whole volumes."""
 
 from liverseg.inferers.autocast import AutocastInferer, bf16_autocast
+from liverseg.inferers.base import VolumeInferer
 from liverseg.inferers.cascade import CascadeInferer
 from liverseg.inferers.clicks import ClickWindowInferer, EvaluateWithClicks
 from liverseg.inferers.context_windows import BodyWindowInferer, ContextTileInferer
@@ -18,6 +19,7 @@ __all__ = [
     "EvaluateWithClicks",
     "MirrorCheckInferer",
     "TwoStageInferer",
+    "VolumeInferer",
     "VolumeSliceInferer",
     "VolumeWindowInferer",
     "bf16_autocast",

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor, affine_to_spacing
-from monai.inferers import Inferer
 from torch import Tensor
 
 from liverseg.errors import InputError
+from liverseg.inferers.base import VolumeInferer
 from liverseg.inferers.utils import (
     as_tensor,
     get_affine,
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 SLAB = 16
 
 
-class CascadeInferer(Inferer):
+class CascadeInferer(VolumeInferer):
     """Segment the liver, then the lesions in it, each localised first and then tuned in several planes.
 
     The cascade on LiTS, for `CascadeNetworks`. For each target a localisation network gives the prior; the tuning
@@ -42,6 +42,8 @@ class CascadeInferer(Inferer):
     The planes share one grid: the region, resampled in the axial plane to `spacing`, its slices where they are. A
     coronal or sagittal slice of it is further resampled along z to `spacing`. Beside the input, memory holds the
     region's image and prior and one probability, never those of several planes or classes.
+
+    It is called with a `MetaTensor` (B, 1, H, W, D) in RAS orientation and `CascadeNetworks`.
 
     A scan in which no liver is found gets an empty mask and a warning in the log.
 
@@ -56,17 +58,9 @@ class CascadeInferer(Inferer):
         margin_mm: by which the box of the liver is widened for the lesions, in the axial plane, to either side.
         threshold: the least mean probability of a target's voxel.
 
-    Attributes:
-        keep_probabilities: set it for `kept`.
-        kept: after a call, as of `VolumeSliceInferer`, the means over the planes: that of the lesion is the product of
-            those of both targets, that of the liver what is left of its own. Outside the liver's region it is 0.
-
     Raises:
         InputError: for a plane that is none of the three or has no `slices`, or no plane at all.
     """
-
-    keep_probabilities = False
-    kept: Tensor
 
     def __init__(
         self,
@@ -90,45 +84,42 @@ class CascadeInferer(Inferer):
         self.liver_cleaning = liver_cleaning
         self.margin_mm, self.threshold = margin_mm, threshold
 
-    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """0 background, 1 liver, 2 lesion, uint8, shape (B, 1, H, W, D), on the device of `inputs`.
+    def segment(
+        self, inputs: Tensor, network: Any, *args: Any, probabilities: bool = False, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Segment a batch to 0 background, 1 liver and 2 lesion; see `VolumeInferer.segment`.
 
-        Args:
-            inputs: a `MetaTensor` (B, 1, H, W, D) in RAS orientation.
-            network: `CascadeNetworks`.
-            args: not used.
-            kwargs: not used.
-
-        Raises:
-            InputError: for inputs without an affine, and as `LocalisePriord` and `VolumeSliceInferer`.
+        The probabilities are the means over the planes: that of the lesion is the product of those of both
+        targets, that of the liver what is left of its own. Outside the liver's region they are 0.
         """
         labels = torch.zeros_like(inputs, dtype=torch.uint8)
-        if self.keep_probabilities:
-            self.kept = as_tensor(labels).new_zeros((len(labels), 2, *labels.shape[2:]))
+        kept = None
+        if probabilities:
+            kept = as_tensor(labels).new_zeros((len(labels), 2, *labels.shape[2:]))
         for index in range(inputs.shape[0]):
             name = get_file_name(inputs, index)
             image = MetaTensor(
                 as_tensor(inputs)[index], get_affine(inputs, index), {"filename_or_obj": name}
             )
-            found = as_tensor(self._segment(image, network, name))
+            found = as_tensor(self._segment(image, network, name, probabilities))
             as_tensor(labels)[index] = found[:1]
-            if self.keep_probabilities:
-                self.kept[index] = found[1:]
-        return labels
+            if kept is not None:
+                kept[index] = found[1:]
+        return labels, kept
 
-    def _segment(self, image: MetaTensor, network: Any, name: str) -> Tensor:
-        """The label (1, H, W, D), and after it the two channels of `kept` where they are kept."""
+    def _segment(self, image: MetaTensor, network: Any, name: str, probabilities: bool) -> Tensor:
+        """Return the label (1, H, W, D), and after it two channels of probabilities if asked to."""
         localise = self.localise["liver"](network=network["liver_localise"])
         key = localise.image_key
         item = localise({key: image})
         region = item[key]
         if item[f"{localise.mask_key}_empty"]:
             logger.warning("%s: no liver found, so its mask is empty.", name)
-            channels = 3 if self.keep_probabilities else 1
+            channels = 3 if probabilities else 1
             return torch.zeros((channels, *image.shape[1:]), dtype=torch.uint8, device=image.device)
-        label, kept = self._tune(region, item[localise.prior_key], network, "liver").split(
-            [1, self.keep_probabilities]
-        )
+        label, kept = self._tune(
+            region, item[localise.prior_key], network, "liver", probabilities
+        ).split([1, int(probabilities)])
         kept = torch.cat([kept, torch.zeros_like(kept)])
         if self.liver_cleaning is not None:
             label = self.liver_cleaning(MetaTensor(label, affine=region.affine)).as_subclass(Tensor)
@@ -150,13 +141,20 @@ class CascadeInferer(Inferer):
         item = localise({localise.image_key: part})
         if item[f"{localise.mask_key}_empty"]:
             return
-        lesion = self._tune(part, item[localise.prior_key], network, "lesion")
+        lesion = self._tune(part, item[localise.prior_key], network, "lesion", bool(len(kept)))
         found = label[(slice(None), *box)]
         found += found * lesion[:1]
-        if self.keep_probabilities:
+        if len(kept):
             split_lesion(kept[(slice(None), *box)], lesion[1])
 
-    def _tune(self, image: MetaTensor, prior: Tensor, network: Any, target: str) -> Tensor:
+    def _tune(
+        self,
+        image: MetaTensor,
+        prior: Tensor,
+        network: Any,
+        target: str,
+        probabilities: bool,
+    ) -> Tensor:
         """The target's mask (1, h, w, d), uint8, of the mean of its probabilities in all planes; after it, as a second
         channel, that mean as bytes, where it is kept."""
         height, width, depth = image.shape[1:]
@@ -172,19 +170,19 @@ class CascadeInferer(Inferer):
             affine = torch.diag(torch.tensor([*(mm[axis] for axis in axes), 1.0]))
             view = MetaTensor(x.permute(0, *(1 + axis for axis in axes))[None], affine=affine)
             votes = total.permute(axes)
-            for positions, probabilities in self.slices[plane].probabilities(
+            for positions, found in self.slices[plane].iterate_probabilities(
                 view, network[f"{target}_{plane}"]
             ):
-                votes[..., positions] += probabilities[1].to(votes)
-        bar = self.threshold * len(self.planes)
+                votes[..., positions] += found[1].to(votes)
+        threshold = self.threshold * len(self.planes)
         mask = torch.empty(
-            (1 + self.keep_probabilities, height, width, depth), dtype=torch.uint8, device=x.device
+            (1 + probabilities, height, width, depth), dtype=torch.uint8, device=x.device
         )
         for start in range(0, depth, SLAB):
             slab = slice(start, start + SLAB)
             summed = _resize_slices(total[..., slab], (height, width))
-            mask[0, ..., slab] = summed > bar
-            if self.keep_probabilities:
+            mask[0, ..., slab] = summed > threshold
+            if probabilities:
                 mask[1, ..., slab] = to_uint8(summed / len(self.planes))
         return mask
 

@@ -9,23 +9,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.inferers import Inferer
 from torch import Tensor
 from tqdm import tqdm
 
 from liverseg.errors import InputError
 from liverseg.inferers.autocast import bf16_autocast
+from liverseg.inferers.base import VolumeInferer
 from liverseg.inferers.utils import as_tensor, get_affine, resize_planes, to_uint8
 from liverseg.inferers.volume_windows import planes_between
 from liverseg.transforms.crop import body_box, largest_box
 from liverseg.transforms.spacing import resize_volume, spaced_size
 
 
-class ContextTileInferer(Inferer):
+class ContextTileInferer(VolumeInferer):
     """Segment volumes with a `PreactivationUNet3D` in tiles that touch, each seen with its context.
 
     The volume is resampled to the network's spacing. Beyond its border the context is 0. The probabilities of the
     foreground, on that grid, are interpolated to the volume's own a few planes at a time.
+
+    It is called with a `MetaTensor` (B, 1, H, W, D), intensities from −0.5 to 0.5, and a
+    `PreactivationUNet3D`.
 
     Args:
         roi_size: voxels of a tile's logits along each axis; a tile gets `network.context` more to see.
@@ -34,14 +37,7 @@ class ContextTileInferer(Inferer):
         flips: spatial axes along which each tile is flipped for one more forward pass: the probabilities' mean counts.
         amp: allow bfloat16 where the device computes it natively.
         progress: show a bar for volumes that take longer than two seconds.
-
-    Attributes:
-        keep_probabilities: set it for `kept`.
-        kept: after a call, as of `VolumeSliceInferer`.
     """
-
-    keep_probabilities = False
-    kept: Tensor
 
     def __init__(
         self,
@@ -58,24 +54,17 @@ class ContextTileInferer(Inferer):
         self.flips = [[2 + axis for axis in axes] for axes in flips]
         self.amp, self.progress = amp, progress
 
-    def __call__(self, inputs: Tensor, network: Any) -> Tensor:
-        """0 background, 1 foreground, uint8, shape (B, 1, H, W, D), on the device of `inputs`.
-
-        Args:
-            inputs: a `MetaTensor` of shape (B, 1, H, W, D), intensities from −0.5 to 0.5.
-            network: a `PreactivationUNet3D`.
-
-        Raises:
-            InputError: for inputs that are not (B, 1, H, W, D), or have no affine.
-        """
+    def segment(
+        self, inputs: Tensor, network: Any, *args: Any, probabilities: bool = False, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Segment a batch to 0 background and 1 foreground; see `VolumeInferer.segment`."""
         if inputs.ndim != 5 or inputs.shape[1] != 1:
             raise InputError(
                 f"the inferer got shape {tuple(inputs.shape)}, expected (B, 1, H, W, D): check the keys."
             )
         network = getattr(network, "module", network)  # of DistributedDataParallel
         labels = torch.zeros_like(inputs, dtype=torch.uint8)
-        if self.keep_probabilities:
-            self.kept = as_tensor(labels).new_zeros(labels.shape)
+        kept = torch.zeros_like(as_tensor(labels)) if probabilities else None
         for index in range(inputs.shape[0]):
             volume, label = as_tensor(inputs)[index, 0], as_tensor(labels)[index, 0]
             size = spaced_size(volume.shape, get_affine(inputs, index), self.spacing)
@@ -85,11 +74,11 @@ class ContextTileInferer(Inferer):
                 iter([found.permute(2, 0, 1)[:, None]]), size[2], label.shape[2]
             ):
                 here = (..., slice(position, position + len(planes)))
-                probabilities = resize_planes(planes, label.shape[:2])[:, 0].permute(1, 2, 0)
-                label[here] = (probabilities > self.threshold).to(label)
-                if self.keep_probabilities:
-                    self.kept[index, 0][here] = to_uint8(probabilities).to(label)
-        return labels
+                slab = resize_planes(planes, label.shape[:2])[:, 0].permute(1, 2, 0)
+                label[here] = (slab > self.threshold).to(label)
+                if kept is not None:
+                    kept[index, 0][here] = to_uint8(slab).to(label)
+        return labels, kept
 
     def _probabilities(self, volume: Tensor, network: Any) -> Tensor:
         """Of the foreground, (h, w, d), on the grid of the network; with context beyond the border 0."""

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
-from monai.inferers import Inferer
 from nibabel.orientations import io_orientation
+from torch import Tensor
 
+from liverseg.inferers.base import VolumeInferer
 from liverseg.inferers.utils import as_tensor, get_affine, get_file_name
 from liverseg.transforms.clicks import CLICKS
 from liverseg.transforms.load import add_flag, flags_of
@@ -34,7 +35,7 @@ SMALL_ML = 800.0
 NO_CLICKS = torch.empty(1, 0, 4)
 
 
-class MirrorCheckInferer(Inferer):
+class MirrorCheckInferer(VolumeInferer):
     """Segment with another inferer, and flag scans in whose mirror image it finds the liver that it misses in them.
 
     Networks know left from right: of a mirrored scan they find parts of the liver, and what is none. So the scan
@@ -52,20 +53,13 @@ class MirrorCheckInferer(Inferer):
         class_names: of its labels' values; without "liver" among them nothing is looked at.
         slices_mm: for 2-D networks: the mirror image of slices so far apart is segmented, of every scan. None
             segments all of it, where less than `SMALL_ML` is found or not well on the right.
-
-    Attributes:
-        keep_probabilities: set it for `kept`.
-        kept: after a call, those of `inferer`, of the scan as it is.
     """
-
-    keep_probabilities = False
-    kept: torch.Tensor
 
     def __init__(
         self,
-        inferer: Any,
+        inferer: VolumeInferer,
         class_names: Mapping[int, str],
-        look: Any = None,
+        look: VolumeInferer | None = None,
         slices_mm: float | None = None,
     ) -> None:
         self.inferer = inferer
@@ -73,15 +67,16 @@ class MirrorCheckInferer(Inferer):
         self.liver = torch.tensor(liver_values(class_names), dtype=torch.uint8)
         self.slices_mm = slices_mm
 
-    def __call__(
-        self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        """What `inferer` gives for the same arguments; `inputs` is a `MetaTensor` (B, 1, H, W, D) as it was loaded."""
-        self.inferer.keep_probabilities = self.keep_probabilities
-        labels: torch.Tensor = self.inferer(inputs, network, *args, **kwargs)
-        if self.keep_probabilities:
-            self.kept = self.inferer.kept
-        self.inferer.keep_probabilities = False
+    def segment(
+        self, inputs: Tensor, network: Any, *args: Any, probabilities: bool = False, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what `inferer` finds in the scan as it is; see `VolumeInferer.segment`.
+
+        `inputs` is a `MetaTensor` (B, 1, H, W, D) as it was loaded.
+        """
+        labels, found = self.inferer.segment(
+            inputs, network, *args, probabilities=probabilities, **kwargs
+        )
         if (
             len(self.liver)
             and isinstance(inputs, MetaTensor)
@@ -90,15 +85,15 @@ class MirrorCheckInferer(Inferer):
             for index in range(len(inputs)):
                 if STRANGE & flags_of(inputs, index).keys():
                     continue
-                found = self._mirrored(inputs, labels, index, network, *args, **kwargs)
-                if found is not None:
-                    add_flag(inputs, "mirrored", MIRRORED.format(found), index)
-        return labels
+                reason = self._mirrored(inputs, labels, index, network, *args, **kwargs)
+                if reason is not None:
+                    add_flag(inputs, "mirrored", MIRRORED.format(reason), index)
+        return labels, found
 
     def _mirrored(
         self,
         inputs: MetaTensor,
-        labels: torch.Tensor,
+        labels: Tensor,
         index: int,
         network: Any,
         *args: Any,
@@ -149,7 +144,7 @@ class MirrorCheckInferer(Inferer):
             return None
         return f"{found_ml:.0f} ml of liver are found in it and {mirrored_ml:.0f} ml in its mirror image"
 
-    def _liver(self, labels: torch.Tensor) -> np.ndarray:
+    def _liver(self, labels: Tensor) -> np.ndarray:
         found: np.ndarray = largest(
             torch.isin(labels, self.liver.to(labels)).to(torch.uint8).cpu().numpy()
         )

@@ -6,24 +6,29 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from monai.inferers import Inferer
+from torch import Tensor
 from tqdm import tqdm
 
 from liverseg.errors import InputError
 from liverseg.inferers.autocast import bf16_autocast
-from liverseg.inferers.utils import as_tensor, get_affine, resize_planes, to_uint8
+from liverseg.inferers.base import VolumeInferer
+from liverseg.inferers.utils import as_tensor, get_affine, resize_planes
 from liverseg.networks.blocks import two_class_logits
 from liverseg.transforms.slices import stack_slices
 from liverseg.transforms.spacing import spaced_size
 
 
-class VolumeSliceInferer(Inferer):
-    """Segment each slice along the last axis with a 2-D network and return class indices on the input's grid.
+class VolumeSliceInferer(VolumeInferer):
+    """Segment each slice along the last axis with a 2-D network, to class indices on the input's grid.
 
     A few slices at a time are resampled in-plane to the network's spacing or size, segmented, their logits resampled
     back and reduced to the class of largest logit. So no multi-channel float volume of full size ever exists.
     In-plane resampling is bilinear with `align_corners=False`, the same extent in both directions. To a `size` the
     image is averaged over areas: from 512 to 96 pixels, a bilinear value would read 4 pixels of 28.
+
+    It is called with inputs (B, C, H, W, D), C volumes on one grid, a `MetaTensor` where `spacing` asks
+    for resampling. The network maps (N, C · num_slices, h, w) to logits (N, num_classes, h, w), or to
+    those of one foreground class alone, (N, 1, h, w), whose sigmoid is its probability.
 
     Args:
         spacing: the network's spacing in mm, in-plane axes first, as `Spacingd(pixdim=…)` took it in training;
@@ -38,17 +43,9 @@ class VolumeSliceInferer(Inferer):
         amp: allow bfloat16 where the device computes it natively.
         progress: show a bar for volumes that take longer than two seconds.
 
-    Attributes:
-        keep_probabilities: set it for `kept`.
-        kept: after a call, the probabilities of all classes but the background, 255 for 1: uint8, (B, num_classes − 1,
-            H, W, D), on the grid and the device of the inputs.
-
     Raises:
         InputError: for a `size` together with a `spacing`, and axes of `flips` other than 0 and 1.
     """
-
-    keep_probabilities = False
-    kept: torch.Tensor
 
     def __init__(
         self,
@@ -77,59 +74,27 @@ class VolumeSliceInferer(Inferer):
         self.amp = amp
         self.progress = progress
 
-    def __call__(
-        self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        """Class indices, uint8, shape (B, 1, H, W, D), on the device of `inputs`.
-
-        Args:
-            inputs: shape (B, C, H, W, D), C volumes on one grid; a `MetaTensor` where `spacing` asks for resampling.
-            network: maps (N, C · num_slices, h, w) to logits (N, num_classes, h, w), or to those of one foreground
-                class alone, (N, 1, h, w), whose sigmoid is its probability.
-            args: further arguments of the network.
-            kwargs: further keyword arguments of the network.
-
-        Raises:
-            InputError: for inputs that are not (B, C, H, W, D), or without the affine that resampling needs.
-        """
-        if inputs.ndim != 5:
-            raise InputError(
-                f"the inferer got shape {tuple(inputs.shape)}, expected (B, C, H, W, D): check the keys."
-            )
-        labels = torch.zeros_like(inputs[:, :1], dtype=torch.uint8)
-        for index in range(inputs.shape[0]):
-            label = as_tensor(labels)[index, 0]
-            for positions, scores in self._slabs(inputs, index, network, *args, **kwargs):
-                classes = scores.max(1).indices  # argmax takes up to 50 times as long on a CPU
-                label[..., positions] = classes.permute(1, 2, 0).to(label)
-                if self.keep_probabilities:
-                    if index == 0 and positions.start == 0:
-                        self.kept = as_tensor(labels).new_zeros(
-                            (len(labels), scores.shape[1] - 1, *labels.shape[2:])
-                        )
-                    kept = to_uint8(self._normalise(scores)[:, 1:])
-                    self.kept[index, ..., positions] = kept.permute(1, 2, 3, 0).to(self.kept)
-        return labels
-
-    def probabilities(
-        self, inputs: torch.Tensor, network: Any
-    ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """For one volume after the other, slab by slab, where the slices lie and their probabilities.
+    def iterate_probabilities(self, inputs: Tensor, network: Any) -> Iterator[tuple[slice, Tensor]]:
+        """Yield, slab by slab, where the slices of one volume lie and their probabilities.
 
         Args:
             inputs: as of a call, with B = 1.
             network: as of a call.
 
         Yields:
-            the slices' positions along D, and (num_classes, H, W, N) on the grid of `inputs`.
+            The slices' positions along D, and (num_classes, H, W, N) on the grid of `inputs`.
         """
         for positions, scores in self._slabs(inputs, 0, network):
             yield positions, self._normalise(scores).permute(1, 2, 3, 0)
 
     def _slabs(
-        self, inputs: torch.Tensor, index: int, network: Any, *args: Any, **kwargs: Any
-    ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Positions and scores (N, num_classes, H, W) of a few slices at a time of one volume of the batch."""
+        self, inputs: Tensor, index: int, network: Any, *args: Any, **kwargs: Any
+    ) -> Iterator[tuple[slice, Tensor]]:
+        if inputs.ndim != 5:
+            raise InputError(
+                f"the inferer got shape {tuple(inputs.shape)}, expected (B, C, H, W, D): check the "
+                "keys."
+            )
         parameter = (
             next(iter(network.parameters()), inputs)
             if isinstance(network, torch.nn.Module)
@@ -161,7 +126,7 @@ class VolumeSliceInferer(Inferer):
                 scores = self._scores(network, x, *args, **kwargs)
             yield slice(start, start + len(positions)), resize_planes(scores, volumes.shape[1:3])
 
-    def _scores(self, network: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def _scores(self, network: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Logits, or with flips the sum of the passes' probabilities."""
         logits = two_class_logits(network(x, *args, **kwargs).float())
         if not self.flips:
@@ -172,11 +137,11 @@ class VolumeSliceInferer(Inferer):
             scores += flipped.softmax(1).flip(axes)
         return scores
 
-    def _normalise(self, scores: torch.Tensor) -> torch.Tensor:
+    def _normalise(self, scores: Tensor) -> Tensor:
         """The probabilities that `_scores` stand for."""
         return scores / (1 + len(self.flips)) if self.flips else scores.softmax(1)
 
-    def slice_size(self, inputs: torch.Tensor, index: int) -> tuple[int, int]:
+    def slice_size(self, inputs: Tensor, index: int) -> tuple[int, int]:
         """Pixels that the slices of one volume of a batch (B, C, H, W, D) are resampled to."""
         if self.size is not None:
             return self.size
