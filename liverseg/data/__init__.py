@@ -1,7 +1,7 @@
 """Datalists, scans and phantoms."""
 
 from liverseg.data.datalist import load_datalist, split_by_patient, write_datalist
-from liverseg.data.patches import find_patches, label_patches
+from liverseg.data.patches import cut_patches, find_patches
 from liverseg.data.phantom import make_phantom
 from liverseg.data.phantom_io import write_phantoms
 from liverseg.data.sampling import PatientSampler
@@ -13,11 +13,11 @@ __all__ = [
     "PatientSampler",
     "cache_num",
     "count_voxels",
+    "cut_patches",
     "dice_weights",
     "find_patches",
     "find_scans",
     "inverse_frequency_weights",
-    "label_patches",
     "load_datalist",
     "make_phantom",
     "split_by_patient",

@@ -5,7 +5,9 @@ from liverseg.inferers.base import VolumeInferer
 from liverseg.inferers.cascade import CascadeInferer
 from liverseg.inferers.clicks import ClickWindowInferer, EvaluateWithClicks
 from liverseg.inferers.context_windows import BodyWindowInferer, ContextTileInferer
+from liverseg.inferers.localise import Localisation, Localiser
 from liverseg.inferers.mirror_check import MirrorCheckInferer
+from liverseg.inferers.patches import predict_volumes
 from liverseg.inferers.two_stage import TwoStageInferer
 from liverseg.inferers.volume_slices import VolumeSliceInferer
 from liverseg.inferers.volume_windows import VolumeWindowInferer
@@ -17,10 +19,13 @@ __all__ = [
     "ClickWindowInferer",
     "ContextTileInferer",
     "EvaluateWithClicks",
+    "Localisation",
+    "Localiser",
     "MirrorCheckInferer",
     "TwoStageInferer",
     "VolumeInferer",
     "VolumeSliceInferer",
     "VolumeWindowInferer",
     "bf16_autocast",
+    "predict_volumes",
 ]

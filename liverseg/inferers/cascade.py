@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor, affine_to_spacing
+from monai.transforms import Crop
 from torch import Tensor
 
 from liverseg.errors import InputError
 from liverseg.inferers.base import VolumeInferer
+from liverseg.inferers.localise import Localiser
 from liverseg.inferers.utils import (
     as_tensor,
     get_affine,
@@ -23,7 +25,6 @@ from liverseg.inferers.utils import (
 from liverseg.inferers.volume_slices import VolumeSliceInferer
 from liverseg.networks.cascade import PLANE_AXES
 from liverseg.transforms.crop import foreground_box
-from liverseg.transforms.localise import LocalisePriord
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class CascadeInferer(VolumeInferer):
     A scan in which no liver is found gets an empty mask and a warning in the log.
 
     Args:
-        localise: by target, "liver" and "lesion", a function of a `network` that gives the `LocalisePriord` of the
+        localise: by target, "liver" and "lesion", a function of a `network` that gives the `Localiser` of the
             target: the liver's with a crop, the lesions' without one.
         slices: by plane, how a tuning network runs over its slices; with the `spacing` of its rows and columns.
         spacing: mm along x and y to which the region is resampled; −1 keeps the scan's own.
@@ -64,7 +65,7 @@ class CascadeInferer(VolumeInferer):
 
     def __init__(
         self,
-        localise: Mapping[str, Callable[..., LocalisePriord]],
+        localise: Mapping[str, Callable[..., Localiser]],
         slices: Mapping[str, VolumeSliceInferer],
         spacing: Sequence[float] = (-1, -1),
         planes: Sequence[str] = tuple(PLANE_AXES),
@@ -93,59 +94,63 @@ class CascadeInferer(VolumeInferer):
         targets, that of the liver what is left of its own. Outside the liver's region they are 0.
         """
         labels = torch.zeros_like(inputs, dtype=torch.uint8)
-        kept = None
+        found = None
         if probabilities:
-            kept = as_tensor(labels).new_zeros((len(labels), 2, *labels.shape[2:]))
+            found = as_tensor(labels).new_zeros((len(labels), 2, *labels.shape[2:]))
         for index in range(inputs.shape[0]):
-            name = get_file_name(inputs, index)
-            image = MetaTensor(
-                as_tensor(inputs)[index], get_affine(inputs, index), {"filename_or_obj": name}
+            meta = {"filename_or_obj": get_file_name(inputs, index)}
+            image = MetaTensor(as_tensor(inputs)[index], get_affine(inputs, index), meta)
+            self._segment(
+                image,
+                network,
+                as_tensor(labels)[index],
+                None if found is None else found[index],
             )
-            found = as_tensor(self._segment(image, network, name, probabilities))
-            as_tensor(labels)[index] = found[:1]
-            if kept is not None:
-                kept[index] = found[1:]
-        return labels, kept
+        return labels, found
 
-    def _segment(self, image: MetaTensor, network: Any, name: str, probabilities: bool) -> Tensor:
-        """Return the label (1, H, W, D), and after it two channels of probabilities if asked to."""
-        localise = self.localise["liver"](network=network["liver_localise"])
-        key = localise.image_key
-        item = localise({key: image})
-        region = item[key]
-        if item[f"{localise.mask_key}_empty"]:
-            logger.warning("%s: no liver found, so its mask is empty.", name)
-            channels = 3 if probabilities else 1
-            return torch.zeros((channels, *image.shape[1:]), dtype=torch.uint8, device=image.device)
-        label, kept = self._tune(
-            region, item[localise.prior_key], network, "liver", probabilities
-        ).split([1, int(probabilities)])
-        kept = torch.cat([kept, torch.zeros_like(kept)])
-        if self.liver_cleaning is not None:
-            label = self.liver_cleaning(MetaTensor(label, affine=region.affine)).as_subclass(Tensor)
-        if "lesion" in self.targets:
-            self._mark_lesions(label, kept, region, network)
+    def _segment(
+        self, image: MetaTensor, network: Any, label: Tensor, found: Tensor | None
+    ) -> None:
+        """Write into the label (1, H, W, D), and the probabilities (2, H, W, D), if any."""
+        liver = self.localise["liver"](network=network["liver_localise"])(image)
+        if liver.found:
+            box = (slice(None), *liver.region)
+            region = Crop()(image, liver.region)
+            assert isinstance(region, MetaTensor)
+            mask, probability = self._tune(
+                region, liver.prior, network, "liver", probabilities=found is not None
+            )
+            label, found = label[box], None if found is None else found[box]
+            if found is not None and probability is not None:
+                found[:1] = probability
+            if self.liver_cleaning is not None:
+                mask = as_tensor(self.liver_cleaning(MetaTensor(mask, affine=region.affine)))
+            label.copy_(mask)
+            if "lesion" in self.targets:
+                self._mark_lesions(label, found, region, network)
         if not label.any():
+            name = image.meta["filename_or_obj"]
             logger.warning("%s: no liver found, so its mask is empty.", name)
-        item[key] = MetaTensor(torch.cat([label, kept])).copy_meta_from(region)
-        return localise.inverse(item)[key]
 
-    def _mark_lesions(self, label: Tensor, kept: Tensor, image: MetaTensor, network: Any) -> None:
-        """Write 2 into the liver's label (1, h, w, d) where a lesion is, and its probability into `kept`, if any."""
+    def _mark_lesions(
+        self, label: Tensor, found: Tensor | None, image: MetaTensor, network: Any
+    ) -> None:
+        """Write 2 into the liver's label (1, h, w, d) where a lesion is, and its probability."""
         box = foreground_box(label[0], image.affine, self.margin_mm)
         if box is None:
             return
         # The affine is for the spacing alone, which a crop does not change.
         part = MetaTensor(as_tensor(image)[(slice(None), *box)].clone(), affine=image.affine)
-        localise = self.localise["lesion"](network=network["lesion_localise"])
-        item = localise({localise.image_key: part})
-        if item[f"{localise.mask_key}_empty"]:
+        localisation = self.localise["lesion"](network=network["lesion_localise"])(part)
+        if not localisation.found:
             return
-        lesion = self._tune(part, item[localise.prior_key], network, "lesion", bool(len(kept)))
-        found = label[(slice(None), *box)]
-        found += found * lesion[:1]
-        if len(kept):
-            split_lesion(kept[(slice(None), *box)], lesion[1])
+        lesion, probability = self._tune(
+            part, localisation.prior, network, "lesion", probabilities=found is not None
+        )
+        inside = label[(slice(None), *box)]
+        inside += inside * lesion
+        if found is not None and probability is not None:
+            split_lesion(found[(slice(None), *box)], probability[0])
 
     def _tune(
         self,
@@ -154,9 +159,11 @@ class CascadeInferer(VolumeInferer):
         network: Any,
         target: str,
         probabilities: bool,
-    ) -> Tensor:
-        """The target's mask (1, h, w, d), uint8, of the mean of its probabilities in all planes; after it, as a second
-        channel, that mean as bytes, where it is kept."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the target's mask of the mean of its probabilities in all planes, and that mean.
+
+        Both are (1, h, w, d), uint8; the mean is 255 for 1, or None where it is not asked for.
+        """
         height, width, depth = image.shape[1:]
         rows, columns = self.region_grid.slice_size(image[None], 0)
         x = torch.stack(
@@ -175,16 +182,15 @@ class CascadeInferer(VolumeInferer):
             ):
                 votes[..., positions] += found[1].to(votes)
         threshold = self.threshold * len(self.planes)
-        mask = torch.empty(
-            (1 + probabilities, height, width, depth), dtype=torch.uint8, device=x.device
-        )
+        mask = torch.empty((1, height, width, depth), dtype=torch.uint8, device=x.device)
+        mean = torch.empty_like(mask) if probabilities else None
         for start in range(0, depth, SLAB):
             slab = slice(start, start + SLAB)
             summed = _resize_slices(total[..., slab], (height, width))
             mask[0, ..., slab] = summed > threshold
-            if probabilities:
-                mask[1, ..., slab] = to_uint8(summed / len(self.planes))
-        return mask
+            if mean is not None:
+                mean[0, ..., slab] = to_uint8(summed / len(self.planes))
+        return mask, mean
 
 
 def _resize_slices(volume: Tensor, size: tuple[int, int]) -> Tensor:

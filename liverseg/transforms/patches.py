@@ -11,7 +11,7 @@ from monai.transforms import RandomizableTransform
 
 
 class RandPatchesd(RandomizableTransform):
-    """Draw `num_samples` patches of a file that `label_patches` wrote, each in the middle of an empty slice.
+    """Draw `num_samples` patches of a file that `cut_patches` wrote, each in the middle of an empty slice.
 
     Levels are drawn at equal odds among those that have patches, then a patch of the level; with replacement. They keep
     their scale: around a patch, image, prior and label are 0.

@@ -62,9 +62,10 @@ def test_evaluation_segments_as_inference_does():
 def test_training_localises_as_inference_does():
     training, inference = config("train.json"), config("inference.json")
     for target in ("liver", "lesion"):
-        trained = without_requires(training[f"targets#{target}#prior"])
+        transform = without_requires(training[f"targets#{target}#prior"])
+        assert transform["keys"] == ["@image_key", "@label_key"]
+        trained = transform["localiser"]
         used = without_requires(inference[f"inferer#inferer#localise#{target}"])
-        assert trained.pop("keys") == [used.pop("keys"), "@label_key"]
         assert used.pop("_mode_") == "callable"
         assert {trained.pop(key) is None for key in ("network", "weights")} == {False}
         if target == "lesion":

@@ -16,8 +16,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from liverseg.errors import InputError
-from liverseg.inferers import CascadeInferer, VolumeSliceInferer
-from liverseg.transforms import LoadVolumed, LocalisePriord
+from liverseg.inferers import CascadeInferer, Localiser, VolumeSliceInferer
+from liverseg.transforms import LoadVolumed
 
 PLANES = ("axial", "coronal", "sagittal")
 # The axes of (x, y, z) that are rows, columns and slices of a plane, and the orientation that training gives them.
@@ -66,7 +66,7 @@ def inferer(
         def of(network):
             inferer = VolumeSliceInferer(amp=False)
             options = {"prior": prior, "box_margin_mm": box_margin_mm, "crop_margin_mm": margin}
-            return LocalisePriord("image", network=network, inferer=inferer, **options)
+            return Localiser(network, inferer, **options)
 
         return of
 
