@@ -1,9 +1,7 @@
-"""Datalists, scans and phantoms."""
+"""Datalists, scans, patches and class weights."""
 
 from liverseg.data.datalist import load_datalist, split_by_patient, write_datalist
 from liverseg.data.patches import cut_patches, find_patches
-from liverseg.data.phantom import make_phantom
-from liverseg.data.phantom_io import write_phantoms
 from liverseg.data.sampling import PatientSampler
 from liverseg.data.scans import cache_num, find_scans
 from liverseg.data.voxel_counts import count_voxels
@@ -19,8 +17,6 @@ __all__ = [
     "find_scans",
     "inverse_frequency_weights",
     "load_datalist",
-    "make_phantom",
     "split_by_patient",
     "write_datalist",
-    "write_phantoms",
 ]

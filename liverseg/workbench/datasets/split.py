@@ -10,11 +10,11 @@ from pathlib import Path
 from liverseg.data import write_datalist
 from liverseg.data.datalist import relative
 from liverseg.data.datalist_schema import read_json, read_label_names
-from liverseg.data.phantom_io import LITS_LABELS
 from liverseg.data.segment_names import our_name
 from liverseg.errors import InputError
 from liverseg.io.paths import absolute, is_hidden
 from liverseg.workbench.datasets.layout import check_own
+from liverseg.workbench.phantoms.files import LITS_LABELS
 
 OF_LITS = ("volume-{}.nii", "segmentation-{}.nii")
 

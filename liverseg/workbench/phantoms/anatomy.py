@@ -1,4 +1,4 @@
-"""The synthetic patient of `liverseg.data.phantom`: its size, pose, organs and lesions as implicit shapes.
+"""The synthetic patient of the phantoms: its size, pose, organs and lesions as implicit shapes.
 
 A shape is a function of points that is negative inside and about a distance in mm. Points are three arrays x, y, z in
 mm in the patient's own frame: x to the right, y to the front, z to the head, origin in the middle of the trunk at the

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from liverseg.data.phantom_anatomy import MAX_LESIONS, Array, Patient
-from liverseg.data.phantom_canvas import Canvas, paint_patient, smooth_field
 from liverseg.errors import InputError
+from liverseg.workbench.phantoms.anatomy import MAX_LESIONS, Array, Patient
+from liverseg.workbench.phantoms.canvas import Canvas, paint_patient, smooth_field
 
 # Mean intensity of each tissue: CT in HU by contrast phase, MRI in arbitrary units. Muscle, spleen, pancreas, heart
 # wall, food and stool lie closer to the liver than in most patients, so that intensity alone does not separate it.

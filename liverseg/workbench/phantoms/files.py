@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from liverseg import __version__
-from liverseg.data.phantom import Phantom, make_phantom
-from liverseg.data.phantom_anatomy import ORGANS
 from liverseg.errors import InputError
 from liverseg.io.nifti import write_nifti
+from liverseg.workbench.phantoms.anatomy import ORGANS
+from liverseg.workbench.phantoms.phantom import Phantom, make_phantom
 
 _MARK = "liverseg phantom"
 

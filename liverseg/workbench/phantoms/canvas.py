@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from liverseg.data.phantom_anatomy import (
+from liverseg.workbench.phantoms.anatomy import (
     HILUM,
     INF,
     ORGANS,
