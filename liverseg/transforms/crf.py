@@ -260,7 +260,14 @@ class DenseCRF(Transform):
 
 
 class DenseCRFd(MapTransform):
-    """Dictionary-based wrapper of `DenseCRF`; `image_key` names the image, on the grid of the predictions `keys`."""
+    """Dictionary-based wrapper of `DenseCRF`, with its options.
+
+    Args:
+        keys: of the predictions.
+        image_key: of the image, on their grid.
+        allow_missing_keys: skip keys that an item lacks.
+        options: of `DenseCRF`.
+    """
 
     backend = DenseCRF.backend
 
@@ -268,30 +275,12 @@ class DenseCRFd(MapTransform):
         self,
         keys: KeysCollection,
         image_key: str = "image",
-        spatial_dims: int = 3,
-        smoothness_mm: float = 1,
-        smoothness_weight: float = 3,
-        appearance_mm: float = 7,
-        appearance_intensity: float = 0.05,
-        appearance_weight: float = 3,
-        num_iterations: int = 5,
-        label_confidence: float = 0.7,
-        nested: bool = False,
         allow_missing_keys: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.image_key = image_key
-        self.transform = DenseCRF(
-            spatial_dims,
-            smoothness_mm,
-            smoothness_weight,
-            appearance_mm,
-            appearance_intensity,
-            appearance_weight,
-            num_iterations,
-            label_confidence,
-            nested,
-        )
+        self.transform = DenseCRF(**options)
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         """`data`, with the segmentations replaced; raises `InputError` as `DenseCRF` does, naming the key."""

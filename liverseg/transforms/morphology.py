@@ -25,6 +25,7 @@ Box = tuple[slice, ...]
 NO_BOX: Box = (slice(0, 0),) * 3
 
 WORD_BITS = 64
+SQUARE = 5  # pixels of the square over which edges are smoothed
 SLAB_WORDS = 32768  # one slab and its spread copies stay in the second-level cache
 
 
@@ -183,12 +184,12 @@ def _largest_in_slice(section: Mask) -> Mask:
     return _first_largest(components, statistics[:, cv2.CC_STAT_AREA])
 
 
-def _smooth(section: Mask, size: int, limit: int) -> Mask:
-    depth = cv2.CV_8U if size < 16 else cv2.CV_32S
+def _smooth(section: Mask) -> Mask:
+    size = (SQUARE, SQUARE)
     counts = cv2.boxFilter(
-        section, depth, (size, size), normalize=False, borderType=cv2.BORDER_CONSTANT
+        section, cv2.CV_8U, size, normalize=False, borderType=cv2.BORDER_CONSTANT
     )
-    return (counts > limit).view(np.uint8)
+    return (counts > SQUARE**2 // 2).view(np.uint8)
 
 
 def _fill_holes(section: Mask) -> Mask:
@@ -216,23 +217,15 @@ def _by_slice(mask: Mask, axis: int, function: Callable[[Mask], Mask]) -> Mask:
     return np.moveaxis(changed, 0, axis)
 
 
-def _limit(size: int, threshold: float) -> int:
-    """The largest count of foreground in size × size pixels whose mean is not above the threshold."""
-    return sum(count / size**2 <= threshold for count in range(1, size**2 + 1))
-
-
-def smooth_slices(mask: Mask, axis: int, size: int, threshold: float) -> Mask:
-    """Keeps, in each slice along `axis`, the pixels whose size × size mean, zero outside, is above `threshold`."""
-    limit = _limit(size, threshold)
-    return _by_slice(mask, axis, lambda section: _smooth(section, size, limit))
+def smooth_slices(mask: Mask, axis: int) -> Mask:
+    """Keep, in each slice along `axis`, the pixels whose 5 × 5 mean, zero outside, is above one half."""
+    return _by_slice(mask, axis, _smooth)
 
 
 def clean_slices(
     mask: Mask,
     axis: int,
     radii: Sequence[float],
-    size: int,
-    threshold: float,
     keep_largest: bool = True,
 ) -> Mask:
     """In each slice along `axis`: erode, keep the largest 8-connected component, dilate, fill holes, smooth.
@@ -242,7 +235,6 @@ def clean_slices(
     """
     element = ellipsoid([r for i, r in enumerate(radii) if i != axis]).view(np.uint8)
     reach_rows, reach_columns = (n // 2 for n in element.shape)
-    limit = _limit(size, threshold)
 
     def clean(section: Mask) -> Mask:
         cleaned = np.zeros_like(section)
@@ -259,7 +251,7 @@ def clean_slices(
         if keep_largest:
             core = _largest_in_slice(core)
         opened = cv2.dilate(core, element, borderType=cv2.BORDER_CONSTANT)
-        cleaned[box] = _smooth(_fill_holes(opened), size, limit)
+        cleaned[box] = _smooth(_fill_holes(opened))
         return cleaned
 
     return _by_slice(mask, axis, clean)

@@ -94,13 +94,6 @@ class _PerLabel(Transform):
 
     backend = [TransformBackends.NUMPY]  # noqa: RUF012 MONAI's own name and type
 
-    def __init__(self, labels: Sequence[int] | None) -> None:
-        if labels is not None and 0 in labels:
-            raise InputError(
-                f"labels: found {list(labels)}, expected labels other than the background 0: leave it out."
-            )
-        self.labels = labels
-
     def process(self, mask: Mask, spacing: NDArray[np.float64] | None) -> Mask:
         """The new mask, which must lie in the bounding box of the old one."""
         raise NotImplementedError
@@ -109,19 +102,13 @@ class _PerLabel(Transform):
         array = _to_array(img)
         labels = _to_labels(array)
         spans = _label_spans(labels)
-        chosen = sorted(spans if self.labels is None else spans.keys() & set(self.labels))
         spacing = None
         if isinstance(img, MetaTensor):
             spacing = np.asarray(affine_to_spacing(img.affine.cpu().numpy()), dtype=np.float64)
 
         output: NDArray[Any] = np.zeros(array.shape, array.dtype)
-        untouched = None
-        if len(chosen) < len(spans):
-            untouched = (labels != 0) & ~np.isin(labels, chosen)
-            np.copyto(output, array, where=untouched)
-        for label in chosen:
-            start, stop = spans[label]
-            start = max(start - 1, 0)
+        for label, (first, stop) in sorted(spans.items()):
+            start = max(first - 1, 0)
             mask = (labels[start : stop + 1] == label).view(np.uint8)
             box = bounding_box(mask, (1, 1, 1))
             assert box is not None
@@ -129,8 +116,6 @@ class _PerLabel(Transform):
             result = self.process(mask, spacing).view(np.bool_)
             if not result.any():
                 logger.warning("%s: nothing of label %d is left.", type(self).__name__, label)
-            if untouched is not None:
-                result = result & ~untouched[start:][box]
             np.copyto(output[start:][box], output.dtype.type(label), where=result)
         return convert_to_dst_type(output[None], img)[0]
 
@@ -156,18 +141,10 @@ def _radii(
     return [radius_mm / mm for mm in spacing]
 
 
-def _check_slices(axes: Sequence[int], size: int, threshold: float) -> None:
+def _check_axes(axes: Sequence[int]) -> None:
     if not axes or not set(axes) <= {0, 1, 2}:
         raise InputError(
             f"axes: found {list(axes)}, expected one or more of 0, 1, 2: name the axes of (H, W, D)."
-        )
-    if size < 1 or size % 2 == 0:
-        raise InputError(
-            f"size: found {size}, expected an odd number of pixels: give 1, 3, 5 or more."
-        )
-    if not 0.5 <= threshold < 1:
-        raise InputError(
-            f"threshold: found {threshold}, expected 0.5 or more and below 1: give the least share to keep."
         )
 
 
@@ -179,7 +156,6 @@ class ErodeKeepLargestDilate(_PerLabel):
     removes altogether comes out empty, as the algorithm says: on thick slices use `radius_mm`.
 
     Args:
-        labels: the labels to work on; None for all but 0. Others stay as they are and are never written over.
         radius: of the ball, in voxels.
         radius_mm: takes the place of `radius`: an ellipsoid in voxels, from the affine of the MetaTensor.
         keep_largest: False keeps all components.
@@ -191,12 +167,10 @@ class ErodeKeepLargestDilate(_PerLabel):
 
     def __init__(
         self,
-        labels: Sequence[int] | None = None,
         radius: float = 3,
         radius_mm: float | None = None,
         keep_largest: bool = True,
     ) -> None:
-        super().__init__(labels)
         _check_radius(radius, radius_mm)
         self.radius, self.radius_mm, self.keep_largest = radius, radius_mm, keep_largest
 
@@ -212,10 +186,7 @@ class SmoothEdges(_PerLabel):
     slice of fewer than three pixels across comes out empty.
 
     Args:
-        labels: the labels to work on; None for all but 0. Others stay as they are and are never written over.
         axes: the slices are those along each of these axes of (H, W, D), one axis after the other.
-        size: of the square, in pixels; odd.
-        threshold: the mean must be above it; 0.5 or more.
 
     Raises:
         InputError: for another shape than (1, H, W, D) or values that are not whole numbers.
@@ -223,19 +194,15 @@ class SmoothEdges(_PerLabel):
 
     def __init__(
         self,
-        labels: Sequence[int] | None = None,
         axes: Sequence[int] = (2,),
-        size: int = 5,
-        threshold: float = 0.5,
     ) -> None:
-        super().__init__(labels)
-        _check_slices(axes, size, threshold)
-        self.axes, self.size, self.threshold = tuple(axes), size, threshold
+        _check_axes(axes)
+        self.axes = tuple(axes)
 
     def process(self, mask: Mask, spacing: NDArray[np.float64] | None) -> Mask:
         """See the class."""
         for axis in self.axes:
-            mask = smooth_slices(mask, axis, self.size, self.threshold)
+            mask = smooth_slices(mask, axis)
         return mask
 
 
@@ -250,13 +217,10 @@ class CleanSlices(_PerLabel):
     empty; `axes=(2,)` cleans the axial slices alone.
 
     Args:
-        labels: the labels to work on; None for all but 0. Others stay as they are and are never written over.
         radius: of the disk, in pixels.
         radius_mm: takes the place of `radius`: an ellipse in pixels, from the affine of the MetaTensor.
         axes: the slices are those along each of these axes of (H, W, D), one axis after the other.
         keep_largest: False keeps all components.
-        size: of the smoothing square, in pixels; odd.
-        threshold: the mean over the square must be above it; 0.5 or more.
 
     Raises:
         InputError: for another shape than (1, H, W, D), values that are not whole numbers, or `radius_mm` without an
@@ -265,25 +229,21 @@ class CleanSlices(_PerLabel):
 
     def __init__(
         self,
-        labels: Sequence[int] | None = None,
         radius: float = 3,
         radius_mm: float | None = None,
         axes: Sequence[int] = (0, 1, 2),
         keep_largest: bool = True,
-        size: int = 5,
-        threshold: float = 0.5,
     ) -> None:
-        super().__init__(labels)
         _check_radius(radius, radius_mm)
-        _check_slices(axes, size, threshold)
+        _check_axes(axes)
         self.radius, self.radius_mm, self.keep_largest = radius, radius_mm, keep_largest
-        self.axes, self.size, self.threshold = tuple(axes), size, threshold
+        self.axes = tuple(axes)
 
     def process(self, mask: Mask, spacing: NDArray[np.float64] | None) -> Mask:
         """See the class."""
         radii = _radii(self.radius, self.radius_mm, spacing)
         for axis in self.axes:
-            mask = clean_slices(mask, axis, radii, self.size, self.threshold, self.keep_largest)
+            mask = clean_slices(mask, axis, radii, self.keep_largest)
         return mask
 
 
@@ -291,12 +251,13 @@ class _PerLabeld(MapTransform):
     """Delegates to the array transform; an InputError names the key."""
 
     backend = _PerLabel.backend
+    array_class: type[_PerLabel]
 
     def __init__(
-        self, keys: KeysCollection, transform: _PerLabel, allow_missing_keys: bool
+        self, keys: KeysCollection, allow_missing_keys: bool = False, **options: Any
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.transform = transform
+        self.transform = self.array_class(**options)
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         d = dict(data)
@@ -309,53 +270,18 @@ class _PerLabeld(MapTransform):
 
 
 class ErodeKeepLargestDilated(_PerLabeld):
-    """Dictionary-based wrapper of `ErodeKeepLargestDilate`."""
+    """Dictionary-based wrapper of `ErodeKeepLargestDilate`, with its options."""
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        labels: Sequence[int] | None = None,
-        radius: float = 3,
-        radius_mm: float | None = None,
-        keep_largest: bool = True,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(
-            keys,
-            ErodeKeepLargestDilate(labels, radius, radius_mm, keep_largest),
-            allow_missing_keys,
-        )
+    array_class = ErodeKeepLargestDilate
 
 
 class SmoothEdgesd(_PerLabeld):
-    """Dictionary-based wrapper of `SmoothEdges`."""
+    """Dictionary-based wrapper of `SmoothEdges`, with its options."""
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        labels: Sequence[int] | None = None,
-        axes: Sequence[int] = (2,),
-        size: int = 5,
-        threshold: float = 0.5,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, SmoothEdges(labels, axes, size, threshold), allow_missing_keys)
+    array_class = SmoothEdges
 
 
 class CleanSlicesd(_PerLabeld):
-    """Dictionary-based wrapper of `CleanSlices`."""
+    """Dictionary-based wrapper of `CleanSlices`, with its options."""
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        labels: Sequence[int] | None = None,
-        radius: float = 3,
-        radius_mm: float | None = None,
-        axes: Sequence[int] = (0, 1, 2),
-        keep_largest: bool = True,
-        size: int = 5,
-        threshold: float = 0.5,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        transform = CleanSlices(labels, radius, radius_mm, axes, keep_largest, size, threshold)
-        super().__init__(keys, transform, allow_missing_keys)
+    array_class = CleanSlices
