@@ -31,17 +31,17 @@ def cut_patches(
 ) -> None:
     """Cut training volumes into patches with labels that a network predicts, into files of `folder`.
 
-    Steps 2 and 4 of Algorithm 1 of the cascade on LiTS. Slices along the last axis are tiled without
-    overlap, once for each level f with patches of `spatial_size` / f pixels. A patch is kept where at
-    least `min_area` of it is annotated (μ, eq. 7). Its label is the prediction for the whole slice, cut
-    out. Patches that are there already stay, and no volume is asked for.
+    Steps 2 and 4 of Algorithm 1 of the cascade on LiTS. Slices along the last axis are tiled
+    without overlap, once for each level f with patches of `spatial_size` / f pixels. A patch is
+    kept where at least `min_area` of it is annotated (μ, eq. 7). Its label is the prediction for
+    the whole slice, cut out. Patches that are there already stay, and no volume is asked for.
 
     Each volume with patches gives one file `<number>.npz` with `image_<f>`, `prior_<f>` and
     `label_<f>`, (N, h, w), and `patches.json` has the numbers of each level.
 
     Args:
-        volumes: items with image, prior, label and the prediction "pred", (1, H, W, D) on one grid, as
-            `liverseg.inferers.predict_volumes` yields them.
+        volumes: items with image, prior, label and the prediction "pred", (1, H, W, D) on one grid,
+            as `liverseg.inferers.predict_volumes` yields them.
         folder: for the files.
         spatial_size: pixels (H, W) of the slices that the network is trained on.
         levels: the f.

@@ -22,15 +22,16 @@ PIXELS, CAPTION_PIXELS = 512, 28
 class Overlays:
     """Draw label and prediction of the first validation scans at each new best validation metric.
 
-    `overlays/case_1.png`, … in `output_dir` show the best so far; TensorBoard's files in `output_dir` keep each one. A
-    picture shows the slice along the last axis in which the label is largest. It bears no name, which may tell of a
-    patient.
+    `overlays/case_1.png`, … in `output_dir` show the best so far; TensorBoard's files in
+    `output_dir` keep each one. A picture shows the slice along the last axis in which the label is
+    largest. It bears no name, which may tell of a patient.
 
     Put it after `Checkpoints`, which keeps the best metric in the engine's state.
 
     Args:
         output_dir: the folder for the pictures.
-        evaluator: the validation engine, with `{"image", "label", "pred"}` of shape (C, X, Y, Z) as its output.
+        evaluator: the validation engine, with `{"image", "label", "pred"}` of shape (C, X, Y, Z) as
+            its output.
         count: at most this many scans.
     """
 

@@ -22,12 +22,13 @@ class WeightsCheckpointLoader:
         network: the network, or its DistributedDataParallel wrapper.
         path: a state dict, as `Checkpoints` writes `model.pt`, or one for each network of a
             `NetworkContainer`, by name; `None` loads nothing.
-        freeze_norms: normalise by the running statistics that the batch norms have, and keep these, while the network
-            trains on: few scans have others. Instance and group norms have none, so there it changes nothing.
+        freeze_norms: normalise by the running statistics that the batch norms have, and keep these,
+            while the network trains on: few scans have others. Instance and group norms have none,
+            so there it changes nothing.
 
     Raises:
-        InputError: as `load_weights` raises it, for weights by name where there is only one network, and for norms to
-            freeze without weights.
+        InputError: as `load_weights` raises it, for weights by name where there is only one
+            network, and for norms to freeze without weights.
     """
 
     def __init__(

@@ -35,8 +35,9 @@ class VolumeInferer(Inferer):
             kwargs: further keyword arguments of the network.
 
         Returns:
-            Class indices, uint8, (B, 1, H, W, D), on the device of `inputs`; and the probabilities of
-            all classes but the background, 255 for 1: uint8, (B, num_classes − 1, H, W, D), or None.
+            Class indices, uint8, (B, 1, H, W, D), on the device of `inputs`; and the probabilities
+            of all classes but the background, 255 for 1: uint8, (B, num_classes − 1, H, W, D), or
+            None.
 
         Raises:
             InputError: for inputs of another shape, or without the affine that resampling needs.

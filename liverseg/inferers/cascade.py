@@ -1,4 +1,4 @@
-"""Localise, then tune in three planes: the liver, and the lesions in it."""
+"""Segment the liver and the lesions in it: localise, then tune in three planes."""
 
 from __future__ import annotations
 
@@ -34,29 +34,35 @@ SLAB = 16
 class CascadeInferer(VolumeInferer):
     """Segment the liver, then the lesions in it, each localised first and then tuned in several planes.
 
-    The cascade on LiTS, for `CascadeNetworks`. For each target a localisation network gives the prior; the tuning
-    networks of the planes then see image and prior of the region, and the mean of their probabilities (soft voting,
-    section 3.10, eq. 8) decides. The liver's region is the box around what its localisation finds. The lesions' region
-    is the box around the tuned liver, so that a lesion the localisation has missed can still be found, and a lesion is
-    one inside the tuned liver only. Where the localisation finds no lesion, there is none.
+    The cascade on LiTS, for `CascadeNetworks`. For each target a localisation network gives the
+    prior; the tuning networks of the planes then see image and prior of the region, and the mean of
+    their probabilities (soft voting, section 3.10, eq. 8) decides. The liver's region is the box
+    around what its localisation finds. The lesions' region is the box around the tuned liver, so
+    that a lesion the localisation has missed can still be found, and a lesion is one inside the
+    tuned liver only. Where the localisation finds no lesion, there is none.
 
-    The planes share one grid: the region, resampled in the axial plane to `spacing`, its slices where they are. A
-    coronal or sagittal slice of it is further resampled along z to `spacing`. Beside the input, memory holds the
-    region's image and prior and one probability, never those of several planes or classes.
+    The planes share one grid: the region, resampled in the axial plane to `spacing`, its slices
+    where they are. A coronal or sagittal slice of it is further resampled along z to `spacing`.
+    Beside the input, memory holds the region's image and prior and one probability, never those of
+    several planes or classes.
 
     It is called with a `MetaTensor` (B, 1, H, W, D) in RAS orientation and `CascadeNetworks`.
 
     A scan in which no liver is found gets an empty mask and a warning in the log.
 
     Args:
-        localise: by target, "liver" and "lesion", a function of a `network` that gives the `Localiser` of the
+        localise: by target, "liver" and "lesion", a function of a `network` that gives the
+            `Localiser` of the
             target: the liver's with a crop, the lesions' without one.
-        slices: by plane, how a tuning network runs over its slices; with the `spacing` of its rows and columns.
+        slices: by plane, how a tuning network runs over its slices; with the `spacing` of its rows
+            and columns.
         spacing: mm along x and y to which the region is resampled; −1 keeps the scan's own.
         planes: which of "axial", "coronal" and "sagittal" vote.
         targets: "liver" and "lesion", or "liver" alone, which leaves the lesions part of it.
-        liver_cleaning: transform of the tuned liver (1, h, w, d), 0 and 1, before lesions are looked for.
-        margin_mm: by which the box of the liver is widened for the lesions, in the axial plane, to either side.
+        liver_cleaning: transform of the tuned liver (1, h, w, d), 0 and 1, before lesions are
+            looked for.
+        margin_mm: by which the box of the liver is widened for the lesions, in the axial plane, to
+            either side.
         threshold: the least mean probability of a target's voxel.
 
     Raises:
@@ -90,8 +96,9 @@ class CascadeInferer(VolumeInferer):
     ) -> tuple[Tensor, Tensor | None]:
         """Segment a batch to 0 background, 1 liver and 2 lesion; see `VolumeInferer.segment`.
 
-        The probabilities are the means over the planes: that of the lesion is the product of those of both
-        targets, that of the liver what is left of its own. Outside the liver's region they are 0.
+        The probabilities are the means over the planes: that of the lesion is the product of those
+        of both targets, that of the liver what is left of its own. Outside the liver's region they
+        are 0.
         """
         labels = torch.zeros_like(inputs, dtype=torch.uint8)
         found = None

@@ -21,8 +21,9 @@ from liverseg.transforms.spacing import spaced_size
 class ClickWindowInferer(VolumeWindowInferer):
     """`VolumeWindowInferer` for networks whose input is the image and one channel of clicks for each class.
 
-    The clicks are those of `meta["clicks"]`, as `AddClicksd` writes them. They are drawn on the network's grid, so no
-    channel of them exists on the scan's own; without clicks the channels are 0 and the result is the automatic one.
+    The clicks are those of `meta["clicks"]`, as `AddClicksd` writes them. They are drawn on the
+    network's grid, so no channel of them exists on the scan's own; without clicks the channels are
+    0 and the result is the automatic one.
 
     Args:
         num_classes: channels of clicks, the background's first.
@@ -52,9 +53,10 @@ class ClickWindowInferer(VolumeWindowInferer):
 class EvaluateWithClicks:
     """An evaluator's `iteration_update`: segment a scan, then click into the error and segment again, a few times.
 
-    Each click is in the middle of the deepest error that is left, as `find_error` finds it on the network's grid. The
-    output has the last result as `pred` and the one without clicks as `pred_automatic`. MONAI's `Interaction` keeps no
-    result but the last, and hands clicks to the inferer as channels of the whole scan only.
+    Each click is in the middle of the deepest error that is left, as `find_error` finds it on the
+    network's grid. The output has the last result as `pred` and the one without clicks as
+    `pred_automatic`. MONAI's `Interaction` keeps no result but the last, and hands clicks to the
+    inferer as channels of the whole scan only.
 
     Args:
         num_clicks: at most this many; fewer where nothing is wrong any more.
@@ -68,7 +70,7 @@ class EvaluateWithClicks:
         self.spacing = tuple(spacing)
 
     def __call__(self, engine: SupervisedEvaluator, batchdata: Mapping[str, Any]) -> dict[str, Any]:
-        """Image, label and both predictions, each (1, 1, H, W, D).
+        """Return image, label and both predictions, each (1, 1, H, W, D).
 
         Raises:
             InputError: for a batch of several scans.

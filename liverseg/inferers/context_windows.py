@@ -24,17 +24,20 @@ from liverseg.transforms.spacing import resize_volume, spaced_size
 class ContextTileInferer(VolumeInferer):
     """Segment volumes with a `PreactivationUNet3D` in tiles that touch, each seen with its context.
 
-    The volume is resampled to the network's spacing. Beyond its border the context is 0. The probabilities of the
-    foreground, on that grid, are interpolated to the volume's own a few planes at a time.
+    The volume is resampled to the network's spacing. Beyond its border the context is 0. The
+    probabilities of the foreground, on that grid, are interpolated to the volume's own a few planes
+    at a time.
 
     It is called with a `MetaTensor` (B, 1, H, W, D), intensities from −0.5 to 0.5, and a
     `PreactivationUNet3D`.
 
     Args:
-        roi_size: voxels of a tile's logits along each axis; a tile gets `network.context` more to see.
+        roi_size: voxels of a tile's logits along each axis; a tile gets `network.context` more to
+            see.
         spacing: the network's spacing in mm.
         threshold: the least probability of the foreground.
-        flips: spatial axes along which each tile is flipped for one more forward pass: the probabilities' mean counts.
+        flips: spatial axes along which each tile is flipped for one more forward pass: the
+            probabilities' mean counts.
         amp: allow bfloat16 where the device computes it natively.
         progress: show a bar for volumes that take longer than two seconds.
     """
@@ -64,7 +67,7 @@ class ContextTileInferer(VolumeInferer):
             )
         network = getattr(network, "module", network)  # of DistributedDataParallel
         labels = torch.zeros_like(inputs, dtype=torch.uint8)
-        kept = torch.zeros_like(as_tensor(labels)) if probabilities else None
+        on_grid = torch.zeros_like(as_tensor(labels)) if probabilities else None
         for index in range(inputs.shape[0]):
             volume, label = as_tensor(inputs)[index, 0], as_tensor(labels)[index, 0]
             size = spaced_size(volume.shape, get_affine(inputs, index), self.spacing)
@@ -76,12 +79,12 @@ class ContextTileInferer(VolumeInferer):
                 here = (..., slice(position, position + len(planes)))
                 slab = resize_planes(planes, label.shape[:2])[:, 0].permute(1, 2, 0)
                 label[here] = (slab > self.threshold).to(label)
-                if kept is not None:
-                    kept[index, 0][here] = to_uint8(slab).to(label)
-        return labels, kept
+                if on_grid is not None:
+                    on_grid[index, 0][here] = to_uint8(slab).to(label)
+        return labels, on_grid
 
     def _probabilities(self, volume: Tensor, network: Any) -> Tensor:
-        """Of the foreground, (h, w, d), on the grid of the network; with context beyond the border 0."""
+        """Return the foreground's, (h, w, d), on the grid of the network; context beyond is 0."""
         found = torch.zeros(volume.shape)
         tiles = list(_tiles(volume.shape, self.roi_size))
         for start in tqdm(
@@ -116,8 +119,9 @@ class ContextTileInferer(VolumeInferer):
 class BodyWindowInferer(ContextTileInferer):
     """The liver's network of Tang et al. on one window around the body, which its instance norm needs.
 
-    The window is centred on the box around the body, the largest component above `body_threshold` in-plane, and on the
-    whole of the slices; beyond the volume it is 0. Two things help where the window fits badly:
+    The window is centred on the box around the body, the largest component above `body_threshold`
+    in-plane, and on the whole of the slices; beyond the volume it is 0. Two things help where the
+    window fits badly:
 
     - slices that cover less than `least_mm` are mirrored at both ends until they do;
     - a second pass looks at `focus_mm` of the slices around the liver that the first has found.
@@ -125,7 +129,8 @@ class BodyWindowInferer(ContextTileInferer):
     Args:
         roi_size: voxels of the window's logits along each axis.
         spacing: the network's spacing in mm.
-        body_threshold: what is above it is body, in units of the inputs: −0.375 is −150 HU; None takes all for body.
+        body_threshold: what is above it is body, in units of the inputs: −0.375 is −150 HU; None
+            takes all for body.
         least_mm: see above.
         focus_mm: see above; None leaves the second pass out.
         kwargs: of `ContextTileInferer`.
@@ -144,7 +149,7 @@ class BodyWindowInferer(ContextTileInferer):
         self.body_threshold, self.least_mm, self.focus_mm = body_threshold, least_mm, focus_mm
 
     def _probabilities(self, volume: Tensor, network: Any) -> Tensor:
-        """As of `ContextTileInferer`; 0 beyond the window."""
+        """Return those of `ContextTileInferer`; 0 beyond the window."""
         found = torch.zeros(volume.shape)
         body = body_box(volume, self.body_threshold)
         if body is None:
@@ -168,7 +173,7 @@ class BodyWindowInferer(ContextTileInferer):
         return found
 
     def _centred(self, volume: Tensor, network: Any) -> Tensor:
-        """Probabilities of `volume`, 0 where it reaches beyond the window in its middle."""
+        """Return probabilities of `volume`, 0 where it reaches beyond the window in its middle."""
         starts = [
             (length - roi) // 2 for length, roi in zip(volume.shape, self.roi_size, strict=True)
         ]

@@ -49,42 +49,45 @@ class Localiser:
     """Find a target in volumes with a localisation network, and a prior of where in the crop it is.
 
     The first stage of the cascade on LiTS (sections 3.3, 3.4 and 3.9): its network's mask,
-    post-processed, gives the region of interest; a box or Grad-CAM is the prior of the tuning network.
-    The prior "box" is 1 inside the box around the mask, widened by `box_margin_mm`; "gradcam" is
-    Grad-CAM; "none" is 1 everywhere.
+    post-processed, gives the region of interest; a box or Grad-CAM is the prior of the tuning
+    network. The prior "box" is 1 inside the box around the mask, widened by `box_margin_mm`;
+    "gradcam" is Grad-CAM; "none" is 1 everywhere.
 
-    Where nothing is found, a warning is logged and the region is the whole volume, with "box" as prior 1
-    everywhere. In a volume that is not cropped, as for lesions in a liver that has none, there is no
-    warning.
+    Where nothing is found, a warning is logged and the region is the whole volume, with "box" as
+    prior 1 everywhere. In a volume that is not cropped, as for lesions in a liver that has none,
+    there is no warning.
 
-    Grad-CAM (Selvaraju et al., ICCV 2017) is of the sum of the foreground's logits over a slice: the
-    maps of `target_layer`, weighted with the mean gradient of that sum, summed over the channels and cut
-    off below 0; then divided by the largest value of the volume. It comes from the same forward pass as
-    the mask.
+    Grad-CAM (Selvaraju et al., ICCV 2017) is of the sum of the foreground's logits over a slice:
+    the maps of `target_layer`, weighted with the mean gradient of that sum, summed over the
+    channels and cut off below 0; then divided by the largest value of the volume. It comes from the
+    same forward pass as the mask.
 
-    In a process that a data loader forks no GPU can be used: cache `LocalisePriord`, or run the network
-    on the CPU.
+    In a process that a data loader forks no GPU can be used: cache `LocalisePriord`, or run the
+    network on the CPU.
 
     Args:
-        network: maps slices (N, C, h, w) to logits (N, 2, h, w) of background and target, or (N, 1, h, w)
-            of the target. It is set to eval mode and its parameters are frozen at the first call.
+        network: maps slices (N, C, h, w) to logits (N, 2, h, w) of background and target, or (N, 1,
+            h, w) of the target. It is set to eval mode and its parameters are frozen at the first
+            call.
         inferer: called with an image (1, 1, H, W, D) and the network, returns the mask, of the same
-            shape, as `VolumeSliceInferer` does: each slice along the last axis goes through the network
-            once, in order.
-        weights: path of the network's weights, read at the first call; None leaves the network as it is.
+            shape, as `VolumeSliceInferer` does: each slice along the last axis goes through the
+            network once, in order.
+        weights: path of the network's weights, read at the first call; None leaves the network as
+            it is.
         prior: "box", "gradcam" or "none".
         box_margin_mm: of the prior "box" around the mask.
         crop_margin_mm: of the crop around the mask; more than `box_margin_mm`, or that prior is 1
             everywhere. None keeps the whole volume.
-        postprocessing: a dictionary transform of "localised", the mask, that may read the image, such as
-            `DenseCRFd(keys="localised", image_key="image")`.
-        target_layer: name of the layer that Grad-CAM looks at; the default is the end of the bridge of
-            `UNet`.
+        postprocessing: a dictionary transform of "localised", the mask, that may read the image,
+            such as `DenseCRFd(keys="localised", image_key="image")`.
+        target_layer: name of the layer that Grad-CAM looks at; the default is the end of the bridge
+            of `UNet`.
         image_key: of the image for `postprocessing`.
 
     Raises:
-        InputError: for an unknown prior or layer; in a call for an image without affine or of another
-            shape, weights that do not fit, or an inferer that does not give each slice to the network.
+        InputError: for an unknown prior or layer; in a call for an image without affine or of
+            another shape, weights that do not fit, or an inferer that does not give each slice to
+            the network.
     """
 
     def __init__(
@@ -172,8 +175,9 @@ class Localiser:
 class _GradCAM(nn.Module):
     """A network that keeps Grad-CAM of every slice that goes through it.
 
-    MONAI's `GradCAM` gives the same maps, to the bit, but takes 1.6 times as long with the second forward
-    pass that the mask needs, computes gradients of all weights, and leaves its hooks on the network.
+    MONAI's `GradCAM` gives the same maps, to the bit, but takes 1.6 times as long with the second
+    forward pass that the mask needs, computes gradients of all weights, and leaves its hooks on the
+    network.
     """
 
     def __init__(self, network: nn.Module, layer: str) -> None:
@@ -184,15 +188,16 @@ class _GradCAM(nn.Module):
         self.size, self.padded = [0, 0], [0, 0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of slices (N, C, h, w)."""
-        kept = []
+        """Return logits of slices (N, C, h, w)."""
+        activation = []
 
         def start_graph(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-            kept.append(output.detach().requires_grad_())
-            return kept[0].clone()  # the next layer may work in place
+            activation.append(output.detach().requires_grad_())
+            return activation[0].clone()  # the next layer may work in place
 
         self.size = list(x.shape[2:])
-        # As the networks do it themselves; so the maps are known to end where the padded slice does.
+        # As the networks do it themselves; so the maps are known to end where the padded slice
+        # does.
         x = pad_to_multiple(x, 16)
         self.padded = list(x.shape[2:])
         handle = self.network.get_submodule(self.layer).register_forward_hook(start_graph)
@@ -202,8 +207,8 @@ class _GradCAM(nn.Module):
                 score = logits[:, -1].sum()
         finally:
             handle.remove()
-        gradient = torch.autograd.grad(score, kept)[0].float()
-        weighted = gradient.mean((2, 3), keepdim=True) * kept[0].detach().float()
+        gradient = torch.autograd.grad(score, activation)[0].float()
+        weighted = gradient.mean((2, 3), keepdim=True) * activation[0].detach().float()
         self.maps.append(F.relu(weighted.sum(1, keepdim=True)))
         return crop(logits.detach(), self.size[0], self.size[1])
 

@@ -1,4 +1,4 @@
-"""A second look, at the mirror image of a scan, whose liver a network may find where it misses that of the scan."""
+"""Find mirrored scans: segment the mirror image, in which a network finds the liver it missed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from liverseg.transforms.quality import (
     liver_values,
 )
 
-# In the real CT at hand the centre of what is found lies 50 mm and more to the right of the body's, their mirror images
-# hold less. With these bounds `deeplabv3_liver` flags none of thirteen, and ten of their mirror images.
+# In the real CT at hand the centre of what is found lies 50 mm and more to the right of the body's,
+# their mirror images hold less. With these bounds `deeplabv3_liver` flags none of thirteen, and ten
+# of their mirror images.
 RIGHT_MM, LARGER = 40.0, 2.0
 NEXT_TO_NOTHING_ML = VOLUME_ML[0] / 3
 # Few livers are smaller; of mirrored ones that much is often missed.
@@ -38,21 +39,23 @@ NO_CLICKS = torch.empty(1, 0, 4)
 class MirrorCheckInferer(VolumeInferer):
     """Segment with another inferer, and flag scans in whose mirror image it finds the liver that it misses in them.
 
-    Networks know left from right: of a mirrored scan they find parts of the liver, and what is none. So the scan
-    mirrored from left to right is segmented too. It gets the flag "mirrored" if a liver is in its mirror image, on the
-    right of the body, that is `LARGER` times as large, or larger at all where next to nothing is found in the scan or
-    not well on the right. The labels stay what they are, and pieces apart from the largest do not count.
+    Networks know left from right: of a mirrored scan they find parts of the liver, and what is
+    none. So the scan mirrored from left to right is segmented too. It gets the flag "mirrored" if a
+    liver is in its mirror image, on the right of the body, that is `LARGER` times as large, or
+    larger at all where next to nothing is found in the scan or not well on the right. The labels
+    stay what they are, and pieces apart from the largest do not count.
 
-    Scans that show less body than a liver are not looked at twice, nor those whose intensities are flagged, which no
-    network knows, nor those with clicks of an annotator, who has seen the mask. Body is what is brighter than a tenth
-    of the range of the inputs.
+    Scans that show less body than a liver are not looked at twice, nor those whose intensities are
+    flagged, which no network knows, nor those with clicks of an annotator, who has seen the mask.
+    Body is what is brighter than a tenth of the range of the inputs.
 
     Args:
         inferer: segments volumes, as `VolumeSliceInferer` does.
         look: segments the mirror image: one that finds the liver alone, say; None takes `inferer`.
         class_names: of its labels' values; without "liver" among them nothing is looked at.
-        slices_mm: for 2-D networks: the mirror image of slices so far apart is segmented, of every scan. None
-            segments all of it, where less than `SMALL_ML` is found or not well on the right.
+        slices_mm: for 2-D networks: the mirror image of slices so far apart is segmented, of every
+            scan. None segments all of it, where less than `SMALL_ML` is found or not well on the
+            right.
     """
 
     def __init__(
@@ -99,7 +102,7 @@ class MirrorCheckInferer(VolumeInferer):
         *args: Any,
         **kwargs: Any,
     ) -> str | None:
-        """What tells that one volume of a batch is mirrored, if anything."""
+        """Return what tells that one volume of a batch is mirrored, if anything."""
         affine = get_affine(inputs, index)
         spacing_mm = affine_to_spacing(affine, r=3).tolist()
         apart = 1 if self.slices_mm is None else int(max(self.slices_mm // spacing_mm[2], 1))

@@ -1,4 +1,4 @@
-"""The liver first, then the lesions in it."""
+"""Segment the liver first, then the lesions in it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ logger = logging.getLogger(__name__)
 class TwoStageInferer(VolumeInferer):
     """Segment the liver in whole slices and the lesions in the box around it, as classes on the input's grid.
 
-    The two stages of the paper on the Mixed U-Net for LiTS, for `LiverLesionNetworks`. `CropToLabeld` shows the lesion
-    network in training what it sees here. Where the liver stage finds no liver there is no lesion, and a volume without
-    liver gets an empty mask and a warning in the log.
+    The two stages of the paper on the Mixed U-Net for LiTS, for `LiverLesionNetworks`.
+    `CropToLabeld` shows the lesion network in training what it sees here. Where the liver stage
+    finds no liver there is no lesion, and a volume without liver gets an empty mask and a warning
+    in the log.
 
     It is called with a `MetaTensor` (B, 1, H, W, D) and `LiverLesionNetworks`, or any other with
     two-class networks as `liver` and `lesion`.
@@ -32,10 +33,12 @@ class TwoStageInferer(VolumeInferer):
     Args:
         liver: how the liver network runs over the volume.
         lesion: how the lesion network runs over the crop.
-        liver_cleaning: transform of the liver mask (1, H, W, D), a `MetaTensor` of 0 and 1, before it is used, for
-            instance `ErodeKeepLargestDilate`; None leaves it.
-        margin_mm: by which the box of the liver is widened in the plane of the slices, to either side.
-        outside_value: the value that the lesion network sees outside the liver; None leaves the image as it is.
+        liver_cleaning: transform of the liver mask (1, H, W, D), a `MetaTensor` of 0 and 1, before
+            it is used, for instance `ErodeKeepLargestDilate`; None leaves it.
+        margin_mm: by which the box of the liver is widened in the plane of the slices, to either
+            side.
+        outside_value: the value that the lesion network sees outside the liver; None leaves the
+            image as it is.
         shown_mm: how far beyond the liver the lesion network sees the image all the same.
         targets: "liver" and "lesion", or "liver" alone, which leaves the lesions part of it.
     """
@@ -63,8 +66,8 @@ class TwoStageInferer(VolumeInferer):
     ) -> tuple[Tensor, Tensor | None]:
         """Segment a batch to 0 background, 1 liver and 2 lesion; see `VolumeInferer.segment`.
 
-        The probability of the lesion is the product of what both networks find, that of the liver what is
-        left of its own; `liver_cleaning` does not change them.
+        The probability of the lesion is the product of what both networks find, that of the liver
+        what is left of its own; `liver_cleaning` does not change them.
         """
         affines = [get_affine(inputs, index) for index in range(inputs.shape[0])]
         labels, found = self.liver.segment(

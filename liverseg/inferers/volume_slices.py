@@ -1,4 +1,4 @@
-"""2-D networks on whole volumes: slab by slice to a label map on the volume's own grid."""
+"""Run 2-D networks over whole volumes, to a label map on the volume's own grid."""
 
 from __future__ import annotations
 
@@ -21,24 +21,29 @@ from liverseg.transforms.spacing import spaced_size
 class VolumeSliceInferer(VolumeInferer):
     """Segment each slice along the last axis with a 2-D network, to class indices on the input's grid.
 
-    A few slices at a time are resampled in-plane to the network's spacing or size, segmented, their logits resampled
-    back and reduced to the class of largest logit. So no multi-channel float volume of full size ever exists.
-    In-plane resampling is bilinear with `align_corners=False`, the same extent in both directions. To a `size` the
-    image is averaged over areas: from 512 to 96 pixels, a bilinear value would read 4 pixels of 28.
+    A few slices at a time are resampled in-plane to the network's spacing or size, segmented, their
+    logits resampled back and reduced to the class of largest logit. So no multi-channel float
+    volume of full size ever exists. In-plane resampling is bilinear with `align_corners=False`, the
+    same extent in both directions. To a `size` the image is averaged over areas: from 512 to 96
+    pixels, a bilinear value would read 4 pixels of 28.
 
-    It is called with inputs (B, C, H, W, D), C volumes on one grid, a `MetaTensor` where `spacing` asks
-    for resampling. The network maps (N, C · num_slices, h, w) to logits (N, num_classes, h, w), or to
-    those of one foreground class alone, (N, 1, h, w), whose sigmoid is its probability.
+    It is called with inputs (B, C, H, W, D), C volumes on one grid, a `MetaTensor` where `spacing`
+    asks for resampling. The network maps (N, C · num_slices, h, w) to logits (N, num_classes, h,
+    w), or to those of one foreground class alone, (N, 1, h, w), whose sigmoid is its probability.
 
     Args:
-        spacing: the network's spacing in mm, in-plane axes first, as `Spacingd(pixdim=…)` took it in training;
-            −1 or a missing value keeps the volume's own. The third value is ignored: slices stay where they are.
-        size: pixels that each slice is resized to, whatever its spacing, as `Resized(spatial_size=(*size, -1))` with
-            its default mode "area" did it in training; None goes by `spacing`.
-        flips: axes of (H, W) along which the slices are flipped for one more forward pass each, `[[0], [1], [0, 1]]`
-            for all: test-time augmentation. The classes' probabilities are averaged, not the logits, so that no pass
-            outvotes the others by being surer. A flip that training never showed makes masks worse.
-        num_slices: the network's input channels for each volume: 1, or 3 or 5 neighbouring slices (2.5-D).
+        spacing: the network's spacing in mm, in-plane axes first, as `Spacingd(pixdim=…)` took it
+            in training; −1 or a missing value keeps the volume's own. The third value is ignored:
+            slices stay where they are.
+        size: pixels that each slice is resized to, whatever its spacing, as
+            `Resized(spatial_size=(*size, -1))` with its default mode "area" did it in training;
+            None goes by `spacing`.
+        flips: axes of (H, W) along which the slices are flipped for one more forward pass each,
+            `[[0], [1], [0, 1]]` for all: test-time augmentation. The classes' probabilities are
+            averaged, not the logits, so that no pass outvotes the others by being surer. A flip
+            that training never showed makes masks worse.
+        num_slices: the network's input channels for each volume: 1, or 3 or 5 neighbouring slices
+            (2.5-D).
         sw_batch_size: slices per forward pass.
         amp: allow bfloat16 where the device computes it natively.
         progress: show a bar for volumes that take longer than two seconds.
@@ -127,7 +132,7 @@ class VolumeSliceInferer(VolumeInferer):
             yield slice(start, start + len(positions)), resize_planes(scores, volumes.shape[1:3])
 
     def _scores(self, network: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Logits, or with flips the sum of the passes' probabilities."""
+        """Return logits, or with flips the sum of the passes' probabilities."""
         logits = two_class_logits(network(x, *args, **kwargs).float())
         if not self.flips:
             return logits
@@ -138,11 +143,11 @@ class VolumeSliceInferer(VolumeInferer):
         return scores
 
     def _normalise(self, scores: Tensor) -> Tensor:
-        """The probabilities that `_scores` stand for."""
+        """Return the probabilities that `_scores` stand for."""
         return scores / (1 + len(self.flips)) if self.flips else scores.softmax(1)
 
     def slice_size(self, inputs: Tensor, index: int) -> tuple[int, int]:
-        """Pixels that the slices of one volume of a batch (B, C, H, W, D) are resampled to."""
+        """Return the size to which the slices of one volume of a batch are resampled."""
         if self.size is not None:
             return self.size
         height, width, depth = inputs.shape[2:5]

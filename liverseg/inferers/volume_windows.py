@@ -1,4 +1,4 @@
-"""3-D networks on whole volumes: window by window to a label map on the volume's own grid."""
+"""Run 3-D networks over whole volumes in windows, to a label map on the volume's own grid."""
 
 from __future__ import annotations
 
@@ -24,19 +24,22 @@ PLANES = 4  # planes of the volume's own grid whose logits exist at a time
 class VolumeWindowInferer(VolumeInferer):
     """Segment volumes with a 3-D network in overlapping windows, to class indices on the input's grid.
 
-    The volume is resampled to the network's spacing as `ResampleVolumed` does it in training. The windows, their
-    Gaussian weights and the logits are those of MONAI's `sliding_window_inference(mode="gaussian")`, taken from one end
-    of the last axis to the other: planes that no further window reaches are resampled back, trilinearly over the same
-    extent, a few at a time, reduced to the class of largest logit, and forgotten. So the logits in memory are those of
-    one window's depth, whatever the number of slices, and none exist on the volume's own grid but for a few planes.
+    The volume is resampled to the network's spacing as `ResampleVolumed` does it in training. The
+    windows, their Gaussian weights and the logits are those of MONAI's
+    `sliding_window_inference(mode="gaussian")`, taken from one end of the last axis to the other:
+    planes that no further window reaches are resampled back, trilinearly over the same extent, a
+    few at a time, reduced to the class of largest logit, and forgotten. So the logits in memory are
+    those of one window's depth, whatever the number of slices, and none exist on the volume's own
+    grid but for a few planes.
 
-    It is called with inputs (B, 1, H, W, D), a `MetaTensor` where `spacing` asks for resampling. The
-    network maps (N, 1, *roi_size) to logits (N, num_classes, *roi_size).
+    It is called with inputs (B, 1, H, W, D), a `MetaTensor` where `spacing` asks for resampling.
+    The network maps (N, 1, *roi_size) to logits (N, num_classes, *roi_size).
 
     Args:
-        roi_size: voxels of a window along each axis, at the network's spacing. Smaller volumes are padded with zeros on
-            both sides.
-        spacing: the network's spacing in mm, as `ResampleVolumed` took it in training; −1 keeps the volume's own.
+        roi_size: voxels of a window along each axis, at the network's spacing. Smaller volumes are
+            padded with zeros on both sides.
+        spacing: the network's spacing in mm, as `ResampleVolumed` took it in training; −1 keeps the
+            volume's own.
         overlap: of neighbouring windows, as a share of their size, at least 0 and below 1.
         sw_batch_size: windows per forward pass.
         amp: allow bfloat16 where the device computes it natively.
@@ -158,7 +161,7 @@ class VolumeWindowInferer(VolumeInferer):
 def planes_between(
     finished: Iterator[Tensor], source_depth: int, depth: int
 ) -> Iterator[tuple[int, Tensor]]:
-    """From `source_depth` planes, linear between them, `depth` planes over the same extent, a few at a time.
+    """Resample `source_depth` planes to `depth` over the same extent, linearly, a few at a time.
 
     Yields the position of the first and the planes, (up to PLANES, C, h, w).
     """

@@ -28,18 +28,21 @@ LONGEST_STEM_BYTES = 180
 class MaskFolder:
     """A folder of masks, in which no scan ever takes the name of another one's mask.
 
-    The mask of a scan is `<scan>_<postfix><suffix>`, the scan called by its file or folder, without the suffix. Where
-    another scan of this run is called so too, or the name is that of a mask which is another scan's or of which nobody
-    knows whose it is, as many folders above the scan are put before it as tell them apart: `s0001_ct_liver.nii.gz`.
-    Where no folder does, as for `a.nii` beside `a.nii.gz`, a short sha256 of the path follows:
-    `a_1b2c3d4e_liver.nii.gz`. Upper and lower case are the same here, as they are in the folders of macOS and Windows.
-    A scan that comes again, in this run or a later one, replaces its own mask.
+    The mask of a scan is `<scan>_<postfix><suffix>`, the scan called by its file or folder, without
+    the suffix. Where another scan of this run is called so too, or the name is that of a mask which
+    is another scan's or of which nobody knows whose it is, as many folders above the scan are put
+    before it as tell them apart: `s0001_ct_liver.nii.gz`. Where no folder does, as for `a.nii`
+    beside `a.nii.gz`, a short sha256 of the path follows: `a_1b2c3d4e_liver.nii.gz`. Upper and
+    lower case are the same here, as they are in the folders of macOS and Windows. A scan that comes
+    again, in this run or a later one, replaces its own mask.
 
-    What belongs to whom is in the folder's `summary.json`. Its `scans` is a list with, for each scan,
+    What belongs to whom is in the folder's `summary.json`. Its `scans` is a list with, for each
+    scan,
 
     - `image`, its path, and `mask`, the name of its mask in this folder;
     - `volume_ml` of each class of the mask; `warnings`, sentences on what is odd about the scan;
-    - `flags`, by a short name the sentences on why the mask may be wrong, where masks are looked at;
+    - `flags`, by a short name the sentences on why the mask may be wrong, where masks are looked
+      at;
     - `bundle` and `version` of the bundle, and `liverseg`, the version of this package;
     - `error`, where the scan failed in the last run; a `mask` beside it is of a run before.
 
@@ -50,7 +53,8 @@ class MaskFolder:
         postfix: of the masks' names.
         suffix: `.nii.gz` or `.nii`.
         scans: all items of this run, `{"image": path}`, so that those called alike are named alike.
-        bundle_root: the folder of the bundle that makes the masks; its `metadata.json` names the classes.
+        bundle_root: the folder of the bundle that makes the masks; its `metadata.json` names the
+            classes.
 
     Raises:
         InputError: for another suffix, or a postfix that would lead into another folder.
@@ -82,7 +86,8 @@ class MaskFolder:
         """Refuse now what would only come up when the first mask is there.
 
         Raises:
-            InputError: for a folder that cannot be written, and a `summary.json` that cannot be read.
+            InputError: for a folder that cannot be written, and a `summary.json` that cannot be
+                read.
         """
         check_writable(self.folder)
         _read(self.folder)
@@ -101,8 +106,9 @@ class MaskFolder:
             scan: its path.
             mask: (H, W, D), uint8, class indices.
             affine: (4, 4), voxel index to RAS mm.
-            warnings: what is odd about the scan, one sentence each.
-            flags: why the mask may be wrong, one sentence each by a short name; None where nobody has looked.
+            warnings: what is odd about the scan, one message each.
+            flags: why the mask may be wrong, one message each by a short name; None where nobody
+                has looked.
 
         Returns:
             The mask's file.
@@ -201,7 +207,7 @@ def open_summary(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def recorded_scans(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The `scans` of the `summary.json` that `MaskFolder` writes; none where there is none.
+    """Return the `scans` of the `summary.json` that `MaskFolder` writes; none where there is none.
 
     Raises:
         InputError: for one that cannot be read.
@@ -291,7 +297,7 @@ def _first_choices(images: Sequence[str]) -> dict[str, int]:
 
 
 def _bundle(folder: str | os.PathLike[str] | None) -> tuple[dict[int, str], dict[str, str]]:
-    """The names of the classes, and what is recorded of the bundle."""
+    """Return the names of the classes, and what is recorded of the bundle."""
     made_by = {"liverseg": liverseg.__version__}
     file = absolute(folder) / "configs" / "metadata.json" if folder is not None else None
     if file is None or not file.is_file():

@@ -26,7 +26,7 @@ def nifti_suffix(path: str | os.PathLike[str]) -> str:
 
 
 def stem_of(path: str | os.PathLike[str]) -> str:
-    """The name of a scan's file or folder without the suffix of a NIfTI or DICOM file.
+    """Return the name of a scan's file or folder without the suffix of a NIfTI or DICOM file.
 
     Other dots stay: `case.001.nii.gz` is `case.001`, and the folder `1.2.840.1` is `1.2.840.1`.
     """

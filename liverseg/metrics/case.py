@@ -19,16 +19,19 @@ def case_metrics(
     spacing_mm: Sequence[float],
     class_names: Sequence[str],
 ) -> dict[str, dict[str, float]]:
-    """Metrics of every foreground class of one volume.
+    """Return the metrics of every foreground class of one volume.
 
-    - ``dice`` 2|P∩R| / (|P|+|R|) and ``iou`` |P∩R| / |P∪R|; NaN if the class is in neither, 0 if in one only.
-    - ``hd95_mm``: the larger of the 95th percentiles of the distances prediction → reference and back (as in MONAI's
-      `compute_hausdorff_distance`); ``assd_mm``: mean of the distances of both directions together (as in MONAI's
-      `compute_average_surface_distance`). Distances run between centres of surface voxels: voxels of the mask with one
-      of their six neighbours outside it; beyond the volume is outside. NaN if the class is missing from one or both: no
-      number stands for that, and infinity would drown every mean. Summaries must count those cases beside the mean.
-    - ``volume_ml``, ``reference_volume_ml``, ``volume_error_ml`` (predicted − reference) and ``volume_error_percent``
-      (of the reference; NaN without reference).
+    - ``dice`` 2|P∩R| / (|P|+|R|) and ``iou`` |P∩R| / |P∪R|; NaN if the class is in neither, 0 if in
+      one only.
+    - ``hd95_mm``: the larger of the 95th percentiles of the distances prediction → reference and
+      back (as in MONAI's `compute_hausdorff_distance`); ``assd_mm``: mean of the distances of both
+      directions together (as in MONAI's `compute_average_surface_distance`). Distances run between
+      centres of surface voxels: voxels of the mask with one of their six neighbours outside it;
+      beyond the volume is outside. NaN if the class is missing from one or both: no number stands
+      for that, and infinity would drown every mean. Summaries must count those cases beside the
+      mean.
+    - ``volume_ml``, ``reference_volume_ml``, ``volume_error_ml`` (predicted − reference) and
+      ``volume_error_percent`` (of the reference; NaN without reference).
 
     Args:
         prediction: integer label map, (H, W, D), 0 is background.
@@ -72,8 +75,9 @@ def case_metrics(
 def _surface_distances(
     predicted: np.ndarray, true: np.ndarray, spacing_mm: Sequence[float]
 ) -> tuple[float, float]:
-    """HD95 and ASSD in mm of two masks that are not empty."""
-    # What MONAI's two metrics share, called once: each of them would find the surfaces and all the distances again.
+    """Return HD95 and ASSD in mm of two masks that are not empty."""
+    # What MONAI's two metrics share, called once: each of them would find the surfaces and all the
+    # distances again.
     _, distances, _ = get_edge_surface_distance(
         torch.from_numpy(predicted),
         torch.from_numpy(true),

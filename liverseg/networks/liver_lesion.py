@@ -13,8 +13,8 @@ class LiverLesionNetworks(NetworkContainer):
 
     `lesions_in_liver` merges their margins, foreground minus background logit.
 
-    Both networks see the whole image here, as export and checks of a network need it. `TwoStageInferer` runs them on
-    volumes, the second in the liver that the first has found.
+    Both networks see the whole image here, as export and checks of a network need it.
+    `TwoStageInferer` runs them on volumes, the second in the liver that the first has found.
 
     Args:
         liver: maps (B, C, H, W) to logits (B, 2, H, W) of background and liver.
@@ -38,7 +38,8 @@ def lesions_in_liver(liver: Tensor, lesion: Tensor) -> Tensor:
 
         background = −liver,  liver = min(liver, −lesion),  lesion = min(liver, lesion).
 
-    That of a class is the least margin of all that must hold for it. So the class of largest logit is background where
-    the liver's margin is negative, whatever that of the lesion is there, and elsewhere what the lesion's margin says.
+    That of a class is the least margin of all that must hold for it. So the class of largest logit
+    is background where the liver's margin is negative, whatever that of the lesion is there, and
+    elsewhere what the lesion's margin says.
     """
     return torch.cat([-liver, torch.minimum(liver, -lesion), torch.minimum(liver, lesion)], dim=1)

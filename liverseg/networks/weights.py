@@ -1,4 +1,4 @@
-"""Read network weights from files, and say in one sentence why a file does not fit."""
+"""Read network weights from files, and refuse in one message what does not fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from liverseg.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
-# Under which checkpoints hold the network's state dict: those of MONAI and Ignite, Lightning, and of many a script.
+# Under which checkpoints hold the network's state dict: those of MONAI and Ignite, Lightning, and
+# of many a script.
 STATE_KEYS = ("model", "state_dict", "model_state_dict", "network", "net")
 COUNTER = "num_batches_tracked"
 WANTED = "expected what torch.save(network.state_dict(), path) writes"
@@ -30,15 +31,16 @@ def load_weights(network: Network, path: str | os.PathLike[str]) -> Network:
 
     Args:
         network: the network to fill, in place.
-        path: a file that ``torch.save`` wrote: a state dict, or a checkpoint that holds one under one of `STATE_KEYS`,
-            in any precision. What DataParallel, ``torch.compile`` or a class around the network has put before all
-            names, such as ``module.``, is left out.
+        path: a file that ``torch.save`` wrote: a state dict, or a checkpoint that holds one under
+            one of `STATE_KEYS`, in any precision. What DataParallel, ``torch.compile`` or a class
+            around the network has put before all names, such as ``module.``, is left out.
 
     Returns:
         ``network`` itself.
 
     Raises:
-        InputError: the file is missing, damaged, holds no state dict, the weights of another network, or NaN.
+        InputError: the file is missing, damaged, holds no state dict, the weights of another
+            network, or NaN.
     """
     advice = "give weights made with this network and config (check num_classes, in_channels and the network's options)"
     load_strictly(network, read_state_dict(path), str(path), advice)
@@ -48,9 +50,10 @@ def load_weights(network: Network, path: str | os.PathLike[str]) -> Network:
 def merge_weights(
     paths: Mapping[str, str | os.PathLike[str]], merged: str | os.PathLike[str]
 ) -> None:
-    """Write the weights of several networks as those of one that holds them by name, such as `LiverLesionNetworks`.
+    """Merge the weights of several networks into a file for a `NetworkContainer` of them.
 
-    As long as one of them is not there, nothing is written; a file that is there already stays, with a warning.
+    As long as one of them is not there, nothing is written; a file that is there already stays,
+    with a warning.
 
     Args:
         paths: path of the weights of each, by name.
@@ -82,7 +85,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the state dict in ``path``, or the one in a checkpoint under one of `STATE_KEYS`, onto the CPU.
 
     Raises:
-        InputError: as `read_checkpoint`, and when the file holds no state dict, several, or NaN and infinity.
+        InputError: as `read_checkpoint`, and when the file holds no state dict, several, or NaN and
+            infinity.
     """
     state = content = read_checkpoint(path)
     if isinstance(content, Mapping):
@@ -110,14 +114,16 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"{path} holds a dict with {found}; {WANTED}, alone or under a key out of {known}."
         )
     check_finite(state, path)
-    # A plain dict drops the version that a state dict carries, by which PyTorch would insist on batch norm's counters.
+    # A plain dict drops the version that a state dict carries, by which PyTorch would insist on
+    # batch norm's counters.
     return dict(state)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     """Read what ``torch.save`` wrote, onto the CPU.
 
-    Only tensors and plain containers are unpickled (``weights_only=True``), so a file can not run code.
+    Only tensors and plain containers are unpickled (``weights_only=True``), so a file can not run
+    code.
 
     Raises:
         InputError: the file is missing, damaged, or something else.
@@ -155,7 +161,8 @@ def check_finite(state: Mapping[str, Tensor], source: str | os.PathLike[str]) ->
         source: where they come from, for the message.
 
     Raises:
-        InputError: for NaN or infinity, also of what is too large for float32, with the first tensor that has some.
+        InputError: for NaN or infinity, also of what is too large for float32, with the first
+            tensor that has some.
     """
     for key, value in state.items():
         if value.is_floating_point() and not (finite := value.float().isfinite()).all():
@@ -167,7 +174,7 @@ def check_finite(state: Mapping[str, Tensor], source: str | os.PathLike[str]) ->
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is a tensor with a number in memory for each of its elements."""
+    """Return whether it is a tensor with a number in memory for each of its elements."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
@@ -176,7 +183,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _other_format(start: bytes) -> tuple[str, str] | None:
-    """What else than a file of PyTorch begins so, and what to do."""
+    """Return what else than a file of PyTorch begins so, and what to do."""
     if not start:
         return "empty", "copy or download it again"
     if start.startswith(b"version https://git-lfs"):
@@ -196,8 +203,8 @@ def load_strictly(
 ) -> None:
     """Load ``state`` into ``network`` if keys and shapes are equal; else change nothing and raise.
 
-    `load_state_dict(strict=True)` copies what fits before it raises, lists every key over many lines,
-    and takes whole numbers for weights.
+    `load_state_dict(strict=True)` copies what fits before it raises, lists every key over many
+    lines, and takes whole numbers for weights.
 
     Args:
         network: the network to fill, in place.
@@ -206,11 +213,13 @@ def load_strictly(
         advice: what the user can do about a mismatch, for the message.
 
     Raises:
-        InputError: how many keys are missing, unexpected and of another shape, with the first of each.
+        InputError: how many keys are missing, unexpected and of another shape, with the first of
+            each.
     """
     own = network.state_dict()
     state = _without_prefix(state, own)
-    # Files older than PyTorch 0.4.1, such as torchvision's ResNets, have no counters; PyTorch starts them at 0.
+    # Files older than PyTorch 0.4.1, such as torchvision's ResNets, have no counters; PyTorch
+    # starts them at 0.
     missing = [key for key in own if key not in state and not key.endswith(COUNTER)]
     unexpected = [key for key in state if key not in own]
     reshaped = [key for key in own if key in state and own[key].shape != state[key].shape]

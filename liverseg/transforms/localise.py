@@ -17,9 +17,9 @@ MASK_KEY, PRIOR_KEY = "localised", "prior"
 class LocalisePriord(MapTransform, InvertibleTransform):
     """Crop volumes to where a `liverseg.inferers.Localiser` finds the target, and add its prior.
 
-    All items stay on one grid, with the affine of the crop, and `Invertd` undoes the crop. Added to the
-    dictionary, both (1, h, w, d) on the cropped grid: "prior", float32 from 0 to 1, and "localised",
-    the mask, uint8.
+    All items stay on one grid, with the affine of the crop, and `Invertd` undoes the crop. Added to
+    the dictionary, both (1, h, w, d) on the cropped grid: "prior", float32 from 0 to 1, and
+    "localised", the mask, uint8.
 
     Where nothing is found the whole volume is kept: training goes on.
 

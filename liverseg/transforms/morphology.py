@@ -1,7 +1,8 @@
 """Binary morphology on masks of whole scans: exact, cropped, bit-packed, threaded.
 
-Masks are uint8 arrays of 0 and 1 of shape (X, Y, Z); no function changes its argument. Outside the image counts as
-foreground for an erosion (as MATLAB's ``imerode`` pads) and as background for everything else.
+Masks are uint8 arrays of 0 and 1 of shape (X, Y, Z); no function changes its argument. Outside the
+image counts as foreground for an erosion (as MATLAB's ``imerode`` pads) and as background for
+everything else.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SLAB_WORDS = 32768  # one slab and its spread copies stay in the second-level ca
 
 
 def in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """Calls `function` on every item, in as many threads as torch uses; NumPy and OpenCV release the interpreter."""
+    """Call `function` on every item, in as many threads as torch uses; NumPy and OpenCV release the interpreter."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return list(pool.map(function, items))
 
@@ -39,7 +40,8 @@ def ellipsoid(radii: Sequence[float]) -> NDArray[np.bool_]:
     """The offsets d with sum((d_i / radii_i)²) <= 1: a disk, ball, ellipse or ellipsoid; `radii` in voxels per axis."""
     grid = np.ogrid[tuple(slice(-int(r + 1e-6), int(r + 1e-6) + 1) for r in radii)]
     distance = sum((offset / max(r, 1e-6)) ** 2 for offset, r in zip(grid, radii, strict=True))
-    # Spacings come out of float32 affines: a voxel that is on the surface but for their rounding belongs to it.
+    # Spacings come out of float32 affines: a voxel that is on the surface but for their rounding
+    # belongs to it.
     return np.asarray(distance <= 1 + 1e-6)
 
 
@@ -69,7 +71,7 @@ def bounding_box(mask: Mask | NDArray[np.bool_], margin: Sequence[int] = (0, 0, 
 
 
 def _dilate_words(words: NDArray[np.uint64], element: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """Dilates (X, Y, words along Z), whose rows end in at least as many zero bits as the element reaches along Z."""
+    """Dilate (X, Y, words along Z), whose rows end in at least as many zero bits as the element reaches along Z."""
     reach_x, reach_y, reach_z = (n // 2 for n in element.shape)
     half_lengths = (element.sum(axis=2) - 1) // 2
     columns = [(int(x) - reach_x, int(y) - reach_y) for x, y in np.argwhere(element.any(axis=2))]
@@ -79,7 +81,8 @@ def _dilate_words(words: NDArray[np.uint64], element: NDArray[np.bool_]) -> NDAr
     def slab(start: int) -> None:
         stop = min(start + step, size_x)
         low, high = max(start - reach_x, 0), min(stop + reach_x, size_x)
-        # Rows follow one another in memory, so a bit pushed out of a row lands in the zero bits at the end of one.
+        # Rows follow one another in memory, so a bit pushed out of a row lands in the zero bits at
+        # the end of one.
         flat = words[low:high].reshape(-1)
         spread = [flat]
         for reach in range(1, reach_z + 1):
@@ -107,10 +110,10 @@ def _dilate_words(words: NDArray[np.uint64], element: NDArray[np.bool_]) -> NDAr
 
 
 def dilate(mask: Mask, element: NDArray[np.bool_]) -> Mask:
-    """Binary dilation with an ellipsoid of odd shape that reaches at most 63 voxels along the last axis.
+    """Dilate with an ellipsoid of odd shape that reaches at most 63 voxels along the last axis.
 
-    64 voxels share a word: along the last axis the element is a run, made by shifting bits; along the others whole
-    words are combined.
+    64 voxels share a word: along the last axis the element is a run, made by shifting bits; along
+    the others whole words are combined.
     """
     reach = element.shape[2] // 2
     if reach >= WORD_BITS:
@@ -127,7 +130,7 @@ def dilate(mask: Mask, element: NDArray[np.bool_]) -> Mask:
 
 
 def erode(mask: Mask, element: NDArray[np.bool_]) -> Mask:
-    """Binary erosion: the dilation of the background, which is nowhere outside the image."""
+    """Erode: dilate the background, which is nowhere outside the image."""
     one = np.uint8(1)
     return dilate(mask ^ one, element) ^ one
 
@@ -163,7 +166,7 @@ def open_largest(mask: Mask, radii: Sequence[float], keep_largest: bool = True) 
 
 
 def largest(mask: Mask) -> Mask:
-    """The largest 26-connected component; among equals the first in C order."""
+    """Return the largest 26-connected component; among equals the first in C order."""
     components, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
     if count < 2:
         return mask
@@ -177,7 +180,8 @@ def _largest_in_slice(section: Mask) -> Mask:
     flooded = section.copy()
     row, column = divmod(int(flooded.argmax()), flooded.shape[1])
     area = cv2.floodFill(flooded, None, (column, row), 2, flags=8)[0]
-    # Most often there is one component, or the first is more than half: four times as fast as labelling.
+    # Most often there is one component, or the first is more than half: four times as fast as
+    # labelling.
     if 2 * area >= cv2.countNonZero(section):
         return (flooded == 2).view(np.uint8)
     _, components, statistics, _ = cv2.connectedComponentsWithStats(section, connectivity=8)
@@ -199,7 +203,7 @@ def _fill_holes(section: Mask) -> Mask:
 
 
 def _by_slice(mask: Mask, axis: int, function: Callable[[Mask], Mask]) -> Mask:
-    """Applies `function` to every slice along `axis`; an empty slice stays empty."""
+    """Apply `function` to every slice along `axis`; an empty slice stays empty."""
     if axis == 2:
         # OpenCV's transpose works block by block, about ten times as fast as NumPy's copy.
         sections = cv2.transpose(mask.reshape(-1, mask.shape[2])).reshape(-1, *mask.shape[:2])
@@ -230,15 +234,17 @@ def clean_slices(
 ) -> Mask:
     """In each slice along `axis`: erode, keep the largest 8-connected component, dilate, fill holes, smooth.
 
-    `radii` in voxels for the three axes, of which the two of the slice are used. A hole is background that no
-    4-connected path joins to the edge of the slice. A slice that the erosion empties stays empty.
+    `radii` in voxels for the three axes, of which the two of the slice are used. A hole is
+    background that no 4-connected path joins to the edge of the slice. A slice that the erosion
+    empties stays empty.
     """
     element = ellipsoid([r for i, r in enumerate(radii) if i != axis]).view(np.uint8)
     reach_rows, reach_columns = (n // 2 for n in element.shape)
 
     def clean(section: Mask) -> Mask:
         cleaned = np.zeros_like(section)
-        # The border value of cv2.erode and cv2.dilate never changes a result: foreground, then background.
+        # The border value of cv2.erode and cv2.dilate never changes a result: foreground, then
+        # background.
         eroded = cv2.erode(section, element, borderType=cv2.BORDER_CONSTANT)
         left, top, width, height = cv2.boundingRect(eroded)
         if width == 0:

@@ -1,9 +1,10 @@
 """Post-processing of label maps: Algorithms 1, 2 and 3 of the papers, per label, exact and fast.
 
-All work on label maps (1, H, W, D) of any bool, integer or floating type that hold whole numbers, as torch tensors,
-MetaTensors or NumPy arrays, and return the same type, with the same metadata. Each label is worked on as a mask of its
-own. A voxel that its label loses becomes background (0); where results overlap, the higher label wins, so a lesion
-inside the liver stays a lesion. A label that comes out empty is logged as a warning.
+All work on label maps (1, H, W, D) of any bool, integer or floating type that hold whole numbers,
+as torch tensors, MetaTensors or NumPy arrays, and return the same type, with the same metadata.
+Each label is worked on as a mask of its own. A voxel that its label loses becomes background (0);
+where results overlap, the higher label wins, so a lesion inside the liver stays a lesion. A label
+that comes out empty is logged as a warning.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _to_array(img: NdarrayOrTensor) -> NDArray[Any]:
 
 
 def _to_labels(array: NDArray[Any]) -> NDArray[Any]:
-    """The same values as uint8 where they fit, else as they are."""
+    """Return the same values as uint8 where they fit, else as they are."""
     if array.dtype in (np.uint8, np.bool_):
         return np.ascontiguousarray(array).view(np.uint8)
     small = np.empty(array.shape, np.uint8)
@@ -75,7 +76,8 @@ def _label_spans(labels: NDArray[Any]) -> dict[int, tuple[int, int]]:
     def values(section: NDArray[Any]) -> list[int]:
         if labels.dtype != np.uint8:
             return [int(value) for value in np.unique(section) if value]
-        # Few labels meet in one slice: taking away the highest again and again is faster than a histogram.
+        # Few labels meet in one slice: taking away the highest again and again is faster than a
+        # histogram.
         found = []
         while highest := int(section.max()):
             found.append(highest)
@@ -95,7 +97,7 @@ class _PerLabel(Transform):
     backend = [TransformBackends.NUMPY]  # noqa: RUF012 MONAI's own name and type
 
     def process(self, mask: Mask, spacing: NDArray[np.float64] | None) -> Mask:
-        """The new mask, which must lie in the bounding box of the old one."""
+        """Return the new mask, which must lie in the bounding box of the old one."""
         raise NotImplementedError
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
@@ -151,18 +153,20 @@ def _check_axes(axes: Sequence[int]) -> None:
 class ErodeKeepLargestDilate(_PerLabel):
     """Algorithm 1, in 3-D: erode with a ball, keep the largest 26-connected component, dilate with the same ball.
 
-    The ball holds the offsets with dx² + dy² + dz² <= radius². Outside the image is foreground for the erosion and
-    background for the dilation. Of components of equal size the first in C order stays. A label that the erosion
-    removes altogether comes out empty, as the algorithm says: on thick slices use `radius_mm`.
+    The ball holds the offsets with dx² + dy² + dz² <= radius². Outside the image is foreground for
+    the erosion and background for the dilation. Of components of equal size the first in C order
+    stays. A label that the erosion removes altogether comes out empty, as the algorithm says: on
+    thick slices use `radius_mm`.
 
     Args:
         radius: of the ball, in voxels.
-        radius_mm: takes the place of `radius`: an ellipsoid in voxels, from the affine of the MetaTensor.
+        radius_mm: takes the place of `radius`: an ellipsoid in voxels, from the affine of the
+            MetaTensor.
         keep_largest: False keeps all components.
 
     Raises:
-        InputError: for another shape than (1, H, W, D), values that are not whole numbers, `radius_mm` without an
-            affine, or a radius of more than 63 voxels along the last axis.
+        InputError: for another shape than (1, H, W, D), values that are not whole numbers,
+            `radius_mm` without an affine, or a radius of more than 63 voxels along the last axis.
     """
 
     def __init__(
@@ -182,8 +186,8 @@ class ErodeKeepLargestDilate(_PerLabel):
 class SmoothEdges(_PerLabel):
     """Algorithm 3: in each slice keep the pixels whose 5 × 5 mean is above one half; outside the image is zero.
 
-    Zero outside is what MATLAB's ``imfilter`` pads with: corners of a mask at the border of the image are rounded, a
-    slice of fewer than three pixels across comes out empty.
+    Zero outside is what MATLAB's ``imfilter`` pads with: corners of a mask at the border of the
+    image are rounded, a slice of fewer than three pixels across comes out empty.
 
     Args:
         axes: the slices are those along each of these axes of (H, W, D), one axis after the other.
@@ -209,22 +213,24 @@ class SmoothEdges(_PerLabel):
 class CleanSlices(_PerLabel):
     """Algorithm 2, in 2-D: clean all slices along each axis in turn, each axis working on the result of the one before.
 
-    In each slice: erode with a disk, keep the largest 8-connected component, dilate with the same disk, fill holes
-    (background that no 4-connected path joins to the edge), smooth the edges (Algorithm 3). The rules for borders,
-    equal sizes and empty results are those of `ErodeKeepLargestDilate` and `SmoothEdges`.
+    In each slice: erode with a disk, keep the largest 8-connected component, dilate with the same
+    disk, fill holes (background that no 4-connected path joins to the edge), smooth the edges
+    (Algorithm 3). The rules for borders, equal sizes and empty results are those of
+    `ErodeKeepLargestDilate` and `SmoothEdges`.
 
-    With the papers' three axes a concave organ loses true parts, and a volume of fewer than three slices comes out
-    empty; `axes=(2,)` cleans the axial slices alone.
+    With the papers' three axes a concave organ loses true parts, and a volume of fewer than three
+    slices comes out empty; `axes=(2,)` cleans the axial slices alone.
 
     Args:
         radius: of the disk, in pixels.
-        radius_mm: takes the place of `radius`: an ellipse in pixels, from the affine of the MetaTensor.
+        radius_mm: takes the place of `radius`: an ellipse in pixels, from the affine of the
+            MetaTensor.
         axes: the slices are those along each of these axes of (H, W, D), one axis after the other.
         keep_largest: False keeps all components.
 
     Raises:
-        InputError: for another shape than (1, H, W, D), values that are not whole numbers, or `radius_mm` without an
-            affine.
+        InputError: for another shape than (1, H, W, D), values that are not whole numbers, or
+            `radius_mm` without an affine.
     """
 
     def __init__(

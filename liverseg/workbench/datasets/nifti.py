@@ -88,7 +88,7 @@ def find_btcv(root: Path) -> list[Case]:
 
 
 def _numbered(folder: Path, prefix: str) -> dict[str, Path]:
-    """The NIfTI files `prefix`N below `folder`, by N."""
+    """Return the NIfTI files `prefix`N below `folder`, by N."""
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob(f"{prefix}*")):
         match = re.fullmatch(rf"{prefix}(\d+)", stem_of(path))

@@ -83,7 +83,8 @@ def write_report(
         facts: the content of the training's `metrics.json`.
 
     Raises:
-        InputError: for a file that is missing or not what it should be, or a `path` that cannot be written.
+        InputError: for a file that is missing or not what it should be, or a `path` that cannot be
+            written.
     """
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -173,7 +174,7 @@ def _comparison(evaluations: Mapping[str, str | os.PathLike[str]]) -> list[dict[
 
 
 def _cases(evaluations: Mapping[str, str | os.PathLike[str]]) -> list[dict[str, Any]]:
-    """A row per case: its reference volume, and the Dice that each evaluation came to."""
+    """Return a row per case: its reference volume, and the Dice that each evaluation came to."""
     tables: list[dict[str, dict[str, float]]] = []
     for folder in evaluations.values():
         path = Path(folder) / "cases.csv"

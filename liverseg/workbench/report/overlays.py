@@ -23,11 +23,13 @@ CT_HOLDS_HU = -200
 CT_LEVEL_HU, CT_WIDTH_HU = 40, 400
 MR_PERCENTILES = (1, 99.5)
 
-# The axis of a volume in RAS order that each plane cuts, and what its left, right and top edges show.
+# The axis of a volume in RAS order that each plane cuts, and what its left, right and top edges
+# show.
 PLANES = {"axial": (2, "RLA"), "coronal": (1, "RLH"), "sagittal": (0, "APH")}
 MARGIN_MM = 80
 SCALE_BAR_MM = 50
-# Of the longer side of an axial picture: the largest slice, and the smaller ones over the whole mask.
+# Of the longer side of an axial picture: the largest slice, and the smaller ones over the whole
+# mask.
 PLANE_PIXELS, SLICE_PIXELS = 640, 320
 MIN_HEIGHT_PIXELS = 120
 FONT, BLACK, WHITE = cv2.FONT_HERSHEY_SIMPLEX, (0, 0, 0), (255, 255, 255)
@@ -97,8 +99,8 @@ def load_scan(
         reference_path: the same for the reference.
 
     Raises:
-        InputError: for a file that is missing or not readable, or lies on another grid than the image, and for a mask
-            with values that are not whole, such as probabilities.
+        InputError: for a file that is missing or not readable, or lies on another grid than the
+            image, and for a mask with values that are not whole, such as probabilities.
     """
     paths = {"image": image_path, "mask": mask_path} | (
         {} if reference_path is None else {"reference": reference_path}
@@ -119,7 +121,7 @@ def make_scan(image: MetaTensor, mask: MetaTensor, reference: MetaTensor | None 
 
 
 def in_ras_order(volume: MetaTensor) -> tuple[np.ndarray, np.ndarray]:
-    """The voxels (X, Y, Z) of a volume (1, H, W, D) in RAS order, and their affine."""
+    """Return the voxels (X, Y, Z) of a volume (1, H, W, D) in RAS order, and their affine."""
     stored = nib.Nifti1Image(volume.as_tensor()[0].numpy(), volume.affine.numpy())
     closest = nib.as_closest_canonical(stored)
     return np.asarray(closest.dataobj), closest.affine
@@ -128,8 +130,8 @@ def in_ras_order(volume: MetaTensor) -> tuple[np.ndarray, np.ndarray]:
 def plane_png(scan: Scan, plane: str) -> bytes:
     """PNG of the slice where the mask is largest, with the names of the edges and a bar of 50 mm.
 
-    An empty mask gives the centre of the scan. Coronal and sagittal pictures end 80 mm above and below the mask. The
-    three planes of one scan have the same number of pixels per mm.
+    An empty mask gives the centre of the scan. Coronal and sagittal pictures end 80 mm above and
+    below the mask. The three planes of one scan have the same number of pixels per mm.
 
     Args:
         scan: what `load_scan` returns.
@@ -163,7 +165,7 @@ def axial_pngs(scan: Scan, count: int = 6) -> list[bytes]:
 
 
 def _around(scan: Scan, axis: int, margin_mm: float) -> slice:
-    """The part of `axis` that holds the mask, and a margin."""
+    """Return the part of `axis` that holds the mask, and a margin."""
     inside = np.flatnonzero(
         scan.shown.any(axis=tuple(other for other in range(3) if other != axis))
     )
