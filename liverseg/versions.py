@@ -74,7 +74,10 @@ class Version:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files of the model in `folder`, by their paths in it; versions and rounds of a training are none."""
+    """Return the files of the model in `folder`, by their paths in it.
+
+    Versions and rounds of a training are none.
+    """
     found = (path.relative_to(folder) for name in FILES for path in folder.rglob(name))
     return sorted(path for path in found if not {"versions", "rounds"} & set(path.parts))
 
@@ -116,7 +119,10 @@ def new_version(bundle: Path, **facts: Any) -> Version:
 
 
 def version_in_use(bundle: Path) -> str | None:
-    """The name of the version in use; `None` where there are no weights, or they are of no version."""
+    """Return the name of the version in use.
+
+    `None` where there are no weights, or they are of no version.
+    """
     link = _versions(bundle) / "in_use"
     files = model_files(bundle / "models")
     # A training in `models/` replaces links by files, and `DELETE /model/NAME` takes them away.

@@ -101,7 +101,10 @@ def write_datalist(
 
 
 def relative(file: str | os.PathLike[str], folder: str | os.PathLike[str]) -> str:
-    """The path of a file from a datalist's folder, where links to folders are on the way; a link keeps its name."""
+    """Return the path of a file from a datalist's folder, where links to folders are on the way.
+
+    A link keeps its name.
+    """
     path = absolute(file)
     return os.path.relpath(path.parent.resolve() / path.name, Path(folder).resolve())
 

@@ -40,7 +40,9 @@ class Datalist:
 
 
 def patient_of(item: Mapping[str, Any]) -> str:
-    """The `patient` of an item; where none is given, its scan is a patient's only one, called as its file or folder.
+    """Return the `patient` of an item.
+
+    Where none is given, its scan is a patient's only one, called as its file or folder.
 
     A DICOM file stands for a series in its folder, and all series in one folder are one patient's.
     """
@@ -50,7 +52,9 @@ def patient_of(item: Mapping[str, Any]) -> str:
 
 
 def read_datalist(datalist: str | os.PathLike[str]) -> Datalist:
-    """Read a datalist in the Medical Segmentation Decathlon's form; whether its files are there is not looked at.
+    """Read a datalist in the Medical Segmentation Decathlon's form.
+
+    Whether its files are there is not looked at.
 
     Raises:
         InputError: for a file that is missing or no datalist, an item of another form, one without
@@ -229,7 +233,10 @@ def _item(path: Path, folder: Path, place: str, entry: Any) -> Item:
 
 
 def _check_spelling(what: str, entry: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Refuse what is meant for a key that is not there; datalists may have keys of their own, as `pseudo_label`."""
+    """Refuse what is meant for a key that is not there.
+
+    Datalists may have keys of their own, as `pseudo_label`.
+    """
     for meant in known:
         for key in entry:
             if meant not in entry and _is_slip(key.lower(), meant):

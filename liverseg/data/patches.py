@@ -29,7 +29,7 @@ def cut_patches(
     seed: int = 0,
     keys: Sequence[str] = ("image", "prior", "label"),
 ) -> None:
-    """Cut training volumes into patches with labels that a network predicts, into files of `folder`.
+    """Cut training volumes into patches with predicted labels, into files of `folder`.
 
     Steps 2 and 4 of Algorithm 1 of the cascade on LiTS. Slices along the last axis are tiled
     without overlap, once for each level f with patches of `spatial_size` / f pixels. A patch is
@@ -96,7 +96,10 @@ def _volume(item: Any) -> Tensor:
 
 
 def _tiles(volume: Tensor, size: tuple[int, int]) -> Tensor:
-    """(H, W, D) to non-overlapping tiles (N, *size), slice by slice; zeros fill up the last row and column of tiles."""
+    """(H, W, D) to non-overlapping tiles (N, *size), slice by slice.
+
+    Zeros fill up the last row and column of tiles.
+    """
     height, width = size
     slices = F.pad(
         volume.permute(2, 0, 1), (0, -volume.shape[1] % width, 0, -volume.shape[0] % height)

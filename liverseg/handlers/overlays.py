@@ -85,7 +85,7 @@ def draw_overlay(
     spacing_mm: tuple[float, float],
     caption: str = "",
 ) -> np.ndarray:
-    """Draw a slice with outlines of the classes of its label, in blue, and of its prediction, in orange.
+    """Draw a slice with outlines of its label, in blue, and of its prediction, in orange.
 
     Args:
         image: (X, Y), shown from its 1st to its 99.5th percentile.
@@ -121,7 +121,7 @@ def draw_overlay(
 
 
 class Outline(NamedTuple):
-    """What `draw_slice` draws of a mask (X, Y), bool: a line of `width` pixels, and the inside if `filled`."""
+    """A mask (X, Y), bool, to draw: a line of `width` pixels, and the inside if `filled`."""
 
     mask: np.ndarray
     rgb: tuple[int, int, int]

@@ -61,7 +61,7 @@ class VolumeInferer(Inferer):
     def _slabs(
         self, inputs: Tensor, index: int, network: Any, *args: Any, **kwargs: Any
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Yield positions along D and scores (N, num_classes, H, W) of a few slices of one volume."""
+        """Yield positions along D and scores (N, num_classes, H, W) of a few slices of a volume."""
         raise NotImplementedError
 
     def _normalise(self, scores: Tensor) -> Tensor:

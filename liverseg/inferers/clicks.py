@@ -51,7 +51,7 @@ class ClickWindowInferer(VolumeWindowInferer):
 
 
 class EvaluateWithClicks:
-    """An evaluator's `iteration_update`: segment a scan, then click into the error and segment again, a few times.
+    """Segment a scan, then click into the error and segment again: an `iteration_update`.
 
     Each click is in the middle of the deepest error that is left, as `find_error` finds it on the
     network's grid. The output has the last result as `pred` and the one without clicks as

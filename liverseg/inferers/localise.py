@@ -213,7 +213,7 @@ class _GradCAM(nn.Module):
         return crop(logits.detach(), self.size[0], self.size[1])
 
     def volume(self, shape: Sequence[int], region: Box) -> Tensor:
-        """The maps, divided by the largest value of them all, on the grid of a volume of this shape, in the region."""
+        """Return the maps, from 0 to 1, in a region of a volume of this shape."""
         maps = torch.cat(self.maps)
         if len(maps) != shape[2]:
             raise InputError(

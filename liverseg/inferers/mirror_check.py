@@ -155,7 +155,10 @@ class MirrorCheckInferer(VolumeInferer):
 
 
 def _offset(mask: np.ndarray, body: np.ndarray, axis: int) -> float:
-    """By how many voxels the centre of a mask lies beyond that of the body along an axis; neither is empty."""
+    """Return how many voxels the centre of a mask lies beyond that of the body along an axis.
+
+    Neither is empty.
+    """
     others = tuple(other for other in range(3) if other != axis)
     centres = [
         float(np.average(np.arange(part.shape[axis]), weights=part.sum(others)))

@@ -19,7 +19,7 @@ from liverseg.transforms.spacing import spaced_size
 
 
 class VolumeSliceInferer(VolumeInferer):
-    """Segment each slice along the last axis with a 2-D network, to class indices on the input's grid.
+    """Segment each slice along the last axis with a 2-D network, on the grid of the input.
 
     A few slices at a time are resampled in-plane to the network's spacing or size, segmented, their
     logits resampled back and reduced to the class of largest logit. So no multi-channel float

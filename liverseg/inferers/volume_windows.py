@@ -22,7 +22,7 @@ PLANES = 4  # planes of the volume's own grid whose logits exist at a time
 
 
 class VolumeWindowInferer(VolumeInferer):
-    """Segment volumes with a 3-D network in overlapping windows, to class indices on the input's grid.
+    """Segment volumes with a 3-D network in overlapping windows, on the grid of the input.
 
     The volume is resampled to the network's spacing as `ResampleVolumed` does it in training. The
     windows, their Gaussian weights and the logits are those of MONAI's

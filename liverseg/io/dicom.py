@@ -213,7 +213,10 @@ def describe(left_out: LeftOut) -> str:
 
 
 def _planes(series: Series, padding: Counter[float]) -> Iterator[np.ndarray]:
-    """The slices, NaN where they say that nothing was measured; what they hold there is counted in `padding`."""
+    """Yield the slices, NaN where they say that nothing was measured.
+
+    What they hold there is counted in `padding`.
+    """
     file, stored, empty = None, np.empty(0), None
     for each in series.slices:
         # The frames of a file follow each other, mostly.

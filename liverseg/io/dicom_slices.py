@@ -158,7 +158,9 @@ def require_pydicom(path: Path) -> None:
 
 
 def slices_of(file: Path) -> tuple[Slice, ...] | str:
-    """The slices of a file, without their pixels; or, where it is no part of a scan, what it is.
+    """Return the slices of a file, without their pixels.
+
+    Of a file that is no part of a scan, return what it is.
 
     Raises:
         DamagedError: for a DICOM file that cannot be read.

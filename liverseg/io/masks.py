@@ -189,7 +189,9 @@ class MaskFolder:
 
 @contextmanager
 def open_summary(folder: Path) -> Iterator[dict[str, Any]]:
-    """What a folder's `summary.json` holds, for one process at a time; what the block makes of it is written.
+    """Yield the content of a folder's `summary.json`, for one process at a time.
+
+    What the block makes of it is written.
 
     Its `scans` are those of `MaskFolder`; the rest is that of `SegmentationReport`.
 
@@ -216,7 +218,10 @@ def recorded_scans(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def recorded_masks(folder: str | os.PathLike[str]) -> set[str]:
-    """The names of the masks that `MaskFolder` wrote into a folder; none where its `summary.json` is another's."""
+    """Return the names of the masks that `MaskFolder` wrote into a folder.
+
+    None where its `summary.json` is another's.
+    """
     try:
         scans = recorded_scans(folder)
     except (InputError, OSError):
@@ -225,7 +230,9 @@ def recorded_masks(folder: str | os.PathLike[str]) -> set[str]:
 
 
 def find_mask(folder: str | os.PathLike[str], scan: str | os.PathLike[str]) -> Path | None:
-    """The newest mask of a scan in a folder that `MaskFolder` wrote; None where there is none.
+    """Return the newest mask of a scan in a folder that `MaskFolder` wrote.
+
+    None where there is none.
 
     Raises:
         InputError: for a `summary.json` that cannot be read.
@@ -241,7 +248,10 @@ def find_mask(folder: str | os.PathLike[str], scan: str | os.PathLike[str]) -> P
 
 
 def recorded_flags(mask: str | os.PathLike[str]) -> dict[str, str]:
-    """The flags of a mask, by what `MaskFolder` recorded beside it; none of a mask that it has not written."""
+    """Return the flags of a mask, by what `MaskFolder` recorded beside it.
+
+    None of a mask that it has not written.
+    """
     path = Path(mask)
     try:
         scans = recorded_scans(path.parent)
@@ -261,7 +271,10 @@ def scan_names(images: Sequence[str | os.PathLike[str]]) -> list[str]:
 
 
 def class_names(metadata: Mapping[str, Any]) -> dict[int, str]:
-    """The name of each value in the masks of a bundle, by its `metadata.json`; none where that does not say."""
+    """Return the name of each value in the masks of a bundle, by its `metadata.json`.
+
+    None where that does not say.
+    """
     data_format = metadata.get("network_data_format", {})
     # As the schema has it: the first where post-processing changes what the network gives.
     outputs = data_format.get("post_processed_outputs") or data_format.get("outputs", {})

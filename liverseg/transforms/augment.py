@@ -165,7 +165,10 @@ class RandCutOffd(RandomizableTransform, MapTransform):
         self.label_key, self.axis = label_key, axis
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """`data`, cut off; the cut is drawn from the slices that show something of the label."""
+        """Return `data`, cut off.
+
+        The cut is drawn from the slices that show something of the label.
+        """
         d = dict(data)
         self.randomize(None)
         if not self._do_transform:

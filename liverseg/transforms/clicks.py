@@ -161,7 +161,9 @@ class SimulateClickd(MapTransform):
 def find_error(
     label: Tensor, prediction: Tensor, num_classes: int, draw: bool = False
 ) -> tuple[int, tuple[int, int, int]] | None:
-    """Where an annotator would click: the true class of a wrong voxel, and this voxel; None without errors.
+    """Return where an annotator would click: the true class of a wrong voxel, and this voxel.
+
+    None without errors.
 
     Args:
         label: class indices (H, W, D).

@@ -258,7 +258,10 @@ class DenseCRF(Transform):
         return np.asarray(crf.inference(self.num_iterations)).argmax(0)
 
     def _positions(self, shape: tuple[int, ...], step: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Positions (spatial_dims, voxels) in C order; `step` from voxel to voxel per axis."""
+        """Return positions (spatial_dims, voxels) in C order.
+
+        `step` from voxel to voxel per axis.
+        """
         positions = np.indices(shape, np.float32)[: self.spatial_dims].reshape(
             self.spatial_dims, -1
         )
@@ -290,7 +293,10 @@ class DenseCRFd(MapTransform):
         self.transform = DenseCRF(**options)
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
-        """`data`, with the segmentations replaced; raises `InputError` as `DenseCRF` does, naming the key."""
+        """Return `data`, with the segmentations replaced.
+
+        Raises `InputError` as `DenseCRF` does, naming the key.
+        """
         d = dict(data)
         if self.image_key not in d:
             raise InputError(

@@ -31,13 +31,19 @@ SLAB_WORDS = 32768  # one slab and its spread copies stay in the second-level ca
 
 
 def in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """Call `function` on every item, in as many threads as torch uses; NumPy and OpenCV release the interpreter."""
+    """Call `function` on every item, in as many threads as torch uses.
+
+    NumPy and OpenCV release the interpreter.
+    """
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return list(pool.map(function, items))
 
 
 def ellipsoid(radii: Sequence[float]) -> NDArray[np.bool_]:
-    """The offsets d with sum((d_i / radii_i)²) <= 1: a disk, ball, ellipse or ellipsoid; `radii` in voxels per axis."""
+    """Return the offsets d with sum((d_i / radii_i)²) <= 1: a disk, ball, ellipse or ellipsoid.
+
+    `radii` in voxels per axis.
+    """
     grid = np.ogrid[tuple(slice(-int(r + 1e-6), int(r + 1e-6) + 1) for r in radii)]
     distance = sum((offset / max(r, 1e-6)) ** 2 for offset, r in zip(grid, radii, strict=True))
     # Spacings come out of float32 affines: a voxel that is on the surface but for their rounding
@@ -136,7 +142,10 @@ def erode(mask: Mask, element: NDArray[np.bool_]) -> Mask:
 
 
 def _first_largest(components: NDArray[np.integer], sizes: NDArray[np.integer]) -> Mask:
-    """The largest component; `sizes` by component, background first. Among equals the first in C order."""
+    """Return the largest component.
+
+    `sizes` by component, background first. Among equals the first in C order.
+    """
     equals = np.flatnonzero(sizes[1:] == sizes[1:].max()) + 1
     chosen = equals[0]
     if len(equals) > 1:
@@ -146,7 +155,9 @@ def _first_largest(components: NDArray[np.integer], sizes: NDArray[np.integer]) 
 
 
 def open_largest(mask: Mask, radii: Sequence[float], keep_largest: bool = True) -> Mask:
-    """Erosion with an ellipsoid, the largest 26-connected component, dilation; `radii` in voxels per axis.
+    """Erosion with an ellipsoid, the largest 26-connected component, dilation.
+
+    `radii` in voxels per axis.
 
     If the erosion leaves nothing, the result is empty.
     """
@@ -176,7 +187,10 @@ def largest(mask: Mask) -> Mask:
 
 
 def _largest_in_slice(section: Mask) -> Mask:
-    """The largest 8-connected component of a slice that is not empty; among equals the first in C order."""
+    """Return the largest 8-connected component of a slice that is not empty.
+
+    Among equals the first in C order.
+    """
     flooded = section.copy()
     row, column = divmod(int(flooded.argmax()), flooded.shape[1])
     area = cv2.floodFill(flooded, None, (column, row), 2, flags=8)[0]

@@ -100,7 +100,9 @@ def check_spacing(spacing_mm: Sequence[float]) -> str | None:
 
 
 def check_intensities(image: np.ndarray, modality: str) -> tuple[str, str] | None:
-    """What shows that a scan is not a CT in HU, or no MR image, and what to do; None where nothing does.
+    """Return what shows that a scan is not a CT in HU, or no MR image, and what to do.
+
+    None where nothing does.
 
     A CT in HU has voxels of fat or air, and most of what is no air is soft tissue. That finds HU
     with 1024 or another number added, scaled to 0…1 or 0…255 or negated, and MR. An MR image of

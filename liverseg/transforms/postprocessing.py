@@ -184,7 +184,9 @@ class ErodeKeepLargestDilate(_PerLabel):
 
 
 class SmoothEdges(_PerLabel):
-    """Algorithm 3: in each slice keep the pixels whose 5 × 5 mean is above one half; outside the image is zero.
+    """Algorithm 3: in each slice keep the pixels whose 5 × 5 mean is above one half.
+
+    Outside the image is zero.
 
     Zero outside is what MATLAB's ``imfilter`` pads with: corners of a mask at the border of the
     image are rounded, a slice of fewer than three pixels across comes out empty.

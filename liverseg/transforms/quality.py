@@ -161,7 +161,10 @@ def liver_values(class_names: Mapping[int, str]) -> list[int]:
 
 
 def check_volume(volume_ml: float, cut_off: bool) -> str | None:
-    """What is wrong with the volume of a liver; None for a plausible one, and a small one that is cut off."""
+    """Return what is wrong with the volume of a liver.
+
+    None for a plausible one, and a small one that is cut off.
+    """
     least, most = VOLUME_ML
     if volume_ml > most or (volume_ml < least and not cut_off):
         found = (
@@ -214,7 +217,9 @@ def check_hu(mean_hu: float) -> str | None:
 
 
 def check_ends(ends: list[bool], upwards: bool) -> str | None:
-    """What a liver that reaches the scan's first or last slice means; None for one that ends before.
+    """Return what a liver that reaches the scan's first or last slice means.
+
+    None for one that ends before.
 
     Args:
         ends: whether it reaches the first and the last slice.
@@ -231,7 +236,9 @@ def check_ends(ends: list[bool], upwards: bool) -> str | None:
 
 
 def check_side(liver: np.ndarray, body: np.ndarray, affine: np.ndarray) -> str | None:
-    """What is wrong with the side of the body that a liver is on; None for the right one and the middle.
+    """Return what is wrong with the side of the body that a liver is on.
+
+    None for the right one and the middle.
 
     Args:
         liver: bool, (h, w, d), not empty.

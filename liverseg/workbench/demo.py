@@ -16,8 +16,7 @@ from liverseg.workbench.run import run_bundle
 if TYPE_CHECKING:
     from liverseg.workbench.report.html import ShownScan
 
-# Phantoms of 3 mm in-plane are small enough for minutes on two cores; everything else is the
-# bundle's default.
+# Phantoms of 3 mm in-plane are small enough for minutes on two cores; everything else is the bundle's default.
 SETTINGS = {
     "spacing": [3.0, 3.0, -1.0],
     "spatial_size": [128, 128],
@@ -47,13 +46,11 @@ def demo(
 ) -> None:
     """Segment the liver in a real CT with trained weights; make phantoms, train, evaluate on unseen ones; a report.
 
-    Weights and CT come with pip, once; without them the demo says so and goes on with phantoms, and
-    with a scan of your own. A second call fetches and trains nothing anew: it segments the scan you
-    name. Another bundle gets a folder of its own beside the first one's. Delete the folder to start
-    over.
+    Weights and CT come with pip, once; without them the demo says so and goes on with phantoms, and with a scan of your
+    own. A second call fetches and trains nothing anew: it segments the scan you name. Another bundle gets a folder of
+    its own beside the first one's. Delete the folder to start over.
 
-    Examples: liverseg demo; liverseg demo --scan ct.nii.gz; liverseg demo --bundle
-    bundles/unet_liver
+    Examples: liverseg demo; liverseg demo --scan ct.nii.gz; liverseg demo --bundle bundles/unet_liver
     """
     from liverseg.workbench.report.html import ShownScan, write_report
     from liverseg.workbench.zoo.fetch import NotFetchedError
@@ -186,8 +183,7 @@ def train_on_phantoms(
 ) -> list[dict[str, Any]]:
     """Make phantoms in `out/phantoms` and train `bundle` on them with `SETTINGS`, each unless it is done.
 
-    Steps `first` and the next of `steps`; the weights are in `models` of `out/<name of the
-    bundle>`.
+    Steps `first` and the next of `steps`; the weights are in `models` of `out/<name of the bundle>`.
 
     Returns:
         The phantoms that the training has not seen, as items with `image` and `label`.
@@ -212,7 +208,7 @@ def train_on_phantoms(
 
 
 def _only_scan(path: Path) -> Path:
-    """Return the scan that `path` names: a folder may hold it deeper down."""
+    """The scan that `path` names: a folder may hold it deeper down."""
     from liverseg.data import find_scans
 
     if not path.exists():

@@ -153,7 +153,10 @@ def _count_values(label: np.ndarray) -> Counter[int]:
 
 
 def _by_name(counts: Mapping[int, int], names: Mapping[str, str]) -> Counter[str]:
-    """Counts by the name of the value, or by the value itself where it has none; several may share a name."""
+    """Return counts by the name of the value, or by the value itself where it has none.
+
+    Several may share a name.
+    """
     found: Counter[str] = Counter()
     for value, count in sorted(counts.items()):
         found[names.get(str(value), str(value))] += count
@@ -217,7 +220,9 @@ def _outside(body: np.ndarray, mask: np.ndarray) -> float:
 
 
 def _better_flip(scan: Scan, clip: tuple[float, float], plausible: tuple[float, float]) -> str:
-    """Name the flip that puts the mask over something far more homogeneous that may be liver; empty where none does.
+    """Name the flip that puts the mask over something far more homogeneous that may be liver.
+
+    Empty where none does.
 
     A liver is the most homogeneous large thing in the abdomen. A mask that lies elsewhere covers
     several tissues.

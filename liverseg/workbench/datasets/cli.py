@@ -124,8 +124,7 @@ def split(
     """Write a datalist for pairs of images and labels, split by patient.
 
     Examples: liverseg data split data/lits;
-    liverseg data split data/msd --images "imagesTr/{}.nii.gz" --labels "labelsTr/{}.nii.gz" --out
-    data/msd/folds.json
+    liverseg data split data/msd --images "imagesTr/{}.nii.gz" --labels "labelsTr/{}.nii.gz" --out data/msd/folds.json
     """
     from liverseg.workbench.datasets.split import split_folder
 
@@ -147,8 +146,7 @@ def chaos_ct(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
 def chaos_mr(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
     """CHAOS, MR T1-DUAL: DICOM with PNG masks to NIfTI; 1 liver, 2 right kidney, 3 left kidney, 4 spleen.
 
-    The in-phase and the out-phase series share a mask and stay together in a fold. T2-SPIR is left
-    out.
+    The in-phase and the out-phase series share a mask and stay together in a fold. T2-SPIR is left out.
 
     Example: liverseg data chaos-mr downloads/CHAOS --out data/chaos_mr
     """

@@ -36,7 +36,10 @@ BTCV_LABELS = (
 
 
 def find_lits(root: Path) -> list[Case]:
-    """List `volume-N.nii` with `segmentation-N.nii` in any folder below `root`; `test-volume-N` has no label."""
+    """List `volume-N.nii` with `segmentation-N.nii` in any folder below `root`.
+
+    `test-volume-N` has no label.
+    """
     volumes, segmentations = _numbered(root, "volume-"), _numbered(root, "segmentation-")
     cases = [
         # A segmentation that is not there is named with the case.
@@ -71,7 +74,10 @@ def find_msd(root: Path) -> list[Case]:
 
 
 def find_btcv(root: Path) -> list[Case]:
-    """List `img/imgN` with `label/labelN` of RawData/Training, or `imagesTr` with `labelsTr`; Testing has no label."""
+    """List `img/imgN` with `label/labelN` of RawData/Training, or `imagesTr` with `labelsTr`.
+
+    Testing has no label.
+    """
     folder = first_folder(root, "RawData/Training", "Training", "Abdomen/RawData/Training", ".")
     images, labels = ("img", "label") if (folder / "img").is_dir() else ("imagesTr", "labelsTr")
     targets = _numbered(folder / labels, "label")

@@ -48,7 +48,10 @@ HILUM = (32.0, 6.0, -12.0)
 
 
 def ellipsoid(p: Points, centre: Vector, radii: Vector, lean: float = 0.0) -> Array:
-    """Ellipsoid that leans by `lean` mm in x per mm in z; an infinite radius makes it a cylinder along that axis."""
+    """Ellipsoid that leans by `lean` mm in x per mm in z.
+
+    An infinite radius makes it a cylinder along that axis.
+    """
     total: Array | float = 0.0
     for axis, (value, c, r) in enumerate(zip(p, centre, radii, strict=True)):
         if math.isfinite(r):
@@ -208,7 +211,10 @@ class Patient:
     def _place_lesions(
         self, rng: np.random.Generator, num_lesions: int | None
     ) -> list[tuple[Vector, Vector]]:
-        """Centre and radii of each lesion; each lies wholly inside the liver, a few mm from every other."""
+        """Return centre and radii of each lesion.
+
+        Each lies wholly inside the liver, a few mm from every other.
+        """
         count = rng.integers(0, MAX_LESIONS + 1) if num_lesions is None else num_lesions
         directions = rng.standard_normal((60, 3))
         directions /= np.sqrt((directions * directions).sum(1, keepdims=True))

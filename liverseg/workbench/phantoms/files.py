@@ -147,7 +147,10 @@ def _organ_labels(phantom: Phantom, labels: Mapping[str, str]) -> NDArray[np.uin
 
 
 def _is_whole(path: Path, mark: str) -> bool:
-    """Whether `path` is complete and carries `mark`; raises InputError if it is a scan from elsewhere."""
+    """Return whether `path` is complete and carries `mark`.
+
+    Raises InputError if it is a scan from elsewhere.
+    """
     try:
         with path.open("rb") as file:
             header = nib.Nifti1Header.from_fileobj(file)

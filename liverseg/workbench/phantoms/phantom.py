@@ -53,7 +53,9 @@ MODALITIES = ("ct", "mr")
 
 @dataclass(frozen=True)
 class Phantom:
-    """One synthetic scan; all arrays have shape (X, Y, Z) in RAS+ order (index grows to the right, front and head).
+    """One synthetic scan.
+
+    All arrays have shape (X, Y, Z) in RAS+ order (index grows to the right, front and head).
 
     Attributes:
         image: float32, whole HU for CT, arbitrary units from 0 on for MRI.

@@ -132,7 +132,10 @@ def _picture(png: bytes) -> dict[str, Any]:
 
 
 def _comparison(evaluations: Mapping[str, str | os.PathLike[str]]) -> list[dict[str, Any]]:
-    """A row per evaluation; shares come with their difference to the first row in percentage points (pp)."""
+    """Return a row per evaluation.
+
+    Shares come with their difference to the first row in percentage points (pp).
+    """
     rows: list[dict[str, Any]] = []
     baseline: list[float | None] = []
     for name, folder in evaluations.items():
@@ -208,7 +211,10 @@ def _unreadable(path: Path, error: Exception, expected: str) -> InputError:
 
 
 def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is known of the training, as text; a fact without a value (no GPU, no validation) is left out."""
+    """Return what is known of the training, as text.
+
+    A fact without a value (no GPU, no validation) is left out.
+    """
     return [
         (
             FACT_NAMES.get(name, name.replace("_", " ").capitalize()),
