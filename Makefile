@@ -9,7 +9,7 @@ SCAN ?=
 STUDIES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo label test test-slow lint format clean
+.PHONY: help demo label test test-slow lint format docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -29,17 +29,21 @@ test: $(VENV)/.test ## the tests with coverage, without the slow ones
 test-slow: $(VENV)/.test ## the tests that train, start many processes or take long for another reason
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m slow $(ARGS)
 
-lint: $(VENV)/.test ## style and types
+lint: $(VENV)/.test ## style, types, and whether the configs are as their sources say
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/liverseg zoo render --check
 
 format: $(VENV)/.test ## put the code in the project's style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+docs: $(VENV)/.docs ## the documentation as a site in site/, with pages of the Python API
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean: ## remove .venv and everything that the targets write
-	rm -rf $(VENV) demo dist build *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo dist build site *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.python:
 	@echo "Making $(VENV)"
@@ -56,6 +60,11 @@ $(VENV)/.label: $(VENV)/.demo
 	@echo "Installing MONAI Label"
 	@$(INSTALL) setuptools wheel
 	@SAM2_BUILD_CUDA=0 $(INSTALL) --no-build-isolation -e ".[label]"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.demo
+	@echo "Installing what the documentation needs"
+	@$(INSTALL) -e ".[docs]"
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.label

@@ -1,8 +1,8 @@
-r"""What bundles with weights reach on scans with a label of the liver: a table for docs/accuracy.md, and a picture.
+r"""What bundles with weights reach on scans with a label of the liver: docs/reference/accuracy.md.
 
 python benchmarks/accuracy.py ct/dataset.json
 python benchmarks/accuracy.py mr/dataset.json --bundles unet3d_liver --modality mr
-python benchmarks/accuracy.py ct/dataset.json --picture docs/accuracy.png
+python benchmarks/accuracy.py ct/dataset.json --picture docs/pictures/accuracy.png
 
 The datalist names scans under "test", each with its `label`, in which the liver with its lesions is above 0. Each scan
 is segmented by the bundle's own command in a process of its own; seconds and memory are of all of it.

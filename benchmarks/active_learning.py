@@ -57,7 +57,7 @@ SETTINGS = {
     "sw_batch_size": 16,
     "amp": False,
     # On voxels of this size, cleaning would leave nothing to disagree on.
-    "mask_cleaning": "@postprocessings#none",
+    "postprocessing": "@postprocessings#none",
 }
 
 

@@ -110,7 +110,7 @@ def segment(scan: Path, labels: np.ndarray) -> tuple[dict[str, float], dict[str,
         make.keywords["postprocessing"] = lambda item, target=number, cleaning=cleaning: cleaning(
             {**item, "localised": found(target, item, "image")}
         )
-    inferer.liver_cleaning = lambda mask: found(1, {"mask": mask}, "mask")
+    inferer.liver_postprocessing = lambda mask: found(1, {"mask": mask}, "mask")
 
     started = time.perf_counter()
     image = config.get_parsed_content("preprocessing")({"image": str(scan)})["image"]

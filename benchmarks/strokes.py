@@ -71,7 +71,7 @@ def main() -> None:
         store = ProbabilityStore(Path(folder) / "kept")
         segmentation = Segmentation(bundle, store)
         scribbles = Scribbles({bundle.name: segmentation})
-        scan = {"image": request["image"], "mask_cleaning": "none"}
+        scan = {"image": request["image"], "postprocessing": "none"}
         measure("segmentation", lambda: Segmentation(bundle)(scan))
         measure("segmentation, probabilities kept", lambda: segmentation(scan))
         measure(

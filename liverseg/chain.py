@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from liverseg.bundle import choose, is_true
+from liverseg.bundle import choose
 from liverseg.command_line import Command, running_command
 from liverseg.errors import InputError
 from liverseg.files import atomic_write
@@ -57,7 +57,7 @@ def run_stages(
 
 
 def run_rounds(
-    rounds: int, ckpt_dir: str | os.PathLike[str], resume: bool | str = False, patience: int = 1
+    rounds: int, ckpt_dir: str | os.PathLike[str], resume: bool = False, patience: int = 1
 ) -> None:
     """Fine-tune a trained network in rounds, each on what the round before has labelled, and keep the best.
 
@@ -78,7 +78,7 @@ def run_rounds(
     """
     command = _command("rounds", "run")
     trained, folder = Path(ckpt_dir), Path(ckpt_dir) / "rounds"
-    if folder.exists() and not is_true(resume):
+    if folder.exists() and not resume:
         raise InputError(
             f"{folder}: found rounds of an earlier run, expected none: go on with --resume true, or move the folder."
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import logging
 import os
 import re
 import sys
@@ -42,8 +41,6 @@ from liverseg.settings import (
     read_words,
     walk,
 )
-
-logger = logging.getLogger(__name__)
 
 
 def _names(*functions: Callable) -> set[str]:
@@ -192,7 +189,10 @@ def _read_settings(
     for name in settings:
         check_name(name, shipped, config, options)
         if not is_used(name, shipped, config) and not _runs(config.get(name)):
-            logger.warning("%s: nothing in this config uses it, so it changes nothing here.", name)
+            raise InputError(
+                f"{name}: found a setting that nothing in {', '.join(map(os.path.basename, files))} uses, expected one "
+                "that changes something: leave it out."
+            )
     # Of several files, the first is the bundle's own.
     own: dict[str, Any] = {}
     for file in reversed(files):

@@ -16,6 +16,19 @@ from liverseg.kinds import KINDS, is_text
 
 # What an expression, a reference and a part of a file begin with in MONAI's configs.
 ELSEWHERE = ("$", "@", "%")
+# Names of earlier versions, and what they are called now.
+RENAMED = {
+    "mask_cleaning": "postprocessing",
+    "liver_cleaning": "liver_postprocessing",
+    "liver_cleanings": "liver_postprocessings",
+}
+# Losses of earlier versions, and what computes the same.
+REPLACED = {
+    "iou_10_10": "iou",
+    "iou_15_05": "iou_xy with --iou_xy_alpha 1.5",
+    "iou_05_15": "iou_xy with --iou_xy_alpha 0.5",
+    "dice_uniform": "dice",
+}
 # JSON's words, which the command line passes on as text.
 WORDS = {"true": True, "false": False, "null": None}
 
@@ -38,6 +51,11 @@ def check_name(
     if identifier in shipped:
         return
     *above, last = identifier.split("::")
+    new = RENAMED.get(identifier.partition("::")[0])
+    if new is not None and new in shipped:
+        raise InputError(
+            f"{name}: found the name of an earlier version, expected {new}: write --{new}."
+        )
     parents = [config.get("::".join(above[:depth])) for depth in range(1, len(above) + 1)]
     known: Collection[str] | None
     if parents and ConfigComponent.is_instantiable(parents[-1]):
@@ -114,13 +132,14 @@ def read_setting(name: str, value: Any, shipped: Mapping[str, Any], config: Conf
         _check_reference(name, value, config)
         return value
     group = _group(name, shipped)
-    if group and not isinstance(value, Mapping):
-        known = _keys(config.get(group))
+    section = group or _indexed(name, shipped)
+    if section and not isinstance(value, Mapping):
+        known = _keys(config.get(section))
         if value not in known:
             raise InputError(
                 f"{name}: found {value!r}, expected one of {', '.join(known)}: {_choose(value, known)}."
             )
-        return f"@{group}::{value}"
+        return f"@{group}::{value}" if group else value
     return KINDS[name](name, value, shipped.get(name)) if name in KINDS else value
 
 
@@ -154,6 +173,8 @@ def _keys(section: Any) -> list[str]:
 
 
 def _choose(value: Any, known: Iterable[str]) -> str:
+    if value in REPLACED:
+        return f"write {REPLACED[value]}, which is the same"
     near = nearest(str(value), known)
     return f"choose one, perhaps {near}" if near else "choose one"
 
@@ -162,6 +183,15 @@ def _group(name: str, shipped: Mapping[str, Any]) -> str | None:
     """The section whose entries a setting chooses from: `losses` for `loss`, which ships as `@losses#dice_ce`."""
     chosen = re.fullmatch(r"@(\w+)(#|::)\w+", str(shipped.get(name)))
     return chosen[1] if chosen else f"{name}es" if f"{name}es" in shipped else None
+
+
+def _indexed(name: str, shipped: Mapping[str, Any]) -> str | None:
+    """The section whose keys a setting chooses from: `intensities` where a value is `$@intensities[@modality]`."""
+    for _, text in walk(shipped):
+        found = re.search(rf"@(\w+)\[@{name}\]", text) if isinstance(text, str) else None
+        if found:
+            return found[1]
+    return None
 
 
 def _check_reference(name: str, value: str, config: ConfigParser) -> None:

@@ -52,6 +52,7 @@ CONFIG = {
     "iterate": [f"$@liverseg.chain.run_stages({TUNE}, 'iterate', 'rounds')"],
     "rounds": ["$@liverseg.chain.run_rounds(@max_rounds, @ckpt_dir, @resume, @round_patience)"],
     "run": ["$None"],
+    "network": "$[@target, @stage, @plane, @max_epochs, @prior]",
     **{"target": "liver", "stage": "localise", "plane": "axial", "ckpt_dir": "models"},
     **{
         "max_rounds": 1,
@@ -138,7 +139,7 @@ def test_another_id_may_run_a_stage(tmp_path):
         ),
         (
             {"plane": "oblique"},
-            "plane: found 'oblique', expected one of axial, coronal: set it to one of these.",
+            "plane: found 'oblique', expected one of axial, coronal, sagittal: write it as --plane axial.",
         ),
         (
             {"stage": "tune", "target": "spleen"},

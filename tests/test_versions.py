@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+from helpers.bundle_runs import BUNDLE
+from helpers.waiting import SECONDS
 from typer.testing import CliRunner
 
 from liverseg import versions
 from liverseg.errors import InputError
 from liverseg.workbench.cli import app
-from liverseg.workbench.zoo import build
+from liverseg.workbench.zoo.build import build_archive
 
 PARTS = ("liver/localise/model.pt", "liver/axial/model.pt", "lesion/axial/model.pt")
 LOCKED = """
-import sys, time
+import sys
 from pathlib import Path
 from filelock import FileLock
 with FileLock(Path(sys.argv[1]) / ".lock"):
     print("locked", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
@@ -166,28 +171,36 @@ def test_what_cannot_be_published_says_why(bundle):
 def test_a_training_that_was_killed_is_stopped(bundle):
     version = versions.new_version(bundle, state="training")
     command = [sys.executable, "-c", LOCKED, str(version.folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True) as process:
         assert process.stdout.readline() == "locked\n"
         assert version.state == "training"
         write(version.folder, "half")
         with pytest.raises(InputError, match="still training"):
             versions.publish(bundle, version.name)
         process.kill()
-        process.wait()
+        process.wait(SECONDS)
     assert version.state == "stopped"
     versions.publish(bundle, version.name)
     assert read(bundle / "models") == {"half"}
 
 
-def test_an_archive_has_the_weights_in_use_and_no_version(bundle):
-    for content in "ab":
-        versions.publish(bundle, add(bundle, content))
-    weights = {
-        name: path.read_text()
-        for name, path in build._files(bundle).items()
-        if name.endswith(".pt")
+def test_an_archive_has_the_weights_in_use_and_no_version(bundle, tmp_path):
+    shutil.copytree(BUNDLE / "configs", bundle / "configs", dirs_exist_ok=True)
+    for number in (1, 2):
+        version = versions.new_version(bundle, state="candidate")
+        for part in PARTS:
+            (version.folder / part).parent.mkdir(parents=True)
+            torch.save({"weight": torch.tensor([number])}, version.folder / part)
+        versions.publish(bundle, version.name)
+    with zipfile.ZipFile(build_archive(bundle, tmp_path / "dist")) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    models = tmp_path / "unpacked" / "bundle" / "models"
+    found = {
+        path.relative_to(models).as_posix(): torch.load(path)["weight"].item()
+        for path in models.rglob("*.pt")
     }
-    assert weights == {f"models/{part}": "b" for part in PARTS}
+    assert found == dict.fromkeys(PARTS, 2)
 
 
 def test_command_line(bundle):

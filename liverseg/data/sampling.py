@@ -52,3 +52,12 @@ class PatientSampler(DistributedSampler):
 
     def __len__(self) -> int:
         return self.batch_size * self.num_batches
+
+
+def class_ratios(num_classes: int, foreground_ratio: float) -> list[float]:
+    """Return the share of crops that are centred on each class: `foreground_ratio` is for all but the background.
+
+    For the `ratios` of MONAI's `RandCropByLabelClassesd`.
+    """
+    share = foreground_ratio / (num_classes - 1)
+    return [1 - foreground_ratio] + [share] * (num_classes - 1)

@@ -1,6 +1,7 @@
 """Handlers for MONAI's engines."""
 
 from liverseg.handlers.checkpoints import Checkpoints
+from liverseg.handlers.learning_rate import write_learning_rate
 from liverseg.handlers.masks import MaskSummary
 from liverseg.handlers.overlays import Overlays
 from liverseg.handlers.progress import Progress
@@ -18,4 +19,5 @@ __all__ = [
     "SegmentationReport",
     "Tracking",
     "WeightsCheckpointLoader",
+    "write_learning_rate",
 ]

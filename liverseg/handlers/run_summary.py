@@ -5,30 +5,28 @@ from __future__ import annotations
 import csv
 import json
 import os
-import platform
 import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ignite
-import monai
 import numpy as np
+import pandas as pd
 import torch
 from ignite.engine import Engine, Events
 
-import liverseg
 from liverseg.files import atomic_write, check_writable
+from liverseg.handlers.provenance import package_versions
 
 
 class RunSummary:
-    """Write `history.csv` after every epoch, and at the end `metrics.json`, also printed as the last line.
+    """Write `history.csv` after every epoch, and at the end `metrics.json`, printed as a line too.
 
-    Put it after `Checkpoints`, which keeps the best metric in the engine's state. `history.csv` holds epoch, iteration,
-    loss (mean over the epoch), learning_rate, the validation metrics where the epoch was validated, and seconds since
-    the start. Epoch 0, without a loss, are the weights that a training starts from, where `Checkpoints` validates them.
-    A resumed run appends to it.
+    Put it after `Checkpoints`, which keeps the best metric in the engine's state. `history.csv`
+    holds epoch, iteration, loss (mean over the epoch), learning_rate, the validation metrics where
+    the epoch was validated, and seconds since the start. Epoch 0, without a loss, are the weights
+    that a training starts from, where `Checkpoints` validates them. A resumed run appends to it.
 
     Args:
         output_dir: the folder for both files.
@@ -67,9 +65,9 @@ class RunSummary:
         history = self.output_dir / "history.csv"
         if engine.state.epoch > 0 and history.is_file():
             with history.open(newline="") as file:
-                self.rows = [
-                    row for row in csv.DictReader(file) if int(row["epoch"]) <= engine.state.epoch
-                ]
+                # As text, which is written again as it was.
+                rows = csv.DictReader(file)
+                self.rows = [row for row in rows if int(row["epoch"]) <= engine.state.epoch]
             self.started -= float(self.rows[-1]["seconds"]) if self.rows else 0
         elif engine.state.epoch == 0 and self.evaluator.state.metrics:
             self._add_row(engine)
@@ -82,25 +80,20 @@ class RunSummary:
         """Add a line to the history."""
         self._add_row(engine)
         self.losses = []
-        lines = [
-            ",".join(self.rows[0]),
-            *(",".join("" if v is None else str(v) for v in r.values()) for r in self.rows),
-        ]
+        table = pd.DataFrame(self.rows).to_csv(index=False)
         with atomic_write(self.output_dir / "history.csv") as file:
-            file.write("\n".join([*lines, ""]).encode())
+            file.write(table.encode())
 
     def _add_row(self, engine: Engine) -> None:
         validated = self.evaluator.state.epoch == engine.state.epoch
+        metrics = self.evaluator.state.metrics if validated else {}
         self.rows.append(
             {
                 "epoch": engine.state.epoch,
                 "iteration": engine.state.iteration,
                 "loss": float(np.mean(self.losses)) if self.losses else None,
                 "learning_rate": engine.optimizer.param_groups[0]["lr"],  # type: ignore[attr-defined]
-                **{
-                    name: self.evaluator.state.metrics[name] if validated else None
-                    for name in self.metrics
-                },
+                **{name: metrics[name] if validated else None for name in self.metrics},
                 "seconds": round(time.monotonic() - self.started, 2),
             }
         )
@@ -108,31 +101,18 @@ class RunSummary:
     def completed(self, engine: Engine) -> None:
         """Write and print `metrics.json`."""
         best = engine.state.best_metric  # type: ignore[attr-defined]
+        memory_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        gpu_gb = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
         summary = {
             f"best_{self.key_metric}": best if best > float("-inf") else None,
             "best_epoch": engine.state.best_metric_epoch,  # type: ignore[attr-defined]
             "epochs": engine.state.epoch,
             "seconds": round(time.monotonic() - self.started, 1),
-            "peak_memory_gb": round(
-                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2
-            ),
-            "peak_gpu_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2)
-            if torch.cuda.is_available()
-            else None,
+            "peak_memory_gb": round(memory_gb, 2),
+            "peak_gpu_memory_gb": gpu_gb and round(gpu_gb, 2),
             "versions": package_versions(),
         }
         line = json.dumps(summary)
         with atomic_write(self.output_dir / "metrics.json") as file:
             file.write(f"{line}\n".encode())
         print(line, flush=True)
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of what decides the result of a training."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "monai": monai.__version__,
-        "ignite": ignite.__version__,
-        "liverseg": liverseg.__version__,
-    }

@@ -3,7 +3,7 @@
 from liverseg.inferers.autocast import AutocastInferer, bf16_autocast
 from liverseg.inferers.base import VolumeInferer
 from liverseg.inferers.cascade import CascadeInferer
-from liverseg.inferers.clicks import ClickWindowInferer, EvaluateWithClicks
+from liverseg.inferers.clicks import ClickWindowInferer, EvaluateWithClicks, both_predictions
 from liverseg.inferers.context_windows import BodyWindowInferer, ContextTileInferer
 from liverseg.inferers.localise import Localisation, Localiser
 from liverseg.inferers.mirror_check import MirrorCheckInferer
@@ -27,5 +27,6 @@ __all__ = [
     "VolumeSliceInferer",
     "VolumeWindowInferer",
     "bf16_autocast",
+    "both_predictions",
     "predict_volumes",
 ]

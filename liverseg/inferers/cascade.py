@@ -59,7 +59,7 @@ class CascadeInferer(VolumeInferer):
         spacing: mm along x and y to which the region is resampled; −1 keeps the scan's own.
         planes: which of "axial", "coronal" and "sagittal" vote.
         targets: "liver" and "lesion", or "liver" alone, which leaves the lesions part of it.
-        liver_cleaning: transform of the tuned liver (1, h, w, d), 0 and 1, before lesions are
+        liver_postprocessing: transform of the tuned liver (1, h, w, d), 0 and 1, before lesions are
             looked for.
         margin_mm: by which the box of the liver is widened for the lesions, in the axial plane, to
             either side.
@@ -76,7 +76,7 @@ class CascadeInferer(VolumeInferer):
         spacing: Sequence[float] = (-1, -1),
         planes: Sequence[str] = tuple(PLANE_AXES),
         targets: Sequence[str] = ("liver", "lesion"),
-        liver_cleaning: Callable[[Tensor], Tensor] | None = None,
+        liver_postprocessing: Callable[[Tensor], Tensor] | None = None,
         margin_mm: float = 10,
         threshold: float = 0.5,
     ) -> None:
@@ -88,7 +88,7 @@ class CascadeInferer(VolumeInferer):
             )
         self.localise, self.slices, self.planes, self.targets = localise, slices, planes, targets
         self.region_grid = VolumeSliceInferer(spacing)
-        self.liver_cleaning = liver_cleaning
+        self.liver_postprocessing = liver_postprocessing
         self.margin_mm, self.threshold = margin_mm, threshold
 
     def segment(
@@ -130,8 +130,8 @@ class CascadeInferer(VolumeInferer):
             label, found = label[box], None if found is None else found[box]
             if found is not None and probability is not None:
                 found[:1] = probability
-            if self.liver_cleaning is not None:
-                mask = as_tensor(self.liver_cleaning(MetaTensor(mask, affine=region.affine)))
+            if self.liver_postprocessing is not None:
+                mask = as_tensor(self.liver_postprocessing(MetaTensor(mask, affine=region.affine)))
             label.copy_(mask)
             if "lesion" in self.targets:
                 self._mark_lesions(label, found, region, network)

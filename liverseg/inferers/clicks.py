@@ -113,3 +113,12 @@ class EvaluateWithClicks:
         scale = torch.tensor(shape) / torch.tensor(size)
         voxel = (torch.tensor([error[1]]) + 0.5) * scale - 0.5
         return torch.cat([to_mm(voxel, affine), torch.tensor([[error[0]]])], 1)[None]
+
+
+def both_predictions(cases: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:
+    """Return the predictions of each case without and with clicks, and its label for each of the two.
+
+    For the `output_transform` of a metric that is the mean over both.
+    """
+    predictions = [case[key] for case in cases for key in ("pred_automatic", CommonKeys.PRED)]
+    return predictions, [case[CommonKeys.LABEL] for case in cases for _ in range(2)]

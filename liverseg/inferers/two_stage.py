@@ -33,7 +33,7 @@ class TwoStageInferer(VolumeInferer):
     Args:
         liver: how the liver network runs over the volume.
         lesion: how the lesion network runs over the crop.
-        liver_cleaning: transform of the liver mask (1, H, W, D), a `MetaTensor` of 0 and 1, before
+        liver_postprocessing: transform of the liver mask (1, H, W, D), a `MetaTensor` of 0 and 1, before
             it is used, for instance `ErodeKeepLargestDilate`; None leaves it.
         margin_mm: by which the box of the liver is widened in the plane of the slices, to either
             side.
@@ -47,7 +47,7 @@ class TwoStageInferer(VolumeInferer):
         self,
         liver: VolumeInferer,
         lesion: VolumeInferer,
-        liver_cleaning: Callable[[Tensor], Tensor] | None = None,
+        liver_postprocessing: Callable[[Tensor], Tensor] | None = None,
         margin_mm: float = 10,
         outside_value: float | None = None,
         shown_mm: float = 0,
@@ -55,7 +55,7 @@ class TwoStageInferer(VolumeInferer):
     ) -> None:
         self.liver = liver
         self.lesion = lesion
-        self.liver_cleaning = liver_cleaning
+        self.liver_postprocessing = liver_postprocessing
         self.margin_mm = margin_mm
         self.outside_value = outside_value
         self.shown_mm = shown_mm
@@ -67,7 +67,7 @@ class TwoStageInferer(VolumeInferer):
         """Segment a batch to 0 background, 1 liver and 2 lesion; see `VolumeInferer.segment`.
 
         The probability of the lesion is the product of what both networks find, that of the liver
-        what is left of its own; `liver_cleaning` does not change them.
+        what is left of its own; `liver_postprocessing` does not change them.
         """
         affines = [get_affine(inputs, index) for index in range(inputs.shape[0])]
         labels, found = self.liver.segment(
@@ -77,9 +77,9 @@ class TwoStageInferer(VolumeInferer):
             found = torch.cat([found, torch.zeros_like(found)], 1)
         for index, affine in enumerate(affines):
             label = as_tensor(labels)[index, 0]
-            if self.liver_cleaning is not None:
+            if self.liver_postprocessing is not None:
                 label.copy_(
-                    as_tensor(self.liver_cleaning(MetaTensor(label[None], affine=affine)))[0]
+                    as_tensor(self.liver_postprocessing(MetaTensor(label[None], affine=affine)))[0]
                 )
             box = foreground_box(label, affine, self.margin_mm)
             if box is None:

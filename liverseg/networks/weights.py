@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import ignite.distributed as idist
 import torch
 from torch import Tensor, nn
 
@@ -62,6 +63,8 @@ def merge_weights(
     Raises:
         InputError: as `read_state_dict`, and when the file cannot be written.
     """
+    if idist.get_rank() > 0:
+        return
     missing = [os.fspath(path) for path in paths.values() if not Path(path).is_file()]
     if missing and Path(merged).exists():
         logger.warning(

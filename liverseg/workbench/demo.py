@@ -81,7 +81,7 @@ def demo(
         if not (evaluations[name] / "summary.json").is_file():
             options: dict[str, Any] = {
                 "output_dir": str(evaluations[name]),
-                "mask_cleaning": f"@postprocessings#{choice}",
+                "postprocessing": f"@postprocessings#{choice}",
             }
             run_bundle(
                 console,

@@ -11,6 +11,7 @@ import zipfile
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from helpers.bundle_runs import AFFINE, ROOT, make_scan, options, save, write_dataset
 from helpers.dataset_trees import write_series
 from helpers.readme_commands import commands
+from helpers.waiting import SECONDS
 from monai.bundle import ConfigParser
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -172,105 +174,123 @@ def with_settings(command: list[str], bundle: str) -> list[str] | None:
     ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", BUNDLES)
-def test_the_readme_is_right_where_an_archive_was_unpacked(name, tmp_path):
-    source = tmp_path / "source" / name
-    shutil.copytree(
-        ROOT / "bundles" / name, source, ignore=shutil.ignore_patterns("models", "eval", "output")
-    )
-    content = json.loads((source / "configs" / "train.json").read_text())
-    chain = "all_stages" in content
+@pytest.fixture(scope="module", params=BUNDLES)
+def unpacked(request, tmp_path_factory):
+    """A bundle that was archived and unpacked, where all that its README types has been run."""
+    name, root = request.param, tmp_path_factory.mktemp(request.param)
+    source, folder = root / "source" / name, root / name
+    ignored = shutil.ignore_patterns("models", "eval", "output")
+    shutil.copytree(ROOT / "bundles" / name, source, ignore=ignored)
+    chain = "all_stages" in json.loads((source / "configs" / "train.json").read_text())
     if chain:
         write_weights(source, NARROW[name])
-    with zipfile.ZipFile(build_archive(source, tmp_path)) as archive:
-        archive.extractall(tmp_path)
-    folder = tmp_path / name
+    with zipfile.ZipFile(build_archive(source, root)) as archive:
+        archive.extractall(root)
     described = json.loads((folder / "configs" / "metadata.json").read_text())
     labels = described["network_data_format"]["outputs"]["pred"]["channel_def"]
     write_data(folder, name, len(labels))
-
     required = ["monai", "torch", "numpy", *described["required_packages_version"]]
+    (root / "task.json").write_text(json.dumps(task_of(folder, name, required, root)))
+    return SimpleNamespace(
+        name=name,
+        folder=folder,
+        chain=chain,
+        source=source,
+        labels=labels,
+        required=required,
+        described=described,
+        loaded=run_task(folder, root),
+    )
+
+
+def task_of(folder, name, required, root):
+    """What `helpers/run_archive.py` is to run, and the modules that it is not to find."""
     # What the README asks for besides, to verify the metadata.
-    present = with_all_they_need([*required, "jsonschema"])
+    present = with_all_they_need([*required, "jsonschema"]) | {"liverseg"}
     assert "pip install jsonschema" in (folder / "docs" / "README.md").read_text()
-    series = [
-        "run",
-        "inference",
-        "--config_file",
-        "configs/inference.json",
-        "--dataset_dir",
-        "series",
-    ]
-    typed = commands(folder / "docs" / "README.md", tmp_path)
-    assert ["python", "-m", "monai.bundle", *series[:-1], "scan.nii.gz"] in typed
-    task = {
-        "absent": [
-            module for module, found in modules().items() if not found & (present | {"liverseg"})
-        ],
-        # Those of torchrun last, for its process group outlives them. A chain of rounds is another test's.
-        "commands": [
-            arguments
-            for command in sorted(
-                [*typed, ["monai.bundle", *series]], key=lambda command: command[0] == "torchrun"
-            )
-            if (arguments := with_settings(command, name)) and "iterate" not in arguments
-        ],
+    series = ["run", "inference", "--config_file", "configs/inference.json", "--dataset_dir"]
+    typed = commands(folder / "docs" / "README.md", root)
+    assert ["python", "-m", "monai.bundle", *series, "scan.nii.gz"] in typed
+    # Those of torchrun last, for its process group outlives them.
+    every = sorted(
+        [*typed, ["monai.bundle", *series, "series"]],
+        key=lambda command: command[0] == "torchrun",
+    )
+    arguments = [with_settings(command, name) for command in every]
+    return {
+        "absent": [module for module, found in modules().items() if not found & present],
+        # A chain of rounds is another test's.
+        "commands": [words for words in arguments if words and "iterate" not in words],
     }
-    (tmp_path / "task.json").write_text(json.dumps(task))
+
+
+def run_task(folder, root):
+    """Run `task.json`; returns which modules were loaded."""
     environment = {
         "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path),
+        "HOME": str(root),
         "OMP_NUM_THREADS": "1",
         **ONE_PROCESS,
-    }
-    environment |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "0",
         "CUDA_VISIBLE_DEVICES": "",
         "GLOO_SOCKET_IFNAME": "lo",
     }
-    arguments = [
-        sys.executable,
-        str(ROOT / "tests" / "helpers" / "run_archive.py"),
-        str(tmp_path / "task.json"),
-    ]
+    script = ROOT / "tests" / "helpers" / "run_archive.py"
     done = subprocess.run(
-        arguments,
+        [sys.executable, str(script), str(root / "task.json")],
         cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
-        timeout=550,
+        timeout=SECONDS,
     )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return json.loads(done.stdout.splitlines()[-1])
 
-    loaded = json.loads(done.stdout.splitlines()[-1])
-    assert loaded["liverseg"] == str(folder / "liverseg" / "__init__.py")
+
+@pytest.mark.slow
+def test_the_readme_runs_with_the_packages_that_the_metadata_lists(unpacked):
+    loaded = unpacked.loaded
+    assert loaded["liverseg"] == str(unpacked.folder / "liverseg" / "__init__.py")
     brought = {
         distribution for module in loaded["modules"] for distribution in modules().get(module, ())
     }
-    assert {canonicalize_name(package) for package in required} - brought == set()
+    assert {canonicalize_name(package) for package in unpacked.required} - brought == set()
 
-    summary = json.loads((folder / "eval" / "summary.json").read_text())
-    assert (summary["number_of_cases"], len(summary["cases"])) == (1, len(labels) - 1)
-    if "lesion" in labels.values():
+
+@pytest.mark.slow
+def test_the_readme_evaluates(unpacked):
+    summary = json.loads((unpacked.folder / "eval" / "summary.json").read_text())
+    assert summary["number_of_cases"] == 1
+    assert len(summary["cases"]) == len(unpacked.labels) - 1
+    if "lesion" in unpacked.labels.values():
         assert summary["lesions"]["reference_lesions"] == 1
-    masks = {path: nib.load(path) for path in (folder / "output").rglob("*.nii.gz")}
+
+
+@pytest.mark.slow
+def test_the_readme_gives_masks_of_a_file_and_of_a_series(unpacked):
+    masks = [nib.load(path) for path in (unpacked.folder / "output").rglob("*.nii.gz")]
     assert len(masks) == 2
-    for scan in (nib.load(folder / "scan.nii.gz"), nib.Nifti1Image(np.zeros((48, 40, 8)), AFFINE)):
-        on_its_grid = [mask for mask in masks.values() if mask.shape == scan.shape]
-        assert [
+    file = nib.load(unpacked.folder / "scan.nii.gz")
+    for scan in (file, nib.Nifti1Image(np.zeros((48, 40, 8)), AFFINE)):
+        on_its_grid = [mask for mask in masks if mask.shape == scan.shape]
+        assert any(
             np.abs(np.abs(np.diag(mask.affine)) - np.abs(np.diag(scan.affine))).max() < 1e-3
             for mask in on_its_grid
-        ]
-    for mask in masks.values():
+        )
+    for mask in masks:
         assert mask.get_data_dtype() == np.uint8
-        assert set(np.unique(mask.dataobj)) <= set(map(int, labels))
-    if chain:
-        check_one_file_of_all(folder, source)
-    check_export(folder, name, described["network_data_format"]["inputs"]["image"])
+        assert set(np.unique(mask.dataobj)) <= set(map(int, unpacked.labels))
+
+
+@pytest.mark.slow
+def test_the_readme_leaves_one_file_of_all_networks_and_an_export(unpacked):
+    if unpacked.chain:
+        check_one_file_of_all(unpacked.folder, unpacked.source)
+    image = unpacked.described["network_data_format"]["inputs"]["image"]
+    check_export(unpacked.folder, unpacked.name, image)
 
 
 def check_one_file_of_all(folder: Path, source: Path) -> None:

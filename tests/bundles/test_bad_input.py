@@ -48,7 +48,7 @@ def test_the_command_line_ends_with_the_sentence(tmp_path):
             {"loss": "dise"},
             ["loss", "'dise'", "dice_ce", "iou_xy", "focal_tversky", "perhaps dice"],
         ),
-        ({"mask_cleaning": "@postprocessings#x"}, ["@postprocessings#x", "clean_slices"]),
+        ({"postprocessing": "@postprocessings#x"}, ["@postprocessings#x", "clean_slices"]),
         ({"modality": "pet"}, ["modality", "'pet'", "ct, mr"]),
         ({"modalty": "mr"}, ["modalty", "--modality"]),
         ({"network_def#output_strde": 8}, ["output_strde", "--network_def#output_stride"]),
@@ -69,9 +69,8 @@ def test_what_is_typed_is_checked(dataset, tmp_path, monkeypatch, setting, words
 @pytest.mark.parametrize(
     ("bundle", "setting"),
     [
-        ("cascade_lits", "modality"),
         ("cascade_lits", "in_channels"),
-        ("mixed_unet_lits", "modality"),
+        ("unet3d_abdomen", "iou_xy_beta"),
     ],
 )
 def test_a_setting_that_a_bundle_lacks_is_refused(tmp_path, monkeypatch, bundle, setting):
@@ -80,6 +79,37 @@ def test_a_setting_that_a_bundle_lacks_is_refused(tmp_path, monkeypatch, bundle,
     with pytest.raises(RuntimeError) as error:
         monai_bundle_here(monkeypatch, "run", "training", "--config_file", config, **{setting: 3})
     assert sentence(error.value).startswith(f"{setting}: found no {setting} in the config")
+
+
+@pytest.mark.parametrize("bundle", ["cascade_lits", "mixed_unet_lits", "deepedit_liver"])
+def test_mri_is_refused_by_a_bundle_for_ct(tmp_path, monkeypatch, bundle):
+    config = BUNDLE.parent / bundle / "configs" / "train.json"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError) as error:
+        monai_bundle_here(monkeypatch, "run", "training", "--config_file", config, modality="mr")
+    assert sentence(error.value) == "modality: found 'mr', expected one of ct: choose one."
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            {"mask_cleaning": "none"},
+            "mask_cleaning: found the name of an earlier version, expected postprocessing: write --postprocessing.",
+        ),
+        ({"loss": "iou_15_05"}, "write iou_xy with --iou_xy_alpha 1.5, which is the same."),
+        ({"loss": "@losses#iou_10_10"}, "write iou, which is the same."),
+        (
+            {"learning_rte": 0.1},
+            "learning_rte in the config, expected a name that is there: correct it, perhaps to --learning_rate.",
+        ),
+    ],
+)
+def test_what_an_old_or_misspelt_name_is_now_called(tmp_path, monkeypatch, setting, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError) as error:
+        monai_bundle_here(monkeypatch, "run", "training", "--config_file", TRAIN, **setting)
+    assert sentence(error.value).endswith(message)
 
 
 def test_lesions_in_mri_are_refused(dataset, tmp_path, monkeypatch):

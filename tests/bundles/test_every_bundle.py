@@ -172,79 +172,90 @@ def test_two_processes_train_one_of_the_stages(name, dataset, tmp_path):
     load_weights(LESION_NETWORKS[name](), tmp_path / "models" / "lesion" / "model.pt")
 
 
-@pytest.mark.slow
-def test_cascade_is_trained_by_stages_and_rounds_and_gives_one_mask(dataset, tmp_path):
-    """The lesion's stages and the liver's rounds are real chains; the others run in this process, which is quicker."""
-    folder = BUNDLE.parent / "cascade_lits" / "configs"
-    settings = {
-        **{"bundle_root": str(tmp_path), "dataset_dir": str(dataset)},
-        **{"localise_network#first_filters": 8, "tune_network#first_filters": 4},
-        **{"localise_spacing": [6.0, 6.0, -1.0], "spacing": [6.0, 6.0, 6.0]},
-    }
-    short = {
-        "localise_size": [48, 48],
-        "spatial_size": [48, 48],
-        "max_epochs": 1,
-        "slices_per_volume": 2,
-    }
+class Cascade:
+    """Short runs of `cascade_lits` in one folder, over the coronal plane."""
 
-    def run(files, kind, **more):
-        config = [str(folder / file) for file in files]
-        create_workflow(config_file=config, workflow_type=kind, **settings, **more).run()
+    configs = BUNDLE.parent / "cascade_lits" / "configs"
 
-    def chain(run_id, *typed, **more):
-        typed = ("run", run_id, "--config_file", folder / "train.json", *typed)
-        found = monai_bundle(*typed, cwd=tmp_path, **settings, **short, **more, tracking="mlflow")
+    def __init__(self, folder, dataset):
+        self.folder = folder
+        self.dataset = dataset
+        self.short = {
+            "localise_size": [48, 48],
+            "spatial_size": [48, 48],
+            "max_epochs": 1,
+            "slices_per_volume": 2,
+        }
+        self.settings = {
+            **{"bundle_root": str(folder), "dataset_dir": str(dataset)},
+            **{"localise_network#first_filters": 8, "tune_network#first_filters": 4},
+            **{"localise_spacing": [6.0, 6.0, -1.0], "spacing": [6.0, 6.0, 6.0]},
+        }
+
+    def run(self, files, kind, **more):
+        config = [str(self.configs / file) for file in files]
+        create_workflow(config_file=config, workflow_type=kind, **self.settings, **more).run()
+
+    def chain(self, run_id, *typed, **more):
+        typed = ("run", run_id, "--config_file", self.configs / "train.json", *typed)
+        settings = {**self.settings, **self.short, **more, "tracking": "mlflow"}
+        found = monai_bundle(*typed, cwd=self.folder, **settings)
         assert found.returncode == 0, found.stderr[-3000:]
 
+
+@pytest.fixture(scope="module")
+def cascade(dataset, tmp_path_factory):
+    """Trained: lesion stages and liver rounds as real chains, the rest in this process."""
+    cascade = Cascade(tmp_path_factory.mktemp("cascade"), dataset)
     for stage in ("localise", "tune"):
-        run(["train.json"], "train", **short, stage=stage, plane="coronal")
-    chain("training", "--plane=coronal", "--target", "lesion")
+        cascade.run(["train.json"], "train", **cascade.short, stage=stage, plane="coronal")
+    cascade.chain("training", "--plane=coronal", "--target", "lesion")
+    cascade.chain("iterate", "--target=liver", "--plane", "coronal", max_rounds=1, round_epochs=1)
+    return cascade
+
+
+@pytest.mark.slow
+def test_cascade_is_trained_by_stages(cascade):
+    models, results = cascade.folder / "models", cascade.folder / "eval"
     parts = [(target, part) for target in ("liver", "lesion") for part in ("localise", "coronal")]
-    assert sorted(tmp_path.glob("models/*/*")) == sorted(
-        tmp_path / "models" / target / part for target, part in parts
-    )
+    assert sorted(models.glob("*/*")) == sorted(models / target / part for target, part in parts)
     for target, part in parts:
-        assert (
-            json.loads((tmp_path / "eval" / target / part / "metrics.json").read_text())["epochs"]
-            == 1
-        )
-        assert (tmp_path / "models" / target / part / "model.pt").is_file()
-
-    chain("iterate", "--target=liver", "--plane", "coronal", max_rounds=1, round_epochs=1)
-    trained = tmp_path / "models" / "liver" / "coronal"
-    with (trained / "rounds" / "rounds.csv").open(newline="") as file:
-        metrics = {row["round"]: float(row["val_mean_dice"]) for row in csv.DictReader(file)}
-    best = max(metrics, key=metrics.get)
-    assert set(metrics) == {"0", "1"}
-    assert (trained / "model.pt").read_bytes() == (
-        trained / "rounds" / best / "model.pt"
-    ).read_bytes()
-    assert {path.name for path in (trained / "rounds" / "1" / "patches").iterdir()} == {
-        "0.npz",
-        "1.npz",
-        "patches.json",
-    }
-    assert json.loads(
-        (tmp_path / "eval" / "liver" / "coronal" / "rounds" / "1" / "metrics.json").read_text()
-    )
-    tracked = tracked_epochs(tmp_path / "eval" / "mlflow.db")
-    assert tracked == [
-        (name, [1]) for name in ("lesion/localise", "lesion/coronal", "liver/coronal/rounds/1")
-    ]
-
-    run(["train.json", "evaluate.json"], "train", planes=["coronal"])
+        facts = json.loads((results / target / part / "metrics.json").read_text())
+        assert facts["epochs"] == 1
+        assert (models / target / part / "model.pt").is_file()
     # Four networks were not trained, so there is no file of all.
-    assert not (tmp_path / "models" / "model.pt").exists()
-    assert (
-        json.loads((tmp_path / "eval" / "summary.json").read_text())["lesions"]["reference_lesions"]
-        == 1
-    )
-    run(["inference.json"], "infer", planes=["coronal"])
-    mask, scan = (
-        nib.load(tmp_path / "output" / "volume-4_liver_lesion.nii.gz"),
-        nib.load(dataset / "volume-4.nii"),
-    )
+    assert not (models / "model.pt").exists()
+
+
+@pytest.mark.slow
+def test_cascade_keeps_its_best_round(cascade):
+    part = cascade.folder / "models" / "liver" / "coronal"
+    with (part / "rounds" / "rounds.csv").open(newline="") as file:
+        metrics = {row["round"]: float(row["val_mean_dice"]) for row in csv.DictReader(file)}
+    assert set(metrics) == {"0", "1"}
+    best = part / "rounds" / max(metrics, key=metrics.get) / "model.pt"
+    assert (part / "model.pt").read_bytes() == best.read_bytes()
+    patches = {path.name for path in (part / "rounds" / "1" / "patches").iterdir()}
+    assert patches == {"0.npz", "1.npz", "patches.json"}
+    results = cascade.folder / "eval" / "liver" / "coronal" / "rounds" / "1"
+    assert json.loads((results / "metrics.json").read_text())
+
+
+@pytest.mark.slow
+def test_cascade_tracks_each_stage_and_round_as_a_run(cascade):
+    names = ("lesion/localise", "lesion/coronal", "liver/coronal/rounds/1")
+    tracked = tracked_epochs(cascade.folder / "eval" / "mlflow.db")
+    assert tracked == [(name, [1]) for name in names]
+
+
+@pytest.mark.slow
+def test_cascade_evaluates_and_gives_one_mask(cascade):
+    cascade.run(["train.json", "evaluate.json"], "train", planes=["coronal"])
+    summary = json.loads((cascade.folder / "eval" / "summary.json").read_text())
+    assert summary["lesions"]["reference_lesions"] == 1
+    cascade.run(["inference.json"], "infer", planes=["coronal"])
+    mask = nib.load(cascade.folder / "output" / "volume-4_liver_lesion.nii.gz")
+    scan = nib.load(cascade.dataset / "volume-4.nii")
     assert mask.shape == scan.shape
     assert np.allclose(mask.affine, scan.affine)
     assert set(np.unique(mask.dataobj)) <= {0, 1, 2}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -71,40 +73,22 @@ def fine_tuned(bundle) -> list[str]:
     return [str(bundle / "configs" / name) for name in ("train.json", "fine_tune.json")]
 
 
-@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
-def test_runs_steps_from_weights_and_keeps_them_where_it_finds_nothing_better(
-    bundle, dataset, tmp_path
-):
+@pytest.fixture(scope="module", params=BUNDLES, ids=lambda path: path.name)
+def tuned(request, dataset, tmp_path_factory):
+    """A bundle fine-tuned for six iterations: its weights before and after, and what it wrote."""
+    bundle, folder = request.param, tmp_path_factory.mktemp(request.param.name)
     settings = {
         "bundle_root": str(bundle),
         "dataset_dir": str(dataset),
-        "ckpt_dir": str(tmp_path / "models"),
-    }
-    settings |= {
-        "output_dir": str(tmp_path / "eval"),
+        "ckpt_dir": str(folder / "models"),
+        "output_dir": str(folder / "eval"),
         "amp": False,
         "batch_size": 1,
         "max_iterations": 6,
+        "iterations_per_epoch": 3,
+        **SMALL[bundle.name],
     }
-    settings["iterations_per_epoch"] = 3
-    settings |= SMALL[bundle.name]
-    parser = ConfigParser()
-    parser.read_config(fine_tuned(bundle))
-    parser.update(settings)
-    several = "pretrain_dir" in parser
-    parser.update(
-        {
-            "pretrain_dir" if several else "load_pretrain": str(
-                tmp_path / ("start" if several else "start.pt")
-            )
-        }
-    )
-    start = tmp_path.joinpath(parser.get_parsed_content("load_pretrain"))
-    start.parent.mkdir(parents=True, exist_ok=True)
-    begun = parser.get_parsed_content("network").state_dict()
-    torch.save(begun, start)
-    given = {"pretrain_dir": str(tmp_path / "start")} if several else {"load_pretrain": str(start)}
-
+    before, given = write_start(bundle, settings, folder)
     workflow = create_workflow(
         config_file=fine_tuned(bundle),
         workflow_type="train",
@@ -115,30 +99,54 @@ def test_runs_steps_from_weights_and_keeps_them_where_it_finds_nothing_better(
     network = workflow.parser.get_parsed_content("network")
     optimizer = workflow.parser.get_parsed_content("optimizer")
     workflow.parser.get_parsed_content("train#trainer").run()
-
-    rates = [group["lr"] for group in optimizer.param_groups]
-    assert rates == [pytest.approx(0, abs=1e-9)]
-    (history,) = (tmp_path / "eval").rglob("history.csv")
+    (history,) = (folder / "eval").rglob("history.csv")
+    (record,) = (folder / "models").rglob("model.json")
     with history.open(newline="") as file:
         rows = list(csv.DictReader(file))
+    return SimpleNamespace(
+        before=before,
+        after=network.state_dict(),
+        rates=[group["lr"] for group in optimizer.param_groups],
+        rows=rows,
+        record=json.loads(record.read_text()),
+    )
+
+
+def write_start(bundle, settings, folder):
+    """Weights to start from: what they are, and the setting that names them."""
+    parser = ConfigParser()
+    parser.read_config(fine_tuned(bundle))
+    parser.update(settings)
+    several = "pretrain_dir" in parser
+    key, path = ("pretrain_dir", "start") if several else ("load_pretrain", "start.pt")
+    given = {key: str(folder / path)}
+    parser.update(given)
+    file = Path(parser.get_parsed_content("load_pretrain"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    state = parser.get_parsed_content("network").state_dict()
+    torch.save(state, file)
+    return state, given
+
+
+def test_runs_as_many_steps_as_asked_for_whatever_the_number_of_scans(tuned):
+    assert tuned.rates == [pytest.approx(0, abs=1e-9)]
     # Two scans train, one in each step: an epoch has more steps than scans.
-    assert [(row["epoch"], row["iteration"]) for row in rows] == [
-        ("0", "0"),
-        ("1", "3"),
-        ("2", "6"),
-    ]
-    assert all(row["val_mean_dice"] for row in rows)
-    after = network.state_dict()
-    norms = [
-        name
-        for name in begun
-        if name.endswith(("running_mean", "running_var", "num_batches_tracked"))
-    ]
-    assert all(torch.equal(begun[name], after[name]) for name in norms)
-    assert not all(torch.equal(value, after[name]) for name, value in begun.items())
-    (record,) = (tmp_path / "models").rglob("model.json")
-    best = max(rows, key=lambda row: float(row["val_mean_dice"]))
-    assert json.loads(record.read_text())["epoch"] == int(best["epoch"])
+    steps = [(row["epoch"], row["iteration"]) for row in tuned.rows]
+    assert steps == [("0", "0"), ("1", "3"), ("2", "6")]
+
+
+def test_trains_all_but_the_statistics_of_the_norms(tuned):
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    norms = [name for name in tuned.before if name.endswith(statistics)]
+    assert all(torch.equal(tuned.before[name], tuned.after[name]) for name in norms)
+    changed = (not torch.equal(value, tuned.after[name]) for name, value in tuned.before.items())
+    assert any(changed)
+
+
+def test_keeps_the_weights_where_it_finds_nothing_better(tuned):
+    assert all(row["val_mean_dice"] for row in tuned.rows)
+    best = max(tuned.rows, key=lambda row: float(row["val_mean_dice"]))
+    assert tuned.record["epoch"] == int(best["epoch"])
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)

@@ -76,7 +76,7 @@ def segment(folder: Path, scans: Path) -> Path:
         dataset_dir=str(scans),
         output_dir=str(folder / "masks"),
         spacing=[6.0, 6.0, -1],
-        mask_cleaning="@postprocessings#none",
+        postprocessing="@postprocessings#none",
         amp=False,
     ).run()
     return folder / "masks"

@@ -68,16 +68,12 @@ FORMULAS = {
     "dice_no_background": lambda x, y: 1 - dice(x, y)[1:].mean(),
     "iou": lambda x, y: 1 - jaccard(x, y).mean(),
     "iou_xy": lambda x, y: 1 - tversky(x, y, 0.5, 1.5).mean(),
-    "iou_15_05": lambda x, y: 1 - tversky(x, y, 1.5, 0.5).mean(),
-    "iou_10_10": lambda x, y: 1 - tversky(x, y, 1, 1).mean(),
-    "iou_05_15": lambda x, y: 1 - tversky(x, y, 0.5, 1.5).mean(),
     "tversky": lambda x, y: 1 - tversky(x, y, 0.3, 0.7).mean(),
     "focal_tversky": lambda x, y: ((1 - tversky(x, y, 0.3, 0.7)) ** 0.75).mean(),
     "cross_entropy": lambda x, y: cross_entropy(x, y, WEIGHTS),
     "generalized_dice_uniform": lambda x, y: generalized_dice(x, y, np.ones_like),
     "generalized_dice_simple": lambda x, y: generalized_dice(x, y, lambda g: 1 / g),
     "generalized_dice_square": lambda x, y: generalized_dice(x, y, lambda g: 1 / g**2),
-    "dice_uniform": lambda x, y: 1 - dice(x, y).mean(),
     "dice_simple": lambda x, y: (WEIGHTS[: x.shape[1]] * (1 - dice(x, y))).mean(),
     "dice_square": lambda x, y: (WEIGHTS[: x.shape[1]] * (1 - dice(x, y))).mean(),
     "per_organ": lambda x, y: (
@@ -219,9 +215,6 @@ ONE_OUTPUT = {
     "dice": lambda x, y: 1 - dice(two_logits(x), y)[1],
     "iou": lambda x, y: 1 - tversky_of_target(x, y, 1, 1),
     "iou_xy": lambda x, y: 1 - tversky_of_target(x, y, 0.5, 1.5),
-    "iou_15_05": lambda x, y: 1 - tversky_of_target(x, y, 1.5, 0.5),
-    "iou_10_10": lambda x, y: 1 - tversky_of_target(x, y, 1, 1),
-    "iou_05_15": lambda x, y: 1 - tversky_of_target(x, y, 0.5, 1.5),
     "tversky": lambda x, y: 1 - tversky_of_target(x, y, 0.3, 0.7),
     "focal_tversky": lambda x, y: (1 - tversky_of_target(x, y, 0.3, 0.7)) ** 0.75,
     "dice_top_k": lambda x, y: 1 - dice(two_logits(x), y).mean() + top_k(x, y, 10),
@@ -321,7 +314,7 @@ def test_each_stage_of_the_cascade_has_its_loss_and_both_can_be_chosen():
         ({"stage": "localise"}, "dice_ce"),
         ({"stage": "tune"}, "level_ramp"),
         ({"stage": "tune", "tune_loss": "@losses#focal_tversky"}, "focal_tversky"),
-        ({"stage": "localise", "localise_loss": "@losses#iou_05_15"}, "iou_05_15"),
+        ({"stage": "localise", "localise_loss": "@losses#iou_xy"}, "iou_xy"),
         ({"stage": "localise", "loss": "@losses#dice_top_k"}, "dice_top_k"),
     ):
         outputs = sides if settings["stage"] == "tune" else sides[:1]
@@ -333,7 +326,7 @@ def test_each_stage_of_the_cascade_has_its_loss_and_both_can_be_chosen():
 
 def test_the_cascades_loss_without_levels_is_the_dice_of_the_last_output():
     sides, target = sides_and_target()
-    loss = cascade_loss("losses#level_ramp", loss_levels="false")
+    loss = cascade_loss("losses#level_ramp", loss_levels=False)
     assert value_of(loss, sides, target) == pytest.approx(level_ramp(sides[:1], target), rel=1e-6)
 
 

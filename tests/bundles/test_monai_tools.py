@@ -22,7 +22,7 @@ def test_a_federated_client_evaluates_the_weights_that_it_is_sent(dataset, tmp_p
     torch.save(state_that_says(not liver), tmp_path / "model.pt")
     settings = {
         "spacing": SHORT["spacing"],
-        "mask_cleaning": "@postprocessings#none",
+        "postprocessing": "@postprocessings#none",
         "network_def": CONVOLUTION,
     }
     folders = {

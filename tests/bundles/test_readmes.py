@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers.bundle_runs import ROOT
-from helpers.readme_commands import commands
-from monai.bundle import ConfigParser
+from helpers.readme_commands import check_run, commands
 from typer.main import get_command
 
 from liverseg.workbench.cli import app
@@ -38,27 +37,13 @@ def test_no_link_leads_out_of_the_bundle(readme):
 
 def test_options_are_names_of_the_configs(readme, tmp_path):
     """Those of "…" go on with the command before them."""
-    started, parser = [], ConfigParser()
+    started = []
     for command in commands(readme, tmp_path):
         if "monai.bundle" in command:
             started = command[command.index("monai.bundle") + 1 :]
         if command[0] not in ("python", "torchrun", "…") or "run" not in started[:1]:
             continue
-        arguments = started if command[0] != "…" else [*started, *command[1:]]
-        files = (
-            arguments[arguments.index("--config_file") + 1].strip("[]").replace("'", "").split(",")
-        )
-        parser = ConfigParser()
-        parser.read_config([readme.parents[1] / file for file in files])
-        assert arguments[1] in parser.get()
-        names = {
-            argument.removeprefix("--") for argument in arguments if argument.startswith("--")
-        } - {"config_file"}
-        unknown = {name for name in names - {"tracking"} if name not in parser}
-        assert unknown == set(), arguments
-        for argument in arguments:
-            if argument.startswith("@"):
-                assert argument.removeprefix("@") in parser, arguments
+        check_run(started if command[0] != "…" else [*started, *command[1:]], readme.parents[1])
 
 
 def test_commands_of_liverseg_are_there_in_the_repository_and_said_to_be_nowhere_else(

@@ -97,7 +97,7 @@ def segment(trained: Path, scan: Path, cleaning: str) -> tuple[np.ndarray, nib.N
         bundle_root=str(trained),
         dataset_dir=str(scan),
         output_dir=str(output_dir),
-        mask_cleaning=f"@postprocessings#{cleaning}",
+        postprocessing=f"@postprocessings#{cleaning}",
         **known(config, SETTINGS[trained.name]),
     ).run()
     mask = nib.load(output_dir / f"{scan.name.removesuffix('.nii.gz')}_liver_lesion.nii.gz")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.bundle_runs import BUNDLE, ROOT, SHORT, monai_bundle, options, torchrun, tracked_epochs
-from helpers.waiting import wait_until
+from helpers.waiting import SECONDS, wait_until
 
 from liverseg.networks import DeepLabV3Plus, load_weights
 
@@ -113,7 +113,7 @@ def test_a_killed_training_resumes_where_it_stopped(dataset, tmp_path):
     wait_until(lambda: (tmp_path / "eval" / "history.csv").is_file() or process.poll() is not None)
     assert process.poll() is None
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.wait(SECONDS)
     done = torch.load(tmp_path / "models" / "checkpoint.pt", weights_only=True)["epoch"]
     assert done < 40
     settings["max_epochs"] = done + 2

@@ -24,7 +24,7 @@ SETTINGS = {
     "spacing": SHORT["spacing"],
     "amp": False,
     "modality": "ct",
-    "mask_cleaning": "@postprocessings#none",
+    "postprocessing": "@postprocessings#none",
 }
 
 

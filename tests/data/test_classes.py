@@ -11,6 +11,7 @@ from liverseg.data import load_datalist, voxel_counts
 from liverseg.data.classes import check_label_names
 from liverseg.data.segment_names import is_known, our_name
 from liverseg.errors import InputError
+from liverseg.transforms import LoadVolumed
 
 LIVER = {"background": [0], "liver": [1, 2]}
 LESIONS = {"background": [0], "liver": [1], "lesion": [2]}
@@ -64,10 +65,14 @@ def test_all_other_values_are_a_class_too(make):
 
 
 def test_no_more_labels_are_read_than_it_takes(make, monkeypatch):
-    read, count = [], voxel_counts._read_label
-    monkeypatch.setattr(
-        voxel_counts, "_read_label", lambda label: read.append(label) or count(label)
-    )
+    read = []
+
+    class Recorded(LoadVolumed):
+        def __call__(self, item):
+            read.append(item["label"])
+            return super().__call__(item)
+
+    monkeypatch.setattr(voxel_counts, "LoadVolumed", Recorded)
     datalist = make(*[[1, 2]] * 20)
     load_datalist(datalist, "training", 0, LESIONS)
     assert len(read) == 1

@@ -10,6 +10,7 @@ import torch
 
 from liverseg.data import count_voxels, dice_weights, inverse_frequency_weights, voxel_counts
 from liverseg.errors import InputError
+from liverseg.transforms import LoadVolumed
 
 CLASSES = {"background": [0], "liver": [1, 2], "spleen": [7]}
 
@@ -38,13 +39,14 @@ def data(labels, write_nifti):
 @pytest.fixture
 def read(monkeypatch):
     """The label files that are read, as they are."""
-    found, count = [], voxel_counts._read_label
+    found = []
 
-    def counted(label):
-        found.append(os.path.basename(label))
-        return count(label)
+    class Recorded(LoadVolumed):
+        def __call__(self, item):
+            found.append(os.path.basename(item["label"]))
+            return super().__call__(item)
 
-    monkeypatch.setattr(voxel_counts, "_read_label", counted)
+    monkeypatch.setattr(voxel_counts, "LoadVolumed", Recorded)
     return found
 
 

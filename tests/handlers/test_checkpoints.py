@@ -187,6 +187,31 @@ def test_a_resumed_run_remembers_its_best(tmp_path):
     assert same(load(tmp_path / "model.pt"), first.states[1])
 
 
+def test_a_checkpoint_is_a_flat_dict_that_any_version_resumes(tmp_path):
+    tmp_path.joinpath("models").mkdir()
+    before = Run(tmp_path / "models", [])
+    checkpoint = {
+        "model": {key: value + 1 for key, value in before.network.state_dict().items()},
+        "optimizer": before.optimizer.state_dict(),
+        "lr_scheduler": {**before.scheduler.state_dict(), "last_epoch": 3, "_last_lr": [0.0125]},
+        "epoch": 3,
+        "iteration": 6,
+        "best_metric": 0.8,
+        "best_metric_epoch": 2,
+    }
+    torch.save(checkpoint, tmp_path / "models" / "checkpoint.pt")
+    run = Run(tmp_path / "models", [0, 0, 0, 0.7, 0.9], resume=True, patience=2).run()
+    state = run.trainer.state
+    # Epoch 4 was validated and no better, when the best was two epochs old.
+    assert (state.epoch, state.best_metric, state.best_metric_epoch) == (4, 0.8, 2)
+    assert run.states[0]["0.num_batches_tracked"] == 3
+    assert run.scheduler.last_epoch == 4
+    written = load(tmp_path / "models" / "checkpoint.pt")
+    assert written.keys() == checkpoint.keys()
+    assert (written["epoch"], written["iteration"], written["best_metric_epoch"]) == (4, 8, 2)
+    assert not (tmp_path / "models" / "model.pt").exists()
+
+
 def test_resuming_nothing_starts_at_the_beginning(tmp_path):
     assert len(Run(tmp_path, [0.1, 0.2], resume=True).run().states) == 2
 

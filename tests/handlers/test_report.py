@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import sys
-import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from monai.transforms import AsDiscreted, Compose, EnsureChannelFirstd, LoadImag
 import liverseg
 from liverseg.engines import ScanDataset, ScanEvaluator
 from liverseg.errors import InputError
-from liverseg.handlers.report import SegmentationReport
+from liverseg.handlers import SegmentationReport, timing
 from liverseg.io.masks import MaskFolder, find_mask
 from liverseg.metrics import bf_scores, case_metrics, lesion_metrics
 
@@ -67,14 +66,19 @@ def make_cases(folder: Path) -> list[dict[str, str]]:
     return cases
 
 
-class Slow:
-    """Takes a tenth of a second for each call."""
+class Clock:
+    now_s = 0.0
 
-    def __init__(self, run):
+
+class Slow:
+    """Takes a second of a clock for each call."""
+
+    def __init__(self, run, clock):
         self.run = run
+        self.clock = clock
 
     def __call__(self, *args):
-        time.sleep(0.1)
+        self.clock.now_s += 1
         return self.run(*args)
 
 
@@ -158,49 +162,65 @@ def test_report_of_an_evaluation(tmp_path, caplog):
     assert f"mean IoU {pooled['mean_iou']:.4f}" in lines[0]
 
 
-def test_lesions_are_counted_in_the_rows_of_their_class(tmp_path):
+COUNTS = ["reference_lesions", "predicted_lesions", "true_positive_lesions"]
+SHARES = ["detection_precision", "detection_recall", "burden", "reference_burden"]
+
+
+@pytest.fixture
+def lesion_cases(tmp_path):
     cases = make_cases(tmp_path)
     found = np.zeros((20, 16, 6), int)
     found[2:9, 2:9, 1:5], found[4:6, 4:6, 2:4] = 1, 2
-    cases.append(write_case(tmp_path, "d", found, found))
-    evaluate(
-        cases,
-        SegmentationReport(tmp_path / "eval", NAMES, lesion_class="lesion", organ_class="liver"),
-    )
-    evaluate(cases, SegmentationReport(tmp_path / "plain", NAMES))
-    table, summary = read(tmp_path / "eval")
-    plain, plain_summary = read(tmp_path / "plain")
-    others = table["class"] != "liver"
-    pd.testing.assert_frame_equal(table.loc[others, plain.columns], plain[others])
-    livers = table[~others].set_index("case")
-    for case in cases:
-        prediction, reference = (nib.load(case[key]).get_fdata() > 0 for key in ("image", "label"))
-        expected = (
-            2 * (prediction & reference).sum() / (prediction.sum() + reference.sum() or math.nan)
-        )
-        assert livers.loc[case["image"], "dice"] == pytest.approx(
-            expected, nan_ok=True
-        )  # the liver with its lesions
+    return [*cases, write_case(tmp_path, "d", found, found)]
 
-    counts = ["reference_lesions", "predicted_lesions", "true_positive_lesions"]
-    shares = ["detection_precision", "detection_recall", "burden", "reference_burden"]
-    assert list(table.columns) == [*plain.columns, *counts, *shares]
-    assert table[table["class"] == "liver"][[*counts, *shares]].isna().all(axis=None)
+
+@pytest.fixture
+def with_lesions(lesion_cases, tmp_path):
+    classes = {"lesion_class": "lesion", "organ_class": "liver"}
+    evaluate(lesion_cases, SegmentationReport(tmp_path / "eval", NAMES, **classes))
+    return read(tmp_path / "eval")
+
+
+@pytest.fixture
+def without_lesions(lesion_cases, tmp_path):
+    evaluate(lesion_cases, SegmentationReport(tmp_path / "plain", NAMES))
+    return read(tmp_path / "plain")
+
+
+def test_lesions_are_counted_in_the_rows_of_their_class(lesion_cases, with_lesions, tmp_path):
+    table, _ = with_lesions
+    assert table[table["class"] == "liver"][[*COUNTS, *SHARES]].isna().all(axis=None)
     rows = table[table["class"] == "lesion"].set_index("case")
-    for case in cases:
+    for case in lesion_cases:
         prediction, reference = (nib.load(case[key]).get_fdata() for key in ("image", "label"))
         expected = lesion_metrics(prediction == 2, reference == 2)
         for mask, name in ((prediction, "burden"), (reference, "reference_burden")):
             expected[name] = (mask == 2).sum() / (mask > 0).sum() if mask.any() else math.nan
-        assert rows.loc[case["image"], [*counts, *shares]].to_dict() == pytest.approx(
-            expected, nan_ok=True
-        )
-    # The lesion of the fair case, moved by one of its three voxels, has an intersection over union of exactly a half.
+        found = rows.loc[case["image"], [*COUNTS, *SHARES]].to_dict()
+        assert found == pytest.approx(expected, nan_ok=True)
+    # The lesion of the fair case, moved by one of its three voxels, has an intersection over union
+    # of exactly a half.
     assert rows["true_positive_lesions"].tolist() == [0, 0, 0, 1]
-    assert (
-        ",1,0,0,,0.0," in (tmp_path / "eval" / "cases.csv").read_text()
-    )  # whole numbers and an empty cell
+    # Whole numbers and an empty cell.
+    assert ",1,0,0,,0.0," in (tmp_path / "eval" / "cases.csv").read_text()
 
+
+def test_a_liver_is_measured_with_its_lesions(lesion_cases, with_lesions, without_lesions):
+    (table, _), (plain, _) = with_lesions, without_lesions
+    assert list(table.columns) == [*plain.columns, *COUNTS, *SHARES]
+    others = table["class"] != "liver"
+    pd.testing.assert_frame_equal(table.loc[others, plain.columns], plain[others])
+    livers = table[~others].set_index("case")
+    for case in lesion_cases:
+        prediction, reference = (nib.load(case[key]).get_fdata() > 0 for key in ("image", "label"))
+        voxels = prediction.sum() + reference.sum()
+        expected = 2 * (prediction & reference).sum() / (voxels or math.nan)
+        assert livers.loc[case["image"], "dice"] == pytest.approx(expected, nan_ok=True)
+
+
+def test_lesions_of_all_cases_are_pooled(with_lesions, without_lesions):
+    (table, summary), (_, plain_summary) = with_lesions, without_lesions
+    rows = table[table["class"] == "lesion"]
     pooled = summary.pop("lesions")
     errors = (rows["burden"] - rows["reference_burden"]).dropna()
     assert pooled == pytest.approx(
@@ -214,14 +234,11 @@ def test_lesions_are_counted_in_the_rows_of_their_class(tmp_path):
             "burden_max_error": errors.abs().max(),
         }
     )
-    assert summary["cases"]["lesion"]["detection_recall"] == {
-        "mean": 0.25,
-        "sd": 0.5,
-        "median": 0,
-        "count": 4,
-    }
-    assert summary["cases"]["lesion"]["detection_precision"]["count"] == 2
-    assert summary["cases"]["lesion"]["dice"] == plain_summary["cases"]["lesion"]["dice"]
+    lesions = summary["cases"]["lesion"]
+    recall = {"mean": 0.25, "sd": 0.5, "median": 0, "count": 4}
+    assert lesions["detection_recall"] == recall
+    assert lesions["detection_precision"]["count"] == 2
+    assert lesions["dice"] == plain_summary["cases"]["lesion"]["dice"]
     assert summary.keys() == plain_summary.keys()
 
 
@@ -232,20 +249,30 @@ def test_lesions_of_no_class_are_refused(tmp_path, key, name):
         SegmentationReport(tmp_path, NAMES, **{key: name})
 
 
-def test_time_is_counted_where_it_is_spent(tmp_path):
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still but while a `Slow` is called."""
+    clock = Clock()
+    monkeypatch.setattr(timing, "perf_counter", lambda: clock.now_s)
+    return clock
+
+
+def test_time_is_counted_where_it_is_spent(tmp_path, clock):
     cases = make_cases(tmp_path)
-    answer, argmax = SimpleInferer(), AsDiscreted("pred", argmax=True)
-    evaluate(cases, SegmentationReport(tmp_path / "post", NAMES), postprocessing=Slow(argmax))
-    evaluate(cases, SegmentationReport(tmp_path / "network", NAMES), inferer=Slow(answer))
+    argmax = Slow(AsDiscreted("pred", argmax=True), clock)
+    evaluate(cases, SegmentationReport(tmp_path / "post", NAMES), postprocessing=argmax)
+    inferer = Slow(SimpleInferer(), clock)
+    evaluate(cases, SegmentationReport(tmp_path / "network", NAMES), inferer=inferer)
     post, network = (read(tmp_path / name)[1]["seconds"] for name in ("post", "network"))
-    assert post["postprocessing_per_case"]["count"] == 3
-    assert post["postprocessing_per_case"]["median"] >= 0.1
-    assert post["postprocessing_per_case"]["median"] > 6 * post["inference_per_slice"]["median"]
-    # Batches of two scans and one, each of six slices: .1 s shared by two, .1 s for the third.
-    assert network["inference_per_slice"]["mean"] >= 0.2 / 3 / 6
-    assert (
-        network["postprocessing_per_case"]["median"] < 6 * network["inference_per_slice"]["median"]
+    # Each scan is postprocessed alone.
+    assert post["postprocessing_per_case"] == pytest.approx(
+        {"mean": 1, "sd": 0, "median": 1, "count": 3}
     )
+    assert post["inference_per_slice"]["mean"] == 0
+    # Batches of two scans and one, each of six slices: 1 s shared by two, 1 s for the third.
+    assert network["inference_per_slice"]["mean"] == pytest.approx(2 / 3 / 6)
+    assert network["inference_per_slice"]["median"] == pytest.approx(1 / 2 / 6)
+    assert network["postprocessing_per_case"]["mean"] == 0
 
 
 def test_masks_lie_on_the_grid_of_the_label(tmp_path):

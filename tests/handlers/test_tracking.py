@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.tiny_training import train
+from helpers.waiting import SECONDS
 from ignite.engine import Events
 from mlflow import MlflowClient
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 from liverseg.errors import InputError
 from liverseg.handlers import Tracking
-from liverseg.handlers.tracking import git_commit
+from liverseg.handlers.provenance import git_commit
 
 CONFIG = {
     "imports": ["$import os"],
@@ -50,15 +53,19 @@ def tracking(folder: Path, uri: str | None = None, **config) -> Tracking:
     path.write_text(json.dumps(CONFIG | config))
     # As MONAI gives it where output_dir is not an expression.
     written = f"{folder} + '/{path.name}'"
-    return Tracking(
-        uri or f"sqlite:///{folder / 'mlflow.db'}",
-        "tries",
-        "first",
-        written,
-        folder,
-        folder,
-        folder,
-    )
+    uri = uri or f"sqlite:///{folder / 'mlflow.db'}"
+    return Tracking(uri, config_path=written, **settings(folder))
+
+
+def settings(folder: Path) -> dict:
+    """What is no matter of the config, of a `Tracking` in one folder."""
+    return {
+        "experiment_name": "tries",
+        "run_name": "first",
+        "bundle_root": folder,
+        "output_dir": folder,
+        "ckpt_dir": folder,
+    }
 
 
 def runs(client: MlflowClient) -> list:
@@ -179,6 +186,33 @@ def test_a_store_that_is_none_is_refused_before_the_first_epoch(tmp_path, uri):
     assert not (tmp_path / "history.csv").exists()
 
 
+@pytest.mark.parametrize("written_as", ["{folder}", "$'{folder}'"])
+def test_the_config_is_the_one_that_monai_writes(client, tmp_path, written_as):
+    folder = tmp_path / "my out"
+    parser = ConfigParser({"output_dir": written_as.format(folder=folder)})
+    ConfigWorkflow.patch_bundle_tracking(parser, DEFAULT_MLFLOW_SETTINGS)
+    (written,) = folder.glob("config_*.json")
+    found = Tracking(
+        f"sqlite:///{folder / 'mlflow.db'}",
+        config_path=parser.get_parsed_content("save_execute_config"),
+        **settings(folder),
+    )
+    assert found.config_path == written
+
+
+def test_without_a_config_nothing_is_tracked(tmp_path):
+    off = Tracking("nothing://there", config_path=True, **settings(tmp_path))
+    train(tmp_path, [0.3], CASES, off)
+    assert not list(tmp_path.glob("*mlflow*"))
+
+
+def test_no_other_address_is_read_from_the_environment(client, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://elsewhere")
+    folder = tmp_path / "my out"
+    train(folder, [0.3], CASES, tracking(folder))
+    assert len(runs(client)) == 1
+
+
 def test_without_mlflow_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(InputError, match=r"found no package mlflow, .* pip install mlflow"):
@@ -191,7 +225,7 @@ def test_commit_of_a_folder(tmp_path, monkeypatch):
     def git(*arguments):
         settings = ("-c", "user.name=me", "-c", "user.email=me@here", "-c", "commit.gpgsign=false")
         return subprocess.check_output(
-            ["git", *settings, "-C", tmp_path, *arguments], text=True
+            ["git", *settings, "-C", tmp_path, *arguments], text=True, timeout=SECONDS
         ).strip()
 
     assert git_commit(tmp_path) is None

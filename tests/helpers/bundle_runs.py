@@ -15,6 +15,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from helpers.waiting import SECONDS
+
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "deeplabv3_liver"
 AFFINE = np.diag([6.0, 6.0, 10.0, 1.0])
@@ -122,7 +124,13 @@ def tracked_epochs(database: Path) -> list[tuple[str, list[int]]]:
 def _run(arguments, cwd, variables, launcher=()) -> subprocess.CompletedProcess[str]:
     command, environment = _command(arguments, variables, launcher)
     return subprocess.run(
-        command, cwd=cwd, env=environment, timeout=1800, check=False, capture_output=True, text=True
+        command,
+        cwd=cwd,
+        env=environment,
+        timeout=SECONDS,
+        check=False,
+        capture_output=True,
+        text=True,
     )
 
 

@@ -22,6 +22,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from helpers.waiting import SECONDS
+
 STUDY, SERIES = "1.2.3", "1.2.3.4"
 SHAPE = (9, 7, 5)
 # Rows and columns are tilted, voxels have three sizes; LPS in mm.
@@ -242,7 +244,7 @@ class Archive:
             yield
         finally:
             server.shutdown()
-            thread.join()
+            thread.join(SECONDS)
             server.server_close()
 
     def _answer(self, request: Any) -> None:

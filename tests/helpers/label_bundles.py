@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from monai.bundle import ConfigParser, create_workflow
 
 from helpers.bundle_runs import ROOT
+from helpers.waiting import SECONDS, wait_until
 
 # Whoever connects to anything but this machine is written down, and fails.
 GUARD = """
@@ -72,20 +72,20 @@ def serve(root: Path, *arguments: str, **variables: str) -> Iterator[SimpleNames
             command, cwd=root, env={**os.environ, **own}, stdout=output, stderr=output
         )
     url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            return requests.get(f"{url}/info/", timeout=SECONDS) is not None
+        except requests.ConnectionError:
+            return False
+
     try:
-        for _ in range(1800):
-            assert process.poll() is None, log.read_text()[-3000:]
-            try:
-                requests.get(f"{url}/info/", timeout=60)
-                break
-            except requests.ConnectionError:
-                time.sleep(0.2)
-        else:
-            raise AssertionError(f"no server in six minutes: {log.read_text()[-3000:]}")
+        wait_until(answers)
         yield SimpleNamespace(url=url, log=log, process=process)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(SECONDS)
 
 
 def tiny_bundle(folder: Path, source: str, **settings) -> Path:
@@ -94,7 +94,7 @@ def tiny_bundle(folder: Path, source: str, **settings) -> Path:
     file = folder / "configs" / "inference.json"
     parser = ConfigParser(json.loads(file.read_text()))
     parser.update(
-        {"postprocessings#none#keys": "pred", "mask_cleaning": "@postprocessings#none", **settings}
+        {"postprocessings#none#keys": "pred", "postprocessing": "@postprocessings#none", **settings}
     )
     file.write_text(
         json.dumps({key: value for key, value in parser.get().items() if key != "_meta_"})

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from helpers.waiting import SECONDS
+
 
 def run_two_ranks(file: str, *arguments: str) -> None:
     """Run `python FILE ARGUMENTS… RANK` for both ranks at once, and fail with the output of the one that fails."""
@@ -18,5 +20,5 @@ def run_two_ranks(file: str, *arguments: str) -> None:
     commands = [[sys.executable, file, *arguments, str(rank)] for rank in range(2)]
     processes = [subprocess.Popen(command, env=environment, **streams) for command in commands]
     for process in processes:
-        output, _ = process.communicate(timeout=900)
+        output, _ = process.communicate(timeout=SECONDS)
         assert process.returncode == 0, output

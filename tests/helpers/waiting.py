@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-SECONDS = 900
+# Of every wait and every command that tests start.
+SECONDS = 1800
 
 
-def wait_until(condition: Callable[[], Any]) -> None:
+def wait_until(condition: Callable[[], Any], interval_s: float = 0.05) -> None:
     """Return as soon as `condition` is true."""
     end = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < end, f"still not so after {SECONDS} s"
-        time.sleep(0.05)
+        time.sleep(interval_s)

@@ -267,7 +267,7 @@ def test_the_lesion_networks_see_the_box_of_the_tuned_liver():
     scan[11, 8, 10] = scan[30, 8, 4] = 0.7  # localised, but not of the largest part
     affine = np.diag([2.0, 3.0, 5.0, 1.0])
     cleaning = KeepLargestConnectedComponent(is_onehot=False)
-    inferer(liver_cleaning=cleaning, margin_mm=6)(volume(scan, affine=affine), network)
+    inferer(liver_postprocessing=cleaning, margin_mm=6)(volume(scan, affine=affine), network)
     box = scan[10 - 3 : 26 + 3, 6 - 2 : 20 + 2, 3:9].astype(np.float32)
     assert np.array_equal(network["lesion_localise"].volume()[0], box)
     for plane in PLANES:
@@ -283,7 +283,7 @@ def test_lesions_are_only_where_the_cleaned_liver_is():
     )  # in the box around the liver, and far from it
     liver = np.zeros(scan.shape, bool)
     liver[10:26, 6:20, 3:9] = True
-    label = inferer(liver_cleaning=lambda mask: torch.as_tensor(liver[None]).to(mask))(
+    label = inferer(liver_postprocessing=lambda mask: torch.as_tensor(liver[None]).to(mask))(
         volume(scan), networks()
     )
     expected = liver * (1 + (scan > LESION))
@@ -362,7 +362,7 @@ def test_a_liver_that_tuning_or_cleaning_loses_is_an_empty_mask_with_a_warning(l
     changed = {f"liver_{plane}": Threshold(2) for plane in PLANES} if lost == "tuning" else {}
     cleaning = torch.zeros_like if lost == "cleaning" else None
     with caplog.at_level(logging.WARNING):
-        label = inferer(liver_cleaning=cleaning)(volume(make_scan()), networks(**changed))
+        label = inferer(liver_postprocessing=cleaning)(volume(make_scan()), networks(**changed))
     assert not label.any()
     assert [record.getMessage() for record in caplog.records] == [
         "scan 1 of the batch: no liver found, so its mask is empty."

@@ -77,7 +77,7 @@ def test_keeps_the_probability_of_lesions_in_the_liver_and_of_the_liver_without_
     def cleaning(mask):
         return torch.as_tensor(in_box[None]).to(mask)
 
-    one = inferer(liver_cleaning=cleaning, margin_mm=0)
+    one = inferer(liver_postprocessing=cleaning, margin_mm=0)
     _, found = one.segment(volume(scan, make_scan(seed=3)), networks(), probabilities=True)
     # The logits of two classes are a value and its negative.
     liver = expit(2 * (scan - LIVER))
@@ -94,7 +94,7 @@ def test_lesions_are_only_where_the_cleaned_liver_is():
     expected = np.zeros(scan.shape, np.uint8)
     liver = np.zeros_like(scan, bool)
     liver[10:30, 8:20, 2:-2] = True
-    labels = inferer(liver_cleaning=lambda mask: torch.as_tensor(liver[None]).to(mask))(
+    labels = inferer(liver_postprocessing=lambda mask: torch.as_tensor(liver[None]).to(mask))(
         volume(scan), networks()
     )
     expected[liver] = 1
@@ -111,7 +111,7 @@ def test_the_cleaning_gets_the_spacing_of_the_scan():
         torch.as_tensor(scan > LIVER)[None].to(torch.uint8), affine=torch.as_tensor(affine)
     )
     liver = np.asarray(cleaning(mask))[0]
-    labels = inferer(liver_cleaning=cleaning)(volume(scan, affine=affine), networks())
+    labels = inferer(liver_postprocessing=cleaning)(volume(scan, affine=affine), networks())
     assert 0 < liver.sum() < int(mask.sum())
     assert np.array_equal(labels[0, 0], liver * (1 + (scan > LESION)))
 

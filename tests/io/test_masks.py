@@ -13,6 +13,7 @@ from helpers.full_disk import full_disk
 
 from liverseg.errors import InputError
 from liverseg.io import masks as masks_module
+from liverseg.io import paths
 from liverseg.io.masks import MaskFolder, find_mask, recorded_scans
 
 AFFINE = np.array([[0, -2.0, 0, 5], [1.5, 0, 0, -7], [0, 0, 3, 11], [0, 0, 0, 1]])
@@ -120,8 +121,9 @@ def test_one_scan_at_a_time_overwrites_no_other(tmp_path):
 
 def test_many_masks_in_a_folder_make_the_next_no_slower(tmp_path, monkeypatch):
     calls = []
-    stems = masks_module._stems
-    monkeypatch.setattr(masks_module, "_stems", lambda image: calls.append(image) or stems(image))
+    monkeypatch.setattr(
+        masks_module, "stem_of", lambda path: calls.append(path) or paths.stem_of(path)
+    )
     needed = []
     for number in range(6):
         calls.clear()

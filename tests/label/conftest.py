@@ -55,13 +55,7 @@ def root(tmp_path_factory) -> Path:
     tiny_bundle(bundles / "untrained", "mixed_unet_lits", **SMALL_2D)
     write_clickable(tiny_bundle(bundles / "clicks", "deepedit_liver", **CLICKS))
     gate = [line.format(begun=str(root / "begun"), opened=str(root / "opened")) for line in GATE]
-    imports = [
-        "$import inspect",
-        "$import os",
-        "$import sys",
-        "$import time",
-        "$from pkgutil import resolve_name",
-    ]
+    imports = ["$import os", "$import time", "$from liverseg.bundle import require"]
     write_weights(
         tiny_bundle(bundles / "waits", "mixed_unet_lits", **SMALL_2D, imports=imports, run=gate), 2
     )

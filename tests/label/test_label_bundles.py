@@ -24,7 +24,7 @@ def test_every_bundle_of_the_project_is_taken(folder):
     config = json.loads((folder / "configs" / "inference.json").read_text())
     assert list(bundle.labels.values()) == list(range(1, config["num_classes"]))
     assert bundle.labels["liver"] == list(bundle.labels).index("liver") + 1
-    cleanings = bundle.choices["mask_cleaning"]
+    cleanings = bundle.choices["postprocessing"]
     assert {value: f"@postprocessings#{value}" for value in config["postprocessings"]} == cleanings
     # What is not chosen is what the config says.
     for key, choices in bundle.choices.items():

@@ -110,7 +110,7 @@ def test_models_say_their_labels_options_and_state(client):
     )
     assert all(model["dimension"] == 3 for model in models.values())
     options = models["two_d"]["config"]
-    assert options["mask_cleaning"][0] == "none"
+    assert options["postprocessing"][0] == "none"
     assert options["version"] == ["in use"]
     # 3D Slicer shows lists of text only.
     assert all(isinstance(value, str) for values in options.values() for value in values)
@@ -197,8 +197,8 @@ def test_options_reach_the_bundle(client, expected):
     mask = expected("two_d", "plain", flips=json.loads(flips))
     assert_same(file, mask)
     assert not np.array_equal(mask.dataobj, expected("two_d", "plain").dataobj)
-    file, _ = client.infer("three_d", "plain", {"mask_cleaning": "keep_largest"})
-    mask = expected("three_d", "plain", mask_cleaning="@postprocessings#keep_largest")
+    file, _ = client.infer("three_d", "plain", {"postprocessing": "keep_largest"})
+    mask = expected("three_d", "plain", postprocessing="@postprocessings#keep_largest")
     assert_same(file, mask)
     assert not np.array_equal(mask.dataobj, expected("three_d", "plain").dataobj)
 
@@ -397,7 +397,7 @@ def test_answers_while_an_inference_runs(server, client, root):
         ("infer/two_d?session_id=../../studies", {}, 400, ["slashes"]),
         (
             "infer/two_d?image=plain",
-            {"mask_cleaning": "polish"},
+            {"postprocessing": "polish"},
             400,
             ["two_d", "'polish'", "'dense_crf'"],
         ),
@@ -409,7 +409,7 @@ def test_answers_while_an_inference_runs(server, client, root):
             "infer/two_d?image=plain",
             {"mask_cleanin": "none"},
             400,
-            ["'mask_cleanin'", "mask_cleaning"],
+            ["'mask_cleanin'", "postprocessing"],
         ),
         (
             "infer/two_d?image=plain",

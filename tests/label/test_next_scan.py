@@ -45,7 +45,7 @@ CASCADE = {
     "tune_network#first_filters": 4,
     "localise_network#first_filters": 4,
     "localise_crf": "@localise_crfs#none",
-    "liver_cleaning": "@liver_cleanings#none",
+    "liver_postprocessing": "@liver_postprocessings#none",
     "amp": False,
 }
 TILES = {

@@ -106,7 +106,11 @@ def test_of_an_organ_in_a_corner_any_region_is_read(tmp_path, scan, store):
 
 @pytest.mark.parametrize("source", ["mixed_unet_lits", "unet3d_abdomen"])
 def test_the_class_of_a_voxel_of_the_mask_is_the_likeliest(tmp_path, scan, store, source):
-    cleaning = {"liver_cleaning": "@liver_cleanings#none"} if source == "mixed_unet_lits" else {}
+    cleaning = (
+        {"liver_postprocessing": "@liver_postprocessings#none"}
+        if source == "mixed_unet_lits"
+        else {}
+    )
     task = make(tmp_path, source, store, **cleaning)
     mask = nib.load(task({"image": scan})[0]).get_fdata()
     kept = store.find(task.bundle, scan)

@@ -419,7 +419,7 @@ def test_no_tag_stands_for_others(ask, labelled):
         ("infer/two_d?image=plain&output=dicom_seg", {}, 400, ["dicom_seg"]),
         ("infer/two_d?image=plain&output=foo", {}, 400, ["output", "'foo'", "dicom_seg"]),
         ("infer/scribbles?image=plain", {"label_info": [1]}, 400, ["label"]),
-        ("batch/infer/two_d", {"mask_cleaning": "zzz"}, 400, ["mask_cleaning", "'zzz'"]),
+        ("batch/infer/two_d", {"postprocessing": "zzz"}, 400, ["postprocessing", "'zzz'"]),
         ("batch/infer/two_d", {"nonsense": 1}, 400, ["'nonsense'"]),
         ("batch/infer/two_d", {"max_workers": "x"}, 400, ["max_workers", "'x'"]),
         ("batch/infer/two_d", {"max_batch_size": "abc"}, 400, ["max_batch_size", "'abc'"]),

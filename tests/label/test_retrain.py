@@ -260,17 +260,13 @@ def task(project, bundle) -> Retraining:
 @pytest.mark.parametrize("name", ["cascade_lits", "mixed_unet_lits", "unet3d_liver"])
 def test_each_network_of_a_chain_starts_from_its_own_weights(name, store, tmp_path):
     config = json.loads((ROOT / "bundles" / name / "configs" / "train.json").read_text())
-    handlers = config["train"]["handlers"]
-    (number,) = (
-        i for i, handler in enumerate(handlers) if handler["_target_"].endswith("Checkpoints")
-    )
     models = tiny_bundle(tmp_path / name, name) / "models"
     paths = []
     for stage in config["all_stages"]:
         parser = ConfigParser(
             {**copy.deepcopy(config), **stage, "pretrain_dir": str(models), "ckpt_dir": str(models)}
         )
-        written = Path(parser.get_parsed_content(f"train#handlers#{number}#ckpt_dir"), "model.pt")
+        written = Path(parser.get_parsed_content("train#ckpt_dir"), "model.pt")
         paths.append(parser.get_parsed_content("load_pretrain"))
         assert Path(paths[-1]) == written
     assert len(set(paths)) == len(config["all_stages"])

@@ -132,7 +132,7 @@ def test_addresses_that_are_not_there(server, method, path):
 @pytest.mark.parametrize(
     ("address", "field", "params", "status"),
     [
-        ("infer/two_d", "file", '{"mask_cleaning": "polish"}', 400),
+        ("infer/two_d", "file", '{"postprocessing": "polish"}', 400),
         ("infer/two_d", "file", "{}", 200),
         ("infer/scribbles?image=plain", "label", "{}", 400),
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.waiting import SECONDS
 from torch import nn
 
 from liverseg.errors import InputError
@@ -324,6 +325,6 @@ read_state_dict(sys.argv[1])
 def test_too_little_memory_is_not_a_damaged_file(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(2**24)}, tmp_path / "model.pt")
     command = [sys.executable, "-c", LIMITED, str(tmp_path / "model.pt")]
-    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
-    assert "memory" in said.splitlines()[-1]
-    assert "InputError" not in said
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+    assert "memory" in run.stderr.splitlines()[-1]
+    assert "InputError" not in run.stderr

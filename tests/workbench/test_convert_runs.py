@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from helpers import dataset_trees as trees
+from helpers.waiting import SECONDS, wait_until
 
 from liverseg.errors import InputError
 from liverseg.workbench.datasets.chaos import CHAOS_CT, CHAOS_MR
@@ -78,15 +78,12 @@ def test_killed_in_the_middle_and_started_again(tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 600
-    while (
-        len(list(out.glob("check/*.json"))) < 2
-        and process.poll() is None
-        and time.monotonic() < deadline
-    ):
-        time.sleep(0.001)
+    wait_until(
+        lambda: len(list(out.glob("check/*.json"))) >= 2 or process.poll() is not None,
+        interval_s=0.001,
+    )
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    assert process.wait(SECONDS) == -signal.SIGKILL
     whole = list(out.glob("*/[!.]*.nii.gz"))
     assert 4 <= len(whole) < 24
     for path in whole:
@@ -141,6 +138,7 @@ def test_broken_cases_are_named_and_left_out(tmp_path, broken_lits):
         check=False,
         capture_output=True,
         text=True,
+        timeout=SECONDS,
     )
     assert run.returncode == 1
     last = run.stderr.strip().splitlines()[-1]

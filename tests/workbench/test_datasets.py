@@ -7,6 +7,7 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers.waiting import SECONDS
 from typer.testing import CliRunner
 
 from liverseg.data import load_datalist
@@ -154,7 +155,11 @@ def test_split_says_what_is_wrong(tmp_path, patterns, share, words):
 def test_the_command_prints_the_sentence_and_fails(tmp_path):
     command = [sys.executable, "-c", "from liverseg.workbench.cli import main; main()"]
     run = subprocess.run(
-        [*command, "data", "split", tmp_path], check=False, capture_output=True, text=True
+        [*command, "data", "split", tmp_path],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
     )
     assert run.returncode == 1
     assert run.stderr.startswith(f"error: {tmp_path}: no file matches")

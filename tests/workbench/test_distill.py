@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 
 from liverseg.errors import InputError
 from liverseg.workbench.cli import app
-from liverseg.workbench.zoo import pseudo_labels
 
 LEAST_HU = 50.0
 # As in `bundle_runs.SHORT`, with phantoms that are as coarse.
@@ -44,7 +43,7 @@ def teacher(tmp_path):
         "out_channels": 2,
         "kernel_size": 1,
     }
-    content |= {"mask_cleaning": "@postprocessings#none", "spacing": [-1, -1, -1], "amp": False}
+    content |= {"postprocessing": "@postprocessings#none", "spacing": [-1, -1, -1], "amp": False}
     config.write_text(json.dumps(content))
     bias = -(LEAST_HU - low) / (high - low)
     state = {
@@ -127,30 +126,27 @@ def test_scans_called_alike_are_of_different_patients(teacher, tmp_path):
 def test_copies_and_series_of_a_patient_do_not_train_and_validate(teacher, tmp_path):
     scans, out = write_scans(tmp_path / "scans"), tmp_path / "out"
     shutil.copy(scans / "scan1.nii.gz", scans / "again.nii.gz")
+    # Of the third, DICOM does not say whose it is.
+    for number, patient in enumerate(("Ann", "Ann", "")):
+        image = make_ct(number + 3)
+        write_series(
+            scans / f"series{number}",
+            image,
+            AFFINE,
+            [str(index) for index in range(image.shape[2])],
+            SeriesInstanceUID=f"1.2.{number}",
+            PatientID=patient,
+        )
     distil(teacher, scans, out, "--labels-only")
     patients = {Path(item["image"]).name: item["patient"] for item in training_of(out)}
-    assert patients["again.nii.gz"] == patients["scan1.nii.gz"] and len(set(patients.values())) == 4
+    assert patients["again.nii.gz"] == patients["scan1.nii.gz"]
+    assert [patients[f"series{number}"] for number in range(3)] == ["Ann", "Ann", "series2"]
+    # Three scans, Ann, the one without a name, and the phantom.
+    assert len(set(patients.values())) == 6
     folds = {item["patient"]: set() for item in training_of(out)}
     for item in training_of(out):
         folds[item["patient"]].add(item["fold"])
     assert all(len(found) == 1 for found in folds.values())
-
-
-def test_dicom_names_the_patient(tmp_path):
-    items = [{"image": str(tmp_path / name), "name": name} for name in ("a", "b", "c")]
-    for number, (item, patient) in enumerate(zip(items, ("Ann", "Ann", ""), strict=True)):
-        uid = f"1.2.{number}"
-        slices = np.zeros((4, 5, 3), np.int16)
-        write_series(
-            Path(item["image"]),
-            slices,
-            np.diag([-2, -2, 3, 1]),
-            ["0", "1", "2"],
-            SeriesInstanceUID=uid,
-            PatientID=patient,
-        )
-    pseudo_labels._name_patients(items)
-    assert [item["patient"] for item in items] == ["Ann", "Ann", "c"]
 
 
 @pytest.mark.parametrize("name", ["gone.nii.gz", "dangling.nii.gz"])

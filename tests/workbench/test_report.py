@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.waiting import SECONDS
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.transforms import AsDiscreted
@@ -514,7 +515,7 @@ def test_report_opens_in_a_browser(run, tmp_path):
                "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
                f"--screenshot={picture}", "--window-size=1200,3000"]  # fmt: skip
     subprocess.run(
-        [chromium, *options, run.path.as_uri()], check=True, capture_output=True, timeout=120
+        [chromium, *options, run.path.as_uri()], check=True, capture_output=True, timeout=SECONDS
     )
     seen = decode(picture.read_bytes())
     assert seen.shape[:2] == (3000, 1200)

@@ -166,7 +166,7 @@ class _Table:
                     f"{place}: postprocessing", name, f"one of {', '.join(known_postprocessings)}"
                 )
         evaluations: dict[str, dict[str, Any]] = {
-            name: {"mask_cleaning": f"@postprocessings#{name}"} for name in postprocessings
+            name: {"postprocessing": f"@postprocessings#{name}"} for name in postprocessings
         }
         own = keys["evaluation"]
         if own is not None:

@@ -17,6 +17,7 @@ from liverseg.files import atomic_write, check_writable
 from liverseg.io.paths import absolute, is_hidden
 from liverseg.networks.weights import read_state_dict
 from liverseg.versions import model_files
+from liverseg.workbench.zoo.render import to_json
 
 PACKAGE = Path(liverseg.__file__).parent
 # What MONAI's schema of metadata.json requires.
@@ -32,6 +33,15 @@ REQUIRED_FIELDS = [
     *("task", "description", "authors", "copyright", "network_data_format"),
 ]
 # The version of liverseg that a config is made for.
+# In the repository a config imports the liverseg that is installed. That of an archive lies beside its folder
+# `configs`, wherever the process was started and whether or not it was given `bundle_root`.
+REQUIRE = "$from liverseg.bundle import require"
+IMPORTS = ("$import inspect", "$import sys", "$from pkgutil import resolve_name")
+FIND_LIVERSEG = (
+    "$sys.path.extend(os.path.abspath(str(folder)) for folder in [@bundle_root] + "
+    "[call.frame.f_locals['self'].config_root_path.parent for call in inspect.stack(0) "
+    "if call.function == '_run_expr']) or resolve_name('liverseg.bundle').require('{version}')"
+)
 REQUIRED_VERSION = re.compile(r"(?<=\brequire\(['\"])[\d.]+(?=['\"]\))")
 
 
@@ -87,10 +97,13 @@ def _files(bundle: Path) -> dict[str, Path]:
 
 
 def _content(name: str, path: Path) -> bytes:
-    content = path.read_bytes()
-    if name.startswith("configs/") and name.endswith(".json"):
-        return REQUIRED_VERSION.sub(liverseg.__version__, content.decode()).encode()
-    return content
+    if not (name.startswith("configs/") and name.endswith(".json")):
+        return path.read_bytes()
+    config = _read_json(path)
+    if "liverseg" in config:
+        config["imports"] = sorted({*IMPORTS, *config["imports"]} - {REQUIRE})
+        config["liverseg"] = FIND_LIVERSEG.format(version=liverseg.__version__)
+    return to_json(config).encode()
 
 
 def _write_zip(file: BinaryIO, folder: str, files: dict[str, Path]) -> None:

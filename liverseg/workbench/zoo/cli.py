@@ -152,5 +152,44 @@ def build(
     print(f"sha256 {hashlib.sha256(content).hexdigest()}")
 
 
+@app.command()
+def render(
+    bundles: Annotated[
+        list[str] | None,
+        typer.Argument(help="Bundles in ./bundles, or paths of their folders; all without."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing, and fail where something would change.")
+    ] = False,
+) -> None:
+    """Write bundles' configs from their sources, bundles/_shared/*.json and each bundle.json.
+
+    Examples: liverseg zoo render; liverseg zoo render unet_liver; liverseg zoo render --check
+    """
+    from liverseg.workbench.zoo.render import stale_configs, write_configs
+
+    folders = [absolute(_folder(name)) for name in bundles or []]
+    folders = folders or [path.parent for path in sorted(Path("bundles").glob("*/bundle.json"))]
+    if not folders:
+        raise InputError(
+            "bundles: found no */bundle.json in it: call this from the folder that holds it."
+        )
+    changed = [
+        path for folder in folders for path in (stale_configs if check else write_configs)(folder)
+    ]
+    for path in changed:
+        print(path)
+    if check and changed:
+        raise InputError(
+            f"{len(changed)} configs: found them other than their sources say, expected the same: change the sources, "
+            "and run liverseg zoo render."
+        )
+    print(
+        "All configs are as their sources say."
+        if not changed
+        else f"{len(changed)} configs written."
+    )
+
+
 def _folder(bundle: str) -> Path:
     return Path(bundle) if "/" in bundle or Path(bundle).is_dir() else Path("bundles") / bundle

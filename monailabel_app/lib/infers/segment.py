@@ -145,7 +145,8 @@ class Segmentation(InferTask):
         if kept is None or kept.fingerprint != self.bundle.fingerprint():
             with tempfile.TemporaryDirectory() as folder:
                 # No mask is asked for.
-                own = {"output_dir": folder, "postprocessing": None}
+                none = "@postprocessings#none"
+                own = {"output_dir": folder, "postprocessing": none, "save_mask#transform": none}
                 self._run_over({**(kept.options if kept else {}), "image": scan}, own)
             kept = self.store.find(self.bundle, scan)
         if kept is None:

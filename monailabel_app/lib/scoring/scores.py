@@ -239,7 +239,8 @@ def mean_entropy(bundle: Bundle, scan: str) -> float:
         # No mask is asked for.
         settings = {
             "output_dir": folder,
-            "postprocessing": None,
+            "postprocessing": "@postprocessings#none",
+            "save_mask#transform": "@postprocessings#none",
             "dataset#data": [{key: Path(scan)}],
         }
         Segmentation(bundle).run(
