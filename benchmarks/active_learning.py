@@ -40,10 +40,10 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "monailabel_app"))
 
-from lib.activelearning.next_scan import First, HighestScore, NextScan, Random  # noqa: E402
-from lib.bundles import read_bundle  # noqa: E402
-from lib.datastore import LockedDatastore  # noqa: E402
-from lib.scoring.scores import Disagreement, Scores, Uncertainty  # noqa: E402
+from lib.bundle import read_bundle  # noqa: E402
+from lib.score.next_scan import First, HighestScore, NextScan, Random  # noqa: E402
+from lib.score.scores import Disagreement, Scores, Uncertainty  # noqa: E402
+from lib.store.local import LockedDatastore  # noqa: E402
 
 STRATEGIES = ("first", "random", "uncertain", "disagreement")
 PHASES = ("portal", "native", "arterial")

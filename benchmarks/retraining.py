@@ -38,8 +38,8 @@ sys.path.insert(0, str(ROOT / "monailabel_app"))
 
 from monailabel.datastore.local import LocalDatastore  # noqa: E402
 
-from lib.bundles import read_bundle  # noqa: E402
-from lib.trainers.retrain import Retraining  # noqa: E402
+from lib.bundle import read_bundle  # noqa: E402
+from lib.train.retrain import Retraining  # noqa: E402
 
 BUNDLE = ROOT / "bundles" / "deeplabv3_liver"
 STARTS = {"good": "ct", "bad": "mr"}

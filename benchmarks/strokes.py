@@ -31,10 +31,10 @@ from liverseg.workbench.phantoms import make_phantom
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "monailabel_app"))
 
-from lib.bundles import Bundle, read_bundle  # noqa: E402
-from lib.infers.correct import Scribbles  # noqa: E402
-from lib.infers.segment import Segmentation  # noqa: E402
-from lib.probabilities import ProbabilityStore  # noqa: E402
+from lib.bundle import Bundle, read_bundle  # noqa: E402
+from lib.infer.correct import Scribbles  # noqa: E402
+from lib.infer.probabilities import ProbabilityStore  # noqa: E402
+from lib.infer.segment import Segmentation  # noqa: E402
 
 SPACING_MM = (0.75, 0.75, 2.5)
 LIVER, BACKGROUND = 1, 2

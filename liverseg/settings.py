@@ -143,6 +143,12 @@ def read_setting(name: str, value: Any, shipped: Mapping[str, Any], config: Conf
     return KINDS[name](name, value, shipped.get(name)) if name in KINDS else value
 
 
+def reference(value: Any) -> tuple[str, str] | None:
+    """The section and its entry that a value refers to: `("losses", "dice")` for `@losses#dice`."""
+    chosen = re.fullmatch(r"@(\w+)(?:#|::)(\w+)", str(value))
+    return (chosen[1], chosen[2]) if chosen else None
+
+
 def read_words(value: Any) -> Any:
     """`value`, with what JSON means by `true`, `false` and `null` for these words."""
     if isinstance(value, dict):
@@ -181,8 +187,8 @@ def _choose(value: Any, known: Iterable[str]) -> str:
 
 def _group(name: str, shipped: Mapping[str, Any]) -> str | None:
     """The section whose entries a setting chooses from: `losses` for `loss`, which ships as `@losses#dice_ce`."""
-    chosen = re.fullmatch(r"@(\w+)(#|::)\w+", str(shipped.get(name)))
-    return chosen[1] if chosen else f"{name}es" if f"{name}es" in shipped else None
+    chosen = reference(shipped.get(name))
+    return chosen[0] if chosen else f"{name}es" if f"{name}es" in shipped else None
 
 
 def _indexed(name: str, shipped: Mapping[str, Any]) -> str | None:

@@ -1,10 +1,15 @@
 """The MONAI Label app: annotate with any bundle."""
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+from lib.patches.version import check_version
+
+# Before anything of MONAI Label is imported, which another version may not have.
+check_version()
 
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,39 +25,27 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.async_tasks.utils import tasks
 from monailabel.utils.sessions import Sessions
 
-from lib.activelearning.next_scan import First, HighestScore, Random
-from lib.bundles import find_bundles
-from lib.dicom_server import DicomServerError
-from lib.folder import FolderDatastore
-from lib.infers.batch import BatchSegmentation
-from lib.infers.clicks import ClickSegmentation
-from lib.infers.correct import CleanUp, Scribbles
-from lib.infers.segment import Segmentation
-from lib.logs import serve_log
-from lib.patches import check_version
-from lib.probabilities import ProbabilityStore
-from lib.scoring.scores import DiceScores, Disagreement, Scores, Uncertainty
-from lib.trainers.retrain import Retraining
+from lib.bundle import find_bundles
+from lib.conf import read_conf
+from lib.infer.batch import BatchSegmentation
+from lib.infer.clicks import ClickSegmentation
+from lib.infer.correct import CleanUp, Scribbles
+from lib.infer.probabilities import ProbabilityStore
+from lib.infer.segment import Segmentation
+from lib.patches.logs import keep_recent_lines
+from lib.patches.unchecked_sessions import SafeSessions
+from lib.score.next_scan import First, HighestScore, Random
+from lib.score.scores import find_scores
+from lib.store.dicom_server import DicomServerError
+from lib.store.folder import FolderDatastore
+from lib.train.retrain import Retraining
 from liverseg.chain import die_with_parent
-from liverseg.errors import InputError
 from liverseg.files import NotSavedError
 
 logger = logging.getLogger(__name__)
 
 # Bars of processes that MONAI Label starts would push all else out of their status.
 os.environ.setdefault("TQDM_DISABLE", "1")
-
-# Of `--conf`, the last MONAI Label's own.
-KNOWN = {
-    "models",
-    "inferences",
-    "max_upload_mb",
-    "score_model",
-    "hold_minutes",
-    "hosts",
-    "origins",
-    "server_mode",
-}
 
 # Of the processes that the server starts: its process id.
 SERVER = "LIVERSEG_SERVER"
@@ -64,37 +57,26 @@ class LiverSegApp(MONAILabelApp):
     Args:
         app_dir: this folder.
         studies: folder of scans, or the address of a DICOMweb server.
-        conf: what `--conf` gave, all as text: `models` (names, separated by commas), `inferences` (at once),
-            `max_upload_mb`, `score_model` (the bundle that chooses the next scan), `hold_minutes` (for which it is one
-            annotator's), `hosts` (names that the server is reached by), `origins` (of other web
-            pages that may ask it).
+        conf: what `--conf` gave, see `Conf`.
 
     Raises:
-        InputError: for another version of MONAI Label, and what `conf` may not say.
+        InputError: for what `conf` may not say.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
-        check_version()
-        unknown = sorted(set(conf) - KNOWN)
-        if unknown:
-            raise InputError(
-                f"--conf: found {', '.join(unknown)}, expected names among {', '.join(sorted(KNOWN))}: fix them."
-            )
-        names = [name.strip() for name in conf.get("models", "").split(",") if name.strip()]
-        self.inferences = _positive("inferences", conf.get("inferences", "2"))
-        self.max_upload_mb = _positive("max_upload_mb", conf.get("max_upload_mb", "4096"))
-        self.origins = _origins(conf.get("origins", ""))
-        self.hold_minutes = _positive("hold_minutes", conf.get("hold_minutes", "60"))
+        self.options = read_conf(conf)
         # What is written of patients is for nobody else: labels, copies of scans, sessions, logs.
         os.umask(0o077)
-        serve_log()
+        keep_recent_lines()
         folder = Path(app_dir).resolve()
-        self.bundles, refused = find_bundles([folder.parent / "bundles", folder / "model"], names)
+        self.bundles, refused = find_bundles(
+            [folder.parent / "bundles", folder / "model"], self.options.models
+        )
         for name, bundle in self.bundles.items():
             logger.info("Taken: %s (%s)", name, bundle.state())
         for name, reason in refused.items():
             logger.warning("Not taken: %s: %s", name, reason)
-        self.scores = self._scores(conf.get("score_model", ""))
+        self.scores = find_scores(self.bundles, self.options.score_model)
         # A process that MONAI Label's server has started for one task: nobody else could stop it.
         self.is_task = (
             getattr(sys.modules["__main__"].__spec__, "name", "")
@@ -109,14 +91,15 @@ class LiverSegApp(MONAILabelApp):
             studies,
             dict(conf),
             name="liverseg",
-            description="Liver and abdominal organs in CT and MRI. For research, not a medical device."
-            + "".join(f" Not taken: {name}: {reason}" for name, reason in refused.items()),
+            description="Liver and abdominal organs in CT and MRI. For research, not a medical "
+            "device." + "".join(f" Not taken: {name}: {why}" for name, why in refused.items()),
         )
+        self.infers, self.trainers, self.strategies = self._infers, self._trainers, self._strategies
 
     def init_datastore(self) -> Datastore:
-        """A folder's studies, or those of a DICOMweb server, in a datastore that several threads may use."""
+        """A folder's studies or a DICOMweb server's, in a datastore for several threads."""
         if self.studies.startswith(("http://", "https://")):
-            from lib.dicomweb import connect
+            from lib.store.dicomweb import connect
 
             return connect(self.studies)
         return FolderDatastore(
@@ -128,8 +111,8 @@ class LiverSegApp(MONAILabelApp):
     def init_infers(self) -> dict[str, InferTask]:
         """One for each bundle, and what corrects their masks.
 
-        Clients list by type what segments and what takes clicks, so a bundle that does both is there twice: under its
-        own name, and as `NAME_seg`, as in MONAI Label's own app.
+        Clients list by type what segments and what takes clicks, so a bundle that does both is
+        there twice: under its own name, and as `NAME_seg`, as in MONAI Label's own app.
         """
         store = ProbabilityStore(
             Path(Sessions(settings.MONAI_LABEL_SESSION_PATH).store_path).parent / "probabilities"
@@ -152,7 +135,7 @@ class LiverSegApp(MONAILabelApp):
     def init_trainers(self) -> dict[str, TrainTask]:
         """One for each bundle that can be trained and evaluated."""
         # Beside the list of the studies; of a DICOMweb server that is in the cache.
-        validation_file = Path(self._datastore._datastore_path) / "validation.json"
+        validation_file = self.datastore().folder / "validation.json"
         needed = ("train.json", "evaluate.json")
         known = [name for bundle in self.bundles.values() for name in bundle.labels]
         return {
@@ -172,7 +155,7 @@ class LiverSegApp(MONAILabelApp):
     def infer(
         self, request: Mapping[str, Any], datastore: Datastore | None = None
     ) -> dict[str, Any]:
-        """As MONAI Label's, but an id is never taken for a file in the folder that the server was started in."""
+        """As MONAI Label's, which takes an id for a file in the folder that it was started in."""
         image, store = request["image"], datastore or self.datastore()
         # A file that was sent along, or that of a session.
         if os.path.isabs(image):
@@ -193,7 +176,7 @@ class LiverSegApp(MONAILabelApp):
 
     def init_strategies(self) -> dict[str, Strategy]:
         """Ways to choose the next scan."""
-        scores, minutes = self.scores, self.hold_minutes
+        scores, minutes = self.scores, self.options.hold_minutes
         return {
             "first": First("By name", minutes),
             "random": Random("By chance", minutes),
@@ -220,8 +203,9 @@ class LiverSegApp(MONAILabelApp):
     def async_scoring(self, method: str | None, params: Mapping[str, Any] | None = None) -> Any:
         """Start what has anything to score and is neither running nor waiting.
 
-        MONAI Label asks for all methods at the start, for each next scan and after each training, and starts a process
-        for each. `disagreement`, which asks several models, is only started by name.
+        MONAI Label asks for all methods at the start, for each next scan and after each training,
+        and starts a process for each. `disagreement`, which asks several models, is only started by
+        name.
         """
         if not self._server_mode:
             return super().async_scoring(method, params)
@@ -246,7 +230,7 @@ class LiverSegApp(MONAILabelApp):
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """As MONAI Label's, and start the scores of the strategy."""
         result = super().next_sample(request)
-        strategy = self._strategies[request["strategy"]]
+        strategy = self.strategies[request["strategy"]]
         if self._auto_update_scoring and isinstance(strategy, HighestScore):
             self.async_scoring(strategy.scores.name)
         return result
@@ -257,58 +241,16 @@ class LiverSegApp(MONAILabelApp):
         if self._auto_update_scoring:
             self.async_scoring("dice")
 
-    def _scores(self, preferred: str) -> dict[str, Scores]:
-        if preferred and preferred not in self.bundles:
-            known = ", ".join(self.bundles) or "none"
-            raise InputError(
-                f"score_model: found {preferred!r}, expected one of {known}: fix --conf score_model."
-            )
-        methods = (
-            Uncertainty(
-                "uncertainty",
-                "How unsure the model is of each unlabelled scan",
-                self.bundles,
-                preferred,
-            ),
-            Disagreement(
-                "disagreement", "How much planes or models disagree", self.bundles, preferred
-            ),
-            DiceScores(
-                "dice", "Dice of the model against final labels, by class", self.bundles, preferred
-            ),
-        )
-        return {method.name: method for method in methods}
+    # MONAI Label has no other way to have sessions of one's own.
+    def _load_sessions(self, load: bool = False) -> Sessions | None:
+        own = settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY
+        return SafeSessions(*own) if load else None
 
     def on_init_complete(self) -> None:
-        """Fix the server, which is there when this is called and not in the processes that it starts."""
+        """Patch the server, which is there by now, and not in the processes that it starts."""
         import monailabel.app
 
-        from lib.server import fix_server
+        from lib.patches.apply import apply
 
-        fix_server(
-            monailabel.app.app,
-            self.inferences,
-            self.max_upload_mb,
-            self.conf.get("hosts", ""),
-            self.origins,
-        )
+        apply(monailabel.app.app, self.options)
         super().on_init_complete()
-
-
-def _positive(key: str, text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise InputError(
-            f"{key}: found {text!r}, expected a whole number above 0: fix --conf {key}."
-        )
-    return int(text)
-
-
-def _origins(text: str) -> list[str]:
-    origins = [origin.strip().rstrip("/") for origin in text.split(",") if origin.strip()]
-    for origin in origins:
-        if not re.fullmatch(r"https?://[^/\s]+", origin):
-            raise InputError(
-                f"origins: found {origin!r}, expected addresses of web pages without a path, as "
-                "https://viewer.example.org: fix --conf origins."
-            )
-    return origins

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import socket
 import sys
@@ -45,14 +46,16 @@ def serve(
 ) -> None:
     """Annotate scans in 3D Slicer or OHIF with any bundle.
 
-    It fetches the trained weights of unet3d_liver with pip, once, and without --studies a real CT; where they cannot be
-    had it says so, and offers phantoms and a network trained on others. What is no option here goes to `monailabel
-    start_server`.
+    It fetches the trained weights of unet3d_liver with pip, once, and without --studies a real CT;
+    where they cannot be had it says so, and offers phantoms and a network trained on others. What
+    is no option here goes to `monailabel start_server`.
 
-    Nobody is asked for a password: with --host 0.0.0.0, whoever reaches this machine reads and deletes scans.
+    Nobody is asked for a password: with --host 0.0.0.0, whoever reaches this machine reads and
+        deletes scans.
 
     Examples: liverseg serve; liverseg serve --studies data/scans;
-    liverseg serve --studies data/scans --models deeplabv3_liver,cascade_lits --port 8001 --conf inferences 1
+    liverseg serve --studies data/scans --models deeplabv3_liver,cascade_lits --port 8001 --conf
+    inferences 1
     """
     if find_spec("monailabel") is None:
         raise InputError(
@@ -62,13 +65,18 @@ def serve(
         raise InputError(
             f"{app}: there is no app, expected main.py in it: run from the project's root."
         )
+    # The app refuses other versions of MONAI Label too, below a traceback of the server.
+    version = app / "lib" / "patches" / "version.py"
+    if version.is_file():
+        runpy.run_path(str(version))["check_version"]()
     if (
         studies is not None
         and not studies.startswith(("http://", "https://"))
         and not (studies and Path(studies).is_dir())
     ):
         raise InputError(
-            f"--studies: found {studies!r}, expected a folder with scans, or the address of a DICOMweb server: fix it."
+            f"--studies: found {studies!r}, expected a folder with scans, or the address of a "
+            "DICOMweb server: fix it."
         )
     # Both as the server takes them.
     names = [name.strip() for name in (models or "").split(",") if name.strip()]
@@ -76,22 +84,23 @@ def serve(
     known = {path.name for folder in folders if folder.is_dir() for path in folder.glob("[!._]*/")}
     if unknown := sorted(set(names) - known):
         raise InputError(
-            f"--models: found {', '.join(unknown)}, expected names among {', '.join(sorted(known))}: correct it."
+            f"--models: found {', '.join(unknown)}, expected names among "
+            f"{', '.join(sorted(known))}: correct it."
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
         raise InputError(
-            f"{host}:{port}: cannot be listened on ({error.strerror}), expected an address of this machine and a free "
-            "port: choose another with --host or --port."
+            f"{host}:{port}: cannot be listened on ({error.strerror}), expected an address of this "
+            "machine and a free port: choose another with --host or --port."
         ) from error
     console, fetched = Console(), False
     if not names or STARTING_MODEL in names:
         fetched = _fetch_starting_model(console, app.resolve().parent / "bundles" / STARTING_MODEL)
     if studies is None:
         real = _fetch_studies(console, out.resolve()) if fetched else None
-        studies = str(real or _prepare_phantoms(console, out.resolve(), app.resolve()))
+        studies = str(real or prepare_phantoms(console, out.resolve(), app.resolve()))
     # Of all addresses there is none to go to.
     reached = (
         socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
@@ -103,24 +112,9 @@ def serve(
         markup=False,
         soft_wrap=True,
     )
-    command = [
-        sys.executable,
-        "-m",
-        "monailabel.main",
-        "start_server",
-        "--app",
-        str(app),
-        "--studies",
-        studies,
-    ]
-    command += [
-        "--host",
-        host,
-        "--port",
-        str(port),
-        *(["--conf", "models", models] if models else []),
-        *context.args,
-    ]
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app)]
+    command += ["--studies", studies, "--host", host, "--port", str(port)]
+    command += [*(["--conf", "models", models] if models else []), *context.args]
     # The server takes this process's place, so that whoever stops this one stops it.
     os.execve(command[0], command, {"TQDM_DISABLE": "1", **os.environ})
 
@@ -157,8 +151,8 @@ def _fetch_studies(console: Console, out: Path) -> Path | None:
     return studies
 
 
-def _prepare_phantoms(console: Console, out: Path, app: Path) -> Path:
-    """Give the app a bundle trained on phantoms, and return a folder with phantoms it has not seen."""
+def prepare_phantoms(console: Console, out: Path, app: Path) -> Path:
+    """Give the app a bundle trained on phantoms; returns a folder with phantoms it has not seen."""
     bundle = app.parent / "bundles" / "deeplabv3_liver"
     test = train_on_phantoms(console, out, bundle, first=1, steps=3)
     console.rule("3/3 Server")
@@ -166,7 +160,8 @@ def _prepare_phantoms(console: Console, out: Path, app: Path) -> Path:
     for item in test:
         if not (studies / Path(item["image"]).name).is_file():
             shutil.copy(item["image"], studies)
-    # The weights go with the voxel size that they were trained for, so both make a bundle of their own.
+    # The weights go with the voxel size that they were trained for, so both make a bundle of their
+    # own.
     taken = check_writable(app / "model" / f"{bundle.name}_phantoms")
     shutil.copytree(bundle / "configs", taken / "configs", dirs_exist_ok=True)
     config = taken / "configs" / "inference.json"

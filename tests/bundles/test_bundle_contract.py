@@ -230,6 +230,13 @@ def test_settings_are_shipped_as_they_may_be_given(bundle, names):
         assert read_setting(key, value, parser.get(), parser) == value
 
 
+def test_what_retraining_takes_over_is_a_setting_of_both(bundle):
+    train, inference = (config(bundle, name).get() for name in ("train.json", "inference.json"))
+    names = inference["retrain_configs"]
+    assert "spacing" in names
+    assert [name for name in names if name not in train or name not in inference] == []
+
+
 def test_tracking_looks_where_the_training_writes(bundle):
     content = config(bundle, "train.json").get()
     handlers = {

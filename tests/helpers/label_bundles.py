@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import requests
 import torch
@@ -19,6 +20,9 @@ from monai.bundle import ConfigParser, create_workflow
 
 from helpers.bundle_runs import ROOT
 from helpers.waiting import SECONDS, wait_until
+
+if TYPE_CHECKING:
+    from monailabel.datastore.local import LocalDatastore
 
 # Whoever connects to anything but this machine is written down, and fails.
 GUARD = """
@@ -103,7 +107,7 @@ def tiny_bundle(folder: Path, source: str, **settings) -> Path:
 
 
 def write_weights(bundle: Path, seed: int) -> Path:
-    """Random weights where the bundle looks for them, so large that its masks hold several labels."""
+    """Random weights where the bundle looks for them, so large that masks hold several labels."""
     parser = ConfigParser(json.loads((bundle / "configs" / "inference.json").read_text()))
     parser["bundle_root"] = str(bundle)
     generator = torch.Generator().manual_seed(seed)
@@ -128,6 +132,12 @@ def run_bundle(bundle: Path, image: Path, folder: Path, **settings) -> Path:
     ).run()
     (mask,) = folder.glob("*.nii.gz")
     return mask
+
+
+def stop_watching(store: LocalDatastore) -> None:
+    """Stop watching the folder of a store, which MONAI Label does until its process ends."""
+    store._observer.stop()
+    store._observer.join()
 
 
 def free_port() -> int:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from helpers.bundle_runs import make_scan, save
+from helpers.label_bundles import stop_watching
+from helpers.waiting import wait_until
 
 from liverseg.errors import InputError
 from liverseg.transforms.load import check_same_grid
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
-from lib.datastore import LockedDatastore
-from lib.volumes import grid_of, read_label, values_in
+from lib.store.local import LockedDatastore
+from lib.store.volumes import grid_of, read_label, values_in
 
 
 def open_store(folder, **settings) -> LockedDatastore:
@@ -96,14 +97,9 @@ def test_a_scan_that_is_renamed_into_the_folder_is_found(folder):
     try:
         shutil.copy(folder / "a.nii.gz", folder / ".moved.nii.gz.x1")
         (folder / ".moved.nii.gz.x1").rename(folder / "moved.nii.gz")
-        for _ in range(100):
-            if "moved" in store.list_images():
-                break
-            time.sleep(0.05)
-        assert "moved" in store.list_images()
+        wait_until(lambda: "moved" in store.list_images())
     finally:
-        store._observer.stop()
-        store._observer.join()
+        stop_watching(store)
 
 
 def test_what_another_process_adds_is_there_at_once(folder, tmp_path):

@@ -28,12 +28,13 @@ from helpers.dicom_studies import (
     make_scan,
     make_segmentation,
 )
+from helpers.label_bundles import stop_watching
 from monailabel.config import settings
 
-from lib.activelearning.next_scan import First
-from lib.dicom_server import DicomServerError
-from lib.dicomweb import connect
-from lib.server import answer_with_sentences
+from lib.patches import bare_errors
+from lib.score.next_scan import First
+from lib.store.dicom_server import DicomServerError
+from lib.store.dicomweb import connect
 from liverseg.errors import InputError
 
 OTHER, THIRD = "1.2.3.8", "1.2.3.9"
@@ -63,7 +64,7 @@ def store(archive, online, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", sysconfig.get_path("scripts"), prepend=os.pathsep)
     store = connect(archive.url)
     yield store
-    store._observer.stop()
+    stop_watching(store)
 
 
 def voxels(file: str) -> np.ndarray:
@@ -126,7 +127,7 @@ def test_what_was_copied_goes_on_while_it_is_down_and_the_rest_when_it_is_back(
 
 def test_clients_are_told_503():
     server = FastAPI()
-    answer_with_sentences(server)
+    bare_errors.fix(server)
 
     request = SimpleNamespace(method="GET", url=SimpleNamespace(path="/datastore/image"))
     answer = server.exception_handlers[InputError](

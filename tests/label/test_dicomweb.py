@@ -1,4 +1,4 @@
-"""The studies of a DICOM server, read through dicomweb-client's own implementation on DICOM files."""
+"""The studies of a DICOM server, read through dicomweb-client's implementation on files."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ from helpers.dicom_studies import (
     make_slice,
 )
 from helpers.full_disk import full_disk
+from helpers.label_bundles import stop_watching
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
-from lib.activelearning.next_scan import First
-from lib.dicomweb import DicomwebDatastore
+from lib.score.next_scan import First
+from lib.store.dicomweb import DicomwebDatastore
 from liverseg.errors import InputError
 
 MIXED, TILTED, OTHER = "1.2.3.5", "1.2.3.6", "1.2.3.8"
@@ -73,7 +74,7 @@ def new_store(client, tmp_path, monkeypatch):
 
     yield make
     for store in stores:
-        store._observer.stop()
+        stop_watching(store)
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ def test_a_tilted_scan_lies_where_it_was_taken_for_itk_too(store):
 
 
 def test_what_is_left_of_a_download_that_was_cut_short_is_not_taken_for_the_scan(store):
-    part = Path(store._datastore.image_path()) / SERIES
+    part = Path(store.get_image_uri(TILTED)).with_name(SERIES)
     part.mkdir()
     make_slice(SERIES, 0, SCAN[:, :, 0]).save_as(part / "00000.dcm", write_like_original=False)
     assert load(store.get_image_uri(SERIES)).shape == SHAPE

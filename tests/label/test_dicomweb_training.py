@@ -1,4 +1,4 @@
-"""What trains and what validates of the studies of a DICOM server, whose scans are called by their UIDs."""
+"""What trains and what validates of a DICOM server, whose scans are called by their UIDs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 from helpers.bundle_runs import AFFINE, make_scan
 from helpers.dataset_trees import turned, write_series
-from helpers.label_bundles import tiny_bundle
+from helpers.label_bundles import stop_watching, tiny_bundle
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from dicomweb_client import DICOMfileClient
 
-from lib.bundles import read_bundle
-from lib.dicomweb import DicomwebDatastore
-from lib.trainers.retrain import Retraining
-from lib.trainers.scans import items, patient
+from lib.bundle import read_bundle
+from lib.store.dicomweb import DicomwebDatastore
+from lib.train.retrain import Retraining
+from lib.train.scans import items, patient
 from liverseg.data import load_datalist
 
-# Three patients, of whom one came twice; nothing but the last part tells their UIDs apart, and one has no name.
+# Three patients, of whom one came twice; nothing but the last part tells their UIDs apart, and one
+# has no name.
 SCANS = {"1.2.840.11.1": "one", "1.2.840.11.2": "two", "1.2.840.22.3": "two", "1.2.840.33.4": None}
 STUDIES = dict(zip(SCANS, ("1.2.840.91", "1.2.840.92", "1.2.840.93", "1.2.840.94"), strict=True))
 NEEDED = (
@@ -62,7 +63,7 @@ def store(tmp_path, monkeypatch):
         names = [{"name": name, "idx": value} for value, name in enumerate(["Liver", "Tumor"], 1)]
         store.save_label(series, str(tmp_path / "label.nii.gz"), "final", {"label_info": names})
     yield store
-    store._observer.stop()
+    stop_watching(store)
 
 
 def test_a_training_takes_its_scans_and_keeps_patients_apart(store, tmp_path):
@@ -70,9 +71,11 @@ def test_a_training_takes_its_scans_and_keeps_patients_apart(store, tmp_path):
     assert {series: patient(store, series) for series in SCANS} == patients
     # The same before anything is downloaded.
     other = DicomwebDatastore(
-        client=store._client, search_filter={"Modality": "CT"}, cache_path=str(tmp_path / "other")
+        client=store.server.client,
+        search_filter={"Modality": "CT"},
+        cache_path=str(tmp_path / "other"),
     )
-    other._observer.stop()
+    stop_watching(other)
     assert {series: patient(other, series) for series in SCANS} == patients
 
     task = Retraining(

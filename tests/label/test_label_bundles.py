@@ -12,8 +12,8 @@ from helpers.label_bundles import tiny_bundle
 from liverseg.errors import InputError
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
-from lib.bundles import find_bundles, read_bundle
-from lib.trainers.retrain import Retraining
+from lib.bundle import find_bundles, read_bundle
+from lib.train.retrain import Retraining
 
 BUNDLES = sorted((ROOT / "bundles").glob("*/"))
 
@@ -78,7 +78,7 @@ def test_names_narrow_and_must_be_there(tmp_path):
 
 
 def test_no_bundle_reads_the_code_of_another(tmp_path):
-    """Configs put their folder on the path; one that is looked at later must not find what lies there."""
+    """Configs put their folder on the path; a later one must not find what lies there."""
     import sys
 
     one = tiny_bundle(tmp_path / "one", "unet_liver")

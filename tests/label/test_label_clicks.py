@@ -15,9 +15,9 @@ pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 import nrrd
 from monailabel.client import MONAILabelClient
 
-from lib.bundles import read_bundle
-from lib.infers.clicks import ClickSegmentation
-from lib.probabilities import ProbabilityStore
+from lib.bundle import read_bundle
+from lib.infer.clicks import ClickSegmentation
+from lib.infer.probabilities import ProbabilityStore
 
 CLICKS = {"background": [[24, 20, 3]], "liver": [[5, 6, 1], [36, 30, 5]], "lesion": [[30, 9, 4]]}
 FILES = {"plain": "plain.nii.gz", "oblique": "oblique.nii"}
@@ -29,7 +29,7 @@ def client(server, tmp_path):
 
 
 def of_slicer(client, clicks) -> dict:
-    """What the module of 3D Slicer sends: clicks for all labels of the app, the chosen segment, its own settings."""
+    """What 3D Slicer sends: clicks for all labels of the app, the chosen segment, its settings."""
     info = client.info()
     options = {name: values[0] for name, values in info["models"]["clicks"]["config"].items()}
     points = {name: clicks.get(name, []) for name in info["labels"]}

@@ -14,11 +14,10 @@ from scipy import ndimage
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from monailabel.client import MONAILabelClient
 
-from lib.bundles import read_bundle
-from lib.infers.correct import CleanUp, Scribbles
-from lib.infers.segment import Segmentation
-from lib.probabilities import ProbabilityStore
-from lib.scribbles import (
+from lib.bundle import read_bundle
+from lib.infer.correct import CleanUp, Scribbles
+from lib.infer.probabilities import ProbabilityStore
+from lib.infer.scribbles import (
     LIKELIHOODS,
     correct_region,
     cut,
@@ -27,6 +26,7 @@ from lib.scribbles import (
     network_log_odds,
     regions_of,
 )
+from lib.infer.segment import Segmentation
 from liverseg.errors import InputError
 
 SPACING_MM = (1.0, 0.75, 2.5)
@@ -282,7 +282,7 @@ def client(server, tmp_path):
 
 @pytest.fixture
 def held(root, tmp_path):
-    """What the annotator holds of the scan `oblique`: a labelmap, and the file that the client sends."""
+    """What the annotator holds of the scan `oblique`: a labelmap, and the file that is sent."""
     scan = nib.load(root / "studies" / "oblique.nii")
     labels = np.zeros(scan.shape, np.uint8)
     labels[10:28, 12:30, 1:6] = 1

@@ -79,11 +79,13 @@ def test_a_killed_server_has_every_acknowledged_label_whole(tmp_path):
                 for number, scan in enumerate(SCANS)
             ]
             watching = threads.submit(watch, stop)
-            wait_until(lambda wanted=SAVES_PER_KILL * (kill + 1): len(saves) >= wanted)
-            time.sleep(draw.uniform(0, 0.3))
-            server.process.kill()
-            server.process.wait()
-            stop.set()
+            try:
+                wait_until(lambda wanted=SAVES_PER_KILL * (kill + 1): len(saves) >= wanted)
+                time.sleep(draw.uniform(0, 0.3))
+                server.process.kill()
+                server.process.wait()
+            finally:
+                stop.set()
             watching.result()
             for one in running:
                 one.result()

@@ -15,14 +15,15 @@ import pytest
 from helpers.bundle_runs import AFFINE, make_scan, save
 from helpers.dataset_trees import write_series
 from helpers.full_disk import full_disk
+from helpers.waiting import wait_until
 
 from liverseg.errors import InputError
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
-from lib import folder as listing
-from lib.activelearning.next_scan import First
-from lib.folder import FolderDatastore
-from lib.trainers.scans import patient
+from lib.score.next_scan import First
+from lib.store import folder as listing
+from lib.store.folder import FolderDatastore
+from lib.train.scans import patient
 
 SCAN, LABEL = make_scan(0)
 NAMES = [f"IM{number}.dcm" for number in range(SCAN.shape[2])]
@@ -328,11 +329,7 @@ def test_files_that_come_while_the_server_runs_are_found_when_they_are_whole(fol
     store = open_store(folder, watch=True)
 
     def wait_for(*names):
-        for _ in range(600):
-            if sorted(store.list_images()) == sorted([*SCANS, *names]):
-                return
-            time.sleep(0.05)
-        raise AssertionError(store.list_images())
+        wait_until(lambda: sorted(store.list_images()) == sorted([*SCANS, *names]))
 
     with (folder / "copied.NII.gz").open("wb") as file:
         file.write(gzip.compress(b"not yet"))

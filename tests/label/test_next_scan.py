@@ -24,12 +24,12 @@ from liverseg.networks import cascade_weights
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from fastapi import HTTPException
 
-from lib.activelearning.next_scan import First, HighestScore, Random
-from lib.bundles import read_bundle
-from lib.datastore import LockedDatastore
-from lib.infers.segment import Segmentation
-from lib.scoring.entropy import EntropyMeter
-from lib.scoring.scores import DiceScores, Disagreement, Uncertainty, disagreement, mean_entropy
+from lib.bundle import read_bundle
+from lib.infer.segment import Segmentation
+from lib.score.entropy import EntropyMeter
+from lib.score.next_scan import First, HighestScore, Random
+from lib.score.scores import DiceScores, Disagreement, Uncertainty, disagreement, mean_entropy
+from lib.store.local import LockedDatastore
 
 SIMPLE = {
     "network_def": "@networks#simple",
@@ -74,6 +74,9 @@ def write_cascade(folder, seed) -> None:
         torch.save(state, path)
 
 
+STUDIES = "studies #1"
+
+
 def make_store(folder, names="abcd") -> LockedDatastore:
     folder.mkdir(exist_ok=True)
     for number, name in enumerate(names):
@@ -83,7 +86,7 @@ def make_store(folder, names="abcd") -> LockedDatastore:
 
 @pytest.fixture
 def store(tmp_path):
-    return make_store(tmp_path / "studies #1")
+    return make_store(tmp_path / STUDIES)
 
 
 def ask(strategy, store, client=None, **request):
@@ -117,9 +120,9 @@ def test_what_was_skipped_comes_last_and_nobody_gets_what_another_is_on(store, t
     assert ask(first, store, "two") == "a"
 
 
-def test_a_scan_is_free_again_after_a_while_and_after_a_restart_it_is_not(store):
+def test_a_scan_is_free_again_after_a_while_and_after_a_restart_it_is_not(store, tmp_path):
     ask(First("", 60), store, "one")
-    again = LockedDatastore(store._datastore_path, extensions=["*.nii.gz"])
+    again = LockedDatastore(str(tmp_path / STUDIES), extensions=["*.nii.gz"])
     assert ask(Random("", 60), again, "two") != "a"
     assert ask(First("", 0), again, "three") == "a"
 
@@ -148,10 +151,10 @@ def test_chance_is_that_of_the_seed(store, tmp_path):
 
 
 def test_another_process_writes_no_old_list_back(store, tmp_path):
-    other = LockedDatastore(store._datastore_path, extensions=["*.nii.gz"])
+    other = LockedDatastore(str(tmp_path / STUDIES), extensions=["*.nii.gz"])
     label(store, "a", tmp_path)
     other.update_image_info("b", {"uncertainty": {"value": 1}})
-    third = LockedDatastore(store._datastore_path, extensions=["*.nii.gz"], read_only=True)
+    third = LockedDatastore(str(tmp_path / STUDIES), extensions=["*.nii.gz"], read_only=True)
     assert third.get_labeled_images() == ["a"]
     assert sorted(store.list_images()) == list("abcd")
     assert store.get_image_info("b")["uncertainty"] == {"value": 1}
@@ -285,7 +288,7 @@ def test_a_scan_of_nothing_has_no_body(tmp_path):
     ],
 )
 def test_measuring_changes_no_mask(tmp_path, source, tiny, write, networks):
-    """Nor does it get in the way of Grad-CAM, which watches a network too, and of what sees more than it labels."""
+    """Nor does it get in the way of Grad-CAM and of a network that sees more than it labels."""
     folder = tiny_bundle(tmp_path / source, source, **tiny)
     write(folder, 0)
     save(tmp_path / "scan.nii.gz", make_scan(0)[0])
@@ -401,7 +404,7 @@ def test_a_bundle_that_is_trained_by_half_neither_segments_nor_scores(tmp_path):
 
 
 def test_what_says_nothing_of_a_scan_is_no_score(store, tmp_path):
-    """A pipe that is broken, say, or want of memory or disk; a scan that cannot be read stays without a score."""
+    """As want of memory or disk; a scan that cannot be read stays without a score."""
     folder = tiny_bundle(tmp_path / "simple", "fcn_liver", **SIMPLE)
     write_weights(folder, 0)
     save(tmp_path / "studies #1" / "b.nii.gz", np.zeros((4, 4, 4, 2), np.int16))

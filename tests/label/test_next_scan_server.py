@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 import requests
 from helpers.bundle_runs import make_scan, save
 from helpers.label_bundles import copy_app, serve, tiny_bundle, write_weights
+from helpers.waiting import wait_until
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from monailabel.client import MONAILabelClient
@@ -54,14 +53,6 @@ def scores(client, name):
     return {image: item["image"]["info"].get(name, {}) for image, item in objects.items()}
 
 
-def wait(found):
-    for _ in range(2400):
-        if found():
-            return
-        time.sleep(0.1)
-    raise AssertionError("nothing came of it in four minutes")
-
-
 def assert_only_this_page_is_let_in(url, page):
     asks = {"Access-Control-Request-Method": "POST", "Sec-Fetch-Site": "cross-site"}
     for method, more in (("OPTIONS", asks), ("GET", {"Sec-Fetch-Site": "cross-site"})):
@@ -92,7 +83,7 @@ def test_scores_in_the_background_choose_the_next_scan(root, tmp_path):
             return [task["request"]["method"] for task in tasks]
 
         # The scores of the start wait at the gate, and nobody waits for them.
-        wait(lambda: task()["status"] == "RUNNING")
+        wait_until(lambda: task()["status"] == "RUNNING")
         assert sorted(one.info()["strategies"]) == ["disagreement", "first", "random", "uncertain"]
         skipped = one.next_sample("uncertain", {})
         assert skipped["score"] is None
@@ -103,7 +94,7 @@ def test_scores_in_the_background_choose_the_next_scan(root, tmp_path):
         assert scores(one, "uncertainty") == {name: {} for name in "abcd"}
 
         (root / "closed").unlink()
-        wait(lambda: task()["status"] == "DONE")
+        wait_until(lambda: task()["status"] == "DONE")
         values = {image: score["value"] for image, score in scores(one, "uncertainty").items()}
         assert len(set(values.values())) == 4
         three = MONAILabelClient(server.url, str(tmp_path), client_id="three")
@@ -116,10 +107,10 @@ def test_scores_in_the_background_choose_the_next_scan(root, tmp_path):
         # A label starts the Dice of the model against it.
         save(tmp_path / "label.nii.gz", np.minimum(make_scan("abcd".index(image))[1], 1))
         one.save_label(image, str(tmp_path / "label.nii.gz"))
-        wait(lambda: scores(one, "dice")[image])
+        wait_until(lambda: scores(one, "dice")[image])
         assert 0 <= scores(one, "dice")[image]["dice"]["liver"] <= 1
         assert one.next_sample("uncertain", {})["id"] == skipped["id"]
-        wait(lambda: task()["status"] == "DONE")
+        wait_until(lambda: task()["status"] == "DONE")
         assert methods() == ["uncertainty", "dice"]
 
         # With new weights, what is known holds no longer, and is computed anew.

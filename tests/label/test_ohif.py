@@ -13,7 +13,7 @@ from monailabel.config import settings
 from monailabel.endpoints import ohif
 from starlette.testclient import TestClient
 
-from lib.ohif import CONFIG, PANEL, serve_ohif
+from lib.patches.ohif import CONFIG, PANEL, fix
 
 FOLDER = Path(ohif.__file__).parent / "static" / "ohif"
 
@@ -22,7 +22,7 @@ def open_browser() -> TestClient:
     """A server with MONAI Label's addresses of OHIF, and ours before them."""
     server = FastAPI()
     server.include_router(ohif.router)
-    serve_ohif(server)
+    fix(server)
     return TestClient(server)
 
 
@@ -37,9 +37,9 @@ def test_the_panel_is_for_the_server_that_it_comes_from():
             "    const _url = window.location.origin + '/';",
             "    this.serverURI = window.location.origin;",
         ),
-        "      Object.assign(axios_default().defaults.headers.common, props.servicesManager.services."
-        "userAuthenticationService.getAuthorizationHeader()); return new MonaiLabelClient(settings ? settings.url : "
-        "this.serverURI);",
+        "      Object.assign(axios_default().defaults.headers.common, "
+        "props.servicesManager.services.userAuthenticationService.getAuthorizationHeader()); "
+        "return new MonaiLabelClient(settings ? settings.url : this.serverURI);",
     ]
 
 

@@ -15,8 +15,7 @@ from liverseg.errors import InputError
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from starlette.testclient import TestClient
 
-from lib.origins import OwnPages, own_hosts
-from lib.server import _listens_on, _say_who_is_answered
+from lib.patches.any_web_page import OwnPages, listens_on, log_who_is_answered, own_hosts
 
 EVIL = "http://evil.example"
 # Of a page elsewhere, as Chromium 156 and Firefox 140 send them; {port} is the server's.
@@ -194,5 +193,5 @@ def test_whoever_lets_others_in_is_warned(monkeypatch, caplog, arguments, warned
     given = ["--app", "a", "--conf", "models", "x", "--studies", "s"]
     monkeypatch.setattr(sys, "argv", ["monailabel", "start_server", *given, *arguments])
     with caplog.at_level(logging.WARNING):
-        _say_who_is_answered(_listens_on(), [], [])
+        log_who_is_answered(listens_on(), [], [])
     assert ("nobody is asked for a password" in caplog.text) == warned

@@ -15,9 +15,9 @@ from monai.bundle import ConfigParser
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 
-from lib.bundles import read_bundle
-from lib.infers.segment import Segmentation
-from lib.probabilities import ProbabilityStore, gives_probabilities
+from lib.bundle import read_bundle
+from lib.infer.probabilities import ProbabilityStore, gives_probabilities
+from lib.infer.segment import Segmentation
 from liverseg.versions import publish
 
 SHAPE = (40, 48, 7)
@@ -57,7 +57,7 @@ def whole(kept, *names):
 
 
 def by_hand(bundle, scan):
-    """The softmax of the liver of a 2-D network on the scan's own spacing, without anything of the app."""
+    """The softmax of the liver of a 2-D network on the scan's own spacing, without the app."""
     parser = ConfigParser(json.loads((bundle.folder / "configs" / "inference.json").read_text()))
     parser["bundle_root"] = str(bundle.folder)
     network = parser.get_parsed_content("network").eval()

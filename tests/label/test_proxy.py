@@ -14,10 +14,9 @@ import pytest
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from fastapi import HTTPException, Response
 from monailabel.config import settings
-from monailabel.endpoints import proxy
 from starlette.datastructures import Headers
 
-from lib.proxy import pass_on_dicomweb
+from lib.patches.dicomweb_proxy import pass_on
 
 PACKED = gzip.compress(b"pixels")
 
@@ -57,15 +56,13 @@ def dicom(monkeypatch):
         request = SimpleNamespace(
             method=method, headers=Headers(headers), body=read, url=urlparse(f"/proxy/dicom/{path}")
         )
-        return asyncio.run(proxy.proxy_dicom(request, op, path.partition("?")[0]))
+        return asyncio.run(pass_on(request, op, path.partition("?")[0]))
 
     with HTTPServer(("127.0.0.1", 0), Dicom) as host:
         threading.Thread(target=host.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setattr(
             settings, "MONAI_LABEL_STUDIES", f"http://127.0.0.1:{host.server_port}/dicom-web"
         )
-        monkeypatch.setattr(proxy, "proxy_dicom", proxy.proxy_dicom)
-        pass_on_dicomweb()
         yield SimpleNamespace(ask=ask, seen=seen)
         host.shutdown()
 
@@ -115,7 +112,8 @@ def test_the_form_that_ohif_asks_for_arrives_and_nothing_of_the_user(dicom):
     assert (
         asked.headers["Host"].startswith("127.0.0.1:") and asked.headers["Host"] != private["host"]
     )
-    # As it was packed, so that the browser unpacks it; and no page of others is let in, nor a cookie set.
+    # As it was packed, so that the browser unpacks it; and no page of others is let in, nor a
+    # cookie set.
     assert (answer.body, answer.headers["content-encoding"]) == (PACKED, "gzip")
     assert not {"access-control-allow-origin", "set-cookie"} & set(answer.headers)
 

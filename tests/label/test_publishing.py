@@ -1,4 +1,4 @@
-"""The rule by which a trained model replaces the one in use; quantiles of Student's t as tables print them."""
+"""The rule by which a model replaces the one in use; Student's t as tables print it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from liverseg import versions
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
-from lib.trainers import publishing
-from lib.trainers.publishing import compare
+from lib.train import publishing
+from lib.train.publishing import compare
 
 
 @pytest.mark.parametrize(
@@ -49,14 +49,14 @@ def test_a_model_is_better_by_more_than_the_scans_can_tell_apart(differences, ne
 
 @pytest.fixture
 def bundle(tmp_path, monkeypatch):
-    """A bundle whose versions have the Dice that their weights say, and the scans they were evaluated on."""
+    """A bundle whose versions have the Dice that their weights say."""
     folder = tmp_path / "bundle"
 
     def case_dice(bundle, weights, version, output_dir):
         dice = torch.load(weights / "model.pt", weights_only=True)["dice"].tolist()
         return {f"scan{number}": value for number, value in enumerate(dice)}
 
-    monkeypatch.setattr(publishing, "_case_dice", case_dice)
+    monkeypatch.setattr(publishing, "case_dice", case_dice)
     return folder
 
 
@@ -73,8 +73,8 @@ def test_what_is_within_the_noise_is_not_published(bundle):
     noisy = publishing.publish_if_better(bundle, add(bundle, [0.93, 0.79, 0.71], parent=first.name))
     assert noisy.state == "candidate"
     assert noisy.record["reason"] == (
-        f"not published: mean Dice 0.8100 on the validation scans, 0.8000 of {first.name}, which was in use: a "
-        "difference of +0.0100 over 3 scans, where more than 0.0218 is needed"
+        f"not published: mean Dice 0.8100 on the validation scans, 0.8000 of {first.name}, which "
+        "was in use: a difference of +0.0100 over 3 scans, where more than 0.0218 is needed"
     )
     assert versions.version_in_use(bundle) == first.name
     better = publishing.publish_if_better(
@@ -92,7 +92,7 @@ def test_what_the_training_did_not_change_is_not_even_compared(bundle, monkeypat
     start = publishing.publish_if_better(bundle, add(bundle, [0.9, 0.8]))
     worse = add(bundle, [0.5, 0.4])
     versions.publish(bundle, worse.name)
-    monkeypatch.setattr(publishing, "_case_dice", None)
+    monkeypatch.setattr(publishing, "case_dice", None)
     same = publishing.publish_if_better(bundle, add(bundle, [0.9, 0.8], parent=start.name))
     assert same.state == "candidate"
     assert "in no epoch was the model better" in same.record["reason"]
@@ -102,14 +102,14 @@ def test_what_the_training_did_not_change_is_not_even_compared(bundle, monkeypat
 def test_a_model_put_into_use_meanwhile_is_compared_with_too(bundle, monkeypatch):
     start = publishing.publish_if_better(bundle, add(bundle, [0.5, 0.4]))
     other = add(bundle, [0.9, 0.8])
-    evaluate = publishing._case_dice
+    evaluate = publishing.case_dice
 
     def meanwhile(bundle, weights, version, output_dir):
         if weights == start.folder:
             versions.publish(bundle, other.name)
         return evaluate(bundle, weights, version, output_dir)
 
-    monkeypatch.setattr(publishing, "_case_dice", meanwhile)
+    monkeypatch.setattr(publishing, "case_dice", meanwhile)
     found = publishing.publish_if_better(bundle, add(bundle, [0.8, 0.7], parent=start.name))
     assert found.state == "candidate"
     assert other.name in found.record["reason"]

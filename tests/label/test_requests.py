@@ -519,7 +519,8 @@ def test_a_final_label_says_what_its_segments_are(ask):
     )
     check_refused(save_label(ask, packed(make_scan(9)[1] * 0), liver=1), 400, "found no segment")
     assert objects(ask)["plain"] == before
-    # What nobody learns from may be called as its annotator likes, and names of segments without voxels do no harm.
+    # What nobody learns from may be called as its annotator likes, and names of segments without
+    # voxels do no harm.
     assert (
         save_label(
             ask, LABEL, "datastore/label?image=plain&tag=draft", **{"Segment_1": 1}

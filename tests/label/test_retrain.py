@@ -1,4 +1,4 @@
-"""Retraining: the loop as 3D Slicer runs it, through MONAI Label's own client, and what it learns from."""
+"""Retraining: the loop as 3D Slicer runs it through MONAI Label's client, and what it learns from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import csv
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -29,16 +31,17 @@ pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from monailabel.client import MONAILabelClient
 from monailabel.datastore.local import LocalDatastore
 
-from lib.bundles import read_bundle
-from lib.trainers.publishing import publish_if_better
-from lib.trainers.retrain import Retraining
-from lib.trainers.scans import items, patient, split
+from lib.bundle import read_bundle
+from lib.train.publishing import publish_if_better
+from lib.train.retrain import Retraining
+from lib.train.scans import items, patient, split
 
 TINY = {
     "network_def": "@networks#simple",
     "spacing": [6.0, 6.0, -1.0],
     "spatial_size": [48, 48],
     "amp": False,
+    "retrain_configs": ["network_def", "spacing", "spatial_size", "amp"],
 }
 STEPS = 3
 FAST = {"max_epochs": 20, "learning_rate": 0.001, "loss": "dice"}
@@ -190,7 +193,8 @@ def test_a_label_of_floats_trains_as_its_whole_numbers(store, tmp_path):
                     for value, name in enumerate(["liver", "Segment_1", "x"], 1)
                 ]
             },
-            "found segments called 'Segment_1', 'x', expected names that are known, as lesion, liver, mass",
+            "found segments called 'Segment_1', 'x', expected names that are known, as lesion, "
+            "liver, mass",
         ),
         (
             {"label_info": [{"name": "liver", "idx": 1}, {"name": "lesion", "idx": 1}]},
@@ -222,7 +226,8 @@ def test_a_label_that_says_nothing_clear_is_named(store, tmp_path, info, problem
             store, ["scan3"], {"background": 0, "liver": 1, "lesion": 2}, tmp_path / "labels"
         )
         assert np.array_equal(nib.load(item["label"]).dataobj, np.choose(values, [0, 2, 2, 1]))
-        # Another organ is background on purpose, whether it is known everywhere or to another bundle alone.
+        # Another organ is background on purpose, whether it is known everywhere or to another
+        # bundle alone.
         names = ["liver", "Spleen", "Mass_effect"]
         named = [{"name": name, "idx": value} for value, name in enumerate(names, 1)]
         store.update_label_info("scan3", "final", {"label_info": named})
@@ -236,6 +241,37 @@ def test_a_label_that_says_nothing_clear_is_named(store, tmp_path, info, problem
             items(store, ["scan3"], {"background": 0, "liver": 1}, tmp_path / "labels")
     finally:
         store.remove_label("scan3", "final")
+
+
+def test_labels_that_lack_a_class_are_refused_before_a_training_starts(tmp_path):
+    for number in range(3):
+        save(tmp_path / f"scan{number}.nii.gz", make_scan(number)[0])
+    store = LocalDatastore(str(tmp_path), extensions=["*.nii.gz"], auto_reload=False)
+    names = {"label_info": [{"name": "liver", "idx": 1}, {"name": "lesion", "idx": 2}]}
+
+    def save_label(scan: str, highest: int) -> None:
+        file = tmp_path / "drawn" / "label.nii.gz"
+        file.parent.mkdir(exist_ok=True)
+        save(file, np.minimum(make_scan(int(scan[-1]))[1], highest))
+        store.save_label(scan, str(file), "final", names)
+
+    for number in range(3):
+        save_label(f"scan{number}", 1)
+    bundle = read_bundle(tiny_bundle(tmp_path / "bundles" / "lits", "mixed_unet_lits"))
+    task = Retraining(bundle, tmp_path / "validation.json")
+    _, scans = task.check({}, store)
+    with pytest.raises(InputError, match=r"training: found no voxel of lesion in .* of 2 scans"):
+        task.check_labels(scans, store)
+    for scan in scans["training"]:
+        save_label(scan, 2)
+    with pytest.raises(InputError, match=r"validation: found no .* remove validation\.json"):
+        task.check_labels(scans, store)
+    # What was not asked for one model alone, such as all trainings of a server, fails by then.
+    with pytest.raises(InputError, match="validation: found no voxel of lesion"):
+        task({}, store)
+    assert task.stats()["state"] == "failed"
+    save_label(*scans["validation"], 2)
+    task.check_labels(scans, store)
 
 
 @pytest.fixture(scope="module")
@@ -317,55 +353,77 @@ def test_a_model_is_fine_tuned_by_defaults_of_its_own(task, tmp_path):
     assert untrained.config()["max_epochs"] == 50
 
 
-def test_only_what_is_better_is_published(bundle, task, store):
+@pytest.fixture(scope="module")
+def published(bundle, task, store) -> SimpleNamespace:
+    """What a training from scratch did to the bundle with random weights."""
     random = (bundle / "models" / "model.pt").read_bytes()
-    first = task({**FAST, "pretrained": False}, store)
-    assert first["state"] == "published"
-    assert first["mean_dice"] > first["mean_dice_in_use"]
-    versions_now = versions.list_versions(bundle)
+    stats = task({**FAST, "pretrained": False}, store)
     trained = (bundle / "models" / "model.pt").read_bytes()
-    assert trained == (versions_now[0].folder / "model.pt").read_bytes() != random
-    assert (versions_now[1].folder / "model.pt").read_bytes() == random
-    assert first["parent"] == versions_now[1].name
+    mask = run_bundle(bundle, Path(store.get_image_uri("scan0")), bundle.parent / "mask")
+    settings = read_bundle(bundle).settings({})
+    kept = versions.list_versions(bundle)
+    return SimpleNamespace(
+        random=random, stats=stats, trained=trained, mask=mask, settings=settings, versions=kept
+    )
+
+
+@pytest.fixture(scope="module")
+def unchanged(bundle, task, store, published) -> SimpleNamespace:
+    """What a training that learns nothing did then; it goes as fine_tune.json says."""
+    stats = task({"learning_rate": 1e-30}, store)
+    in_use = versions.version_in_use(bundle), (bundle / "models" / "model.pt").read_bytes()
+    return SimpleNamespace(stats=stats, in_use=in_use)
+
+
+def test_what_is_better_is_published(published):
+    stats, (new, before, *_) = published.stats, published.versions
+    assert stats["state"] == "published"
+    assert stats["mean_dice"] > stats["mean_dice_in_use"]
+    assert published.trained == (new.folder / "model.pt").read_bytes() != published.random
+    assert (before.folder / "model.pt").read_bytes() == published.random
+    assert stats["parent"] == before.name
     # An inference reads that version, whatever is published meanwhile.
-    assert read_bundle(bundle).settings({}) == {"ckpt_dir": str(versions_now[0].folder)}
+    assert published.settings == {"ckpt_dir": str(new.folder)}
     # The labels were learned by their names: what the bundle says now is the liver with its lesion.
-    found = nib.load(run_bundle(bundle, Path(store.get_image_uri("scan0")), bundle.parent / "mask"))
     liver = make_scan(0)[1] > 0
-    mask = np.asanyarray(found.dataobj) > 0
+    mask = np.asanyarray(nib.load(published.mask).dataobj) > 0
     assert 2 * (mask & liver).sum() / (mask.sum() + liver.sum()) > 0.15
 
-    # Nothing learned: the weights it starts from, which are those in use. It goes as fine_tune.json says.
-    same = task({"learning_rate": 1e-30}, store)
-    assert same["state"] == "candidate"
-    assert "in no epoch was the model better" in same["reason"]
-    assert same["epoch"] == same["total_epochs"] == STEPS
-    history = bundle / "models" / "versions" / same["model_version"] / "training" / "history.csv"
-    rows = list(csv.DictReader(history.read_text().splitlines()))
+
+def test_what_learns_nothing_is_a_candidate(bundle, published, unchanged):
+    stats = unchanged.stats
+    assert stats["state"] == "candidate"
+    assert "in no epoch was the model better" in stats["reason"]
+    assert stats["epoch"] == stats["total_epochs"] == STEPS
+    folder = bundle / "models" / "versions" / stats["model_version"]
+    rows = list(csv.DictReader((folder / "training" / "history.csv").read_text().splitlines()))
     assert [int(row["epoch"]) for row in rows] == list(range(STEPS + 1))
     assert [float(row["learning_rate"]) / 1e-30 for row in rows[1:]] == pytest.approx(
         [0.75, 0.25, 0]
     )
     assert all(row["val_mean_dice"] == rows[0]["val_mean_dice"] for row in rows)
-    assert same["best_metric"] == float(rows[0]["val_mean_dice"])
-    assert same["parent"] == first["model_version"]
-    weights = torch.load(
-        bundle / "models" / "versions" / same["model_version"] / "model.pt", weights_only=True
-    )
-    used = torch.load(bundle / "models" / "model.pt", weights_only=True)
-    assert all(torch.equal(value, weights[key]) for key, value in used.items())
-    assert (bundle / "models" / "model.pt").read_bytes() == trained
-    assert versions.version_in_use(bundle) == first["model_version"]
+    assert stats["best_metric"] == float(rows[0]["val_mean_dice"])
+    assert stats["parent"] == published.stats["model_version"]
+    weights = torch.load(folder / "model.pt", weights_only=True)
+    started = torch.load(published.versions[0].folder / "model.pt", weights_only=True)
+    assert all(torch.equal(value, weights[key]) for key, value in started.items())
+    assert unchanged.in_use == (published.stats["model_version"], published.trained)
 
+
+def test_two_versions_are_compared(bundle, published, unchanged):
     shown = CliRunner().invoke(
-        app, ["models", "compare", str(bundle), same["model_version"]], env={"COLUMNS": "160"}
+        app,
+        ["models", "compare", str(bundle), unchanged.stats["model_version"]],
+        env={"COLUMNS": "160"},
     )
-    assert any(
-        line.count(f"{first['mean_dice']:.4f}") == 2 for line in shown.output.splitlines()
-    ), shown.output
+    dice = f"{published.stats['mean_dice']:.4f}"
+    assert any(line.count(dice) == 2 for line in shown.output.splitlines()), shown.output
 
-    # Weights that somebody copied there since, and one more scan, without a liver: it counts for no model.
-    version = versions.find_version(bundle, same["model_version"]).update(parent=None)
+
+def test_weights_that_somebody_copied_there_are_compared_with(bundle, published, unchanged):
+    """On one more scan too, without a liver: it counts for no model."""
+    name, dice = unchanged.stats["model_version"], published.stats["mean_dice"]
+    version = versions.find_version(bundle, name).update(parent=None)
     file = version.folder / "datalist.json"
     lists = json.loads(file.read_text())
     empty = version.folder / "empty.nii.gz"
@@ -374,10 +432,10 @@ def test_only_what_is_better_is_published(bundle, task, store):
     validation = [*lists["validation"], {**first_scan, "label": str(empty)}]
     file.write_text(json.dumps({"training": others, "validation": validation}))
     (bundle / "models" / "model.pt").unlink()
-    (bundle / "models" / "model.pt").write_bytes(trained)
+    (bundle / "models" / "model.pt").write_bytes(published.trained)
     compared = publish_if_better(bundle, version)
     assert compared.state == "candidate"
-    assert compared.record["mean_dice"] == compared.record["mean_dice_in_use"] == first["mean_dice"]
+    assert compared.record["mean_dice"] == compared.record["mean_dice_in_use"] == dice
     copied = versions.find_version(bundle, versions.version_in_use(bundle))
     assert copied.record["reason"] == "found in models/"
     copied.update(training=version.record["validation"])
@@ -404,94 +462,114 @@ def test_a_failed_training_leaves_the_model_in_use(bundle, task, store, tmp_path
     assert (bundle / "models" / "model.pt").read_bytes() == before
 
 
-@pytest.mark.slow
-def test_the_loop(project, store, tmp_path):
-    """Upload, choose, segment, label, train and watch, segment with what was learned; train again and cancel."""
-    bundle = project / "bundles" / "learns"
-    write_weights(bundle, 7)
-    split(
-        project / "studies" / "validation.json",
-        {name: name for name in ("scan0", "scan1", "scan2")},
-        0.2,
-    )
+@pytest.fixture
+def client(project, store, tmp_path) -> Iterator[MONAILabelClient]:
+    """MONAI Label's client; all scans are labelled, and the bundle has random weights."""
+    write_weights(project / "bundles" / "learns", 7)
+    names = ("scan0", "scan1", "scan2")
+    split(project / "studies" / "validation.json", {name: name for name in names}, 0.2)
     with serve(project, MONAI_LABEL_AUTO_UPDATE_SCORING="false") as server:
         client = MONAILabelClient(server.url, str(tmp_path))
-        assert client.info()["models"]["learns"]["state"] == "ready"
-        scan = tmp_path / "scan9.nii.gz"
-        save(scan, make_scan(9)[0])
-        assert client.upload_image(str(scan), "scan9")["image"] == "scan9"
-        assert client.next_sample("first", {})["id"] == "scan3"
-        session = client.create_session(str(scan))["session_id"]
-        of_session, _ = client.infer("learns", "", {}, session_id=session)
-        before, _ = client.infer("learns", "scan9", {})
-        assert np.array_equal(nib.load(of_session).dataobj, nib.load(before).dataobj)
-        client.remove_session(session)
         file = tmp_path / "label.nii.gz"
         client.save_label("scan3", str(file), params=write_label(file, 3))
-        assert client.next_sample("first", {})["id"] == "scan9"
-        answer = requests.post(f"{server.url}/train/learns", json={"lose": "dice"}, timeout=60)
-        assert answer.status_code == 400
-        assert "'lose'" in answer.json()["detail"]
+        yield client
 
-        client.train_start("learns", {**FAST, "pretrained": False})
-        seen = []
 
-        def ended() -> bool:
-            name, stats = next(iter(client.info()["train_stats"].items()))
-            seen.extend([stats] if name == "learns" and stats else [])
-            return client.train_status()["status"] not in ("SUBMITTED", "RUNNING")
+def stats_of(client) -> dict:
+    return client.info()["train_stats"]["learns"]
 
-        wait_until(ended)
-        stats = client.info()["train_stats"]["learns"]
-        assert client.train_status()["status"] == "DONE"
-        assert stats["state"] == "published"
-        assert stats["epoch"] == stats["total_epochs"] == FAST["max_epochs"]
-        epochs = [one["epoch"] for one in seen]
-        assert epochs == sorted(epochs)
-        assert len(set(epochs)) > 2
-        assert any("time_left" in one and "total_time" not in one for one in seen)
-        validation = client.info()["trainers"]["learns"]["validation"]
-        assert stats["validation"] == validation
-        assert sorted(stats["training"] + validation) == ["scan0", "scan1", "scan2", "scan3"]
-        assert "scan3" not in validation
 
-        found, _ = client.infer("learns", "scan9", {})
-        expected = run_bundle(bundle, scan, tmp_path / "expected")
-        assert np.array_equal(nib.load(found).dataobj, nib.load(expected).dataobj)
-        assert not np.array_equal(nib.load(found).dataobj, nib.load(before).dataobj)
-        in_use = (bundle / "models" / "model.pt").read_bytes()
+@pytest.mark.slow
+def test_a_scan_is_uploaded_chosen_and_segmented(project, client, tmp_path):
+    assert client.info()["models"]["learns"]["state"] == "ready"
+    scan = tmp_path / "scan9.nii.gz"
+    save(scan, make_scan(9)[0])
+    assert client.upload_image(str(scan), "scan9")["image"] == "scan9"
+    datastore = f"{client.get_server_url()}/datastore"
+    requests.delete(f"{datastore}/label?id=scan3&tag=final", timeout=60).raise_for_status()
+    assert client.next_sample("first", {})["id"] == "scan3"
+    file = tmp_path / "label.nii.gz"
+    client.save_label("scan3", str(file), params=write_label(file, 3))
+    assert client.next_sample("first", {})["id"] == "scan9"
+    session = client.create_session(str(scan))["session_id"]
+    of_session, _ = client.infer("learns", "", {}, session_id=session)
+    found, _ = client.infer("learns", "scan9", {})
+    assert np.array_equal(nib.load(of_session).dataobj, nib.load(found).dataobj)
+    client.remove_session(session)
+    requests.delete(f"{datastore}/image?id=scan9", timeout=60).raise_for_status()
 
+
+@pytest.mark.slow
+def test_a_training_is_watched_and_its_model_is_used(project, client, tmp_path):
+    bundle, scan = project / "bundles" / "learns", project / "studies" / "scan0.nii.gz"
+    before, _ = client.infer("learns", "scan0", {})
+    address = f"{client.get_server_url()}/train/learns"
+    answer = requests.post(address, json={"lose": "dice"}, timeout=60)
+    assert answer.status_code == 400
+    assert "'lose'" in answer.json()["detail"]
+    client.train_start("learns", {**FAST, "pretrained": False})
+    seen = []
+
+    def ended() -> bool:
+        name, stats = next(iter(client.info()["train_stats"].items()))
+        seen.extend([stats] if name == "learns" and stats else [])
+        return client.train_status()["status"] not in ("SUBMITTED", "RUNNING")
+
+    wait_until(ended)
+    stats = stats_of(client)
+    assert client.train_status()["status"] == "DONE"
+    assert stats["state"] == "published"
+    assert stats["epoch"] == stats["total_epochs"] == FAST["max_epochs"]
+    epochs = [one["epoch"] for one in seen]
+    assert epochs == sorted(epochs)
+    assert len(set(epochs)) > 2
+    assert any("time_left" in one and "total_time" not in one for one in seen)
+    validation = client.info()["trainers"]["learns"]["validation"]
+    assert stats["validation"] == validation
+    assert sorted(stats["training"] + validation) == ["scan0", "scan1", "scan2", "scan3"]
+    assert "scan3" not in validation
+    found, _ = client.infer("learns", "scan0", {})
+    expected = run_bundle(bundle, scan, tmp_path / "expected")
+    assert np.array_equal(nib.load(found).dataobj, nib.load(expected).dataobj)
+    assert not np.array_equal(nib.load(found).dataobj, nib.load(before).dataobj)
+
+
+@pytest.mark.slow
+def test_a_training_is_cancelled(project, client):
+    bundle = project / "bundles" / "learns"
+    in_use = (bundle / "models" / "model.pt").read_bytes()
+    client.train_start("learns", {**FAST, "max_epochs": 5000})
+    # Of an epoch with a validation, and into the next ones.
+    wait_until(
+        lambda: stats_of(client).get("state") == "training" and stats_of(client)["epoch"] >= 6
+    )
+    (training,) = (one for one in children(project) if "training" in one.cmdline())
+    assert client.train_stop()["status"] == "STOPPED"
+    _, alive = psutil.wait_procs([training], timeout=120)
+    assert not alive
+    stats = stats_of(client)
+    assert stats["state"] == "stopped"
+    version = versions.find_version(bundle, stats["model_version"])
+    history = version.folder / "training" / "history.csv"
+    rows = list(csv.DictReader(history.read_text().splitlines()))
+    best = max(float(row["val_mean_dice"]) for row in rows if row["val_mean_dice"])
+    saved = json.loads((version.folder / "model.json").read_text())["val_mean_dice"]
+    assert saved == best == stats["best_metric"]
+    assert (bundle / "models" / "model.pt").read_bytes() == in_use
+    # It took as long as it wrote.
+    os.utime(history, (stats["start_ts"] + 60,) * 2)
+    assert stats_of(client)["total_time"] == "0:01:00"
+    # Its best epoch can be chosen.
+    assert client.infer("learns", "scan0", {"version": version.name})[0]
+
+
+@pytest.mark.slow
+def test_a_training_ends_with_its_server(project, store, tmp_path):
+    bundle = project / "bundles" / "learns"
+    write_weights(bundle, 7)
+    with serve(project, MONAI_LABEL_AUTO_UPDATE_SCORING="false") as server:
+        client = MONAILabelClient(server.url, str(tmp_path))
         client.train_start("learns", {**FAST, "max_epochs": 5000})
-        # Of an epoch with a validation, and into the next ones.
-        wait_until(
-            lambda: (
-                (now := client.info()["train_stats"]["learns"])["state"] == "training"
-                and now["epoch"] >= 6
-            )
-        )
-        (training,) = (one for one in children(project) if "training" in one.cmdline())
-        assert client.train_stop()["status"] == "STOPPED"
-        _, alive = psutil.wait_procs([training], timeout=120)
-        assert not alive
-        stats = client.info()["train_stats"]["learns"]
-        assert stats["state"] == "stopped"
-        version = versions.find_version(bundle, stats["model_version"])
-        rows = list(
-            csv.DictReader((version.folder / "training" / "history.csv").read_text().splitlines())
-        )
-        best = max(float(row["val_mean_dice"]) for row in rows if row["val_mean_dice"])
-        assert (
-            json.loads((version.folder / "model.json").read_text())["val_mean_dice"]
-            == best
-            == stats["best_metric"]
-        )
-        assert (bundle / "models" / "model.pt").read_bytes() == in_use
-        # It took as long as it wrote.
-        os.utime(version.folder / "training" / "history.csv", (stats["start_ts"] + 60,) * 2)
-        assert client.info()["train_stats"]["learns"]["total_time"] == "0:01:00"
-
-        client.train_start("learns", {**FAST, "max_epochs": 5000})
-        assert client.infer("learns", "scan0", {"version": version.name})[0]
         wait_until(lambda: any("training" in one.cmdline() for one in children(project)))
         tasks = [
             one for one in psutil.Process().children(recursive=True) if "train" in one.cmdline()
@@ -503,9 +581,7 @@ def test_the_loop(project, store, tmp_path):
     for one in alive:
         one.kill()
     assert not alive
-    (killed, *_) = versions.list_versions(bundle)
-    assert killed.name > version.name
-    assert killed.state == "stopped"
+    assert versions.list_versions(bundle)[0].state == "stopped"
 
 
 def children(project: Path) -> list[psutil.Process]:

@@ -24,15 +24,15 @@ from helpers.dicom_studies import (
 )
 from pydicom.dataset import Dataset
 
-from lib.segmentation_voxels import write_label
-from lib.segmentations import current, describe
+from lib.store.segmentation_voxels import write_label
+from lib.store.segmentations import current, describe
 from liverseg.errors import InputError
 
 KINDS = ["BINARY", "FRACTIONAL", "LABELMAP"]
 
 
 def blobs() -> dict[str, np.ndarray]:
-    """Three segments that touch, on four of five slices, with single voxels, so that no flip goes unseen."""
+    """Three segments that touch, on four of five slices, with single voxels: no flip goes unseen."""
     label = np.zeros(SHAPE, int)
     label[1:6, 1:4, 1:4] = 1
     label[3:5, 2:4, 2:4] = 2
@@ -212,7 +212,8 @@ def test_segments_outside_the_scan_are_refused(tmp_path):
     beside[:3, 3] += [500, 0, 0]
     with pytest.raises(InputError, match="found 100 % of its segments outside the scan"):
         put([make_segmentation(blobs())], tmp_path, beside)
-    # The copy of a scan that was still arriving; one slice beyond is the half of a voxel and its own half.
+    # The copy of a scan that was still arriving; one slice beyond is the half of a voxel and its
+    # own half.
     label = values_of(blobs())
     share = 100 * np.count_nonzero(label[:, :, 3:]) / np.count_nonzero(label)
     with pytest.raises(InputError, match=f"found {share:.3g} % of its segments outside the scan"):

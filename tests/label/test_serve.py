@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 import socket
 
@@ -14,10 +15,12 @@ from typer.testing import CliRunner
 
 from liverseg.errors import InputError
 from liverseg.workbench.cli import app
-from liverseg.workbench.serve import _prepare_phantoms
+from liverseg.workbench.serve import prepare_phantoms
 from liverseg.workbench.zoo import fetch
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
+
+APP = ROOT / "monailabel_app"
 
 
 def test_help_has_examples():
@@ -32,9 +35,7 @@ def test_a_taken_port_a_missing_app_and_missing_studies_are_said(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        error = (
-            CliRunner().invoke(app, [*here, str(ROOT / "monailabel_app"), "--port", port]).exception
-        )
+        error = CliRunner().invoke(app, [*here, str(APP), "--port", port]).exception
     assert isinstance(error, InputError)
     assert "--port" in str(error)
     error = CliRunner().invoke(app, [*here, str(tmp_path)]).exception
@@ -42,24 +43,18 @@ def test_a_taken_port_a_missing_app_and_missing_studies_are_said(tmp_path):
     assert "main.py" in str(error)
     nowhere = tmp_path / "typo"
     error = (
-        CliRunner()
-        .invoke(app, ["serve", "--studies", str(nowhere), "--app", str(ROOT / "monailabel_app")])
-        .exception
+        CliRunner().invoke(app, ["serve", "--studies", str(nowhere), "--app", str(APP)]).exception
     )
     assert isinstance(error, InputError)
     assert "--studies" in str(error)
     assert not nowhere.exists()
-    error = (
-        CliRunner()
-        .invoke(app, ["serve", "--studies", "", "--app", str(ROOT / "monailabel_app")])
-        .exception
-    )
+    error = CliRunner().invoke(app, ["serve", "--studies", "", "--app", str(APP)]).exception
     assert isinstance(error, InputError)
     assert "--studies: found ''" in str(error)
 
 
 def test_a_bundle_that_is_not_there_is_said_before_the_server_starts(tmp_path):
-    here = ["serve", "--studies", str(tmp_path), "--app", str(ROOT / "monailabel_app"), "--models"]
+    here = ["serve", "--studies", str(tmp_path), "--app", str(APP), "--models"]
     error = CliRunner().invoke(app, [*here, "deeplabv3_liver,nosuch"]).exception
     assert isinstance(error, InputError) and "--models: found nosuch, expected names among" in str(
         error
@@ -89,7 +84,7 @@ def test_an_address_of_another_machine_is_refused(tmp_path):
 
 @pytest.fixture
 def started(tmp_path, monkeypatch):
-    """What `liverseg serve` starts, and what it says before, of an app with the bundle unet3d_liver beside it."""
+    """What `liverseg serve` starts and prints, for an app with the bundle unet3d_liver beside it."""
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "main.py").touch()
     for name in ("unet3d_liver", "unet_liver", "fcn_liver"):
@@ -98,7 +93,7 @@ def started(tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr("os.execve", lambda path, command, environment: commands.append(command))
     monkeypatch.setattr(
-        "liverseg.workbench.serve._prepare_phantoms", lambda *_: tmp_path / "phantoms"
+        "liverseg.workbench.serve.prepare_phantoms", lambda *_: tmp_path / "phantoms"
     )
 
     def serve(*arguments):
@@ -201,7 +196,7 @@ def test_the_phantoms_bundle_gets_its_weights_where_a_folder_for_them_is_there(t
     (tmp_path / "out/phantoms/dataset.json").write_text(json.dumps({"training": [], "test": test}))
     (tmp_path / own / "training/metrics.json").touch()
     (tmp_path / own / "models/model.pt").write_bytes(b"weights")
-    studies = _prepare_phantoms(Console(quiet=True), tmp_path / "out", tmp_path / "app")
+    studies = prepare_phantoms(Console(quiet=True), tmp_path / "out", tmp_path / "app")
     assert [file.name for file in studies.iterdir()] == ["image.nii.gz"]
     assert (
         tmp_path / "app/model/deeplabv3_liver_phantoms/models/model.pt"
@@ -218,9 +213,19 @@ def test_a_misspelt_name_of_conf_is_said(monkeypatch):
 
 
 def test_another_version_of_monai_label_is_refused(monkeypatch):
-    from lib import patches
+    from lib.patches import version
 
-    patches.check_version()
-    monkeypatch.setattr(patches, "VERSION", "0.9.1")
-    with pytest.raises(InputError, match=r"found monailabel 0\.8\.5, expected 0\.9\.1"):
-        patches.check_version()
+    version.check_version()
+    monkeypatch.setattr(version, "version", lambda package: "0.9.1")
+    # The app itself refuses it, before it imports anything of MONAI Label.
+    for start in (version.check_version, lambda: runpy.run_path(str(APP / "main.py"))):
+        with pytest.raises(InputError, match=r"found monailabel 0\.9\.1, expected 0\.8\.5"):
+            start()
+
+
+def test_the_server_does_not_start_with_another_version(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "0.9.1")
+    here = ["serve", "--studies", str(tmp_path), "--app", str(APP)]
+    error = CliRunner().invoke(app, here).exception
+    assert isinstance(error, InputError)
+    assert str(error).startswith("found monailabel 0.9.1, expected 0.8.5")

@@ -15,8 +15,9 @@ import requests
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from fastapi import FastAPI, Request
+from helpers.waiting import wait_until
 
-from lib import transport
+from lib.patches import blocking_endpoints
 
 # --- slow clients
 
@@ -62,7 +63,9 @@ def ask(app, path: str, messages: list[dict]) -> list[dict]:
     return asyncio.run(run())
 
 
-@pytest.mark.parametrize("size", [0, 1000, transport.CHUNK_BYTES, 3 * transport.CHUNK_BYTES + 1])
+@pytest.mark.parametrize(
+    "size", [0, 1000, blocking_endpoints.CHUNK_BYTES, 3 * blocking_endpoints.CHUNK_BYTES + 1]
+)
 def test_a_body_arrives_whole_and_what_comes_after_it(size):
     body = bytes(range(251)) * (size // 251 + 1)
     found = []
@@ -75,13 +78,13 @@ def test_a_body_arrives_whole_and_what_comes_after_it(size):
     parts = [body[start : min(start + 60000, size)] for start in range(0, size + 1, 60000)]
     messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
     messages += [{"type": "http.request"}, {"type": "http.disconnect"}]
-    ask(transport.Threads(app, 1), "/", messages)
+    ask(blocking_endpoints.Threads(app, 1), "/", messages)
     assert found == [body[:size], {"type": "http.disconnect"}]
 
 
 @pytest.mark.parametrize("path", ["/infer/two_d", "/train"])
 def test_a_client_that_stops_is_refused_and_one_that_leaves_is_forgotten(monkeypatch, path):
-    monkeypatch.setattr(transport, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(blocking_endpoints, "IDLE_SECONDS", 0.05)
     app, bodies = FastAPI(), []
 
     @app.post(path)
@@ -89,10 +92,10 @@ def test_a_client_that_stops_is_refused_and_one_that_leaves_is_forgotten(monkeyp
         bodies.append(await request.body())
 
     part = {"type": "http.request", "body": b"[", "more_body": True}
-    start, answer = ask(transport.Threads(app, 1), path, [part])
+    start, answer = ask(blocking_endpoints.Threads(app, 1), path, [part])
     assert start["status"] == 408
     assert b"found nothing for 0.05 s" in answer["body"]
-    assert ask(transport.Threads(app, 1), path, [part, {"type": "http.disconnect"}]) == []
+    assert ask(blocking_endpoints.Threads(app, 1), path, [part, {"type": "http.disconnect"}]) == []
     assert bodies == []
 
 
@@ -109,7 +112,7 @@ def test_inferences_that_wait_hold_up_nothing_else():
         async def receive() -> dict:
             return {"type": "http.request"}
 
-        threads = transport.Threads(app, 2)
+        threads = blocking_endpoints.Threads(app, 2)
         scopes = [{"type": "http", "path": "/infer/two_d"}] * 60 + [
             {"type": "http", "path": "/ohif/index.html"}
         ]
@@ -150,9 +153,6 @@ def test_nothing_is_left_of_an_upload(server, root, address, field, params, stat
     (request,) = re.findall("Infer Request: {.*}", server.log.read_text()[before:])
     key = "image" if field == "file" else "label"
     written = Path(re.search(f"'{key}': '(.+?)'", request)[1])
+    assert written.name.startswith("tmp")
     # It is removed after the answer.
-    for _ in range(100):
-        if not written.exists():
-            break
-        time.sleep(0.05)
-    assert written.name.startswith("tmp") and not written.exists()
+    wait_until(lambda: not written.exists())

@@ -1,1 +1,0 @@
-"""Which scan to annotate next."""

@@ -1,0 +1,343 @@
+"""A folder of studies: which of what lies in it are scans, and what they are called."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from monailabel.interfaces.datastore import DefaultLabelTag
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+from watchdog.observers.polling import PollingObserver
+
+from lib.store.local import LockedDatastore
+from lib.store.series import OWN, name_series, read_record, record_file, state_of
+from liverseg.errors import InputError
+from liverseg.files import NotSavedError, atomic_write, check_writable
+from liverseg.io.dicom import describe
+from liverseg.io.nifti import open_nifti
+from liverseg.io.paths import LeftOut, is_hidden, nifti_suffix
+from liverseg.io.volumes import save_as_nifti
+from liverseg.transforms import LoadVolumed
+
+logger = logging.getLogger(__name__)
+
+# What is copied into the folder comes file by file.
+SETTLE_SECONDS = 1.0
+# On file systems that tell nobody of changes, such as those of other machines.
+POLL_SECONDS = 10
+CHANGES = ("closed", "created", "deleted", "modified", "moved")
+LABELS = ["*.nii.gz", "*.nii", "*.nrrd"]
+
+
+class FolderDatastore(LockedDatastore):
+    """MONAI Label's, with all scans that can be read, and a word on what else lies in the folder.
+
+    Scans are the NIfTI files directly in the folder, and the DICOM series in it and below; NIfTI
+    files below are none, for among them are labels and masks. A scan is called by its path in the
+    folder without the suffix, with `_` between
+    folders: the series in `s0001/CT` is `s0001_CT`. It is given out as NIfTI, which every client
+        opens; that is made
+    of the series once, and again when its files are not those any more, in the hidden folder
+    `.series`. Whose it is, its headers say; that is kept in the scan's info, as of a series of a
+    DICOM server.
+
+    Each scan is read once before it is given out. What then is no volume is named in the status and
+    offered to nobody.
+
+    MONAI Label's own offers whatever is called as a picture, be it empty, and passes over the rest
+    in silence.
+
+    Args:
+        folder: of the studies.
+        watch: look again when something changes in the folder.
+        read_only: take the list of scans as it is on the disk.
+
+    Raises:
+        InputError: for a folder that cannot be written.
+    """
+
+    def __init__(self, folder: str, watch: bool, read_only: bool) -> None:
+        self.left_out = ""
+        self.read_only = read_only
+        self.converting = FileLock(Path(folder) / ".lock_of_series")
+        # The name of each series and whose it is, by its path in the folder, and what is no scan.
+        self._series: dict[str, str] = {}
+        self._whose: dict[str, dict[str, str]] = {}
+        self._no_series = LeftOut(list)
+        # What was found in a state of a file: of its header by name, of all of it by the scan's
+        # name.
+        self._headers: dict[str, tuple[str, bool]] = {}
+        self._problems: dict[str, tuple[str, str]] = {}
+        self._changed = threading.Event()
+        check_writable(folder)
+        if not read_only:
+            self._find_series(Path(folder))
+        super().__init__(folder, extensions=LABELS, read_only=read_only)
+        if watch:
+            self._watch(folder)
+
+    def get_image_uri(self, image_id: str) -> str:
+        """The scan as NIfTI; "" for one that is not in the folder.
+
+        Raises:
+            InputError: for a file or a series that is no volume.
+            NotSavedError: where there is no room for the NIfTI file of a series.
+        """
+        scan = super().get_image_uri(image_id)
+        if not scan:
+            return ""
+        copy = self._copy_of(image_id, scan)
+        state = state_of(scan)
+        seen, problem = self._problems.get(image_id, (None, ""))
+        if seen != state or not (problem or copy.exists()):
+            problem = self._read(scan, copy, state)
+            self._problems[image_id] = state, problem
+        if problem:
+            raise InputError(problem)
+        return str(copy)
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """What is known of a scan; `name` and `path` are those of the NIfTI file."""
+        info = super().get_image_info(image_id)
+        if not info:
+            return {}
+        copy = self._copy_of(image_id, info["path"])
+        warnings = (
+            {} if str(copy) == info["path"] else {"warnings": read_record(copy).get("warnings", [])}
+        )
+        return {**info, **warnings, "name": copy.name, "path": str(copy)}
+
+    def get_unlabeled_images(
+        self, label_tag: str | None = None, labels: list[str] | None = None
+    ) -> list[str]:
+        """The scans without a final label, but for those that could not be read."""
+        unreadable = self._unreadable()
+        return [
+            image
+            for image in super().get_unlabeled_images(label_tag, labels)
+            if image not in unreadable
+        ]
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        """The scans that can be read and have a final label.
+
+        Raises:
+            NotSavedError: as `get_image_uri`.
+        """
+        found = []
+        for name in sorted(self.get_labeled_images()):
+            try:
+                image = self.get_image_uri(name)
+            except NotSavedError:
+                raise
+            # The status names it.
+            except InputError:
+                continue
+            found.append({"image": image, "label": self.get_label_uri(name, DefaultLabelTag.FINAL)})
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """How many scans there are and have a label, what is unreadable, and what is no scan."""
+        return {
+            **super().status(),
+            "unreadable_scans": self._unreadable(),
+            "left_out": self.left_out,
+        }
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Save a scan; returns its id.
+
+        Raises:
+            InputError: where a file of that name is no scan.
+        """
+        name, suffix = self._to_id(os.path.basename(image_filename))
+        file = self._place(f"{image_id or name}{suffix}")
+        if os.path.exists(file):
+            raise InputError(
+                f"{file}: found a file that is no scan, expected none: remove it, or choose "
+                "another name."
+            )
+        return super().add_image(image_id, image_filename, image_info)
+
+    def remove_image(self, image_id: str) -> None:
+        """Remove a scan and all its labels.
+
+        Raises:
+            ImageNotFoundException: if there is none.
+            InputError: for a DICOM series.
+        """
+        if super().get_image_uri(image_id) in map(self._place, self._series):
+            raise InputError(
+                f"image {image_id}: found a DICOM series, expected a NIfTI file: remove the "
+                "series' folder by hand."
+            )
+        super().remove_image(image_id)
+
+    def _place(self, name: str) -> str:
+        return os.path.abspath(os.path.join(self._datastore_path, name))
+
+    def _copy_of(self, image_id: str, scan: str) -> Path:
+        """Where a scan lies as NIfTI."""
+        if nifti_suffix(scan) and not os.path.isdir(scan):
+            return Path(scan)
+        return Path(self._datastore_path, ".series", f"{image_id}.nii.gz")
+
+    def _read(self, scan: str, copy: Path, state: str) -> str:
+        """Read a scan in a state, and write it as NIfTI if it is none; returns what is wrong."""
+        try:
+            if str(copy) == scan:
+                LoadVolumed("image")({"image": scan})
+                return ""
+            with self.converting:
+                if not copy.is_file() or read_record(copy).get("state") != state:
+                    check_writable(copy.parent)
+                    # The state is the one before, so that what comes while it is read is found out.
+                    basis = json.dumps({"state": state, "warnings": save_as_nifti(scan, copy)})
+                    with atomic_write(record_file(copy)) as file:
+                        file.write(basis.encode())
+        # It says nothing of the scan.
+        except NotSavedError:
+            raise
+        except InputError as error:
+            return str(error)
+        return ""
+
+    def _unreadable(self) -> dict[str, str]:
+        """What is wrong with scans that were read, as long as their files are those."""
+        found = {}
+        for image, (state, problem) in list(self._problems.items()):
+            if problem and state == state_of(super().get_image_uri(image)):
+                found[image] = problem.replace(f"{self._datastore_path}{os.sep}", "")
+        return found
+
+    def _to_id(self, file: str) -> tuple[str, str]:
+        # The list of scans keeps a name and what follows it in the path, which is all of a series'
+        # path.
+        return (self._series[file], f"/{file}") if file in self._series else super()._to_id(file)
+
+    def _filename(self, id: str, ext: str) -> str:
+        return ext[1:] if ext.startswith("/") else super()._filename(id, ext)
+
+    def _list_files(self, path: str, patterns: Collection[str]) -> dict[str, str]:
+        if path != self._datastore.image_path():
+            return super()._list_files(path, patterns)
+        left_out = LeftOut(list, {reason: list(files) for reason, files in self._no_series.items()})
+        names = [name for name in os.listdir(path) if nifti_suffix(name) and not is_hidden(name)]
+        files = [name for name in names if not os.path.isdir(os.path.join(path, name))]
+        found: dict[str, str] = {}
+        for name in [
+            *sorted(files, key=lambda name: (name[-3:].lower() != ".gz", name)),
+            *self._series,
+        ]:
+            if name not in self._series and not self._has_header(name):
+                left_out["no NIfTI volume"].append(Path(name))
+            elif found.setdefault(self._to_id(name)[0], name) != name:
+                left_out["called as another scan"].append(Path(name))
+        message = describe(left_out)
+        if message and message != self.left_out:
+            logger.warning(
+                "%s: found %d scans; left out as none: %s.",
+                self._datastore_path,
+                len(found),
+                message,
+            )
+        self.left_out = message
+        return {name: name for name in found.values()}
+
+    def _has_header(self, name: str) -> bool:
+        file = self._place(name)
+        state = state_of(file)
+        seen, good = self._headers.get(name, (None, False))
+        if seen != state:
+            try:
+                open_nifti(file)
+                good = True
+            except InputError:
+                good = False
+            self._headers[name] = state, good
+        return good
+
+    def _add_non_existing_images(self) -> int:
+        changed = super()._add_non_existing_images()
+        # A process that trains reads no headers.
+        for path, whose in self._whose.items():
+            scan = self._datastore.objects.get(self._series.get(path, ""))
+            if (
+                scan
+                and scan.image.ext == f"/{path}"
+                and not whose.items() <= scan.image.info.items()
+            ):
+                scan.image.info.update(whose)
+                changed += 1
+        return changed
+
+    def _remove_non_existing(self) -> int:
+        removed = super()._remove_non_existing()
+        if self.read_only:
+            return removed
+        listed = {self._to_id(name) for name in self._list_files(self._datastore.image_path(), ())}
+        scans = self._datastore.objects
+        # What is known of a label would be lost with a scan that only is being copied.
+        gone = [
+            name
+            for name, scan in scans.items()
+            if not scan.labels and (name, scan.image.ext) not in listed
+        ]
+        for name in gone:
+            del scans[name]
+        return removed + len(gone)
+
+    def _find_series(self, folder: Path) -> None:
+        try:
+            self._series, self._whose, self._no_series = name_series(folder)
+        # A folder in it that is another's.
+        except OSError as error:
+            logger.warning("%s: not searched for DICOM series (%s).", folder, error)
+
+    def _watch(self, folder: str) -> None:
+        handler = FileSystemEventHandler()
+        handler.on_any_event = self._on_any_change  # type: ignore[method-assign]
+        observer: Any = (
+            PollingObserver(timeout=POLL_SECONDS) if self._is_on_mount(folder) else Observer()
+        )
+        observer.schedule(handler, folder, recursive=True)
+        try:
+            observer.start()
+        except OSError as error:
+            logger.warning(
+                "%s: cannot be watched (%s), so new scans are found at the next start.",
+                folder,
+                error,
+            )
+            return
+        threading.Thread(target=self._look_again, daemon=True).start()
+
+    def _on_any_change(self, event: FileSystemEvent) -> None:
+        if event.event_type not in CHANGES or (
+            event.is_directory and event.event_type == "modified"
+        ):
+            return
+        for path in filter(None, (os.fsdecode(event.src_path), os.fsdecode(event.dest_path))):
+            parts = Path(os.path.relpath(path, self._datastore_path)).parts
+            if not (any(map(is_hidden, parts)) or parts[0] in OWN):
+                self._changed.set()
+
+    def _look_again(self) -> None:
+        while self._changed.wait():
+            while self._changed.is_set():
+                self._changed.clear()
+                time.sleep(SETTLE_SECONDS)
+            try:
+                self._find_series(Path(self._datastore_path))
+                self.refresh()
+            # Whatever it was, it may be gone the next time.
+            except Exception:
+                logger.exception("%s: was not looked through.", self._datastore_path)
