@@ -30,9 +30,9 @@ import torch
 from monai.bundle import ConfigParser
 from monai.losses import DiceCELoss
 
-from liverseg.data import make_phantom
 from liverseg.io.nifti import write_nifti
 from liverseg.metrics import confusion_matrix, pooled_metrics
+from liverseg.workbench.phantoms import make_phantom
 
 # Bars of hundreds of small scans would hide the curves.
 os.environ.setdefault("TQDM_DISABLE", "1")

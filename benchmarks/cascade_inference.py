@@ -22,9 +22,9 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
-from liverseg.data import make_phantom
 from liverseg.inferers import bf16_autocast
 from liverseg.io.nifti import write_nifti
+from liverseg.workbench.phantoms import make_phantom
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "cascade_lits"
 

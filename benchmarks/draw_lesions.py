@@ -18,10 +18,10 @@ import numpy as np
 from monai.transforms import Compose, Orientationd
 
 from liverseg.data import load_datalist
-from liverseg.data.phantom_io import LITS_LABELS
 from liverseg.io.nifti import write_nifti
 from liverseg.io.paths import stem_of
 from liverseg.transforms import LoadVolumed, RandSyntheticLesionsd
+from liverseg.workbench.phantoms.files import LITS_LABELS
 
 
 def main() -> None:

@@ -27,11 +27,11 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 from rich.console import Console
 
-from liverseg.data import write_phantoms
-from liverseg.data.phantom_io import LITS_LABELS
 from liverseg.handlers import WeightsCheckpointLoader
 from liverseg.metrics import confusion_matrix, pooled_metrics
 from liverseg.workbench.demo import SETTINGS, train_on_phantoms
+from liverseg.workbench.phantoms import write_phantoms
+from liverseg.workbench.phantoms.files import LITS_LABELS
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "deeplabv3_liver"
 

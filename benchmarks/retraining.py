@@ -28,10 +28,10 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from liverseg.data import write_phantoms
-from liverseg.data.phantom_io import LITS_LABELS
 from liverseg.versions import Version, evaluate, find_version, version_in_use
 from liverseg.workbench.demo import SETTINGS, train_on_phantoms
+from liverseg.workbench.phantoms import write_phantoms
+from liverseg.workbench.phantoms.files import LITS_LABELS
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "monailabel_app"))

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 
-from liverseg.data import make_phantom
 from liverseg.io.nifti import read_nifti, write_nifti
+from liverseg.workbench.phantoms import make_phantom
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "monailabel_app"))

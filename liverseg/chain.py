@@ -22,7 +22,7 @@ from typing import Any
 from liverseg.bundle import choose
 from liverseg.command_line import Command, running_command
 from liverseg.errors import InputError
-from liverseg.files import write_atomically
+from liverseg.files import atomic_write
 from liverseg.kinds import is_text
 
 PR_SET_PDEATHSIG = 1
@@ -135,13 +135,14 @@ def _write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as content:
-        write_atomically(target, lambda file: shutil.copyfileobj(content, file))
+    with source.open("rb") as content, atomic_write(target) as file:
+        shutil.copyfileobj(content, file)
 
 
 def _command(alias: str, run_id: str) -> Command:

@@ -1,4 +1,4 @@
-"""Where networks run: the first GPU or the CPU, and of several processes each its own."""
+"""Choose where networks run: the first GPU or the CPU; of several processes each its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from liverseg.errors import InputError
 
 
 def select_device(name: str | int | torch.device | None = None) -> torch.device:
-    """The device called `name`, or the first GPU if there is one and else the CPU.
+    """Return the device called `name`, or the first GPU if there is one and else the CPU.
 
     Raises:
         InputError: for a name that is none, and for a CUDA device that is not there.
@@ -34,7 +34,7 @@ def select_device(name: str | int | torch.device | None = None) -> torch.device:
 
 
 def local_device() -> torch.device:
-    """The device of this one of the processes that torchrun started: its own GPU, or the CPU on a machine without one.
+    """Return the device of this process of torchrun: its own GPU, or the CPU without any.
 
     Raises:
         InputError: outside torchrun, and for more processes than GPUs.
@@ -54,7 +54,7 @@ def local_device() -> torch.device:
 
 
 def sync_batch_norm(network: torch.nn.Module) -> torch.nn.Module:
-    """`network` with batch norm over the batches of all processes; on the CPU as it is, as torch has none there.
+    """Convert batch norms to norms over the batches of all processes; none on the CPU.
 
     The names of its weights stay, so what is saved loads into a network without.
     """

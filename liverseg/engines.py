@@ -17,7 +17,7 @@ from monai.utils import CommonKeys
 from torch.nn.parallel import DistributedDataParallel
 
 from liverseg.errors import InputError, sentence
-from liverseg.inferers.volume_slices import name_of
+from liverseg.inferers.utils import get_file_name
 
 logger = logging.getLogger(__name__)
 
@@ -25,14 +25,15 @@ logger = logging.getLogger(__name__)
 FAILED, REASON = "failed", "reason"
 # The disk is full or read-only, and will be for the next scan.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-# So many failures are named in one sentence.
+# So many failures are named in one message.
 LISTED = 10
 
 
 class ScanDataset(Dataset):
     """MONAI's `Dataset`, but an item that cannot be loaded comes as what `ScanEvaluator` takes for a failed scan.
 
-    A data set of one item raises its error, for there are no others to go on with. A batch is one item.
+    A data set of one item raises its error, for there are no others to go on with. A batch is one
+    item.
 
     Args:
         data: items with at least `image`, a path.
@@ -53,12 +54,14 @@ class ScanDataset(Dataset):
 class ScanEvaluator(SupervisedEvaluator):
     """MONAI's evaluator, but a scan that fails does not end the others.
 
-    A scan that cannot be loaded (by a `ScanDataset`), segmented, postprocessed, saved or measured is logged and left
-    out: metrics and handlers of ITERATION_COMPLETED see none that failed before. When all are done, and all handlers
-    with them, `run` raises an error that names those that failed.
+    A scan that cannot be loaded (by a `ScanDataset`), segmented, postprocessed, saved or measured
+    is logged and left out: metrics and handlers of ITERATION_COMPLETED see none that failed before.
+    When all are done, and all handlers with them, `run` raises an error that names those that
+    failed.
 
-    Some errors are not those of a scan, and end the run at once: a disk that is full, a GPU that has failed, and one
-    that two scans in a row end with before any has been segmented. So does the error of a single scan.
+    Some errors are not those of a scan, and end the run at once: a disk that is full, a GPU that
+    has failed, and one that two scans in a row end with before any has been segmented. So does the
+    error of a single scan.
 
     Args:
         args: of MONAI's.
@@ -66,7 +69,8 @@ class ScanEvaluator(SupervisedEvaluator):
         kwargs: of MONAI's.
 
     Attributes:
-        failures: `image` and `error` of each scan that failed; at the end of the epoch, those of all ranks.
+        failures: `image` and `error` of each scan that failed; at the end of the epoch, those of
+            all ranks.
     """
 
     def __init__(
@@ -78,7 +82,8 @@ class ScanEvaluator(SupervisedEvaluator):
         super().__init__(*args, **kwargs)
         self.update = iteration_update or super()._iteration
         if isinstance(self.network, DistributedDataParallel):
-            # The wrapper sends buffers in each call, and ranks whose scans are others make another number of calls.
+            # The wrapper sends buffers in each call, and ranks whose scans are others make another
+            # number of calls.
             self.network = self.network.module
         self.single = len(self.data_loader.dataset) == 1  # type: ignore[union-attr,arg-type]
         self.failures: list[dict[str, str]] = []
@@ -86,10 +91,11 @@ class ScanEvaluator(SupervisedEvaluator):
         self.image = ""
 
     def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]
-        """Go through all scans.
+        """Run over all scans.
 
         Raises:
-            InputError: at the end, for scans that failed; on the first rank alone, with which torchrun ends all.
+            InputError: at the end, for scans that failed; on the first rank alone, with which
+                torchrun ends all.
         """
         self.failures, self.done = [], 0
         super().run(global_epoch)
@@ -105,7 +111,7 @@ class ScanEvaluator(SupervisedEvaluator):
         if FAILED in batchdata:
             self._fail(batchdata[FAILED][0], batchdata[REASON][0])
             return None
-        self.image = name_of(batchdata[CommonKeys.IMAGE], 0)
+        self.image = get_file_name(batchdata[CommonKeys.IMAGE], 0)
         with self._one_scan():
             return self.update(engine, batchdata)
         return None
@@ -123,7 +129,7 @@ class ScanEvaluator(SupervisedEvaluator):
 
     @contextmanager
     def _one_scan(self) -> Iterator[None]:
-        """Make an error of the block that of the scan, where it may be one."""
+        """Record an error of the block as that of the scan, where it may be one."""
         try:
             yield
         except Exception as error:
@@ -139,7 +145,7 @@ class ScanEvaluator(SupervisedEvaluator):
         logger.warning("Failed: %s", _named(self.failures[-1]))
 
     def _gather(self) -> bool:
-        """Take in the failures of all ranks; whether each of them has a scan that did not fail."""
+        """Gather the failures of all ranks, and return whether each rank has a scan that did not fail."""
         parts: list[Any] = [(self.failures, self.done)]
         if dist.is_available() and dist.is_initialized():
             parts = [None] * dist.get_world_size()
@@ -158,10 +164,10 @@ def _named(failure: Mapping[str, str]) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """The sentence that says what is wrong, or the error behind an unexpected one."""
-    said = sentence(error)
-    if said is not None:
-        return said
+    """Return the message of an expected error, or the error behind an unexpected one."""
+    message = sentence(error)
+    if message is not None:
+        return message
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}".splitlines()[0]
@@ -174,7 +180,7 @@ def _log_reason(error: Exception) -> str:
 
 
 def is_of_machine(error: BaseException | None) -> bool:
-    """Whether the next scan would fail as well."""
+    """Return whether the next scan would fail as well."""
     while error is not None:
         if (
             isinstance(error, torch.AcceleratorError)

@@ -1,4 +1,4 @@
-"""Write files so that what was there before stays whole until the new one is."""
+"""Write files that are replaced only when the new one is complete."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedRandom
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from liverseg.errors import InputError
 
 
 class NotSavedError(InputError):
-    """The disk is full, say, or nobody may write there: nothing is wrong with what was to be written."""
+    """A file cannot be written: the disk is full, say, or the folder is not writable."""
 
 
 def check_writable(folder: str | os.PathLike[str]) -> Path:
@@ -34,22 +36,23 @@ def check_writable(folder: str | os.PathLike[str]) -> Path:
         ) from error
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
-    """Let `write` fill a new file and put it in the place of `path` only when it is whole.
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BufferedRandom]:
+    """Open a new binary file that takes the place of `path` when the block ends without an error.
 
-    Who may read it, the umask says, as of any new file.
+    The umask says who may read it.
 
     Raises:
-        NotSavedError: when it cannot be written, for lack of a folder, space or permission; the old file is as it was.
+        NotSavedError: when the folder, space or permission is missing; the old file is as it was.
     """
     path = Path(path)
-    # One of `tempfile` would be its owner's alone, whatever the umask.
+    # A file of `tempfile` would be its owner's alone, whatever the umask.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         file = temporary.open("x+b")
         try:
             with file:
-                write(file)
+                yield file
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -59,11 +62,12 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], A
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         if not path.parent.is_dir():
             raise NotSavedError(
-                f"{path}: could not be saved ({reason}), expected a folder {path.parent}: make it or choose another."
+                f"{path}: could not be saved ({reason}), expected a folder {path.parent}: make it or "
+                "choose another."
             ) from error
         raise NotSavedError(
-            f"{path}: could not be saved ({reason}), what was there before is kept: free some space or choose "
-            "another folder."
+            f"{path}: could not be saved ({reason}), what was there before is kept: free some space "
+            "or choose another folder."
         ) from error
 
 
@@ -71,8 +75,8 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write `content` as JSON, into a folder that is made where it is missing.
 
     Raises:
-        InputError: as `check_writable` and `write_atomically`.
+        InputError: as `check_writable` and `atomic_write`.
     """
     check_writable(Path(path).parent)
-    text = json.dumps(content, indent=1)
-    write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
+    with atomic_write(path) as file:
+        file.write(f"{json.dumps(content, indent=1)}\n".encode())

@@ -1,28 +1,30 @@
 """The versions of a bundle's model: what was trained, how good it is, and which of them is in use.
 
-A version is a folder `models/versions/<id>` with the files that a training writes into `models/`, and `version.json`,
-which says what it was made from and what it reached. `models/versions/in_use` links to the version in use, and each
-file of weights in `models/` is a link through that one: to publish is to replace one link, however many networks a
-bundle has, and whoever has loaded the weights before keeps what they loaded.
+A version is a folder `models/versions/<id>` with the files that a training writes into `models/`,
+and `version.json`, which says what it was made from and what it reached. `models/versions/in_use`
+links to the version in use, and each file of weights in `models/` is a link through that one: to
+publish is to replace one link, however many networks a bundle has, and whoever has loaded the
+weights before keeps what they loaded.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from liverseg.errors import InputError
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 
 RECORD = "version.json"
 # Files of a model; whatever else is there belongs to its training.
@@ -36,10 +38,11 @@ class Version:
 
     Args:
         folder: where its files are; its name is the version's.
-        record: `version.json`: `state` ("training", "evaluating", "candidate", "published", "stopped", "failed"),
-            `reason`, `parent`, `start_ts` (seconds since 1970), `training` and `validation` (names of scans),
-            `mean_dice` and `mean_dice_in_use` (of the model that was in use, on the same validation scans), `replaced`
-            (the versions that were in use before it, the last one first).
+        record: `version.json`: `state` ("training", "evaluating", "candidate", "published",
+            "stopped", "failed"), `reason`, `parent`, `start_ts` (seconds since 1970), `training`
+            and `validation` (names of scans), `mean_dice` and `mean_dice_in_use` (of the model that
+            was in use, on the same validation scans), `replaced` (the versions that were in use
+            before it, the last one first).
     """
 
     folder: Path
@@ -57,32 +60,36 @@ class Version:
         return "stopped" if state in RUNNING and not _is_locked(self.folder / ".lock") else state
 
     def files(self) -> list[Path]:
-        """The files of its model, by their paths in it."""
+        """Return the files of its model, by their paths in it."""
         return model_files(self.folder)
 
     def update(self, **facts: Any) -> Version:
-        """This version with other facts in its `version.json`; all others stay as they are there."""
+        """Change facts in `version.json`, and return the version with them; all others stay."""
         # It may have been published since it was read.
         record = {**_read(self.folder).record, **facts}
         text = json.dumps(record, indent=1)
-        write_atomically(self.folder / RECORD, lambda file: file.write(text.encode()))
+        with atomic_write(self.folder / RECORD) as file:
+            file.write(text.encode())
         return Version(self.folder, record)
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files of the model in `folder`, by their paths in it; versions and rounds of a training are none."""
+    """Return the files of the model in `folder`, by their paths in it.
+
+    Versions and rounds of a training are none.
+    """
     found = (path.relative_to(folder) for name in FILES for path in folder.rglob(name))
     return sorted(path for path in found if not {"versions", "rounds"} & set(path.parts))
 
 
 def list_versions(bundle: Path) -> list[Version]:
-    """All versions of a bundle, the newest first."""
+    """Return all versions of a bundle, the newest first."""
     folders = (path for path in _versions(bundle).glob("[!.]*/") if not path.is_symlink())
     return [_read(folder) for folder in sorted(folders, reverse=True)]
 
 
 def find_version(bundle: Path, name: str) -> Version:
-    """The version called `name`.
+    """Return the version called `name`.
 
     Raises:
         InputError: where there is none.
@@ -112,7 +119,10 @@ def new_version(bundle: Path, **facts: Any) -> Version:
 
 
 def version_in_use(bundle: Path) -> str | None:
-    """The name of the version in use; `None` where there are no weights, or they are of no version."""
+    """Return the name of the version in use.
+
+    `None` where there are no weights, or they are of no version.
+    """
     link = _versions(bundle) / "in_use"
     files = model_files(bundle / "models")
     # A training in `models/` replaces links by files, and `DELETE /model/NAME` takes them away.
@@ -132,18 +142,20 @@ def weights_in_use(bundle: Path) -> Path:
 
 
 def publish(bundle: Path, name: str, instead_of: Collection[str | None] | None = None) -> bool:
-    """Put a version into use, all its files at once; what was in use before is kept as a version.
+    """Put a version into use, all its files at once; the one before stays as a version.
 
     Args:
         bundle: the bundle's folder.
         name: the version.
-        instead_of: the versions it may replace, `None` for no weights at all; without this argument, any.
+        instead_of: the versions it may replace, `None` for no weights at all; without this
+            argument, any.
 
     Returns:
         Whether it is in use now.
 
     Raises:
-        InputError: for a version that is not there, still trains, has no weights, or lacks files of the one in use.
+        InputError: for a version that is not there, still trains, has no weights, or lacks files of
+            the one in use.
     """
     version = with_weights(find_version(bundle, name))
     files = version.files()
@@ -152,7 +164,7 @@ def publish(bundle: Path, name: str, instead_of: Collection[str | None] | None =
             f"{version.folder}: found it still training, expected one that is ready: wait or stop it."
         )
     check_writable(_versions(bundle))
-    with lock(_versions(bundle) / ".lock"):
+    with FileLock(_versions(bundle) / ".lock"):
         _keep_model_in_use(bundle)
         before = version_in_use(bundle)
         if instead_of is not None and before not in {*instead_of, name}:
@@ -175,7 +187,7 @@ def publish(bundle: Path, name: str, instead_of: Collection[str | None] | None =
 
 
 def with_weights(version: Version) -> Version:
-    """This version.
+    """Return this version if it has weights.
 
     Raises:
         InputError: where it has no weights.
@@ -188,14 +200,14 @@ def with_weights(version: Version) -> Version:
 
 
 def keep_model_in_use(bundle: Path) -> None:
-    """Make a version of weights that came into `models/` in another way; what is read there stays the same."""
+    """Make a version of weights that came into `models/` in another way."""
     check_writable(_versions(bundle))
-    with lock(_versions(bundle) / ".lock"):
+    with FileLock(_versions(bundle) / ".lock"):
         _keep_model_in_use(bundle)
 
 
 def rollback(bundle: Path) -> str:
-    """Put the version into use again that was before the one in use.
+    """Publish the version that was in use before the one in use.
 
     Returns:
         Its name.
@@ -227,7 +239,8 @@ def evaluate(bundle: Path, weights: Path, version: Version, output_dir: Path) ->
         output_dir: the folder for `cases.csv` and `summary.json`.
 
     Returns:
-        By class, the mean Dice over the scans in whose labels it occurs: the same scans and classes for any weights.
+        By class, the mean Dice over the scans in whose labels it occurs: the same scans and classes
+        for any weights.
 
     Raises:
         InputError: as the evaluation, among others for weights that do not fit.
@@ -252,29 +265,22 @@ def evaluate(bundle: Path, weights: Path, version: Version, output_dir: Path) ->
     workflow.run()
     workflow.finalize()
     cases = pd.read_csv(output_dir / "cases.csv")
-    # In another scan, Dice would only be there for the weights that find the class, and 0 for any number of voxels.
+    # In another scan, Dice would only be there for the weights that find the class, and 0 for any
+    # number of voxels.
     dice = cases[cases["reference_volume_ml"] > 0].groupby("class", sort=False)["dice"].mean()
     return {str(name): float(value) for name, value in dice.items()}
-
-
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold the lock of that path; it is free when the block or the process ends, however it ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _is_locked(path: Path) -> bool:
     if not path.is_file():
         return False
-    with path.open() as file:
-        try:
-            # Shared, so that two who look do not see each other.
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    try:
+        # filelock's shared lock is an SQLite database that no fork survives; so who looks waits a
+        # little, and two who look do not see each other.
+        with FileLock(path).acquire(timeout=0.1, poll_interval=0.01):
+            return False
+    except Timeout:
+        return True
 
 
 def _versions(bundle: Path) -> Path:
@@ -333,7 +339,7 @@ def _replace_link(path: Path, target: Path) -> None:
 
 
 def _forget_missing(bundle: Path) -> None:
-    """Take away links to files that the version in use does not have."""
+    """Remove links to files that the version in use does not have."""
     models = bundle / "models"
     for file in model_files(models):
         if not (models / file).exists():

@@ -6,12 +6,13 @@ import pytest
 from helpers.full_disk import full_disk
 
 from liverseg.errors import InputError
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 
 
 def test_writes_replaces_and_leaves_nothing_beside(tmp_path):
     for content in (b"one", b"two"):
-        write_atomically(tmp_path / "a.txt", lambda file, content=content: file.write(content))
+        with atomic_write(tmp_path / "a.txt") as file:
+            file.write(content)
         assert (tmp_path / "a.txt").read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
@@ -23,7 +24,8 @@ def test_the_umask_says_who_may_read_it(tmp_path, umask, mode):
     before = os.umask(umask)
     try:
         for _ in range(2):
-            write_atomically(tmp_path / "a.txt", lambda file: file.write(b"one"))
+            with atomic_write(tmp_path / "a.txt") as file:
+                file.write(b"one")
             assert (tmp_path / "a.txt").stat().st_mode & 0o777 == mode
     finally:
         os.umask(before)
@@ -34,20 +36,18 @@ def test_when_the_disk_is_full_the_old_file_stays(tmp_path):
     with (
         full_disk(1000),
         pytest.raises(InputError, match=r"a\.txt: could not be saved \(File too large\).* is kept"),
+        atomic_write(tmp_path / "a.txt") as file,
     ):
-        write_atomically(tmp_path / "a.txt", lambda file: file.write(bytes(10_000)))
+        file.write(bytes(10_000))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.txt": b"old"}
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_whatever_ends_it_leaves_nothing_beside(tmp_path, error):
-    def write(file):
+    (tmp_path / "a.txt").write_bytes(b"old")
+    with pytest.raises(error), atomic_write(tmp_path / "a.txt") as file:
         file.write(b"half")
         raise error
-
-    (tmp_path / "a.txt").write_bytes(b"old")
-    with pytest.raises(error):
-        write_atomically(tmp_path / "a.txt", write)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.txt": b"old"}
 
 
@@ -58,8 +58,8 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     ):
         check_writable(tmp_path / "file" / "x")
     for path in (tmp_path / "gone" / "a.txt", tmp_path / "file" / "a.txt", tmp_path / ("a" * 250)):
-        with pytest.raises(InputError, match="could not be saved") as error:
-            write_atomically(path, lambda file: None)
+        with pytest.raises(InputError, match="could not be saved") as error, atomic_write(path):
+            pass
         cure = (
             "free some space"
             if path.parent == tmp_path

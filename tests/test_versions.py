@@ -26,8 +26,8 @@ PARTS = ("liver/localise/model.pt", "liver/axial/model.pt", "lesion/axial/model.
 LOCKED = """
 import sys
 from pathlib import Path
-from liverseg import versions
-with versions.lock(Path(sys.argv[1]) / ".lock"):
+from filelock import FileLock
+with FileLock(Path(sys.argv[1]) / ".lock"):
     print("locked", flush=True)
     sys.stdin.read()
 """

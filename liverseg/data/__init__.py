@@ -1,9 +1,7 @@
-"""Datalists, scans and phantoms."""
+"""Datalists, scans, patches and class weights."""
 
 from liverseg.data.datalist import load_datalist, split_by_patient, write_datalist
-from liverseg.data.patches import find_patches, label_patches
-from liverseg.data.phantom import make_phantom
-from liverseg.data.phantom_io import write_phantoms
+from liverseg.data.patches import cut_patches, find_patches
 from liverseg.data.sampling import PatientSampler, class_ratios
 from liverseg.data.scans import cache_num, find_scans
 from liverseg.data.voxel_counts import count_voxels
@@ -14,14 +12,12 @@ __all__ = [
     "cache_num",
     "class_ratios",
     "count_voxels",
+    "cut_patches",
     "dice_weights",
     "find_patches",
     "find_scans",
     "inverse_frequency_weights",
-    "label_patches",
     "load_datalist",
-    "make_phantom",
     "split_by_patient",
     "write_datalist",
-    "write_phantoms",
 ]

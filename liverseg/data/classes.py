@@ -14,12 +14,13 @@ Classes = Mapping[str, Sequence[int] | None]
 
 
 def check_label_names(what: str, labels: Mapping[int, str], classes: Classes) -> None:
-    """Refuse classes that take a value for something else than the data set says it is.
+    """Check that classes name the values of labels as the data set does.
 
-    Names of which nothing is known say nothing, the background may be anything, and a lesion may be liver.
+    Names of which nothing is known say nothing, the background may be anything, and a lesion may be
+    liver.
 
     Args:
-        what: the data set, for the sentence.
+        what: the data set, for the message.
         labels: name of each value; of those that are missing nothing is known.
         classes: as for `MapLabelsd`.
 
@@ -46,13 +47,13 @@ def check_label_names(what: str, labels: Mapping[int, str], classes: Classes) ->
 def check_classes(
     what: str, data: Sequence[Mapping[str, Any]], classes: Classes, datalist: str | os.PathLike[str]
 ) -> None:
-    """Refuse labels in which a class has no voxel: no network could learn it, and no mean would tell.
+    """Check that each class has a voxel in the labels.
 
-    Labels are read until every class was found, and what was read is remembered as by `count_voxels`. A class with an
-    empty list of values is one that the data are known not to have.
+    Labels are read until every class was found, and what was read is remembered as by
+    `count_voxels`. A class with an empty list of values is one that the data are known not to have.
 
     Args:
-        what: the labels, for the sentence.
+        what: the labels, for the message.
         data: items with `label`.
         classes: as for `MapLabelsd`.
         datalist: the file that `data` was read from.

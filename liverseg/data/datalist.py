@@ -19,7 +19,7 @@ from liverseg.data.datalist_schema import (
     read_fold,
 )
 from liverseg.errors import InputError
-from liverseg.files import write_atomically
+from liverseg.files import atomic_write
 from liverseg.io.paths import absolute
 
 
@@ -44,7 +44,7 @@ def split_by_patient(
 
 
 def check_folds(num_folds: int, num_patients: int) -> None:
-    """Refuse a number of folds that cannot be split; also before there are any scans.
+    """Check a number of folds, also before there are any scans.
 
     Raises:
         InputError: for less than 2, and more than there are patients.
@@ -95,12 +95,16 @@ def write_datalist(
         "test": [{**item, "patient": patient_of(item)} for item in test],
     }
     text = json.dumps(content, indent=1)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    with atomic_write(path) as file:
+        file.write(text.encode())
     return path
 
 
 def relative(file: str | os.PathLike[str], folder: str | os.PathLike[str]) -> str:
-    """The path of a file from a datalist's folder, where links to folders are on the way; a link keeps its name."""
+    """Return the path of a file from a datalist's folder, where links to folders are on the way.
+
+    A link keeps its name.
+    """
     path = absolute(file)
     return os.path.relpath(path.parent.resolve() / path.name, Path(folder).resolve())
 
@@ -116,18 +120,21 @@ def load_datalist(
 
     Args:
         datalist: a `dataset.json`; relative paths in it are relative to its folder.
-        section: `"training"` (every fold but `fold`), `"validation"` (only `fold`, or the file's own
-            `validation` list) or `"test"`.
-        fold: the fold held out for validation. Items without a fold are first split into five by patient.
-        classes: as for `MapLabelsd`; with them, the labels are looked at as `check_label_names` and `check_classes` do.
+        section: `"training"` (every fold but `fold`), `"validation"` (only `fold`, or the file's
+            own `validation` list) or `"test"`.
+        fold: the fold held out for validation. Items without a fold are first split into five by
+            patient.
+        classes: as for `MapLabelsd`; with them, the labels are looked at as `check_label_names` and
+            `check_classes` do.
         labelled: each scan must have a label.
 
     Returns:
-        Items with the absolute paths `image` and, where there is one, `label`, and the `patient`; what else an item
-        says is left out.
+        Items with the absolute paths `image` and, where there is one, `label`, and the `patient`;
+        what else an item says is left out.
 
     Raises:
-        InputError: as `read_datalist`, for an empty section, a missing file or label, and as the checks of `classes`.
+        InputError: as `read_datalist`, for an empty section, a missing file or label, and as the
+            checks of `classes`.
     """
     known = read_datalist(datalist)
     items = _section(known, section, read_fold(f"{known.path}: fold", fold))

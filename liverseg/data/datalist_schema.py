@@ -26,8 +26,9 @@ class Datalist:
 
     Attributes:
         path: its absolute path.
-        sections: the items of each section that is there: absolute `image`, `label` where it has one, `patient`, `fold`
-            as a whole number where it has one, and `place`, which names it in a sentence.
+        sections: the items of each section that is there: absolute `image`, `label` where it has
+            one, `patient`, `fold` as a whole number where it has one, and `place`, which names it
+            in a message.
         labels: name of each value in the label files; empty where the datalist does not say.
         name: the data set's; "" where it has none.
     """
@@ -39,7 +40,9 @@ class Datalist:
 
 
 def patient_of(item: Mapping[str, Any]) -> str:
-    """The `patient` of an item; where none is given, its scan is a patient's only one, called as its file or folder.
+    """Return the `patient` of an item.
+
+    Where none is given, its scan is a patient's only one, called as its file or folder.
 
     A DICOM file stands for a series in its folder, and all series in one folder are one patient's.
     """
@@ -49,11 +52,14 @@ def patient_of(item: Mapping[str, Any]) -> str:
 
 
 def read_datalist(datalist: str | os.PathLike[str]) -> Datalist:
-    """Read a datalist in the Medical Segmentation Decathlon's form; whether its files are there is not looked at.
+    """Read a datalist in the Medical Segmentation Decathlon's form.
+
+    Whether its files are there is not looked at.
 
     Raises:
-        InputError: for a file that is missing or no datalist, an item of another form, one without a label to train or
-            validate on, a file of two patients, and patients in two folds or sections or of whom nothing is known.
+        InputError: for a file that is missing or no datalist, an item of another form, one without
+            a label to train or validate on, a file of two patients, and patients in two folds or
+            sections or of whom nothing is known.
     """
     path = absolute(datalist)
     content = _read_content(path)
@@ -87,7 +93,7 @@ def read_datalist(datalist: str | os.PathLike[str]) -> Datalist:
 
 
 def read_fold(what: str, value: Any) -> int:
-    """The number of a fold: 0, "0" and 0.0 are the same one.
+    """Return the number of a fold: 0, "0" and 0.0 are the same one.
 
     Raises:
         InputError: for anything else.
@@ -121,7 +127,7 @@ def read_label_names(path: Path, labels: Any) -> dict[int, str]:
 
 
 def missing_label(path: Path, item: Item) -> InputError:
-    """What to say of an item that needs a label and has none."""
+    """Return what to say of an item that needs a label and has none."""
     of_test = item["place"].startswith("test")
     return InputError(
         f"{path}: {item['place']}, label: found none for {item['image']}, expected the label's file: "
@@ -154,7 +160,7 @@ def _read_content(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a `dataset.json`.
+    """Return the object in a `dataset.json`.
 
     Raises:
         InputError: for anything else, and a key that is there twice.
@@ -227,7 +233,10 @@ def _item(path: Path, folder: Path, place: str, entry: Any) -> Item:
 
 
 def _check_spelling(what: str, entry: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Refuse what is meant for a key that is not there; datalists may have keys of their own, as `pseudo_label`."""
+    """Refuse what is meant for a key that is not there.
+
+    Datalists may have keys of their own, as `pseudo_label`.
+    """
     for meant in known:
         for key in entry:
             if meant not in entry and _is_slip(key.lower(), meant):
@@ -269,7 +278,7 @@ def _short(value: Any) -> str:
 
 
 def _scan(item: Mapping[str, Any]) -> Path:
-    """The file or folder that gives a scan its name."""
+    """Return the file or folder that gives a scan its name."""
     path = Path(item["image"])
     return path.parent if not nifti_suffix(path) and path.is_file() else path
 

@@ -1,67 +1,54 @@
-"""Patches of training slices with labels that the network has given itself."""
+"""Cut training volumes into patches with labels that the network has predicted."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
 from liverseg.errors import InputError
-from liverseg.files import write_atomically
-from liverseg.inferers import VolumeSliceInferer
-from liverseg.networks import load_weights
+from liverseg.files import atomic_write
 
 RECORD = "patches.json"
 
 
-def label_patches(
-    volumes: Sequence[Mapping[str, Any]],
-    network: nn.Module,
-    weights: str | os.PathLike[str],
+def cut_patches(
+    volumes: Iterable[Mapping[str, Any]],
     folder: str | os.PathLike[str],
     spatial_size: Sequence[int],
     levels: Sequence[int] = (2, 4, 8),
     min_area: float = 0.3,
     per_volume: int = 64,
     seed: int = 0,
-    amp: bool = True,
-    image_key: str = "image",
-    prior_key: str = "prior",
-    label_key: str = "label",
+    keys: Sequence[str] = ("image", "prior", "label"),
 ) -> None:
-    """Cut training volumes into patches and label them with the network's own predictions, into files of `folder`.
+    """Cut training volumes into patches with predicted labels, into files of `folder`.
 
-    Steps 1, 2 and 4 of Algorithm 1 of the cascade on LiTS. Slices along the last axis are tiled without overlap, once
-    for each level f with patches of `spatial_size` / f pixels. A patch is kept where at least `min_area` of it is
-    annotated (μ, eq. 7). Its label is what the network says of the whole slice, cut out. Patches that are there already
-    stay.
+    Steps 2 and 4 of Algorithm 1 of the cascade on LiTS. Slices along the last axis are tiled
+    without overlap, once for each level f with patches of `spatial_size` / f pixels. A patch is
+    kept where at least `min_area` of it is annotated (μ, eq. 7). Its label is the prediction for
+    the whole slice, cut out. Patches that are there already stay, and no volume is asked for.
 
-    Each volume with patches gives one file `<number>.npz` with `image_<f>`, `prior_<f>` and `label_<f>`, (N, h, w), and
-    `patches.json` says how many there are of each level.
+    Each volume with patches gives one file `<number>.npz` with `image_<f>`, `prior_<f>` and
+    `label_<f>`, (N, h, w), and `patches.json` has the numbers of each level.
 
     Args:
-        volumes: items with image, prior and label (1, H, W, D) on the grid that the network sees.
-        network: maps image and prior (B, 2, H, W) to logits of the target.
-        weights: path of its weights; the network keeps them.
+        volumes: items with image, prior, label and the prediction "pred", (1, H, W, D) on one grid,
+            as `liverseg.inferers.predict_volumes` yields them.
         folder: for the files.
         spatial_size: pixels (H, W) of the slices that the network is trained on.
         levels: the f.
         min_area: μ, from 0 to 1.
         per_volume: at most this many patches of a level and volume, drawn at random.
         seed: of this draw.
-        amp: allow bfloat16.
-        image_key: see `volumes`.
-        prior_key: see `volumes`.
-        label_key: see `volumes`.
+        keys: of images and priors, and of the label as the last.
 
     Raises:
         InputError: when no patch is left, or a `spatial_size` is no multiple of a level.
@@ -74,45 +61,45 @@ def label_patches(
             f"spatial_size is {list(spatial_size)}, expected multiples of {list(levels)}: change it."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    load_weights(network, Path(weights)).eval()
-    inferer, generator = VolumeSliceInferer(amp=amp), np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     counts = dict.fromkeys(levels, 0)
-    for number, item in enumerate(tqdm(volumes, "Labelling patches", unit="volume")):
-        image, prior, label = (
-            torch.as_tensor(item[key])[0] for key in (image_key, prior_key, label_key)
-        )
-        predicted = inferer(torch.stack([image, prior])[None].as_subclass(Tensor), network)[0, 0]
+    *image_keys, label_key = keys
+    for number, item in enumerate(volumes):
+        arrays = {key: _volume(item[key]) for key in image_keys}
+        arrays[label_key] = _volume(item["pred"])
+        annotated = _volume(item[label_key]) > 0
         content: dict[str, np.ndarray] = {}
         for level in levels:
             size = (spatial_size[0] // level, spatial_size[1] // level)
-            areas = _tiles(label.as_subclass(Tensor) > 0, size).float().mean((1, 2)).numpy()
+            areas = _tiles(annotated, size).float().mean((1, 2)).numpy()
             # An area of exactly μ counts, whatever float32 makes of 0.3.
-            kept = np.flatnonzero((areas >= min_area - 1e-6) & (areas > 0))
-            kept = np.sort(generator.choice(kept, min(per_volume, len(kept)), replace=False))
-            counts[level] += len(kept)
-            for name, volume in ((image_key, image), (prior_key, prior), (label_key, predicted)):
-                patches = _tiles(volume.as_subclass(Tensor), size)[kept].numpy()
-                content[f"{name}_{level}"] = patches.astype(
-                    np.uint8 if name == label_key else np.float16
-                )
+            chosen = np.flatnonzero((areas >= min_area - 1e-6) & (areas > 0))
+            chosen = np.sort(generator.choice(chosen, min(per_volume, len(chosen)), replace=False))
+            counts[level] += len(chosen)
+            for key, volume in arrays.items():
+                dtype = np.uint8 if key == label_key else np.float16
+                content[f"{key}_{level}"] = _tiles(volume, size)[chosen].numpy().astype(dtype)
         if any(len(patches) for patches in content.values()):
-            write_atomically(folder / f"{number}.npz", partial(_save, content))
+            with atomic_write(folder / f"{number}.npz") as file:
+                np.savez(file, **content)
     if not sum(counts.values()):
         raise InputError(
             f"{folder}: found no patch with {min_area:g} of it annotated: lower min_patch_area."
         )
     record = {"min_area": min_area, "patches": counts}
-    write_atomically(
-        folder / RECORD, lambda file: file.write(json.dumps(record, indent=1).encode())
-    )
+    with atomic_write(folder / RECORD) as file:
+        file.write(json.dumps(record, indent=1).encode())
 
 
-def _save(content: Mapping[str, np.ndarray], file: BinaryIO) -> None:
-    np.savez(file, **content)
+def _volume(item: Any) -> Tensor:
+    return torch.as_tensor(item)[0].as_subclass(Tensor)
 
 
 def _tiles(volume: Tensor, size: tuple[int, int]) -> Tensor:
-    """(H, W, D) to non-overlapping tiles (N, *size), slice by slice; zeros fill up the last row and column of tiles."""
+    """(H, W, D) to non-overlapping tiles (N, *size), slice by slice.
+
+    Zeros fill up the last row and column of tiles.
+    """
     height, width = size
     slices = F.pad(
         volume.permute(2, 0, 1), (0, -volume.shape[1] % width, 0, -volume.shape[0] % height)
@@ -121,7 +108,7 @@ def _tiles(volume: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def find_patches(folder: str | os.PathLike[str]) -> list[dict[str, str]]:
-    """`{"patches": path}` for each file that `label_patches` wrote.
+    """`{"patches": path}` for each file that `cut_patches` wrote.
 
     Raises:
         InputError: when there is none.

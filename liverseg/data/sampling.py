@@ -15,10 +15,11 @@ from liverseg.data.datalist_schema import patient_of
 class PatientSampler(DistributedSampler):
     """Draw scans so that every `batch_size` in a row are of different patients, `num_batches` times an epoch.
 
-    Each patient is as likely as another, and so is each scan of a patient. Patients repeat in a batch only where there
-    are fewer of them than the batch has places. In a group of processes each draws its own share of a common batch,
-    in which the patients differ as well; MONAI's trainer tells the sampler which epoch it is, so that a training that
-    is resumed goes on with other draws.
+    Each patient is as likely as another, and so is each scan of a patient. Patients repeat in a
+    batch only where there are fewer of them than the batch has places. In a group of processes each
+    draws its own share of a common batch, in which the patients differ as well; MONAI's trainer
+    tells the sampler which epoch it is, so that a training that is resumed goes on with other
+    draws.
 
     Args:
         data: items of a datalist.

@@ -21,8 +21,8 @@ from liverseg.io.volumes import read_volume_grid
 
 logger = logging.getLogger(__name__)
 
-# What data sets call the masks that lie beside their scans, in a file or folder of their own, and what comes after the
-# name of a scan in that of its mask, as `MaskFolder` writes it too.
+# What data sets call the masks that lie beside their scans, in a file or folder of their own, and
+# what comes after the name of a scan in that of its mask, as `MaskFolder` writes it too.
 MASKS = re.compile(
     r"(.*[-_ .])?(segs?|segmentations?|masks?|labels?(tr|va|ts)?|gt|ground.?truth)([-_ .]?\d+)?",
     re.I,
@@ -35,13 +35,14 @@ OF_A_SCAN = re.compile(
 def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """List the scans of `path` as items `{"image": absolute path}`; links keep their own names.
 
-    What else lies there is named in one line of the log: masks, those that a run has written (`MaskFolder`) and those
-    called as such, NIfTI files further down, what is no scan.
+    What else lies there is named in one line of the log: masks, those that a run has written
+    (`MaskFolder`) and those called as such, NIfTI files further down, what is no scan.
 
     Args:
-        path: a NIfTI file; a file of a DICOM series, which stands for the whole; a folder with a `dataset.json` (its
-            `test` section is taken); or a folder with NIfTI files, or of folders with some where it holds none itself,
-            and with DICOM series, however deep they lie.
+        path: a NIfTI file; a file of a DICOM series, which stands for the whole; a folder with a
+            `dataset.json` (its `test` section is taken); or a folder with NIfTI files, or of
+            folders with some where it holds none itself, and with DICOM series, however deep they
+            lie.
 
     Raises:
         InputError: when nothing is there, or nothing in it is a scan.
@@ -97,7 +98,7 @@ def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _drawn_on(files: Sequence[Path]) -> set[Path]:
-    """The files whose name is that of another one beside them and then that of organs."""
+    """Return the files whose name is that of another one beside them and then that of organs."""
     known = {(file.parent, stem_of(file)) for file in files}
     ends = [(file, stem_of(file)) for file in files]
     return {
@@ -132,8 +133,8 @@ def cache_num(
 ) -> int:
     """How many of the first items of `data` fit in `cache_gb` once decoded and resampled to `spacing`.
 
-    For `monai.data.CacheDataset(cache_num=…)`, which bounds a count and not bytes. Sizes come from the files' headers:
-    4 bytes a voxel for the image and 1 for the label.
+    For `monai.data.CacheDataset(cache_num=…)`, which bounds a count and not bytes. Sizes come from
+    the files' headers: 4 bytes a voxel for the image and 1 for the label.
 
     Args:
         data: items with `image`.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-# What else a segment is called in public data sets, by TotalSegmentator and in 3D Slicer; the first is our own name.
+# What else a segment is called in public data sets, by TotalSegmentator and in 3D Slicer; the first
+# is our own name.
 SYNONYMS = (
     ("background",),
     ("liver", "hepar", "whole liver", "liver parenchyma"),
@@ -56,11 +57,11 @@ def our_name(name: str) -> str:
     """
     words = re.sub(r"[\W_]+", " ", name.lower()).split()
     sides = [SIDES[word] for word in words if word in SIDES]
-    plain = " ".join([*sides, *(word for word in words if word not in SIDES)])
+    known = " ".join([*sides, *(word for word in words if word not in SIDES)])
     # Several of a kind are numbered.
-    return _OURS.get(plain) or _OURS.get(plain.rstrip("0123456789 ")) or " ".join(words)
+    return _OURS.get(known) or _OURS.get(known.rstrip("0123456789 ")) or " ".join(words)
 
 
 def is_known(name: str) -> bool:
-    """Whether a name says what a segment is."""
+    """Return whether a name says what a segment is."""
     return our_name(name) in _OURS.values()

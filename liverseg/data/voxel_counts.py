@@ -18,7 +18,7 @@ from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
 from liverseg.errors import InputError
-from liverseg.files import write_atomically
+from liverseg.files import atomic_write
 from liverseg.io.paths import absolute
 from liverseg.transforms import LoadVolumed, MapLabelsd
 from liverseg.transforms.labels import whole_values
@@ -36,17 +36,19 @@ def count_voxels(
     spacing: Sequence[float] = (-1, -1, -1),
     num_workers: int = 4,
 ) -> torch.Tensor:
-    """Voxels of each class in all labels of `data`, float64, shape (num_classes,).
+    """Return the voxels of each class in all labels of `data`, float64, shape (num_classes,).
 
-    With `datalist`, what each label file holds is remembered beside it, `dataset.json` in `dataset.voxel_counts.json`:
-    a file is read again only when its size or time of change is another. As that is kept by file value, other folds and
-    other classes count anew without reading, and entries that come into the datalist are read once.
+    With `datalist`, what each label file holds is remembered beside it, `dataset.json` in
+    `dataset.voxel_counts.json`: a file is read again only when its size or time of change is
+    another. As that is kept by file value, other folds and other classes count anew without
+    reading, and entries that come into the datalist are read once.
 
     Args:
         data: items with `label`.
         classes: as for `MapLabelsd`.
         datalist: the file that `data` was read from; None remembers nothing.
-        spacing: count voxels of this size in mm, as resampling to it leaves them; −1 keeps the axis.
+        spacing: count voxels of this size in mm, as resampling to it leaves them; −1 keeps the
+            axis.
         num_workers: label files read at the same time.
 
     Raises:
@@ -135,6 +137,7 @@ def _read(memory: Path) -> dict[str, Any]:
 def _write(memory: Path, known: Mapping[str, Any]) -> None:
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(known[name])}" for name in sorted(known))
     try:
-        write_atomically(memory, lambda file: file.write(f"{{\n{lines}\n}}\n".encode()))
+        with atomic_write(memory) as file:
+            file.write(f"{{\n{lines}\n}}\n".encode())
     except InputError as error:
         logger.warning("The voxel counts are not remembered. %s", error)

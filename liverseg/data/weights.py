@@ -17,7 +17,9 @@ def inverse_frequency_weights(
     classes: Mapping[str, Sequence[int] | None],
     datalist: str | os.PathLike[str] | None = None,
 ) -> torch.Tensor:
-    """Weights w_c ∝ 1 / (voxels of class c in all labels of `data`), scaled to mean 1; shape (num_classes,).
+    """Return weights w_c ∝ 1 / (voxels of class c in all labels of `data`), scaled to mean 1.
+
+    Shape (num_classes,).
 
     The class-frequency-inverse weights of the papers' `crossE` (paper A, section 2.4; paper B, section 3.3). A class
     that never occurs gets weight 0: no voxel could use it.

@@ -16,7 +16,7 @@ import torch
 from ignite.engine import Engine
 
 from liverseg.errors import InputError
-from liverseg.files import write_atomically
+from liverseg.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -102,14 +102,16 @@ class BestModel:
             logger.info("%s was validated on other scans, so it is kept as %s.", self.path, kept)
             os.replace(self.path, kept)
         model = self.network.state_dict()
-        write_atomically(self.path, lambda file: torch.save(model, file))
+        with atomic_write(self.path) as file:
+            torch.save(model, file)
         record = {
             self.key_metric: metric,
             "epoch": epoch,
             "validation_sha256": self.validation_sha256,
         }
         text = json.dumps(record, indent=1)
-        write_atomically(self.record_path, lambda file: file.write(text.encode()))
+        with atomic_write(self.record_path) as file:
+            file.write(text.encode())
         logger.info("New best %s %.4f at epoch %d: %s", self.key_metric, metric, epoch, self.path)
 
     def _comparable_record(self) -> dict[str, Any]:

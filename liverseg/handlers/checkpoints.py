@@ -15,7 +15,7 @@ from ignite.handlers import Checkpoint
 from torch.nn.parallel import DistributedDataParallel
 
 from liverseg.errors import InputError
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 from liverseg.handlers.best_model import BestModel
 from liverseg.handlers.early_stop import EarlyStop
 from liverseg.handlers.ema import EMA
@@ -139,7 +139,8 @@ class Checkpoints:
             checkpoint |= {name: getattr(state, name) for name in STATE}
             # MONAI's CheckpointSaver writes in place, and a full disk would leave half of a file;
             # Ignite's DiskSaver lets all users read it, whatever the umask.
-            write_atomically(self.path, lambda file: torch.save(checkpoint, file))
+            with atomic_write(self.path) as file:
+                torch.save(checkpoint, file)
 
     def _load(self, state: Any) -> None:
         checkpoint = read_checkpoint(self.path)

@@ -1,11 +1,11 @@
-"""Pictures of validation scans, to see what a training has learned."""
+"""Draw slices with outlines of masks, and with them what a training has learned."""
 
 from __future__ import annotations
 
 import os
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 
 LABEL_RGB, PREDICTION_RGB = (34, 199, 255), (255, 140, 26)
 PIXELS, CAPTION_PIXELS = 512, 28
@@ -22,15 +22,16 @@ PIXELS, CAPTION_PIXELS = 512, 28
 class Overlays:
     """Draw label and prediction of the first validation scans at each new best validation metric.
 
-    `overlays/case_1.png`, … in `output_dir` show the best so far; TensorBoard's files in `output_dir` keep each one. A
-    picture shows the slice along the last axis in which the label is largest. It bears no name, which may tell of a
-    patient.
+    `overlays/case_1.png`, … in `output_dir` show the best so far; TensorBoard's files in
+    `output_dir` keep each one. A picture shows the slice along the last axis in which the label is
+    largest. It bears no name, which may tell of a patient.
 
     Put it after `Checkpoints`, which keeps the best metric in the engine's state.
 
     Args:
         output_dir: the folder for the pictures.
-        evaluator: the validation engine, with `{"image", "label", "pred"}` of shape (C, X, Y, Z) as its output.
+        evaluator: the validation engine, with `{"image", "label", "pred"}` of shape (C, X, Y, Z) as
+            its output.
         count: at most this many scans.
     """
 
@@ -72,7 +73,8 @@ class Overlays:
         with SummaryWriter(self.output_dir) as writer:
             for number, shown in enumerate(self.slices, 1):
                 picture = draw_overlay(**shown, caption=f"epoch {state.epoch}")
-                write_atomically(folder / f"case_{number}.png", partial(_write_png, picture))
+                with atomic_write(folder / f"case_{number}.png") as file:
+                    file.write(encode_png(picture))
                 writer.add_image(f"overlays/case_{number}", picture, state.epoch, dataformats="HWC")
 
 
@@ -83,40 +85,30 @@ def draw_overlay(
     spacing_mm: tuple[float, float],
     caption: str = "",
 ) -> np.ndarray:
-    """A slice with the outlines of each class of its label, in blue, and of its prediction, in orange.
+    """Draw a slice with outlines of its label, in blue, and of its prediction, in orange.
 
     Args:
         image: (X, Y), shown from its 1st to its 99.5th percentile.
         label: (X, Y), a class per pixel; 0 is the background.
         prediction: the same.
-        spacing_mm: size of a pixel along X and Y. Where these lead to the patient's right and front, the picture is as
-            a radiologist holds it: patient's right on the left, front up.
+        spacing_mm: size of a pixel along X and Y.
         caption: a few words for the lower edge.
 
     Returns:
-        RGB (rows, columns, 3), uint8, 512 pixels along the longer side and 28 more rows for the caption.
+        RGB (rows, columns, 3), uint8, 512 pixels along the longer side and 28 more rows for the
+        caption; oriented as by `draw_slice`.
     """
     size_mm = np.multiply(image.shape, spacing_mm)
     columns, rows = (max(1, round(PIXELS * mm / size_mm.max())) for mm in size_mm)
-
-    def upright(values: np.ndarray) -> np.ndarray:
-        turned = np.ascontiguousarray(np.flip(values).T, np.float32)
-        return cv2.resize(turned, (columns, rows), interpolation=cv2.INTER_LINEAR)
-
     low, high = np.percentile(image, (1, 99.5))
-    grey = (255 * np.clip((upright(image) - low) / max(high - low, 1e-6), 0, 1)).astype(np.uint8)
+    outlines = [
+        Outline(classes == value, colour, width)
+        for classes, colour, width in ((label, LABEL_RGB, 2), (prediction, PREDICTION_RGB, 1))
+        for value in np.unique(classes[classes > 0])
+    ]
     # The space below for the caption; at least as wide as it needs.
-    width = max(columns, 320)
-    picture = np.zeros((rows + CAPTION_PIXELS, width, 3), np.uint8)
-    picture[:rows, :columns] = grey[..., None]
-    for classes, colour in ((label, LABEL_RGB), (prediction, PREDICTION_RGB)):
-        for value in np.unique(classes[classes > 0]):
-            # Interpolated, a mask of few pixels gets a smooth outline.
-            inside = (upright(classes == value) >= 0.5).astype(np.uint8)
-            outlines, _ = cv2.findContours(inside, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(
-                picture, outlines, -1, colour, 2 if colour is LABEL_RGB else 1, cv2.LINE_AA
-            )
+    picture = np.zeros((rows + CAPTION_PIXELS, max(columns, 320), 3), np.uint8)
+    picture[:rows, :columns] = draw_slice(image, (low, high), outlines, (columns, rows))
     words = (
         (6, "label", LABEL_RGB),
         (70, "prediction", PREDICTION_RGB),
@@ -126,6 +118,60 @@ def draw_overlay(
         baseline = (left, rows + CAPTION_PIXELS - 9)
         cv2.putText(picture, text, baseline, cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)
     return picture
+
+
+class Outline(NamedTuple):
+    """A mask (X, Y), bool, to draw: a line of `width` pixels, and the inside if `filled`."""
+
+    mask: np.ndarray
+    rgb: tuple[int, int, int]
+    width: int
+    filled: bool = False
+
+
+def draw_slice(
+    image: np.ndarray,
+    window: tuple[float, float],
+    outlines: Iterable[Outline],
+    size: tuple[int, int],
+) -> np.ndarray:
+    """Draw a slice in grey with outlines of masks.
+
+    Where X and Y lead to the patient's right and front (or head), the picture is as a radiologist
+    holds it: patient's right on the left, front (or head) up.
+
+    Args:
+        image: (X, Y).
+        window: the values that are black and white.
+        outlines: the masks, drawn in this order.
+        size: pixels (columns, rows).
+
+    Returns:
+        RGB (rows, columns, 3), uint8.
+    """
+
+    def resize(values: np.ndarray) -> np.ndarray:
+        upright = np.ascontiguousarray(np.flip(values).T, np.float32)
+        return cv2.resize(upright, size, interpolation=cv2.INTER_LINEAR)
+
+    low, high = window
+    grey = np.clip((resize(image) - low) / max(high - low, 1e-6), 0, 1)
+    picture = np.repeat((255 * grey).astype(np.uint8)[..., None], 3, axis=2)
+    for mask, rgb, width, filled in outlines:
+        # Interpolated, a mask of few pixels gets a smooth outline.
+        inside = resize(mask) >= 0.5
+        if filled:
+            picture[inside] = (0.75 * picture[inside] + 0.25 * np.array(rgb)).astype(np.uint8)
+        contours, _ = cv2.findContours(
+            inside.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
+        )
+        cv2.drawContours(picture, contours, -1, rgb, width, cv2.LINE_AA)
+    return picture
+
+
+def encode_png(picture: np.ndarray) -> bytes:
+    """Encode a picture, RGB (rows, columns, 3), uint8, as PNG."""
+    return cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def _largest_slice(
@@ -145,7 +191,3 @@ def _largest_slice(
         "prediction": prediction_xy,
         "spacing_mm": spacing_mm,
     }
-
-
-def _write_png(picture: np.ndarray, file: BinaryIO) -> None:
-    file.write(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())

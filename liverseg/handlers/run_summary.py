@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from ignite.engine import Engine, Events
 
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 from liverseg.handlers.provenance import package_versions
 
 
@@ -81,7 +81,8 @@ class RunSummary:
         self._add_row(engine)
         self.losses = []
         table = pd.DataFrame(self.rows).to_csv(index=False)
-        write_atomically(self.output_dir / "history.csv", lambda file: file.write(table.encode()))
+        with atomic_write(self.output_dir / "history.csv") as file:
+            file.write(table.encode())
 
     def _add_row(self, engine: Engine) -> None:
         validated = self.evaluator.state.epoch == engine.state.epoch
@@ -112,7 +113,6 @@ class RunSummary:
             "versions": package_versions(),
         }
         line = json.dumps(summary)
-        write_atomically(
-            self.output_dir / "metrics.json", lambda file: file.write(f"{line}\n".encode())
-        )
+        with atomic_write(self.output_dir / "metrics.json") as file:
+            file.write(f"{line}\n".encode())
         print(line, flush=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from ignite.engine import Engine, Events
@@ -12,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from liverseg.errors import InputError
-from liverseg.networks import CascadeNetworks, LiverLesionNetworks, UniclassNetworks, load_weights
+from liverseg.networks import load_weights
+from liverseg.networks.container import NetworkContainer
 
 
 class WeightsCheckpointLoader:
@@ -20,14 +20,15 @@ class WeightsCheckpointLoader:
 
     Args:
         network: the network, or its DistributedDataParallel wrapper.
-        path: a state dict, as `Checkpoints` writes `model.pt`, or one for each network of `UniclassNetworks`,
-            `LiverLesionNetworks` or `CascadeNetworks`, by name; `None` loads nothing.
-        freeze_norms: normalise by the running statistics that the batch norms have, and keep these, while the network
-            trains on: few scans have others. Instance and group norms have none, so there it changes nothing.
+        path: a state dict, as `Checkpoints` writes `model.pt`, or one for each network of a
+            `NetworkContainer`, by name; `None` loads nothing.
+        freeze_norms: normalise by the running statistics that the batch norms have, and keep these,
+            while the network trains on: few scans have others. Instance and group norms have none,
+            so there it changes nothing.
 
     Raises:
-        InputError: as `load_weights` raises it, for weights by name where there is only one network, and for norms to
-            freeze without weights.
+        InputError: as `load_weights` raises it, for weights by name where there is only one
+            network, and for norms to freeze without weights.
     """
 
     def __init__(
@@ -57,17 +58,15 @@ class WeightsCheckpointLoader:
         """Load the weights, if there are any to load."""
         if self.path is None:
             return
-        if isinstance(self.network, CascadeNetworks):
+        if isinstance(self.network, NetworkContainer):
             self.network.load_weights(self.path)
-        elif not isinstance(self.path, Mapping):
-            load_weights(self.network, Path(self.path))
-        elif isinstance(self.network, (LiverLesionNetworks, UniclassNetworks)):
-            self.network.load_weights(self.path)
-        else:
+        elif isinstance(self.path, Mapping):
             raise InputError(
-                f"found weights for {', '.join(self.path)}, expected one path for {type(self.network).__name__}: give "
-                "one path, or use the config of several networks."
+                f"found weights for {', '.join(self.path)}, expected one path for "
+                f"{type(self.network).__name__}: give one path, or use the config of several networks."
             )
+        else:
+            load_weights(self.network, self.path)
 
 
 def _evaluate(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:

@@ -1,4 +1,4 @@
-"""bfloat16 where the hardware computes it faster than float32, on CPU and GPU alike."""
+"""Use bfloat16 where the hardware computes it faster than float32, on CPU and GPU alike."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from monai.inferers import Inferer
 
 
 def bf16_autocast(device: torch.device | str, amp: bool = True) -> torch.autocast:
-    """A context in which convolutions run in bfloat16, if `amp` and the device computes bfloat16 natively.
+    """Return a context for bfloat16, if `amp` and the device computes it natively.
 
-    CPUs without AVX512-BF16 or AMX, or kept from AVX512 by ATEN_CPU_CAPABILITY, emulate bfloat16 more slowly than
-    float32; there, and on GPUs before Ampere, everything stays in float32. bfloat16 has float32's range, so training
-    needs no loss scaling.
+    CPUs without AVX512-BF16 or AMX, or kept from AVX512 by ATEN_CPU_CAPABILITY, emulate bfloat16
+    more slowly than float32; there, and on GPUs before Ampere, everything stays in float32.
+    bfloat16 has float32's range, so training needs no loss scaling.
     """
     device = torch.device(device)
     if device.type == "cpu":
@@ -26,7 +26,7 @@ def bf16_autocast(device: torch.device | str, amp: bool = True) -> torch.autocas
 
 
 class AutocastInferer(Inferer):
-    """The network's plain forward under `bf16_autocast`; logits return as float32, for a loss in full precision.
+    """Call the network under `bf16_autocast`; logits are float32, for a loss in full precision.
 
     MONAI's trainer can autocast on CUDA only.
 
@@ -42,13 +42,15 @@ class AutocastInferer(Inferer):
     def __call__(
         self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any
     ) -> torch.Tensor | list[torch.Tensor]:
-        """Logits of `network(inputs)`, (B, num_classes, H, W[, D]), float32.
+        """Return logits of `network(inputs)`, (B, num_classes, H, W[, D]), float32.
 
-        Of a network that returns a list or tuple, for MONAI's `DeepSupervisionLoss`, a list of them. On a CPU, 3-D
-        patches of a training with fewer than 64 voxels along the first axis stay in float32.
+        Of a network that returns a list or tuple, for MONAI's `DeepSupervisionLoss`, a list of
+        them. On a CPU, 3-D patches of a training with fewer than 64 voxels along the first axis
+        stay in float32.
         """
-        # Where the first axis has come down to 2, oneDNN's bfloat16 weight gradient of a 3-D convolution reads memory
-        # that nothing has written: garbage, or NaN. 64 is more than any of these networks divides by.
+        # Where the first axis has come down to 2, oneDNN's bfloat16 weight gradient of a 3-D
+        # convolution reads memory that nothing has written: garbage, or NaN. 64 is more than any of
+        # these networks divides by.
         small = (
             inputs.device.type == "cpu"
             and inputs.ndim == 5

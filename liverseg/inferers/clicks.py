@@ -12,7 +12,7 @@ from monai.engines import IterationEvents, SupervisedEvaluator
 from monai.utils import CommonKeys
 
 from liverseg.errors import InputError
-from liverseg.inferers.volume_slices import affine_of, plain
+from liverseg.inferers.utils import as_tensor, get_affine
 from liverseg.inferers.volume_windows import VolumeWindowInferer
 from liverseg.transforms.clicks import CLICKS, draw_clicks, find_error, to_mm, to_voxels
 from liverseg.transforms.spacing import spaced_size
@@ -21,8 +21,9 @@ from liverseg.transforms.spacing import spaced_size
 class ClickWindowInferer(VolumeWindowInferer):
     """`VolumeWindowInferer` for networks whose input is the image and one channel of clicks for each class.
 
-    The clicks are those of `meta["clicks"]`, as `AddClicksd` writes them. They are drawn on the network's grid, so no
-    channel of them exists on the scan's own; without clicks the channels are 0 and the result is the automatic one.
+    The clicks are those of `meta["clicks"]`, as `AddClicksd` writes them. They are drawn on the
+    network's grid, so no channel of them exists on the scan's own; without clicks the channels are
+    0 and the result is the automatic one.
 
     Args:
         num_classes: channels of clicks, the background's first.
@@ -42,7 +43,7 @@ class ClickWindowInferer(VolumeWindowInferer):
         channels[0] = volume
         clicks = inputs.meta.get(CLICKS) if isinstance(inputs, MetaTensor) else None
         if clicks is not None:
-            voxels = to_voxels(clicks[index][:, :3], affine_of(inputs, index))
+            voxels = to_voxels(clicks[index][:, :3], get_affine(inputs, index))
             scale = torch.tensor(volume.shape) / torch.tensor(inputs.shape[2:])
             classes = [int(value) for value in clicks[index][:, 3]]
             draw_clicks(channels[1:], (voxels + 0.5) * scale - 0.5, classes, self.sigma)
@@ -50,11 +51,12 @@ class ClickWindowInferer(VolumeWindowInferer):
 
 
 class EvaluateWithClicks:
-    """An evaluator's `iteration_update`: segment a scan, then click into the error and segment again, a few times.
+    """Segment a scan, then click into the error and segment again: an `iteration_update`.
 
-    Each click is in the middle of the deepest error that is left, as `find_error` finds it on the network's grid. The
-    output has the last result as `pred` and the one without clicks as `pred_automatic`. MONAI's `Interaction` keeps no
-    result but the last, and hands clicks to the inferer as channels of the whole scan only.
+    Each click is in the middle of the deepest error that is left, as `find_error` finds it on the
+    network's grid. The output has the last result as `pred` and the one without clicks as
+    `pred_automatic`. MONAI's `Interaction` keeps no result but the last, and hands clicks to the
+    inferer as channels of the whole scan only.
 
     Args:
         num_clicks: at most this many; fewer where nothing is wrong any more.
@@ -68,7 +70,7 @@ class EvaluateWithClicks:
         self.spacing = tuple(spacing)
 
     def __call__(self, engine: SupervisedEvaluator, batchdata: Mapping[str, Any]) -> dict[str, Any]:
-        """Image, label and both predictions, each (1, 1, H, W, D).
+        """Return image, label and both predictions, each (1, 1, H, W, D).
 
         Raises:
             InputError: for a batch of several scans.
@@ -85,7 +87,7 @@ class EvaluateWithClicks:
         with engine.mode(engine.network):
             found = output["pred_automatic"] = engine.inferer(inputs, engine.network)
             for _ in range(self.num_clicks):
-                click = self._click(label, found, affine_of(inputs, 0))
+                click = self._click(label, found, get_affine(inputs, 0))
                 if click is None:
                     break
                 before = inputs.meta.get(CLICKS, click[:, :0])
@@ -102,7 +104,7 @@ class EvaluateWithClicks:
         shape = label.shape[2:]
         size = spaced_size(shape, affine, self.spacing)
         truth, guess = (
-            F.interpolate(plain(volume), size, mode="nearest-exact")[0, 0]
+            F.interpolate(as_tensor(volume), size, mode="nearest-exact")[0, 0]
             for volume in (label, found)
         )
         error = find_error(truth, guess, self.num_classes)

@@ -9,39 +9,38 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.inferers import Inferer
 from torch import Tensor
 from tqdm import tqdm
 
 from liverseg.errors import InputError
 from liverseg.inferers.autocast import bf16_autocast
-from liverseg.inferers.volume_slices import affine_of, as_bytes, plain
-from liverseg.inferers.volume_windows import planes_between, resize_planes
+from liverseg.inferers.base import VolumeInferer
+from liverseg.inferers.utils import as_tensor, get_affine, resize_planes, to_uint8
+from liverseg.inferers.volume_windows import planes_between
 from liverseg.transforms.crop import body_box, largest_box
 from liverseg.transforms.spacing import resize_volume, spaced_size
 
 
-class ContextTileInferer(Inferer):
+class ContextTileInferer(VolumeInferer):
     """Segment volumes with a `PreactivationUNet3D` in tiles that touch, each seen with its context.
 
-    The volume is resampled to the network's spacing. Beyond its border the context is 0. The probabilities of the
-    foreground, on that grid, are interpolated to the volume's own a few planes at a time.
+    The volume is resampled to the network's spacing. Beyond its border the context is 0. The
+    probabilities of the foreground, on that grid, are interpolated to the volume's own a few planes
+    at a time.
+
+    It is called with a `MetaTensor` (B, 1, H, W, D), intensities from −0.5 to 0.5, and a
+    `PreactivationUNet3D`.
 
     Args:
-        roi_size: voxels of a tile's logits along each axis; a tile gets `network.context` more to see.
+        roi_size: voxels of a tile's logits along each axis; a tile gets `network.context` more to
+            see.
         spacing: the network's spacing in mm.
         threshold: the least probability of the foreground.
-        flips: spatial axes along which each tile is flipped for one more forward pass: the probabilities' mean counts.
+        flips: spatial axes along which each tile is flipped for one more forward pass: the
+            probabilities' mean counts.
         amp: allow bfloat16 where the device computes it natively.
         progress: show a bar for volumes that take longer than two seconds.
-
-    Attributes:
-        keep_probabilities: set it for `kept`.
-        kept: after a call, as of `VolumeSliceInferer`.
     """
-
-    keep_probabilities = False
-    kept: Tensor
 
     def __init__(
         self,
@@ -58,41 +57,34 @@ class ContextTileInferer(Inferer):
         self.flips = [[2 + axis for axis in axes] for axes in flips]
         self.amp, self.progress = amp, progress
 
-    def __call__(self, inputs: Tensor, network: Any) -> Tensor:
-        """0 background, 1 foreground, uint8, shape (B, 1, H, W, D), on the device of `inputs`.
-
-        Args:
-            inputs: a `MetaTensor` of shape (B, 1, H, W, D), intensities from −0.5 to 0.5.
-            network: a `PreactivationUNet3D`.
-
-        Raises:
-            InputError: for inputs that are not (B, 1, H, W, D), or have no affine.
-        """
+    def segment(
+        self, inputs: Tensor, network: Any, *args: Any, probabilities: bool = False, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Segment a batch to 0 background and 1 foreground; see `VolumeInferer.segment`."""
         if inputs.ndim != 5 or inputs.shape[1] != 1:
             raise InputError(
                 f"the inferer got shape {tuple(inputs.shape)}, expected (B, 1, H, W, D): check the keys."
             )
         network = getattr(network, "module", network)  # of DistributedDataParallel
         labels = torch.zeros_like(inputs, dtype=torch.uint8)
-        if self.keep_probabilities:
-            self.kept = plain(labels).new_zeros(labels.shape)
+        on_grid = torch.zeros_like(as_tensor(labels)) if probabilities else None
         for index in range(inputs.shape[0]):
-            volume, label = plain(inputs)[index, 0], plain(labels)[index, 0]
-            size = spaced_size(volume.shape, affine_of(inputs, index), self.spacing)
+            volume, label = as_tensor(inputs)[index, 0], as_tensor(labels)[index, 0]
+            size = spaced_size(volume.shape, get_affine(inputs, index), self.spacing)
             with torch.no_grad():
                 found = self._probabilities(resize_volume(volume, size), network)
             for position, planes in planes_between(
                 iter([found.permute(2, 0, 1)[:, None]]), size[2], label.shape[2]
             ):
                 here = (..., slice(position, position + len(planes)))
-                probabilities = resize_planes(planes, label.shape[:2])[:, 0].permute(1, 2, 0)
-                label[here] = (probabilities > self.threshold).to(label)
-                if self.keep_probabilities:
-                    self.kept[index, 0][here] = as_bytes(probabilities).to(label)
-        return labels
+                slab = resize_planes(planes, label.shape[:2])[:, 0].permute(1, 2, 0)
+                label[here] = (slab > self.threshold).to(label)
+                if on_grid is not None:
+                    on_grid[index, 0][here] = to_uint8(slab).to(label)
+        return labels, on_grid
 
     def _probabilities(self, volume: Tensor, network: Any) -> Tensor:
-        """Of the foreground, (h, w, d), on the grid of the network; with context beyond the border 0."""
+        """Return the foreground's, (h, w, d), on the grid of the network; context beyond is 0."""
         found = torch.zeros(volume.shape)
         tiles = list(_tiles(volume.shape, self.roi_size))
         for start in tqdm(
@@ -127,8 +119,9 @@ class ContextTileInferer(Inferer):
 class BodyWindowInferer(ContextTileInferer):
     """The liver's network of Tang et al. on one window around the body, which its instance norm needs.
 
-    The window is centred on the box around the body, the largest component above `body_threshold` in-plane, and on the
-    whole of the slices; beyond the volume it is 0. Two things help where the window fits badly:
+    The window is centred on the box around the body, the largest component above `body_threshold`
+    in-plane, and on the whole of the slices; beyond the volume it is 0. Two things help where the
+    window fits badly:
 
     - slices that cover less than `least_mm` are mirrored at both ends until they do;
     - a second pass looks at `focus_mm` of the slices around the liver that the first has found.
@@ -136,7 +129,8 @@ class BodyWindowInferer(ContextTileInferer):
     Args:
         roi_size: voxels of the window's logits along each axis.
         spacing: the network's spacing in mm.
-        body_threshold: what is above it is body, in units of the inputs: −0.375 is −150 HU; None takes all for body.
+        body_threshold: what is above it is body, in units of the inputs: −0.375 is −150 HU; None
+            takes all for body.
         least_mm: see above.
         focus_mm: see above; None leaves the second pass out.
         kwargs: of `ContextTileInferer`.
@@ -155,7 +149,7 @@ class BodyWindowInferer(ContextTileInferer):
         self.body_threshold, self.least_mm, self.focus_mm = body_threshold, least_mm, focus_mm
 
     def _probabilities(self, volume: Tensor, network: Any) -> Tensor:
-        """As of `ContextTileInferer`; 0 beyond the window."""
+        """Return those of `ContextTileInferer`; 0 beyond the window."""
         found = torch.zeros(volume.shape)
         body = body_box(volume, self.body_threshold)
         if body is None:
@@ -179,7 +173,7 @@ class BodyWindowInferer(ContextTileInferer):
         return found
 
     def _centred(self, volume: Tensor, network: Any) -> Tensor:
-        """Probabilities of `volume`, 0 where it reaches beyond the window in its middle."""
+        """Return probabilities of `volume`, 0 where it reaches beyond the window in its middle."""
         starts = [
             (length - roi) // 2 for length, roi in zip(volume.shape, self.roi_size, strict=True)
         ]

@@ -1,4 +1,4 @@
-"""A second look, at the mirror image of a scan, whose liver a network may find where it misses that of the scan."""
+"""Find mirrored scans: segment the mirror image, in which a network finds the liver it missed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
-from monai.inferers import Inferer
 from nibabel.orientations import io_orientation
+from torch import Tensor
 
-from liverseg.inferers.volume_slices import affine_of, name_of, plain
+from liverseg.inferers.base import VolumeInferer
+from liverseg.inferers.utils import as_tensor, get_affine, get_file_name
 from liverseg.transforms.clicks import CLICKS
 from liverseg.transforms.load import add_flag, flags_of
 from liverseg.transforms.morphology import largest
@@ -25,8 +26,9 @@ from liverseg.transforms.quality import (
     liver_values,
 )
 
-# In the real CT at hand the centre of what is found lies 50 mm and more to the right of the body's, their mirror images
-# hold less. With these bounds `deeplabv3_liver` flags none of thirteen, and ten of their mirror images.
+# In the real CT at hand the centre of what is found lies 50 mm and more to the right of the body's,
+# their mirror images hold less. With these bounds `deeplabv3_liver` flags none of thirteen, and ten
+# of their mirror images.
 RIGHT_MM, LARGER = 40.0, 2.0
 NEXT_TO_NOTHING_ML = VOLUME_ML[0] / 3
 # Few livers are smaller; of mirrored ones that much is often missed.
@@ -34,38 +36,33 @@ SMALL_ML = 800.0
 NO_CLICKS = torch.empty(1, 0, 4)
 
 
-class MirrorCheckInferer(Inferer):
+class MirrorCheckInferer(VolumeInferer):
     """Segment with another inferer, and flag scans in whose mirror image it finds the liver that it misses in them.
 
-    Networks know left from right: of a mirrored scan they find parts of the liver, and what is none. So the scan
-    mirrored from left to right is segmented too. It gets the flag "mirrored" if a liver is in its mirror image, on the
-    right of the body, that is `LARGER` times as large, or larger at all where next to nothing is found in the scan or
-    not well on the right. The labels stay what they are, and pieces apart from the largest do not count.
+    Networks know left from right: of a mirrored scan they find parts of the liver, and what is
+    none. So the scan mirrored from left to right is segmented too. It gets the flag "mirrored" if a
+    liver is in its mirror image, on the right of the body, that is `LARGER` times as large, or
+    larger at all where next to nothing is found in the scan or not well on the right. The labels
+    stay what they are, and pieces apart from the largest do not count.
 
-    Scans that show less body than a liver are not looked at twice, nor those whose intensities are flagged, which no
-    network knows, nor those with clicks of an annotator, who has seen the mask. Body is what is brighter than a tenth
-    of the range of the inputs.
+    Scans that show less body than a liver are not looked at twice, nor those whose intensities are
+    flagged, which no network knows, nor those with clicks of an annotator, who has seen the mask.
+    Body is what is brighter than a tenth of the range of the inputs.
 
     Args:
         inferer: segments volumes, as `VolumeSliceInferer` does.
         look: segments the mirror image: one that finds the liver alone, say; None takes `inferer`.
         class_names: of its labels' values; without "liver" among them nothing is looked at.
-        slices_mm: for 2-D networks: the mirror image of slices so far apart is segmented, of every scan. None
-            segments all of it, where less than `SMALL_ML` is found or not well on the right.
-
-    Attributes:
-        keep_probabilities: set it for `kept`.
-        kept: after a call, those of `inferer`, of the scan as it is.
+        slices_mm: for 2-D networks: the mirror image of slices so far apart is segmented, of every
+            scan. None segments all of it, where less than `SMALL_ML` is found or not well on the
+            right.
     """
-
-    keep_probabilities = False
-    kept: torch.Tensor
 
     def __init__(
         self,
-        inferer: Any,
+        inferer: VolumeInferer,
         class_names: Mapping[int, str],
-        look: Any = None,
+        look: VolumeInferer | None = None,
         slices_mm: float | None = None,
     ) -> None:
         self.inferer = inferer
@@ -73,15 +70,16 @@ class MirrorCheckInferer(Inferer):
         self.liver = torch.tensor(liver_values(class_names), dtype=torch.uint8)
         self.slices_mm = slices_mm
 
-    def __call__(
-        self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        """What `inferer` gives for the same arguments; `inputs` is a `MetaTensor` (B, 1, H, W, D) as it was loaded."""
-        self.inferer.keep_probabilities = self.keep_probabilities
-        labels: torch.Tensor = self.inferer(inputs, network, *args, **kwargs)
-        if self.keep_probabilities:
-            self.kept = self.inferer.kept
-        self.inferer.keep_probabilities = False
+    def segment(
+        self, inputs: Tensor, network: Any, *args: Any, probabilities: bool = False, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what `inferer` finds in the scan as it is; see `VolumeInferer.segment`.
+
+        `inputs` is a `MetaTensor` (B, 1, H, W, D) as it was loaded.
+        """
+        labels, found = self.inferer.segment(
+            inputs, network, *args, probabilities=probabilities, **kwargs
+        )
         if (
             len(self.liver)
             and isinstance(inputs, MetaTensor)
@@ -90,28 +88,31 @@ class MirrorCheckInferer(Inferer):
             for index in range(len(inputs)):
                 if STRANGE & flags_of(inputs, index).keys():
                     continue
-                found = self._mirrored(inputs, labels, index, network, *args, **kwargs)
-                if found is not None:
-                    add_flag(inputs, "mirrored", MIRRORED.format(found), index)
-        return labels
+                reason = self._mirrored(inputs, labels, index, network, *args, **kwargs)
+                if reason is not None:
+                    add_flag(inputs, "mirrored", MIRRORED.format(reason), index)
+        return labels, found
 
     def _mirrored(
         self,
         inputs: MetaTensor,
-        labels: torch.Tensor,
+        labels: Tensor,
         index: int,
         network: Any,
         *args: Any,
         **kwargs: Any,
     ) -> str | None:
-        """What tells that one volume of a batch is mirrored, if anything."""
-        affine = affine_of(inputs, index)
+        """Return what tells that one volume of a batch is mirrored, if anything."""
+        affine = get_affine(inputs, index)
         spacing_mm = affine_to_spacing(affine, r=3).tolist()
         apart = 1 if self.slices_mm is None else int(max(self.slices_mm // spacing_mm[2], 1))
         every = [int(max(SAMPLE_MM // mm, 1)) for mm in spacing_mm[:2]]
         every.append(int(max(SAMPLE_MM // spacing_mm[2], 1)) if apart == 1 else 1)
         sample = tuple(slice(None, None, step) for step in every)
-        volume, label = plain(inputs)[index, 0, ..., ::apart], plain(labels)[index, 0, ..., ::apart]
+        volume, label = (
+            as_tensor(inputs)[index, 0, ..., ::apart],
+            as_tensor(labels)[index, 0, ..., ::apart],
+        )
         every[2] *= apart
         voxel_ml = (
             abs(float(torch.linalg.det(affine[:3, :3].double()))) * float(np.prod(every)) / 1000
@@ -134,9 +135,11 @@ class MirrorCheckInferer(Inferer):
         flipped = MetaTensor(
             volume.flip(axis)[None, None],
             affine=affine @ torch.diag(affine.new_tensor([1, 1, apart, 1])),
-            meta={"filename_or_obj": [f"the mirror image of {name_of(inputs, index)}"]},
+            meta={"filename_or_obj": [f"the mirror image of {get_file_name(inputs, index)}"]},
         )
-        mirrored = self._liver(plain(self.look(flipped, network, *args, **kwargs))[0, 0][sample])
+        mirrored = self._liver(
+            as_tensor(self.look(flipped, network, *args, **kwargs))[0, 0][sample]
+        )
         mirrored_ml = float(mirrored.sum()) * voxel_ml
         if mirrored_ml < max(VOLUME_ML[0], found_ml * (LARGER if well else 1)):
             return None
@@ -144,7 +147,7 @@ class MirrorCheckInferer(Inferer):
             return None
         return f"{found_ml:.0f} ml of liver are found in it and {mirrored_ml:.0f} ml in its mirror image"
 
-    def _liver(self, labels: torch.Tensor) -> np.ndarray:
+    def _liver(self, labels: Tensor) -> np.ndarray:
         found: np.ndarray = largest(
             torch.isin(labels, self.liver.to(labels)).to(torch.uint8).cpu().numpy()
         )
@@ -152,7 +155,10 @@ class MirrorCheckInferer(Inferer):
 
 
 def _offset(mask: np.ndarray, body: np.ndarray, axis: int) -> float:
-    """By how many voxels the centre of a mask lies beyond that of the body along an axis; neither is empty."""
+    """Return how many voxels the centre of a mask lies beyond that of the body along an axis.
+
+    Neither is empty.
+    """
     others = tuple(other for other in range(3) if other != axis)
     centres = [
         float(np.average(np.arange(part.shape[axis]), weights=part.sum(others)))

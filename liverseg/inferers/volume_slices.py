@@ -1,4 +1,4 @@
-"""2-D networks on whole volumes: slab by slice to a label map on the volume's own grid."""
+"""Run 2-D networks over whole volumes, to a label map on the volume's own grid."""
 
 from __future__ import annotations
 
@@ -6,50 +6,51 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from monai.data import MetaTensor
-from monai.inferers import Inferer
+from torch import Tensor
 from tqdm import tqdm
 
 from liverseg.errors import InputError
 from liverseg.inferers.autocast import bf16_autocast
+from liverseg.inferers.base import VolumeInferer
+from liverseg.inferers.utils import as_tensor, get_affine, resize_planes
 from liverseg.networks.blocks import two_class_logits
 from liverseg.transforms.slices import stack_slices
 from liverseg.transforms.spacing import spaced_size
 
 
-class VolumeSliceInferer(Inferer):
-    """Segment each slice along the last axis with a 2-D network and return class indices on the input's grid.
+class VolumeSliceInferer(VolumeInferer):
+    """Segment each slice along the last axis with a 2-D network, on the grid of the input.
 
-    A few slices at a time are resampled in-plane to the network's spacing or size, segmented, their logits resampled
-    back and reduced to the class of largest logit. So no multi-channel float volume of full size ever exists.
-    In-plane resampling is bilinear with `align_corners=False`, the same extent in both directions. To a `size` the
-    image is averaged over areas: from 512 to 96 pixels, a bilinear value would read 4 pixels of 28.
+    A few slices at a time are resampled in-plane to the network's spacing or size, segmented, their
+    logits resampled back and reduced to the class of largest logit. So no multi-channel float
+    volume of full size ever exists. In-plane resampling is bilinear with `align_corners=False`, the
+    same extent in both directions. To a `size` the image is averaged over areas: from 512 to 96
+    pixels, a bilinear value would read 4 pixels of 28.
+
+    It is called with inputs (B, C, H, W, D), C volumes on one grid, a `MetaTensor` where `spacing`
+    asks for resampling. The network maps (N, C · num_slices, h, w) to logits (N, num_classes, h,
+    w), or to those of one foreground class alone, (N, 1, h, w), whose sigmoid is its probability.
 
     Args:
-        spacing: the network's spacing in mm, in-plane axes first, as `Spacingd(pixdim=…)` took it in training;
-            −1 or a missing value keeps the volume's own. The third value is ignored: slices stay where they are.
-        size: pixels that each slice is resized to, whatever its spacing, as `Resized(spatial_size=(*size, -1))` with
-            its default mode "area" did it in training; None goes by `spacing`.
-        flips: axes of (H, W) along which the slices are flipped for one more forward pass each, `[[0], [1], [0, 1]]`
-            for all: test-time augmentation. The classes' probabilities are averaged, not the logits, so that no pass
-            outvotes the others by being surer. A flip that training never showed makes masks worse.
-        num_slices: the network's input channels for each volume: 1, or 3 or 5 neighbouring slices (2.5-D).
+        spacing: the network's spacing in mm, in-plane axes first, as `Spacingd(pixdim=…)` took it
+            in training; −1 or a missing value keeps the volume's own. The third value is ignored:
+            slices stay where they are.
+        size: pixels that each slice is resized to, whatever its spacing, as
+            `Resized(spatial_size=(*size, -1))` with its default mode "area" did it in training;
+            None goes by `spacing`.
+        flips: axes of (H, W) along which the slices are flipped for one more forward pass each,
+            `[[0], [1], [0, 1]]` for all: test-time augmentation. The classes' probabilities are
+            averaged, not the logits, so that no pass outvotes the others by being surer. A flip
+            that training never showed makes masks worse.
+        num_slices: the network's input channels for each volume: 1, or 3 or 5 neighbouring slices
+            (2.5-D).
         sw_batch_size: slices per forward pass.
         amp: allow bfloat16 where the device computes it natively.
         progress: show a bar for volumes that take longer than two seconds.
 
-    Attributes:
-        keep_probabilities: set it for `kept`.
-        kept: after a call, the probabilities of all classes but the background, 255 for 1: uint8, (B, num_classes − 1,
-            H, W, D), on the grid and the device of the inputs.
-
     Raises:
         InputError: for a `size` together with a `spacing`, and axes of `flips` other than 0 and 1.
     """
-
-    keep_probabilities = False
-    kept: torch.Tensor
 
     def __init__(
         self,
@@ -78,66 +79,34 @@ class VolumeSliceInferer(Inferer):
         self.amp = amp
         self.progress = progress
 
-    def __call__(
-        self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        """Class indices, uint8, shape (B, 1, H, W, D), on the device of `inputs`.
-
-        Args:
-            inputs: shape (B, C, H, W, D), C volumes on one grid; a `MetaTensor` where `spacing` asks for resampling.
-            network: maps (N, C · num_slices, h, w) to logits (N, num_classes, h, w), or to those of one foreground
-                class alone, (N, 1, h, w), whose sigmoid is its probability.
-            args: further arguments of the network.
-            kwargs: further keyword arguments of the network.
-
-        Raises:
-            InputError: for inputs that are not (B, C, H, W, D), or without the affine that resampling needs.
-        """
-        if inputs.ndim != 5:
-            raise InputError(
-                f"the inferer got shape {tuple(inputs.shape)}, expected (B, C, H, W, D): check the keys."
-            )
-        labels = torch.zeros_like(inputs[:, :1], dtype=torch.uint8)
-        for index in range(inputs.shape[0]):
-            label = plain(labels)[index, 0]
-            for positions, scores in self._slabs(inputs, index, network, *args, **kwargs):
-                classes = scores.max(1).indices  # argmax takes up to 50 times as long on a CPU
-                label[..., positions] = classes.permute(1, 2, 0).to(label)
-                if self.keep_probabilities:
-                    if index == 0 and positions.start == 0:
-                        self.kept = plain(labels).new_zeros(
-                            (len(labels), scores.shape[1] - 1, *labels.shape[2:])
-                        )
-                    kept = as_bytes(self._normalise(scores)[:, 1:])
-                    self.kept[index, ..., positions] = kept.permute(1, 2, 3, 0).to(self.kept)
-        return labels
-
-    def probabilities(
-        self, inputs: torch.Tensor, network: Any
-    ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """For one volume after the other, slab by slab, where the slices lie and their probabilities.
+    def iterate_probabilities(self, inputs: Tensor, network: Any) -> Iterator[tuple[slice, Tensor]]:
+        """Yield, slab by slab, where the slices of one volume lie and their probabilities.
 
         Args:
             inputs: as of a call, with B = 1.
             network: as of a call.
 
         Yields:
-            the slices' positions along D, and (num_classes, H, W, N) on the grid of `inputs`.
+            The slices' positions along D, and (num_classes, H, W, N) on the grid of `inputs`.
         """
         for positions, scores in self._slabs(inputs, 0, network):
             yield positions, self._normalise(scores).permute(1, 2, 3, 0)
 
     def _slabs(
-        self, inputs: torch.Tensor, index: int, network: Any, *args: Any, **kwargs: Any
-    ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Positions and scores (N, num_classes, H, W) of a few slices at a time of one volume of the batch."""
+        self, inputs: Tensor, index: int, network: Any, *args: Any, **kwargs: Any
+    ) -> Iterator[tuple[slice, Tensor]]:
+        if inputs.ndim != 5:
+            raise InputError(
+                f"the inferer got shape {tuple(inputs.shape)}, expected (B, C, H, W, D): check the "
+                "keys."
+            )
         parameter = (
             next(iter(network.parameters()), inputs)
             if isinstance(network, torch.nn.Module)
             else inputs
         )
         size = self.slice_size(inputs, index)
-        volumes = plain(inputs)[index]
+        volumes = as_tensor(inputs)[index]
         depth = volumes.shape[-1]
         starts = range(0, depth, self.sw_batch_size)
         for start in tqdm(
@@ -155,15 +124,15 @@ class VolumeSliceInferer(Inferer):
                 [stack_slices(volume, positions, self.num_slices) for volume in volumes], dim=1
             )
             x = x.to(parameter.device, torch.float32)
-            x = _resize(x, size, "bilinear" if self.size is None else "area")
+            x = resize_planes(x, size, "bilinear" if self.size is None else "area")
             x = x.contiguous(memory_format=torch.channels_last)
             # No context may be open while a generator waits: its reader would be in it.
             with torch.no_grad(), bf16_autocast(parameter.device, self.amp):
                 scores = self._scores(network, x, *args, **kwargs)
-            yield slice(start, start + len(positions)), _resize(scores, volumes.shape[1:3])
+            yield slice(start, start + len(positions)), resize_planes(scores, volumes.shape[1:3])
 
-    def _scores(self, network: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Logits, or with flips the sum of the passes' probabilities."""
+    def _scores(self, network: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return logits, or with flips the sum of the passes' probabilities."""
         logits = two_class_logits(network(x, *args, **kwargs).float())
         if not self.flips:
             return logits
@@ -173,66 +142,17 @@ class VolumeSliceInferer(Inferer):
             scores += flipped.softmax(1).flip(axes)
         return scores
 
-    def _normalise(self, scores: torch.Tensor) -> torch.Tensor:
-        """The probabilities that `_scores` stand for."""
+    def _normalise(self, scores: Tensor) -> Tensor:
+        """Return the probabilities that `_scores` stand for."""
         return scores / (1 + len(self.flips)) if self.flips else scores.softmax(1)
 
-    def slice_size(self, inputs: torch.Tensor, index: int) -> tuple[int, int]:
-        """Pixels that the slices of one volume of a batch (B, C, H, W, D) are resampled to."""
+    def slice_size(self, inputs: Tensor, index: int) -> tuple[int, int]:
+        """Return the size to which the slices of one volume of a batch are resampled."""
         if self.size is not None:
             return self.size
         height, width, depth = inputs.shape[2:5]
         if all(value <= 0 for value in self.spacing):
             return height, width
-        return spaced_size((height, width, depth), affine_of(inputs, index), (*self.spacing, -1))[
+        return spaced_size((height, width, depth), get_affine(inputs, index), (*self.spacing, -1))[
             :2
         ]
-
-
-def affine_of(inputs: torch.Tensor, index: int) -> torch.Tensor:
-    """The affine (4, 4) of one volume of a batch.
-
-    Raises:
-        InputError: for inputs that are no `MetaTensor`.
-    """
-    if not isinstance(inputs, MetaTensor):
-        raise InputError(
-            "the inferer got a tensor without affine, expected a MetaTensor: load it with LoadVolumed."
-        )
-    return inputs.affine if inputs.affine.ndim == 2 else inputs.affine[index]
-
-
-def plain(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory without metadata, which MONAI copies with every operation."""
-    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
-
-
-def as_bytes(probabilities: torch.Tensor) -> torch.Tensor:
-    """Probabilities as uint8, 255 for 1."""
-    return (probabilities * 255).round().to(torch.uint8)
-
-
-def part_lesions(kept: torch.Tensor, lesion: torch.Tensor) -> None:
-    """Give the lesion's share of the liver's probability to the lesion, in place.
-
-    Args:
-        kept: of liver (all of it) and lesion (none yet), uint8, (2, H, W, D).
-        lesion: of a voxel of the liver to be lesion, uint8, (H, W, D).
-    """
-    share = (kept[0].to(torch.int32) * lesion / 255).round().to(torch.uint8)
-    kept[1] = share
-    kept[0] -= share
-
-
-def name_of(inputs: torch.Tensor, index: int) -> str:
-    """The file that one volume of a batch was read from, for messages."""
-    files = inputs.meta.get("filename_or_obj") if isinstance(inputs, MetaTensor) else None
-    return str(files[index]) if isinstance(files, list) else f"scan {index + 1} of the batch"
-
-
-def _resize(x: torch.Tensor, size: Sequence[int], mode: str = "bilinear") -> torch.Tensor:
-    if tuple(x.shape[2:]) == tuple(size):
-        return x
-    return F.interpolate(
-        x, size=tuple(size), mode=mode, align_corners=False if mode == "bilinear" else None
-    )

@@ -1,4 +1,4 @@
-"""3-D networks on whole volumes: window by window to a label map on the volume's own grid."""
+"""Run 3-D networks over whole volumes in windows, to a label map on the volume's own grid."""
 
 from __future__ import annotations
 
@@ -9,45 +9,48 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from monai.data.utils import compute_importance_map, dense_patch_slices
-from monai.inferers import Inferer
+from torch import Tensor
 from tqdm import tqdm
 
 from liverseg.errors import InputError
 from liverseg.inferers.autocast import bf16_autocast
-from liverseg.inferers.volume_slices import affine_of, as_bytes, plain
+from liverseg.inferers.base import VolumeInferer
+from liverseg.inferers.utils import as_tensor, get_affine, resize_planes
 from liverseg.transforms.spacing import resize_volume, spaced_size
 
 PLANES = 4  # planes of the volume's own grid whose logits exist at a time
 
 
-class VolumeWindowInferer(Inferer):
-    """Segment volumes with a 3-D network in overlapping windows and return class indices on the input's grid.
+class VolumeWindowInferer(VolumeInferer):
+    """Segment volumes with a 3-D network in overlapping windows, on the grid of the input.
 
-    The volume is resampled to the network's spacing as `ResampleVolumed` does it in training. The windows, their
-    Gaussian weights and the logits are those of MONAI's `sliding_window_inference(mode="gaussian")`, taken from one end
-    of the last axis to the other: planes that no further window reaches are resampled back, trilinearly over the same
-    extent, a few at a time, reduced to the class of largest logit, and forgotten. So the logits in memory are those of
-    one window's depth, whatever the number of slices, and none exist on the volume's own grid but for a few planes.
+    The volume is resampled to the network's spacing as `ResampleVolumed` does it in training. The
+    windows, their Gaussian weights and the logits are those of MONAI's
+    `sliding_window_inference(mode="gaussian")`, taken from one end of the last axis to the other:
+    planes that no further window reaches are resampled back, trilinearly over the same extent, a
+    few at a time, reduced to the class of largest logit, and forgotten. So the logits in memory are
+    those of one window's depth, whatever the number of slices, and none exist on the volume's own
+    grid but for a few planes.
+
+    MONAI's `SlidingWindowInferer(buffer_steps=1)` holds the logits of the whole volume: with 14
+    classes and 160 × 160 × 1280 voxels it needs 2.2 GB, this one 0.65 GB.
+
+    It is called with inputs (B, 1, H, W, D), a `MetaTensor` where `spacing` asks for resampling.
+    The network maps (N, 1, *roi_size) to logits (N, num_classes, *roi_size).
 
     Args:
-        roi_size: voxels of a window along each axis, at the network's spacing. Smaller volumes are padded with zeros on
-            both sides.
-        spacing: the network's spacing in mm, as `ResampleVolumed` took it in training; −1 keeps the volume's own.
+        roi_size: voxels of a window along each axis, at the network's spacing. Smaller volumes are
+            padded with zeros on both sides.
+        spacing: the network's spacing in mm, as `ResampleVolumed` took it in training; −1 keeps the
+            volume's own.
         overlap: of neighbouring windows, as a share of their size, at least 0 and below 1.
         sw_batch_size: windows per forward pass.
         amp: allow bfloat16 where the device computes it natively.
         progress: show a bar for volumes that take longer than two seconds.
 
-    Attributes:
-        keep_probabilities: set it for `kept`.
-        kept: after a call, as of `VolumeSliceInferer`.
-
     Raises:
         InputError: for another overlap.
     """
-
-    keep_probabilities = False
-    kept: torch.Tensor
 
     def __init__(
         self,
@@ -69,65 +72,43 @@ class VolumeWindowInferer(Inferer):
         self.amp = amp
         self.progress = progress
 
-    def __call__(
-        self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        """Class indices, uint8, shape (B, 1, H, W, D), on the device of `inputs`.
-
-        Args:
-            inputs: shape (B, 1, H, W, D); a `MetaTensor` where `spacing` asks for resampling.
-            network: maps (N, 1, *roi_size) to logits (N, num_classes, *roi_size).
-            args: further arguments of the network.
-            kwargs: further keyword arguments of the network.
-
-        Raises:
-            InputError: for inputs that are not (B, 1, H, W, D), or without the affine that resampling needs.
-        """
+    def _slabs(
+        self, inputs: Tensor, index: int, network: Any, *args: Any, **kwargs: Any
+    ) -> Iterator[tuple[slice, Tensor]]:
         if inputs.ndim != 5 or inputs.shape[1] != 1:
             raise InputError(
-                f"the inferer got shape {tuple(inputs.shape)}, expected (B, 1, H, W, D): check the keys."
+                f"the inferer got shape {tuple(inputs.shape)}, expected (B, 1, H, W, D): check the "
+                "keys."
             )
-        labels = torch.zeros_like(inputs, dtype=torch.uint8)
         parameter = (
             next(iter(network.parameters()), inputs)
             if isinstance(network, torch.nn.Module)
             else inputs
         )
-        with torch.no_grad(), bf16_autocast(parameter.device, self.amp):
-            for index in range(inputs.shape[0]):
-                volume, label = plain(inputs)[index, 0], plain(labels)[index, 0]
-                if any(value > 0 for value in self.spacing):
-                    size = spaced_size(volume.shape, affine_of(inputs, index), self.spacing)
-                    volume = volume if size == tuple(volume.shape) else resize_volume(volume, size)
-                channels = self._channels(volume, inputs, index)
-                finished = self._finished_planes(
-                    channels, network, parameter.device, *args, **kwargs
-                )
-                for position, logits in planes_between(finished, volume.shape[-1], label.shape[-1]):
-                    scores = resize_planes(logits, label.shape[:2])
-                    classes = scores.max(1).indices  # argmax takes up to 50 times as long on a CPU
-                    label[..., position : position + len(classes)] = classes.permute(1, 2, 0).to(
-                        label
-                    )
-                    if self.keep_probabilities:
-                        if index == 0 and position == 0:
-                            self.kept = plain(labels).new_zeros(
-                                (len(labels), scores.shape[1] - 1, *label.shape)
-                            )
-                        kept = as_bytes(scores.softmax(1)[:, 1:]).permute(1, 2, 3, 0)
-                        self.kept[index, ..., position : position + len(classes)] = kept.to(
-                            self.kept
-                        )
-        return labels
+        volume = as_tensor(inputs)[index, 0]
+        height, width, depth = volume.shape
+        if any(value > 0 for value in self.spacing):
+            size = spaced_size(volume.shape, get_affine(inputs, index), self.spacing)
+            volume = volume if size == tuple(volume.shape) else resize_volume(volume, size)
+        channels = self._channels(volume, inputs, index)
+        finished = self._finished_planes(channels, network, parameter.device, *args, **kwargs)
+        for position, logits in planes_between(finished, volume.shape[-1], depth):
+            yield (
+                slice(position, position + len(logits)),
+                resize_planes(logits, (height, width)),
+            )
 
-    def _channels(self, volume: torch.Tensor, inputs: torch.Tensor, index: int) -> torch.Tensor:
-        """What the network sees of `inputs[index]`, (C, h, w, d): for others than the image alone, override this."""
+    def _channels(self, volume: Tensor, inputs: Tensor, index: int) -> Tensor:
+        """Return what the network sees of `inputs[index]`, (C, h, w, d).
+
+        Networks that see more than the image override it.
+        """
         return volume[None]
 
     def _finished_planes(
-        self, volume: torch.Tensor, network: Any, device: torch.device, *args: Any, **kwargs: Any
-    ) -> Iterator[torch.Tensor]:
-        """The blended logits of `volume` (C, h, w, d), plane after plane along d: (planes, num_classes, h, w)."""
+        self, volume: Tensor, network: Any, device: torch.device, *args: Any, **kwargs: Any
+    ) -> Iterator[Tensor]:
+        """Yield the blended logits of `volume` (C, h, w, d): (planes, num_classes, h, w) along d."""
         missing = [
             max(roi - length, 0)
             for roi, length in zip(self.roi_size, volume.shape[1:], strict=True)
@@ -149,7 +130,7 @@ class VolumeWindowInferer(Inferer):
         importance = compute_importance_map(self.roi_size, mode="gaussian", device=device)
         height, width, depth = (*padded.shape[1:3], self.roi_size[2])
         weight = torch.zeros(height, width, depth, device=device)
-        logits: torch.Tensor | None = None
+        logits: Tensor | None = None
         bar = tqdm(
             total=len(windows),
             desc="Segmenting",
@@ -162,7 +143,9 @@ class VolumeWindowInferer(Inferer):
             for batch in _batches(list(layer), self.sw_batch_size):
                 x = torch.stack([padded[:, *window] for window in batch]).to(device, torch.float32)
                 x = x.contiguous(memory_format=torch.channels_last_3d)
-                found = network(x, *args, **kwargs).float()
+                # No context may be open while a generator waits: its reader would be in it.
+                with torch.no_grad(), bf16_autocast(device, self.amp):
+                    found = network(x, *args, **kwargs).float()
                 if logits is None:
                     logits = torch.zeros(found.shape[1], height, width, depth, device=device)
                 for window, scores in zip(batch, found, strict=True):
@@ -182,9 +165,9 @@ class VolumeWindowInferer(Inferer):
 
 
 def planes_between(
-    finished: Iterator[torch.Tensor], source_depth: int, depth: int
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """From `source_depth` planes, linear between them, `depth` planes over the same extent, a few at a time.
+    finished: Iterator[Tensor], source_depth: int, depth: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Resample `source_depth` planes to `depth` over the same extent, linearly, a few at a time.
 
     Yields the position of the first and the planes, (up to PLANES, C, h, w).
     """
@@ -206,10 +189,3 @@ def planes_between(
 def _batches(windows: list[Any], size: int) -> Iterator[list[Any]]:
     for first in range(0, len(windows), size):
         yield windows[first : first + size]
-
-
-def resize_planes(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Planes (N, C, h, w) at `size` over the same extent, linear."""
-    if tuple(logits.shape[2:]) == tuple(size):
-        return logits
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)

@@ -40,15 +40,16 @@ SLAB = (
 
 
 def find_series(folder: Path) -> tuple[list[Series], LeftOut]:
-    """The DICOM series in `folder` and below, and the files that belong to none, by what they are.
+    """Find the DICOM series in `folder` and below, and the files that belong to none.
 
-    Only headers are read. What is no volume by its nature is left out: localisers, pictures in colour, single slices,
-    structures, segmentations, documents, hidden files. Several volumes under one SeriesInstanceUID (orientations,
-    phases, echoes, b-values) are several series. NIfTI files are not looked at.
+    Only headers are read. What is no volume by its nature is left out: localisers, pictures in
+    colour, single slices, structures, segmentations, documents, hidden files. Several volumes under
+    one SeriesInstanceUID (orientations, phases, echoes, b-values) are several series. NIfTI files
+    are not looked at.
 
-    A series is named by the folder that its files lie in, where there is no other in it and below; else by its first
-    file. One that neither names, as its files lie in several folders with others, is named by the folder all the same,
-    which `series_at` then refuses.
+    A series is named by the folder that its files lie in, where there is no other in it and below;
+    else by its first file. One that neither names, as its files lie in several folders with others,
+    is named by the folder all the same, which `series_at` then refuses.
 
     Raises:
         InputError: where there are DICOM files and pydicom is not installed.
@@ -58,7 +59,7 @@ def find_series(folder: Path) -> tuple[list[Series], LeftOut]:
 
 
 def _candidates(folder: Path, left_out: LeftOut) -> Iterator[tuple[Path, list[Path]]]:
-    """Each folder with its files that may be DICOM."""
+    """Yield each folder with its files that may be DICOM."""
     return (
         (place, [file for file in files if not nifti_suffix(file)])
         for place, files in walk(folder, left_out)
@@ -66,10 +67,11 @@ def _candidates(folder: Path, left_out: LeftOut) -> Iterator[tuple[Path, list[Pa
 
 
 def series_at(path: Path) -> Series:
-    """The series that a path names: a folder with one, or a file of a series, which stands for all of it in its folder.
+    """Find the series that a path names: a folder with one, or a file of a series in its folder.
 
     Raises:
-        InputError: for a folder with none or several, for a file of none, and for a series that is no volume.
+        InputError: for a folder with none or several, for a file of none, and for a series that is
+            no volume.
     """
     if path.is_dir():
         found, left_out = find_series(path)
@@ -118,19 +120,23 @@ def files_at(path: Path) -> list[Path]:
 
 
 def read_voxels(series: Series) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The voxels (columns, rows, slices) on the grid of `grid_of`, float32: HU, or intensities; and what is odd.
+    """Read the voxels (columns, rows, slices) on the grid of `grid_of`, float32, and warnings.
 
-    Voxels for which nothing was measured (PixelPaddingValue, and what lies beside a slice where the gantry was tilted)
-    are as dark as the darkest of the others, or 0 where that is how padding is stored.
+    Voxels for which nothing was measured (PixelPaddingValue, and what lies beside a slice where the
+    gantry was tilted) are as dark as the darkest of the others, or 0 where that is how padding is
+    stored.
 
     Raises:
-        InputError: for pixels that cannot be read, and for a copy of a slice that is another picture.
+        InputError: for pixels that cannot be read, and for a copy of a slice that is another
+            picture.
     """
-    for kept, copy in series.copies:
-        if not np.array_equal(*(read_pixels(each.file)[0][each.frame] for each in (kept, copy))):
+    for original, copy in series.copies:
+        if not np.array_equal(
+            *(read_pixels(each.file)[0][each.frame] for each in (original, copy))
+        ):
             raise InputError(
-                f"{series.path}: {name_of(kept)} and {name_of(copy)} have the same SOPInstanceUID and position, but "
-                "other pixels, expected one slice there: remove the wrong one."
+                f"{series.path}: {name_of(original)} and {name_of(copy)} have the same SOPInstanceUID and "
+                "position, but other pixels, expected one slice there: remove the wrong one."
             )
     padding: Counter[float] = Counter()
     volume = stack(series, _planes(series, padding), np.float32(np.nan), order=1)
@@ -152,9 +158,10 @@ def read_voxels(series: Series) -> tuple[np.ndarray, tuple[str, ...]]:
 def grid_of(series: Series) -> tuple[tuple[int, int, int], np.ndarray]:
     """The shape (columns, rows, slices) of a series, and its affine (4, 4) from voxels to RAS mm.
 
-    The axes are perpendicular. Where the gantry was tilted, so that each slice lies a little beside the one before, the
-    grid is wide enough for all of them and `stack` puts each in its place: NIfTI could say how they lie, but ITK,
-    and 3D Slicer with it, refuses axes that are not perpendicular.
+    The axes are perpendicular. Where the gantry was tilted, so that each slice lies a little beside
+    the one before, the grid is wide enough for all of them and `stack` puts each in its place:
+    NIfTI could say how they lie, but ITK, and 3D Slicer with it, refuses axes that are not
+    perpendicular.
     """
     slices, shifts = series.slices, shifts_of(series.slices)
     low, high = np.floor(shifts.min(axis=0)), np.ceil(shifts.max(axis=0))
@@ -172,7 +179,7 @@ def grid_of(series: Series) -> tuple[tuple[int, int, int], np.ndarray]:
 
 
 def stack(series: Series, planes: Iterable[np.ndarray], fill: np.generic, order: int) -> np.ndarray:
-    """Planes (rows, columns) of the slices, one each and in their order, as a volume on the grid of `grid_of`.
+    """Stack the planes (rows, columns) of the slices to a volume on the grid of `grid_of`.
 
     Args:
         series: where they lie.
@@ -199,14 +206,17 @@ def stack(series: Series, planes: Iterable[np.ndarray], fill: np.generic, order:
 
 
 def describe(left_out: LeftOut) -> str:
-    """What was left out, in one line: each kind with the names of some files."""
+    """Return what was left out, in one line: each kind with the names of some files."""
     return ", ".join(
         f"{reason} ({some_of([file.name for file in files])})" for reason, files in left_out.items()
     )
 
 
 def _planes(series: Series, padding: Counter[float]) -> Iterator[np.ndarray]:
-    """The slices, NaN where they say that nothing was measured; what they hold there is counted in `padding`."""
+    """Yield the slices, NaN where they say that nothing was measured.
+
+    What they hold there is counted in `padding`.
+    """
     file, stored, empty = None, np.empty(0), None
     for each in series.slices:
         # The frames of a file follow each other, mostly.
@@ -294,7 +304,7 @@ def _series_uid(each: Slice) -> str:
 
 
 def _elsewhere(series: Series, folder: Path) -> list[str]:
-    """The folders in and beside `folder` that go on with a series of it.
+    """Return the folders in and beside `folder` that go on with a series of it.
 
     Of each, the first and the last file are looked at: there may be a data set of them.
     """

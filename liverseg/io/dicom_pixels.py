@@ -29,14 +29,15 @@ PIXELS = [
 
 
 def read_pixels(file: Path, inverted: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
-    """What is stored in a file: integers (frames, rows, columns), and which of them stand for no measurement.
+    """Read the integers (frames, rows, columns) of a file, and which stand for no measurement.
 
     Args:
         file: where it is.
         inverted: exchange dark and bright.
 
     Raises:
-        InputError: for pixels that are damaged, or compressed in a way that no decoder is installed for.
+        InputError: for pixels that are damaged, or compressed in a way that no decoder is installed
+            for.
     """
     dataset = read_dataset(file, PIXELS, pixels=True)
     if "TransferSyntaxUID" not in dataset.file_meta:

@@ -1,7 +1,8 @@
 """The volumes in the slices of a DICOM series: which slices, in which order, and what keeps them from being one.
 
-Slices are ordered by where they lie along their normal; nothing else that a file says of its order counts. A series
-whose slices are not evenly spaced is refused, for what lies between them is not known.
+Slices are ordered by where they lie along their normal; nothing else that a file says of its order
+counts. A series whose slices are not evenly spaced is refused, for what lies between them is not
+known.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ SAME_PLACE_MM = 0.01
 SAME_DIRECTION = 1e-3
 # Interpolation costs more than this.
 SHIFT_VOXELS = 0.25
-# Slices this many times as far apart as they are said to be are not all there.
+# Slices this many times as far apart as their header says are not all there.
 THINNED = 1.5
 # Fewer slices than these are evenly spaced by themselves.
 FEW = 3
 NAMED = 3
-# Slices of MRI are often taken in turns, every other one first: when they were tells no volumes apart then.
+# Slices of MRI are often taken in turns, every other one first: when they were tells no volumes
+# apart then.
 TIMES, NUMBERS = ("AcquisitionTime", "TriggerTime"), ("AcquisitionNumber", "FrameAcquisitionNumber")
 
 
@@ -37,10 +39,11 @@ class Series:
 
     Attributes:
         path: what names it, see `find_series`.
-        slices: from the first to the last along the normal (row × column): from foot to head where they are axial.
+        slices: from the first to the last along the normal (row × column): from foot to head where
+            they are axial.
         copies: the same slices again, each beside that of which it is a copy.
         problem: why it cannot be read as a volume, "" where it can.
-        warnings: what the person who gave the files should know, one sentence each.
+        warnings: what the person who gave the files should know, one message each.
     """
 
     path: str
@@ -62,7 +65,7 @@ class Series:
 
 
 def volumes_of(slices: Sequence[Slice]) -> list[Series]:
-    """The volumes in the slices of one series."""
+    """Return the volumes in the slices of one series."""
     bad = next((each for each in slices if each.problem), None)
     if bad is not None:
         problem = (
@@ -103,28 +106,28 @@ def _same_plane(first: Slice, other: Slice) -> bool:
 
 
 def _phases(slices: Sequence[Slice]) -> list[Series]:
-    """The volumes in slices that differ in where they lie and how they were taken alone."""
-    kept, copies = _without_copies(_in_order(slices))
-    places = _same_place(kept)
-    if len(places) == 1 < len(kept):
+    """Return the volumes in slices that differ in where they lie and how they were taken alone."""
+    unique, copies = _without_copies(_in_order(slices))
+    places = _same_place(unique)
+    if len(places) == 1 < len(unique):
         # One place again and again, as when a scanner waits for the contrast agent.
-        return [Series("", (each,)) for each in kept]
+        return [Series("", (each,)) for each in unique]
     # What has more values than volumes can be at one place counts slices.
     most = max(map(len, places))
-    telling = [keyword for keyword in ACQUISITION if len(_parts(kept, [keyword])) <= most]
-    in_turns = {*TIMES, *NUMBERS} if kept[0].modality == "MR" else set()
-    for said in [*([keyword] for keyword in ACQUISITION), telling]:
-        parts = _parts(kept, said)
+    telling = [keyword for keyword in ACQUISITION if len(_parts(unique, [keyword])) <= most]
+    in_turns = {*TIMES, *NUMBERS} if unique[0].modality == "MR" else set()
+    for keywords in [*([keyword] for keyword in ACQUISITION), telling]:
+        parts = _parts(unique, keywords)
         if len(parts) > 1 and (
-            _all_at_the_same_places(parts) or (in_turns.isdisjoint(said) and interlaced(parts))
+            _all_at_the_same_places(parts) or (in_turns.isdisjoint(keywords) and interlaced(parts))
         ):
-            return [_judged(part, [pair for pair in copies if pair[0] in part]) for part in parts]
-    return [_judged(kept, copies)]
+            return [_check(part, [pair for pair in copies if pair[0] in part]) for part in parts]
+    return [_check(unique, copies)]
 
 
-def _parts(slices: Sequence[Slice], said: Sequence[str]) -> list[list[Slice]]:
-    """The slices in groups for which these of `ACQUISITION` are the same."""
-    places = [list(ACQUISITION).index(keyword) for keyword in said]
+def _parts(slices: Sequence[Slice], keywords: Sequence[str]) -> list[list[Slice]]:
+    """Return the slices in groups for which these of `ACQUISITION` are the same."""
+    places = [list(ACQUISITION).index(keyword) for keyword in keywords]
     parts: dict[tuple[str, ...], list[Slice]] = defaultdict(list)
     for each in slices:
         parts[tuple(each.acquisition[place] for place in places)].append(each)
@@ -144,7 +147,7 @@ def interlaced(parts: Sequence[Sequence[Slice]]) -> bool:
 
 def _without_copies(slices: Sequence[Slice]) -> tuple[list[Slice], list[tuple[Slice, Slice]]]:
     first: dict[tuple[str, int], Slice] = {}
-    kept, copies = [], []
+    unique, copies = [], []
     for each in slices:
         original = first.setdefault((each.uid, each.frame), each)
         again = (
@@ -155,12 +158,12 @@ def _without_copies(slices: Sequence[Slice]) -> tuple[list[Slice], list[tuple[Sl
         if again and original.acquisition == each.acquisition:
             copies.append((original, each))
         else:
-            kept.append(each)
-    return kept, copies
+            unique.append(each)
+    return unique, copies
 
 
-def _judged(slices: Sequence[Slice], copies: Sequence[tuple[Slice, Slice]]) -> Series:
-    """A volume with what is wrong with it, or to be said of it."""
+def _check(slices: Sequence[Slice], copies: Sequence[tuple[Slice, Slice]]) -> Series:
+    """Return a volume with its problem and its warnings."""
     warnings = []
     if copies:
         names = some_of([copy.file.name for _, copy in copies])
@@ -277,7 +280,7 @@ def shifts_of(slices: Sequence[Slice]) -> np.ndarray:
 
 
 def normal_of(first: Slice) -> np.ndarray:
-    """The direction from slice to slice: from foot to head where they are axial."""
+    """Return the direction from slice to slice: from foot to head where they are axial."""
     return np.cross(*first.orientation)
 
 
@@ -299,7 +302,7 @@ def _same_place(slices: Sequence[Slice]) -> list[list[Slice]]:
 
 
 def repeats(slices: Sequence[Slice]) -> bool:
-    """Whether several of the slices, in their order, lie at one place."""
+    """Return whether several of the slices, in their order, lie at one place."""
     return not slices[0].problem and len(_same_place(slices)) < len(slices)
 
 
@@ -313,7 +316,7 @@ def _all_at_the_same_places(parts: Sequence[Sequence[Slice]]) -> bool:
 
 
 def name_of(each: Slice) -> str:
-    """What a sentence calls a slice."""
+    """Return the name of a slice for messages."""
     return f"{each.file.name}, frame {each.frame + 1}," if each.frame else each.file.name
 
 
@@ -322,7 +325,7 @@ def _at(each: Slice) -> str:
 
 
 def some_of(names: Sequence[str]) -> str:
-    """The first of some names, and how many more there are."""
+    """Return the first of some names, and how many more there are."""
     return ", ".join(names[:NAMED]) + (
         f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     )

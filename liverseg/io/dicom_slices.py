@@ -25,7 +25,8 @@ NO_SCANS = {
     "1.2.840.10008.5.1.4.1.1.66.7": "segmentation",
     "1.2.840.10008.5.1.4.1.1.481.2": "dose",
 }
-# Their slices have a position by definition: one that lacks it is a damaged scan, and not another kind of picture.
+# Their slices have a position by definition: one that lacks it is a damaged scan, and not another
+# kind of picture.
 VOLUMES = {
     "1.2.840.10008.5.1.4.1.1.2",  # CT
     "1.2.840.10008.5.1.4.1.1.2.1",
@@ -37,8 +38,8 @@ VOLUMES = {
     "1.2.840.10008.5.1.4.1.1.130",
     "1.2.840.10008.5.1.4.1.1.128.1",
 }
-# What tells the volumes of one series apart that lie at the same place, and for frames of one file the functional
-# group that says it.
+# What tells the volumes of one series apart that lie at the same place, and for frames of one file
+# the functional group that says it.
 ACQUISITION = {
     "EchoTime": "",
     "EffectiveEchoTime": "MREchoSequence",
@@ -85,7 +86,8 @@ HEADER = [
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
-# Where pydicom parses headers a thousand a second, an export of several series is parsed once and not for each.
+# Where pydicom parses headers a thousand a second, an export of several series is parsed once and
+# not for each.
 REMEMBERED = 2**16
 
 
@@ -105,7 +107,8 @@ class Slice:
         uid: SOPInstanceUID.
         size: rows, columns.
         position: ImagePositionPatient, (3,) mm in LPS: the centre of the first voxel.
-        orientation: ImageOrientationPatient, (2, 3): the directions of a row and of a column, perpendicular.
+        orientation: ImageOrientationPatient, (2, 3): the directions of a row and of a column,
+            perpendicular.
         spacing: mm between rows, mm between columns.
         slope: with `intercept`, from what is stored to HU or intensities.
         intercept: see there.
@@ -114,7 +117,7 @@ class Slice:
         thickness_mm: SliceThickness.
         number: InstanceNumber.
         acquisition: what tells volumes of one series apart, in the order of `ACQUISITION`.
-        problem: why it cannot be placed, "" where it can; nothing is said of where it lies then.
+        problem: why it cannot be placed, "" where it can; its position is unknown then.
         kind: what it is where it need not lie anywhere, "" for CT, MRI and PET.
     """
 
@@ -155,7 +158,9 @@ def require_pydicom(path: Path) -> None:
 
 
 def slices_of(file: Path) -> tuple[Slice, ...] | str:
-    """The slices of a file, without their pixels; or, where it is no part of a scan, what it is.
+    """Return the slices of a file, without their pixels.
+
+    Of a file that is no part of a scan, return what it is.
 
     Raises:
         DamagedError: for a DICOM file that cannot be read.
@@ -308,7 +313,7 @@ def _slice(file: Path, frame: int, kind: str, dataset: Any, groups: Sequence[Any
 
 
 def read_dataset(file: Path, tags: list[str], pixels: bool) -> Any:
-    """Some tags of a file, whatever else is in it.
+    """Return some tags of a file, whatever else is in it.
 
     Raises:
         DamagedError: for a file that cannot be parsed.
@@ -326,7 +331,7 @@ def read_dataset(file: Path, tags: list[str], pixels: bool) -> Any:
 
 
 def unreadable(file: Path, reason: str) -> DamagedError:
-    """The error for a file that may be a slice and cannot be read."""
+    """Return the error for a file that may be a slice and cannot be read."""
     lines = reason.strip().splitlines() or ["damaged"]
     return DamagedError(
         f"{file}: not readable as a DICOM image ({lines[0].rstrip('.')}), expected a whole file: replace it."
@@ -334,7 +339,7 @@ def unreadable(file: Path, reason: str) -> DamagedError:
 
 
 def value_of(dataset: Any, keyword: str) -> Any:
-    """The value of an element; None where there is none.
+    """Return the value of an element; None where there is none.
 
     Raises:
         ValueError: for one that is damaged, which is not one that is absent.
@@ -366,7 +371,7 @@ def _numbers(dataset: Any, keyword: str, count: int, default: float | None = Non
 
 
 def _number_or_nan(dataset: Any, keyword: str) -> float:
-    """A number on which only a warning rests: odd ones are as good as none."""
+    """Return a number on which only a warning rests: odd ones are as good as none."""
     try:
         return float(_numbers(dataset, keyword, 1, np.nan)[0])
     except ValueError:
@@ -386,7 +391,7 @@ def _perpendicular(axes: np.ndarray) -> np.ndarray:
 
 
 def uid_name(uid: str) -> str:
-    """What DICOM calls a kind of file or compression."""
+    """Return what DICOM calls a kind of file or compression."""
     from pydicom.uid import UID
 
     return UID(uid).name.removesuffix(" Storage") if uid else "DICOM file of no kind"

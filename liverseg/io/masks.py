@@ -16,7 +16,7 @@ from filelock import FileLock
 
 import liverseg
 from liverseg.errors import InputError
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 from liverseg.io.nifti import write_nifti
 from liverseg.io.paths import NIFTI_SUFFIXES, absolute, stem_of
 
@@ -28,18 +28,21 @@ LONGEST_STEM_BYTES = 180
 class MaskFolder:
     """A folder of masks, in which no scan ever takes the name of another one's mask.
 
-    The mask of a scan is `<scan>_<postfix><suffix>`, the scan called by its file or folder, without the suffix. Where
-    another scan of this run is called so too, or the name is that of a mask which is another scan's or of which nobody
-    knows whose it is, as many folders above the scan are put before it as tell them apart: `s0001_ct_liver.nii.gz`.
-    Where no folder does, as for `a.nii` beside `a.nii.gz`, a short sha256 of the path follows:
-    `a_1b2c3d4e_liver.nii.gz`. Upper and lower case are the same here, as they are in the folders of macOS and Windows.
-    A scan that comes again, in this run or a later one, replaces its own mask.
+    The mask of a scan is `<scan>_<postfix><suffix>`, the scan called by its file or folder, without
+    the suffix. Where another scan of this run is called so too, or the name is that of a mask which
+    is another scan's or of which nobody knows whose it is, as many folders above the scan are put
+    before it as tell them apart: `s0001_ct_liver.nii.gz`. Where no folder does, as for `a.nii`
+    beside `a.nii.gz`, a short sha256 of the path follows: `a_1b2c3d4e_liver.nii.gz`. Upper and
+    lower case are the same here, as they are in the folders of macOS and Windows. A scan that comes
+    again, in this run or a later one, replaces its own mask.
 
-    What belongs to whom is in the folder's `summary.json`. Its `scans` is a list with, for each scan,
+    What belongs to whom is in the folder's `summary.json`. Its `scans` is a list with, for each
+    scan,
 
     - `image`, its path, and `mask`, the name of its mask in this folder;
     - `volume_ml` of each class of the mask; `warnings`, sentences on what is odd about the scan;
-    - `flags`, by a short name the sentences on why the mask may be wrong, where masks are looked at;
+    - `flags`, by a short name the sentences on why the mask may be wrong, where masks are looked
+      at;
     - `bundle` and `version` of the bundle, and `liverseg`, the version of this package;
     - `error`, where the scan failed in the last run; a `mask` beside it is of a run before.
 
@@ -50,7 +53,8 @@ class MaskFolder:
         postfix: of the masks' names.
         suffix: `.nii.gz` or `.nii`.
         scans: all items of this run, `{"image": path}`, so that those called alike are named alike.
-        bundle_root: the folder of the bundle that makes the masks; its `metadata.json` names the classes.
+        bundle_root: the folder of the bundle that makes the masks; its `metadata.json` names the
+            classes.
 
     Raises:
         InputError: for another suffix, or a postfix that would lead into another folder.
@@ -82,7 +86,8 @@ class MaskFolder:
         """Refuse now what would only come up when the first mask is there.
 
         Raises:
-            InputError: for a folder that cannot be written, and a `summary.json` that cannot be read.
+            InputError: for a folder that cannot be written, and a `summary.json` that cannot be
+                read.
         """
         check_writable(self.folder)
         _read(self.folder)
@@ -101,8 +106,9 @@ class MaskFolder:
             scan: its path.
             mask: (H, W, D), uint8, class indices.
             affine: (4, 4), voxel index to RAS mm.
-            warnings: what is odd about the scan, one sentence each.
-            flags: why the mask may be wrong, one sentence each by a short name; None where nobody has looked.
+            warnings: what is odd about the scan, one message each.
+            flags: why the mask may be wrong, one message each by a short name; None where nobody
+                has looked.
 
         Returns:
             The mask's file.
@@ -183,7 +189,9 @@ class MaskFolder:
 
 @contextmanager
 def open_summary(folder: Path) -> Iterator[dict[str, Any]]:
-    """What a folder's `summary.json` holds, for one process at a time; what the block makes of it is written.
+    """Yield the content of a folder's `summary.json`, for one process at a time.
+
+    What the block makes of it is written.
 
     Its `scans` are those of `MaskFolder`; the rest is that of `SegmentationReport`.
 
@@ -196,11 +204,12 @@ def open_summary(folder: Path) -> Iterator[dict[str, Any]]:
         yield content
         content["scans"].sort(key=lambda entry: (entry["image"], entry.get("mask", "")))
         text = json.dumps(content, indent=1, allow_nan=False)
-        write_atomically(folder / SUMMARY, lambda file: file.write(f"{text}\n".encode()))
+        with atomic_write(folder / SUMMARY) as file:
+            file.write(f"{text}\n".encode())
 
 
 def recorded_scans(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The `scans` of the `summary.json` that `MaskFolder` writes; none where there is none.
+    """Return the `scans` of the `summary.json` that `MaskFolder` writes; none where there is none.
 
     Raises:
         InputError: for one that cannot be read.
@@ -209,7 +218,10 @@ def recorded_scans(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def recorded_masks(folder: str | os.PathLike[str]) -> set[str]:
-    """The names of the masks that `MaskFolder` wrote into a folder; none where its `summary.json` is another's."""
+    """Return the names of the masks that `MaskFolder` wrote into a folder.
+
+    None where its `summary.json` is another's.
+    """
     try:
         scans = recorded_scans(folder)
     except (InputError, OSError):
@@ -218,7 +230,9 @@ def recorded_masks(folder: str | os.PathLike[str]) -> set[str]:
 
 
 def find_mask(folder: str | os.PathLike[str], scan: str | os.PathLike[str]) -> Path | None:
-    """The newest mask of a scan in a folder that `MaskFolder` wrote; None where there is none.
+    """Return the newest mask of a scan in a folder that `MaskFolder` wrote.
+
+    None where there is none.
 
     Raises:
         InputError: for a `summary.json` that cannot be read.
@@ -234,7 +248,10 @@ def find_mask(folder: str | os.PathLike[str], scan: str | os.PathLike[str]) -> P
 
 
 def recorded_flags(mask: str | os.PathLike[str]) -> dict[str, str]:
-    """The flags of a mask, by what `MaskFolder` recorded beside it; none of a mask that it has not written."""
+    """Return the flags of a mask, by what `MaskFolder` recorded beside it.
+
+    None of a mask that it has not written.
+    """
     path = Path(mask)
     try:
         scans = recorded_scans(path.parent)
@@ -254,7 +271,10 @@ def scan_names(images: Sequence[str | os.PathLike[str]]) -> list[str]:
 
 
 def class_names(metadata: Mapping[str, Any]) -> dict[int, str]:
-    """The name of each value in the masks of a bundle, by its `metadata.json`; none where that does not say."""
+    """Return the name of each value in the masks of a bundle, by its `metadata.json`.
+
+    None where that does not say.
+    """
     data_format = metadata.get("network_data_format", {})
     # As the schema has it: the first where post-processing changes what the network gives.
     outputs = data_format.get("post_processed_outputs") or data_format.get("outputs", {})
@@ -290,7 +310,7 @@ def _first_choices(images: Sequence[str]) -> dict[str, int]:
 
 
 def _bundle(folder: str | os.PathLike[str] | None) -> tuple[dict[int, str], dict[str, str]]:
-    """The names of the classes, and what is recorded of the bundle."""
+    """Return the names of the classes, and what is recorded of the bundle."""
     made_by = {"liverseg": liverseg.__version__}
     file = absolute(folder) / "configs" / "metadata.json" if folder is not None else None
     if file is None or not file.is_file():

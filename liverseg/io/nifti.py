@@ -1,14 +1,16 @@
 """Read and write NIfTI files, each where ITK and 3D Slicer show it.
 
-A NIfTI file can say twice where it lies, as sform and as qform, and programs differ in which they take. The rule here
-is ITK's, which 3D Slicer follows:
+A NIfTI file can say twice where it lies, as sform and as qform, and programs differ in which they
+take. The rule here is ITK's, which 3D Slicer follows:
 
-- the sform, where its axes are at right angles and it says "scanner" (code 1) or there is no qform; else the qform;
+- the sform, where its axes are at right angles and it says "scanner" (code 1) or there is no qform;
+  else the qform;
 - voxel sizes from `pixdim`, lengths in metre or micron turned into mm;
-- without any form, the first axis to the left, the second to the back, the third to the head, and the origin at 0.
+- without any form, the first axis to the left, the second to the back, the third to the head, and
+  the origin at 0.
 
-ITK refuses a file whose only form is sheared, as by a tilted gantry: here it is read as it stands, as nibabel does.
-What is written has both forms, alike, so that everybody reads it the same way.
+ITK refuses a file whose only form is sheared, as by a tilted gantry: here it is read as it stands,
+as nibabel does. What is written has both forms, alike, so that everybody reads it the same way.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import nibabel as nib
 import numpy as np
 
 from liverseg.errors import InputError
-from liverseg.files import write_atomically
+from liverseg.files import atomic_write
 from liverseg.io.volume import Volume, largest_offset_mm
 
 # What nibabel raises for files that are none, or not whole.
@@ -49,11 +51,11 @@ MM_PER_UNIT = {1: 1000.0, 3: 0.001}
 
 
 def open_nifti(path: str | os.PathLike[str]) -> Any:
-    """The nibabel image of a NIfTI file, 1 or 2; its voxels are not read yet.
+    """Return the nibabel image of a NIfTI file, 1 or 2; its voxels are not read yet.
 
     Raises:
-        InputError: for a file that cannot be read, or is not one 3-D volume of real numbers. Further axes of length 1
-            are allowed.
+        InputError: for a file that cannot be read, or is not one 3-D volume of real numbers.
+            Further axes of length 1 are allowed.
     """
     try:
         image: Any = nib.load(path)
@@ -84,7 +86,8 @@ def open_nifti(path: str | os.PathLike[str]) -> Any:
         raise InputError(
             f"{path}: found a {type(image).__name__}, expected a NIfTI volume: convert it."
         )
-    # nibabel refuses the others below, and takes 0 at its word: the header would be voxels, and the rest be shifted.
+    # nibabel refuses the others below, and takes 0 at its word: the header would be voxels, and the
+    # rest be shifted.
     voxels: Any = image.dataobj
     least = image.header.single_vox_offset
     if voxels.offset < least:
@@ -118,10 +121,10 @@ def read_nifti_grid(path: str | os.PathLike[str]) -> Volume:
 def write_nifti(
     path: str | os.PathLike[str], array: np.ndarray, affine: np.ndarray, description: str = ""
 ) -> None:
-    """Write a volume as NIfTI-1: whole or not at all, sform and qform alike.
+    """Write a volume as NIfTI-1, atomically, with sform and qform alike.
 
-    A qform cannot say a shear. A sheared volume has the sform alone, which ITK and 3D Slicer refuse to read rather than
-    to show it elsewhere.
+    A qform cannot say a shear. A sheared volume has the sform alone, which ITK and 3D Slicer refuse
+    to read rather than to show it elsewhere.
 
     Args:
         path: its suffix decides whether it is compressed.
@@ -141,7 +144,7 @@ def write_nifti(
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = description
 
-    def write(file: Any) -> None:
+    with atomic_write(path) as file:
         if _is_packed(path):
             with gzip.GzipFile(
                 fileobj=file, mode="wb", compresslevel=1, mtime=0, filename=""
@@ -149,8 +152,6 @@ def write_nifti(
                 image.to_stream(packed)
         else:
             image.to_stream(file)
-
-    write_atomically(path, write)
 
 
 def _is_packed(path: str | os.PathLike[str]) -> bool:
@@ -167,7 +168,7 @@ def _read_packed(path: str | os.PathLike[str], image: Any) -> np.ndarray:
 
 
 def unreadable(path: str | os.PathLike[str], error: BaseException) -> InputError:
-    """The sentence for one of `UNREADABLE`, which nibabel raised for a file."""
+    """Return the message for one of `UNREADABLE`, which nibabel raised for a file."""
     packed, advice, start = _is_packed(path), "replace it or remove it", b""
     if Path(path).is_file() and os.access(path, os.R_OK):
         with open(path, "rb") as file:
@@ -213,7 +214,7 @@ def _choose(
     sizes_mm: np.ndarray,
     shape: Sequence[int],
 ) -> tuple[np.ndarray, list[str]]:
-    """The affine by ITK's rule, and what to warn of."""
+    """Return the affine by ITK's rule, and what to warn of."""
     if sform is None:
         if qform is not None:
             return qform, []
@@ -264,7 +265,7 @@ def _choose(
 def _form(
     path: str | os.PathLike[str], header: Any, name: str, mm_per_unit: float
 ) -> np.ndarray | None:
-    """The affine that a form gives; None where its code says that it is not set."""
+    """Return the affine that a form gives; None where its code says that it is not set."""
     if header[f"{name}_code"] <= 0:
         return None
     try:
@@ -298,7 +299,10 @@ def _raw_header(image: Any) -> Any:
 
 
 def _shear_degrees(affine: np.ndarray) -> float:
-    """How far the axes are from right angles to each other; 0 for what ITK takes for right angles."""
+    """Return how far the axes are from right angles to each other.
+
+    0 for what ITK takes for right angles.
+    """
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     product = directions @ directions.T
     if np.abs(product - np.eye(3)).max() <= RIGHT_ANGLE:

@@ -21,12 +21,15 @@ def is_hidden(path: str | os.PathLike[str]) -> bool:
 
 
 def nifti_suffix(path: str | os.PathLike[str]) -> str:
-    """The suffix of a NIfTI file as it stands in its name, `.nii.gz` or `.NII`; "" for any other name."""
+    """Return the suffix of a NIfTI file as it stands in its name, `.nii.gz` or `.NII`.
+
+    "" for any other name.
+    """
     return _suffix(path, NIFTI_SUFFIXES)
 
 
 def stem_of(path: str | os.PathLike[str]) -> str:
-    """The name of a scan's file or folder without the suffix of a NIfTI or DICOM file.
+    """Return the name of a scan's file or folder without the suffix of a NIfTI or DICOM file.
 
     Other dots stay: `case.001.nii.gz` is `case.001`, and the folder `1.2.840.1` is `1.2.840.1`.
     """
@@ -34,7 +37,10 @@ def stem_of(path: str | os.PathLike[str]) -> str:
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """The absolute path; a link stays what it is called, and does not become what it points to."""
+    """Return the absolute path.
+
+    A link stays what it is called, and does not become what it points to.
+    """
     return Path(os.path.abspath(os.path.expanduser(path)))
 
 

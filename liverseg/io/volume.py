@@ -19,8 +19,9 @@ class Volume:
     Attributes:
         array: (H, W, D), HU or intensities or label values.
         affine: (4, 4), voxel index to RAS mm.
-        warnings: what the person who gave the file should know, one sentence each.
-        other_affines: (4, 4) each, where other programs show the same file; a label that lies there is on its grid.
+        warnings: what the person who gave the file should know, one message each.
+        other_affines: (4, 4) each, where other programs show the same file; a label that lies there
+            is on its grid.
     """
 
     array: np.ndarray
@@ -30,12 +31,12 @@ class Volume:
 
 
 def corners(shape: Sequence[int]) -> np.ndarray:
-    """Indices of the eight corner voxels of a volume (H, W, D), shape (8, 3)."""
+    """Return the indices of the eight corner voxels of a volume (H, W, D), shape (8, 3)."""
     return np.array(list(itertools.product(*((0, length - 1) for length in shape[:3]))))
 
 
 def largest_offset_mm(shape: Sequence[int], one: np.ndarray, other: np.ndarray) -> float:
-    """How far apart two affines (4, 4) put a voxel of a volume (H, W, D), at most, in mm.
+    """Return how far apart two affines (4, 4) put a voxel of a volume (H, W, D), at most, in mm.
 
     The offset is linear in the voxel's index, so it is largest in a corner.
     """

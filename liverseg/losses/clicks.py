@@ -16,9 +16,9 @@ from liverseg.errors import InputError
 class ClickLoss(nn.Module):
     """loss(p, g) + weight · Σ w_v · CE(p_v, g_v) / Σ w_v, with w_v how much of a click there is in voxel v, 0 to 1.
 
-    A click covers some dozen voxels of millions, and where errors are thin it tells little else, so a network that
-    learns from few scans can leave clicks alone at no cost to a Dice or a mean cross entropy. The second term is 0
-    where nothing was clicked.
+    A click covers some dozen voxels of millions, and where errors are thin it tells little else, so
+    a network that learns from few scans can leave clicks alone at no cost to a Dice or a mean cross
+    entropy. The second term is 0 where nothing was clicked.
 
     Args:
         loss: of logits (B, C, H, W, D) and class indices (B, 1, H, W, D).
@@ -52,16 +52,18 @@ def label_and_clicks(
     non_blocking: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """A trainer's `prepare_batch` for `ClickLoss`.
+    """Return a trainer's `prepare_batch` for `ClickLoss`.
 
     Args:
-        batchdata: `image` (B, 1 + C, H, W, D), the scan and the clicks of each class, and `label` (B, 1, H, W, D).
+        batchdata: `image` (B, 1 + C, H, W, D), the scan and the clicks of each class, and `label`
+            (B, 1, H, W, D).
         device: where both go.
         non_blocking: as of `Tensor.to`.
         kwargs: more for `Tensor.to`.
 
     Returns:
-        the image, and the label with the largest click of any class as its second channel (B, 2, H, W, D).
+        the image, and the label with the largest click of any class as its second channel (B, 2, H,
+        W, D).
     """
     image, label = default_prepare_batch(dict(batchdata), device, non_blocking, **kwargs)  # type: ignore[misc]
     return image, torch.cat([label, image[:, 1:].amax(1, keepdim=True)], 1)  # type: ignore[list-item]

@@ -14,15 +14,18 @@ from liverseg.errors import InputError
 class LevelRampLoss(nn.Module):
     """Σ over the decoder levels i = 2 … N of ((N − i) · BCE_i + i · Dice_i) / N, for a binary target.
 
-    The multi-level loss of the cascade on LiTS (section 3.6, eqs. 4 to 6). Level 1 is the bottleneck, which has no side
-    output, level 2 the deepest decoder stage, level N full resolution, where Dice alone is left. The division by N is
-    ours: it gives the last level, and with it the loss without levels, the weight 1.
+    The multi-level loss of the cascade on LiTS (section 3.6, eqs. 4 to 6). Level 1 is the
+    bottleneck, which has no side output, level 2 the deepest decoder stage, level N full
+    resolution, where Dice alone is left. The division by N is ours: it gives the last level, and
+    with it the loss without levels, the weight 1.
 
-    BCE is the mean over all pixels, from logits. Dice is 1 − (2 Σŷy + 1) / (Σŷ + Σy + 1), the sums over the batch.
+    BCE is the mean over all pixels, from logits. Dice is 1 − (2 Σŷy + 1) / (Σŷ + Σy + 1), the sums
+    over the batch.
 
-    The label of level i is the maximum over the 2^(N−i) x 2^(N−i) pixels that each of its pixels covers, at the border
-    those inside the image. Taking the majority instead would erase lesions narrower than about half such a square
-    from the deep levels and teach them that nothing is there; too large a label there is corrected by the later levels.
+    The label of level i is the maximum over the 2^(N−i) x 2^(N−i) pixels that each of its pixels
+    covers, at the border those inside the image. Taking the majority instead would erase lesions
+    narrower than about half such a square from the deep levels and teach them that nothing is
+    there; too large a label there is corrected by the later levels.
 
     Args:
         levels: False takes the full-resolution output alone, its term at i = N.
@@ -33,12 +36,12 @@ class LevelRampLoss(nn.Module):
         self.levels = levels
 
     def forward(self, input: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
-        """The loss, a scalar in float32 or the type of float64 logits.
+        """Return the loss, a scalar in float32 or the type of float64 logits.
 
         Args:
-            input: logits of the target: the side outputs from level N down to 2, (B, 1, h, w) with h and w those of
-                the label divided by 2^(N−i) and rounded up, as `TuningNet` gives them in training; or the
-                full-resolution output alone, (B, 1, H, W).
+            input: logits of the target: the side outputs from level N down to 2, (B, 1, h, w) with
+                h and w those of the label divided by 2^(N−i) and rounded up, as `TuningNet` gives
+                them in training; or the full-resolution output alone, (B, 1, H, W).
             target: class indices 0 and 1 of any dtype, (B, 1, H, W).
 
         Raises:

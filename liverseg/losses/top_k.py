@@ -16,8 +16,9 @@ from liverseg.networks.blocks import two_class_logits
 class TopKLoss(nn.Module):
     """Cross entropy averaged over the `k` percent of the batch's voxels where it is highest.
 
-    Wu, Shen and van den Hengel, "Bridging category-level and instance-level semantic image segmentation",
-    arXiv:1605.06885 (2016), sec. 3: a small lesion weighs more once the easy background is left out.
+    Wu, Shen and van den Hengel, "Bridging category-level and instance-level semantic image
+    segmentation", arXiv:1605.06885 (2016), sec. 3: a small lesion weighs more once the easy
+    background is left out.
 
     Args:
         k: percent, above 0 and up to 100; 100 is plain cross entropy. At least one voxel is kept.
@@ -68,7 +69,7 @@ class DiceTopKLoss(nn.Module):
         self.lambda_top_k = lambda_top_k
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss, a scalar, from logits and class indices as `TopKLoss` takes them."""
+        """Return the loss, a scalar, from logits and class indices as `TopKLoss` takes them."""
         logits = two_class_logits(logits)
         return self.lambda_dice * self.dice(logits, target) + self.lambda_top_k * self.top_k(
             logits, target

@@ -11,17 +11,19 @@ from liverseg.metrics.confusion import check_label_maps
 
 
 def bf_scores(prediction: np.ndarray, reference: np.ndarray, num_classes: int) -> np.ndarray:
-    """Boundary F1 score of every class in every axial slice.
+    """Return the boundary F1 score of every class in every axial slice.
 
-    Csurka et al., "What is a good evaluation measure for semantic segmentation?", BMVC 2013: precision is the share of
-    the predicted boundary that lies within a tolerance of the reference boundary, recall the share of the reference
-    boundary within the tolerance of the predicted one, the score 2PR / (P + R). As MATLAB documents it, the tolerance
-    is 0.75 % of the diagonal of the image, in pixels; it is not rounded.
+    Csurka et al., "What is a good evaluation measure for semantic segmentation?", BMVC 2013:
+    precision is the share of the predicted boundary that lies within a tolerance of the reference
+    boundary, recall the share of the reference boundary within the tolerance of the predicted one,
+    the score 2PR / (P + R). As MATLAB documents it, the tolerance is 0.75 % of the diagonal of the
+    image, in pixels; it is not rounded.
 
     MATLAB documents neither the boundary nor the empty cases; this is the reading here:
 
-    - a boundary pixel belongs to the class and has a 4-neighbour that does not; outside the image nothing belongs to it
-      (as `bwperim` has it), so the frame of the image bounds a class that touches it, the background included;
+    - a boundary pixel belongs to the class and has a 4-neighbour that does not; outside the image
+      nothing belongs to it (as `bwperim` has it), so the frame of the image bounds a class that
+      touches it, the background included;
     - a distance equal to the tolerance is within it;
     - a class in neither slice scores NaN, in one only 0, and no match at all 0.
 
@@ -39,7 +41,8 @@ def bf_scores(prediction: np.ndarray, reference: np.ndarray, num_classes: int) -
     check_label_maps(prediction, reference, num_classes)
     tolerance_px = 0.0075 * math.hypot(*prediction.shape[:2])
     scores = np.full((prediction.shape[-1], num_classes), np.nan)
-    # Slices one after the other in memory: reading them across the last axis takes several times as long.
+    # Slices one after the other in memory: reading them across the last axis takes several times as
+    # long.
     slices = (
         np.ascontiguousarray(np.moveaxis(label_map, -1, 0)) for label_map in (prediction, reference)
     )
@@ -62,7 +65,8 @@ def mean_bf_score(scores: np.ndarray) -> float:
     """Mean over images of each image's mean over the classes in it: MATLAB's MeanBFScore of the data set.
 
     Args:
-        scores: (images, classes), the rows of `bf_scores` of all cases; every image holds at least one class.
+        scores: (images, classes), the rows of `bf_scores` of all cases; every image holds at least
+            one class.
     """
     return float(np.nanmean(scores, axis=1).mean())
 
@@ -86,8 +90,8 @@ def _matched_share(boundary: np.ndarray, other: np.ndarray, tolerance_px: float)
     rows, columns = np.nonzero(alone)
     if not len(rows):
         return 1.0
-    # Common pixels match, so distances are needed around the others only: what is farther than the tolerance from them
-    # cannot match them.
+    # Common pixels match, so distances are needed around the others only: what is farther than the
+    # tolerance from them cannot match them.
     margin = math.ceil(tolerance_px)
     window = (
         slice(max(rows.min() - margin, 0), rows.max() + margin + 1),

@@ -10,6 +10,7 @@ import torch
 from monai.metrics.utils import get_edge_surface_distance
 
 from liverseg.metrics.confusion import check_label_maps
+from liverseg.transforms.morphology import NO_BOX, bounding_box
 
 
 def case_metrics(
@@ -18,16 +19,19 @@ def case_metrics(
     spacing_mm: Sequence[float],
     class_names: Sequence[str],
 ) -> dict[str, dict[str, float]]:
-    """Metrics of every foreground class of one volume.
+    """Return the metrics of every foreground class of one volume.
 
-    - ``dice`` 2|P∩R| / (|P|+|R|) and ``iou`` |P∩R| / |P∪R|; NaN if the class is in neither, 0 if in one only.
-    - ``hd95_mm``: the larger of the 95th percentiles of the distances prediction → reference and back (as in MONAI's
-      `compute_hausdorff_distance`); ``assd_mm``: mean of the distances of both directions together (as in MONAI's
-      `compute_average_surface_distance`). Distances run between centres of surface voxels: voxels of the mask with one
-      of their six neighbours outside it; beyond the volume is outside. NaN if the class is missing from one or both: no
-      number stands for that, and infinity would drown every mean. Summaries must count those cases beside the mean.
-    - ``volume_ml``, ``reference_volume_ml``, ``volume_error_ml`` (predicted − reference) and ``volume_error_percent``
-      (of the reference; NaN without reference).
+    - ``dice`` 2|P∩R| / (|P|+|R|) and ``iou`` |P∩R| / |P∪R|; NaN if the class is in neither, 0 if in
+      one only.
+    - ``hd95_mm``: the larger of the 95th percentiles of the distances prediction → reference and
+      back (as in MONAI's `compute_hausdorff_distance`); ``assd_mm``: mean of the distances of both
+      directions together (as in MONAI's `compute_average_surface_distance`). Distances run between
+      centres of surface voxels: voxels of the mask with one of their six neighbours outside it;
+      beyond the volume is outside. NaN if the class is missing from one or both: no number stands
+      for that, and infinity would drown every mean. Summaries must count those cases beside the
+      mean.
+    - ``volume_ml``, ``reference_volume_ml``, ``volume_error_ml`` (predicted − reference) and
+      ``volume_error_percent`` (of the reference; NaN without reference).
 
     Args:
         prediction: integer label map, (H, W, D), 0 is background.
@@ -42,7 +46,7 @@ def case_metrics(
         InputError: shapes differ, not three axes, or a value is outside the classes.
     """
     check_label_maps(prediction, reference, len(class_names))
-    box = bounding_box((prediction > 0) | (reference > 0))
+    box = bounding_box((prediction > 0) | (reference > 0)) or NO_BOX
     prediction, reference = prediction[box], reference[box]
     voxel_ml = math.prod(spacing_mm) / 1000
     metrics = {}
@@ -68,22 +72,12 @@ def case_metrics(
     return metrics
 
 
-def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """Slices of the smallest box around the true voxels, empty ones if there are none."""
-    box = []
-    for axis in range(mask.ndim):
-        inside = np.flatnonzero(
-            mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis))
-        )
-        box.append(slice(inside[0], inside[-1] + 1) if len(inside) else slice(0, 0))
-    return tuple(box)
-
-
 def _surface_distances(
     predicted: np.ndarray, true: np.ndarray, spacing_mm: Sequence[float]
 ) -> tuple[float, float]:
-    """HD95 and ASSD in mm of two masks that are not empty."""
-    # What MONAI's two metrics share, called once: each of them would find the surfaces and all the distances again.
+    """Return HD95 and ASSD in mm of two masks that are not empty."""
+    # What MONAI's two metrics share, called once: each of them would find the surfaces and all the
+    # distances again.
     _, distances, _ = get_edge_surface_distance(
         torch.from_numpy(predicted),
         torch.from_numpy(true),

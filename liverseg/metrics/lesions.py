@@ -8,47 +8,49 @@ from collections.abc import Sequence
 import cc3d
 import numpy as np
 
-from liverseg.metrics.case import bounding_box
 from liverseg.metrics.confusion import check_label_maps
+from liverseg.transforms.morphology import NO_BOX, bounding_box
 
 COUNTS = ("reference_lesions", "predicted_lesions", "true_positive_lesions")
 
 
 def lesion_metrics(prediction: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """How many lesions of one volume were found.
+    """Count the lesions of one volume that were found.
 
-    Bilic et al., "The Liver Tumor Segmentation Benchmark (LiTS)", Medical Image Analysis 84 (2023), as the challenge's
-    evaluation does it (github.com/PatrickChrist/lits-challenge-scoring, `detect_lesions`):
+    Bilic et al., "The Liver Tumor Segmentation Benchmark (LiTS)", Medical Image Analysis 84 (2023),
+    as the challenge's evaluation does it (github.com/PatrickChrist/lits-challenge-scoring,
+    `detect_lesions`):
 
     - a lesion is a component of voxels connected by their faces (6 neighbours);
-    - each reference lesion goes to the predicted lesion that shares most voxels with it; those of one predicted lesion
-      become one;
-    - each predicted lesion goes to the reference lesion, merged or not, that it shares most voxels with; those of one
-      reference lesion become one;
+    - each reference lesion goes to the predicted lesion that shares most voxels with it; those of
+      one predicted lesion become one;
+    - each predicted lesion goes to the reference lesion, merged or not, that it shares most voxels
+      with; those of one reference lesion become one;
     - such a pair is one true positive if its intersection over union is above 0.5.
 
-    So a prediction that fits two lesions counts as one found and one missed, and two pieces that fit one lesion as one
-    found and one piece too many. Among equals the component numbered first is taken.
+    So a prediction that fits two lesions counts as one found and one missed, and two pieces that
+    fit one lesion as one found and one piece too many. Among equals the component numbered first is
+    taken.
 
-    Two faults of that program are not repeated, so its own figures can differ, most where there are many lesions: it
-    takes the union with the voxels of another lesion (its author mended this later, in
-    github.com/veugene/lits-challenge-scoring), and subtracts a pair that is not above 0.5 once for each of its
-    reference lesions.
+    Two faults of that program are not repeated, so its own figures can differ, most where there are
+    many lesions: it takes the union with the voxels of another lesion (its author fixed this later,
+    in github.com/veugene/lits-challenge-scoring), and subtracts a pair that is not above 0.5 once
+    for each of its reference lesions.
 
     Args:
         prediction: binary mask of the lesions, (H, W, D).
         reference: binary mask of the same shape.
 
     Returns:
-        ``reference_lesions``, ``predicted_lesions``, ``true_positive_lesions``; ``detection_precision``, true positives
-        of the predicted lesions, NaN if there are none; ``detection_recall``, true positives of the reference lesions,
-        NaN if there are none.
+        ``reference_lesions``, ``predicted_lesions``, ``true_positive_lesions``;
+        ``detection_precision``, true positives of the predicted lesions, NaN if there are none;
+        ``detection_recall``, true positives of the reference lesions, NaN if there are none.
 
     Raises:
         InputError: shapes differ, not three axes, or a value is neither 0 nor 1.
     """
     check_label_maps(prediction, reference, 2)
-    box = bounding_box((prediction > 0) | (reference > 0))
+    box = bounding_box((prediction > 0) | (reference > 0)) or NO_BOX
     (predicted, num_predicted), (true, num_true) = (
         cc3d.connected_components(
             np.ascontiguousarray(mask[box]), connectivity=6, return_N=True, binary_image=True
@@ -83,14 +85,15 @@ def lesion_metrics(prediction: np.ndarray, reference: np.ndarray) -> dict[str, f
 
 
 def lesion_burden(lesions: dict[str, float], organ: dict[str, float]) -> dict[str, float]:
-    """The share of an organ that is lesion: LiTS's tumour burden.
+    """Return the share of an organ that is lesion: LiTS's tumour burden.
 
     Args:
         lesions: `case_metrics` of the lesions.
         organ: `case_metrics` of the rest of the organ.
 
     Returns:
-        ``burden`` of the prediction and ``reference_burden``, lesion / (lesion + organ); NaN without either.
+        ``burden`` of the prediction and ``reference_burden``, lesion / (lesion + organ); NaN
+        without either.
     """
     burden = {}
     for mask in ("", "reference_"):
@@ -102,12 +105,12 @@ def lesion_burden(lesions: dict[str, float], organ: dict[str, float]) -> dict[st
 
 
 def pooled_lesion_metrics(cases: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The figures of `lesion_metrics` over all lesions of a data set, as LiTS ranks them.
+    """Return the figures of `lesion_metrics` over all lesions of a data set, as LiTS ranks them.
 
     Args:
-        cases: `lesion_metrics` of each case, and its `lesion_burden` if wanted: then ``burden_rmse`` and
-            ``burden_max_error`` (without its sign) are over the cases where neither burden is NaN, NaN if there are
-            none.
+        cases: `lesion_metrics` of each case, and its `lesion_burden` if wanted: then
+            ``burden_rmse`` and ``burden_max_error`` (without its sign) are over the cases where
+            neither burden is NaN, NaN if there are none.
     """
     counts = {name: sum(case[name] for case in cases) for name in COUNTS}
     pooled = counts | _precision_and_recall(*counts.values())
@@ -129,7 +132,7 @@ def _precision_and_recall(
 
 
 def _voxels(components: np.ndarray, count: int) -> np.ndarray:
-    """Voxels of each component, from number 0, which has none."""
+    """Return the voxels of each component, from number 0, which has none."""
     voxels = np.zeros(count + 1, dtype=np.int64)
     # Plane by plane: bincount makes an int64 copy of what it counts.
     for plane in components:

@@ -1,4 +1,4 @@
-"""Pieces that several networks share."""
+"""Build blocks that several networks share."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch import Tensor, nn
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Pad images (B, C, H, W) below and on the right until height and width are multiples of ``multiple``.
 
-    The padding repeats the edge pixels: zeros would draw an edge into any image whose background is not 0, and the
-    value of air depends on the intensity scaling before the network.
+    The padding repeats the edge pixels: zeros would draw an edge into any image whose background is
+    not 0, and the value of air depends on the intensity scaling before the network.
     """
     return F.pad(x, (0, -x.shape[-1] % multiple, 0, -x.shape[-2] % multiple), mode="replicate")
 
 
 def crop(x: Tensor, height: int, width: int) -> Tensor:
-    """Take the upper left ``height`` x ``width`` pixels of (B, C, H, W): what ``pad_to_multiple`` added goes."""
-    # By negative padding: a slice makes torch.export tell padded sizes from others and refuse one kind.
+    """Crop (B, C, H, W) to the upper left, without what ``pad_to_multiple`` has added."""
+    # By negative padding: a slice makes torch.export tell padded sizes from others and refuse one
+    # kind.
     return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
 
 
@@ -43,9 +44,10 @@ def centre(x: Tensor, like: Tensor) -> Tensor:
 class MixedPool2d(nn.Module):
     """Max or average pooling, drawn at random in training; their mean at test.
 
-    λ·max + (1 − λ)·average with λ 0 or 1 at equal odds (Yu et al., "Mixed Pooling for Convolutional Neural Networks",
-    RSKT 2014). λ is drawn in each forward pass, for each image and feature map on its own, from torch's generator of
-    the device. At test λ is its expectation, 1/2, so the weights carry no record of the draws.
+    λ·max + (1 − λ)·average with λ 0 or 1 at equal odds (Yu et al., "Mixed Pooling for Convolutional
+    Neural Networks", RSKT 2014). λ is drawn in each forward pass, for each image and feature map on
+    its own, from torch's generator of the device. At test λ is its expectation, 1/2, so the weights
+    carry no record of the draws.
 
     Args:
         kernel_size: and stride, in pixels.
@@ -69,8 +71,9 @@ class MixedPool2d(nn.Module):
 def initialise_he(network: nn.Module) -> None:
     """Draw the weights of all convolutions from N(0, 2 / n) and set their biases to 0, in place.
 
-    n is kernel height x kernel width x input channels, for up-convolutions too: MATLAB's ``WeightsInitializer="he"``,
-    which its ``unetLayers`` gives to every convolution (He et al., "Delving deep into rectifiers", ICCV 2015).
+    n is kernel height x kernel width x input channels, for up-convolutions too: MATLAB's
+    ``WeightsInitializer="he"``, which its ``unetLayers`` gives to every convolution (He et al.,
+    "Delving deep into rectifiers", ICCV 2015).
     """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -86,10 +89,11 @@ class ASPP(nn.Module):
     Args:
         in_channels: channels of the input.
         rates: dilation of each branch; rate 1 is a 1x1 convolution, the others are 3x3.
-        image_pooling: add a branch that averages over the whole map. It has a bias in place of batch norm, which can
-            not be computed from the single value per channel that a batch of one image leaves in training.
-        image_pooling_norm: give that branch batch norm all the same, as Chen et al. do; a batch of one image is then
-            normalised with the running statistics.
+        image_pooling: add a branch that averages over the whole map. It has a bias in place of
+            batch norm, which can not be computed from the single value per channel that a batch of
+            one image leaves in training.
+        image_pooling_norm: give that branch batch norm all the same, as Chen et al. do; a batch of
+            one image is then normalised with the running statistics.
     """
 
     def __init__(

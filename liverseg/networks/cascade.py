@@ -10,21 +10,23 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from liverseg.networks.container import NetworkContainer
 from liverseg.networks.liver_lesion import lesions_in_liver
-from liverseg.networks.weights import load_strictly, load_weights_by_name, read_state_dict
+from liverseg.networks.weights import load_strictly, read_state_dict
 
-# The axes of a volume (x, y, z) in the order (rows, columns, slices) of each plane; as Orientation does it in training
-# with RAS, RSA and ASR.
+# The axes of a volume (x, y, z) in the order (rows, columns, slices) of each plane; as Orientation
+# does it in training with RAS, RSA and ASR.
 PLANE_AXES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
 TARGETS = ("liver", "lesion")
 
 
-class CascadeNetworks(nn.ModuleDict):
+class CascadeNetworks(NetworkContainer, nn.ModuleDict):
     """`<target>_localise` and `<target>_<plane>` for each target and plane, which `CascadeInferer` runs.
 
-    As one network they map a region and the priors in it to a segmentation, as export and checks of a network need it:
-    each tuning network sees all slices of its plane, and the mean of the planes' probabilities decides. Where the
-    region is, and what the priors are, `CascadeInferer` finds out with the localisation networks.
+    As one network they map a region and the priors in it to a segmentation, as export and checks of
+    a network need it: each tuning network sees all slices of its plane, and the mean of the planes'
+    probabilities decides. Where the region is, and what the priors are, `CascadeInferer` finds out
+    with the localisation networks.
 
     Args:
         localise: the localisation network, copied for each target.
@@ -54,12 +56,12 @@ class CascadeNetworks(nn.ModuleDict):
         """Map regions to logits of background and targets, a lesion being inside the liver only.
 
         Args:
-            x: (B, 1 + number of targets, H, W, D) in RAS orientation: the image, and the prior of each target from 0 to
-                1, on the grid of the tuning networks.
+            x: (B, 1 + number of targets, H, W, D) in RAS orientation: the image, and the prior of
+                each target from 0 to 1, on the grid of the tuning networks.
 
         Returns:
-            (B, 1 + number of targets, H, W, D). The largest is that of a target where the mean of its probabilities is
-            above one half.
+            (B, 1 + number of targets, H, W, D). The largest is that of a target where the mean of
+            its probabilities is above one half.
         """
         total = torch.zeros_like(x[:, 1:])
         for name, network in self.items():
@@ -81,14 +83,14 @@ class CascadeNetworks(nn.ModuleDict):
         """Load the weights of each network.
 
         Args:
-            paths: the file that holds them all, and may hold other targets and planes besides; or one for each network.
+            paths: the file that holds them all, and may hold other targets and planes besides; or
+                one for each network.
 
         Raises:
-            InputError: as `load_weights_by_name`, and for a file that lacks weights of one of these networks or fits
-                them not.
+            InputError: as of `NetworkContainer`.
         """
         if isinstance(paths, Mapping):
-            load_weights_by_name(dict(self.items()), paths)
+            super().load_weights(paths)
             return
         others = {
             f"{target}_{part}" for target in TARGETS for part in ("localise", *PLANE_AXES)
@@ -113,10 +115,10 @@ def cascade_weights(
     planes: Sequence[str] = tuple(PLANE_AXES),
     number: int | None = None,
 ) -> str | dict[str, str]:
-    """Where the training of a cascade leaves the weights of `CascadeNetworks` of these targets and planes.
+    """Return where the training of a cascade writes the weights of `CascadeNetworks`.
 
-    It is `<folder>/model.pt`, written once all networks of the bundle are trained. Before that, and for a round,
-    each network has a file, `<folder>/<target>/<part>/model.pt`.
+    It is `<folder>/model.pt`, written once all networks of the bundle are trained. Before that, and
+    for a round, each network has a file, `<folder>/<target>/<part>/model.pt`.
 
     Args:
         folder: the bundle's `ckpt_dir`.

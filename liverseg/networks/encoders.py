@@ -56,7 +56,9 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18Encoder(nn.Module):
-    """The convolutions of ResNet-18 with the last strides turned into dilation (He et al. 2016; Chen et al. 2018).
+    """The convolutions of ResNet-18 with the last strides turned into dilation.
+
+    He et al. 2016; Chen et al. 2018.
 
     ResNet-18 halves the image five times, to 1/32. For ``output_stride`` 16 the last halving is left out, for 8 the
     last two, and every later 3x3 convolution has its taps spread by the factor left out, so that the weights see the
@@ -111,7 +113,10 @@ class ResNet18Encoder(nn.Module):
 def _stage(
     in_channels: int, out_channels: int, stride: int, dilation: int, dilate: bool = False
 ) -> nn.Sequential:
-    """Two blocks; ``dilate`` says that their stride of 2 is replaced by doubling the ``dilation`` before them."""
+    """Two blocks.
+
+    ``dilate`` says that their stride of 2 is replaced by doubling the ``dilation`` before them.
+    """
     # The first convolution reads the map from before the stride, so only those after it are spread.
     after = 2 * dilation if dilate else dilation
     return nn.Sequential(

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
-from liverseg.networks.weights import load_weights_by_name
+from liverseg.networks.container import NetworkContainer
 
 
-class LiverLesionNetworks(nn.Module):
+class LiverLesionNetworks(NetworkContainer):
     """Two two-class networks as one network of 0 background, 1 liver and 2 lesion, lesions inside the liver only.
 
     `lesions_in_liver` merges their margins, foreground minus background logit.
 
-    Both networks see the whole image here, as export and checks of a network need it. `TwoStageInferer` runs them on
-    volumes, the second in the liver that the first has found.
+    Both networks see the whole image here, as export and checks of a network need it.
+    `TwoStageInferer` runs them on volumes, the second in the liver that the first has found.
 
     Args:
         liver: maps (B, C, H, W) to logits (B, 2, H, W) of background and liver.
@@ -35,17 +32,14 @@ class LiverLesionNetworks(nn.Module):
         healthy, diseased = self.lesion(x).split(1, dim=1)
         return lesions_in_liver(inside - outside, diseased - healthy)
 
-    def load_weights(self, paths: Mapping[str, str | os.PathLike[str]]) -> None:
-        """Load the weights of "liver" and "lesion" from their paths, as `load_weights_by_name`."""
-        load_weights_by_name(dict(self.named_children()), paths)
-
 
 def lesions_in_liver(liver: Tensor, lesion: Tensor) -> Tensor:
     """Logits (B, 3, …) of background, liver and lesion from the margins (B, 1, …) of liver and of lesion:
 
         background = −liver,  liver = min(liver, −lesion),  lesion = min(liver, lesion).
 
-    That of a class is the least margin of all that must hold for it. So the class of largest logit is background where
-    the liver's margin is negative, whatever that of the lesion is there, and elsewhere what the lesion's margin says.
+    That of a class is the least margin of all that must hold for it. So the class of largest logit
+    is background where the liver's margin is negative, whatever that of the lesion is there, and
+    elsewhere what the lesion's margin says.
     """
     return torch.cat([-liver, torch.minimum(liver, -lesion), torch.minimum(liver, lesion)], dim=1)

@@ -110,7 +110,10 @@ class PreactivationUNet3D(nn.Module):
 
 
 class _Stage(nn.Module):
-    """Two convolutions; with `valid` they take the border away, and the input is added to their output."""
+    """Two convolutions.
+
+    With `valid` they take the border away, and the input is added to their output.
+    """
 
     def __init__(
         self,
@@ -146,7 +149,10 @@ class _Stage(nn.Module):
 
 
 def _activate(x: Tensor, slope: float = 0.01, channels: int = 8) -> Tensor:
-    """Norm and leaky ReLU; by a few channels, as float32 beside bfloat16 would be the most that memory holds."""
+    """Norm and leaky ReLU.
+
+    By a few channels, as float32 beside bfloat16 would be the most that memory holds.
+    """
     return torch.cat(
         [F.leaky_relu_(_norm(part), slope) for part in x.split(channels, dim=1)], dim=1
     )

@@ -16,7 +16,9 @@ ASPP_RATES = (1, 6, 12, 18)
 
 
 class TuningNet(nn.Module):
-    """Refine the segmentation of one target, given the image and a prior of where the target is; any image size.
+    """Refine the segmentation of one target, given the image and a prior of where the target is.
+
+    Any image size.
 
     The tuning network of the cascade on LiTS (sections 3.4, 3.5 and 3.7). The paper gives its parts and its number of
     parameters, 38,059,141, of which 3,072 are not trained; widths and layers are in figures without numbers. With the

@@ -1,4 +1,4 @@
-"""Read network weights from files, and say in one sentence why a file does not fit."""
+"""Read network weights from files, and refuse in one message what does not fit."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from liverseg import __version__
 from liverseg.errors import InputError
-from liverseg.files import write_atomically
+from liverseg.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
-# Under which checkpoints hold the network's state dict: those of MONAI and Ignite, Lightning, and of many a script.
+# Under which checkpoints hold the network's state dict: those of MONAI and Ignite, Lightning, and
+# of many a script.
 STATE_KEYS = ("model", "state_dict", "model_state_dict", "network", "net")
 COUNTER = "num_batches_tracked"
 WANTED = "expected what torch.save(network.state_dict(), path) writes"
@@ -26,54 +27,34 @@ WANTED = "expected what torch.save(network.state_dict(), path) writes"
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def load_weights(network: Network, path: str | Path) -> Network:
+def load_weights(network: Network, path: str | os.PathLike[str]) -> Network:
     """Load the weights in ``path`` into ``network``, which stays as it was if they do not fit.
 
     Args:
         network: the network to fill, in place.
-        path: a file that ``torch.save`` wrote: a state dict, or a checkpoint that holds one under one of `STATE_KEYS`,
-            in any precision. What DataParallel, ``torch.compile`` or a class around the network has put before all
-            names, such as ``module.``, is left out.
+        path: a file that ``torch.save`` wrote: a state dict, or a checkpoint that holds one under
+            one of `STATE_KEYS`, in any precision. What DataParallel, ``torch.compile`` or a class
+            around the network has put before all names, such as ``module.``, is left out.
 
     Returns:
         ``network`` itself.
 
     Raises:
-        InputError: the file is missing, damaged, holds no state dict, the weights of another network, or NaN.
+        InputError: the file is missing, damaged, holds no state dict, the weights of another
+            network, or NaN.
     """
     advice = "give weights made with this network and config (check num_classes, in_channels and the network's options)"
     load_strictly(network, read_state_dict(path), str(path), advice)
     return network
 
 
-def load_weights_by_name(
-    networks: Mapping[str, nn.Module], paths: Mapping[str, str | os.PathLike[str]]
-) -> None:
-    """Load weights of its own into each of several networks, as its training wrote them.
-
-    Args:
-        networks: the networks to fill, in place, by name.
-        paths: path of the weights by the same names, in any order.
-
-    Raises:
-        InputError: for a network without path or a path without network, and as `load_weights`.
-    """
-    if set(paths) != set(networks):
-        found = (
-            f"found weights for {', '.join(paths) or 'no network'}, expected {', '.join(networks)}"
-        )
-        raise InputError(f"{found}: give one path for each network.")
-    for name, network in networks.items():
-        load_weights(network, os.fspath(paths[name]))
-
-
 def merge_weights(
     paths: Mapping[str, str | os.PathLike[str]], merged: str | os.PathLike[str]
 ) -> None:
-    """Write the weights of several networks as those of one that holds them by name, such as `LiverLesionNetworks`.
+    """Merge the weights of several networks into a file for a `NetworkContainer` of them.
 
-    As long as one of them is not there, nothing is written; a file that is there already stays, with a warning. Of
-    several processes the first one writes.
+    As long as one of them is not there, nothing is written; a file that is there already stays,
+    with a warning.
 
     Args:
         paths: path of the weights of each, by name.
@@ -99,14 +80,16 @@ def merge_weights(
         for name, path in paths.items()
         for key, value in read_state_dict(Path(path)).items()
     }
-    write_atomically(Path(merged), lambda file: torch.save(state, file))
+    with atomic_write(Path(merged)) as file:
+        torch.save(state, file)
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the state dict in ``path``, or the one in a checkpoint under one of `STATE_KEYS`, onto the CPU.
 
     Raises:
-        InputError: as `read_checkpoint`, and when the file holds no state dict, several, or NaN and infinity.
+        InputError: as `read_checkpoint`, and when the file holds no state dict, several, or NaN and
+            infinity.
     """
     state = content = read_checkpoint(path)
     if isinstance(content, Mapping):
@@ -134,14 +117,16 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             f"{path} holds a dict with {found}; {WANTED}, alone or under a key out of {known}."
         )
     check_finite(state, path)
-    # A plain dict drops the version that a state dict carries, by which PyTorch would insist on batch norm's counters.
+    # A plain dict drops the version that a state dict carries, by which PyTorch would insist on
+    # batch norm's counters.
     return dict(state)
 
 
-def read_checkpoint(path: str | Path) -> Any:
+def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     """Read what ``torch.save`` wrote, onto the CPU.
 
-    Only tensors and plain containers are unpickled (``weights_only=True``), so a file can not run code.
+    Only tensors and plain containers are unpickled (``weights_only=True``), so a file can not run
+    code.
 
     Raises:
         InputError: the file is missing, damaged, or something else.
@@ -171,7 +156,7 @@ def read_checkpoint(path: str | Path) -> Any:
         raise InputError(f"{path} {found}; {WANTED}: copy or download it again.") from error
 
 
-def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
+def check_finite(state: Mapping[str, Tensor], source: str | os.PathLike[str]) -> None:
     """Check that weights are numbers.
 
     Args:
@@ -179,7 +164,8 @@ def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
         source: where they come from, for the message.
 
     Raises:
-        InputError: for NaN or infinity, also of what is too large for float32, with the first tensor that has some.
+        InputError: for NaN or infinity, also of what is too large for float32, with the first
+            tensor that has some.
     """
     for key, value in state.items():
         if value.is_floating_point() and not (finite := value.float().isfinite()).all():
@@ -191,7 +177,7 @@ def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is a tensor with a number in memory for each of its elements."""
+    """Return whether it is a tensor with a number in memory for each of its elements."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
@@ -200,7 +186,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _other_format(start: bytes) -> tuple[str, str] | None:
-    """What else than a file of PyTorch begins so, and what to do."""
+    """Return what else than a file of PyTorch begins so, and what to do."""
     if not start:
         return "empty", "copy or download it again"
     if start.startswith(b"version https://git-lfs"):
@@ -220,6 +206,9 @@ def load_strictly(
 ) -> None:
     """Load ``state`` into ``network`` if keys and shapes are equal; else change nothing and raise.
 
+    `load_state_dict(strict=True)` copies what fits before it raises, lists every key over many
+    lines, and takes whole numbers for weights.
+
     Args:
         network: the network to fill, in place.
         state: tensors by parameter name.
@@ -227,11 +216,13 @@ def load_strictly(
         advice: what the user can do about a mismatch, for the message.
 
     Raises:
-        InputError: how many keys are missing, unexpected and of another shape, with the first of each.
+        InputError: how many keys are missing, unexpected and of another shape, with the first of
+            each.
     """
     own = network.state_dict()
     state = _without_prefix(state, own)
-    # Files older than PyTorch 0.4.1, such as torchvision's ResNets, have no counters; PyTorch starts them at 0.
+    # Files older than PyTorch 0.4.1, such as torchvision's ResNets, have no counters; PyTorch
+    # starts them at 0.
     missing = [key for key in own if key not in state and not key.endswith(COUNTER)]
     unexpected = [key for key in state if key not in own]
     reshaped = [key for key in own if key in state and own[key].shape != state[key].shape]

@@ -18,9 +18,10 @@ INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 class RandSyntheticLesionsd(RandomizableTransform, MapTransform):
     """Draw lesions into an organ: round bodies with an uneven, soft border, darker or brighter than what is around.
 
-    Their number is drawn from 1 to `max_lesions`, radii from `radius_mm` with small ones as likely as large ones on a
-    logarithmic scale, each axis of a lesion stretched by up to a third. A third of them have a rim of the opposite
-    sign. Lesions that leave the organ are cut off at its border. Where the organ is not to be seen nothing is drawn.
+    Their number is drawn from 1 to `max_lesions`, radii from `radius_mm` with small ones as likely
+    as large ones on a logarithmic scale, each axis of a lesion stretched by up to a third. A third
+    of them have a rim of the opposite sign. Lesions that leave the organ are cut off at its border.
+    Where the organ is not to be seen nothing is drawn.
 
     Args:
         keys: images (C, H, W) or (C, H, W, D), float; they are changed in place.
@@ -55,7 +56,7 @@ class RandSyntheticLesionsd(RandomizableTransform, MapTransform):
         self.organ, self.lesion = organ, lesion
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """`data` with lesions."""
+        """Return `data` with lesions."""
         d = dict(data)
         self.randomize(None)
         label: Tensor = d[self.label_key][0]
@@ -129,7 +130,7 @@ class RandSliceThicknessd(RandomizableTransform, MapTransform):
         self.spacing, self.thickness_mm, self.axes = list(spacing), tuple(thickness_mm), list(axes)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """`data` with thick slices."""
+        """Return `data` with thick slices."""
         d = dict(data)
         self.randomize(None)
         axis = self.axes[self.R.randint(len(self.axes))]
@@ -164,7 +165,10 @@ class RandCutOffd(RandomizableTransform, MapTransform):
         self.label_key, self.axis = label_key, axis
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """`data`, cut off; the cut is drawn from the slices that show something of the label."""
+        """Return `data`, cut off.
+
+        The cut is drawn from the slices that show something of the label.
+        """
         d = dict(data)
         self.randomize(None)
         if not self._do_transform:

@@ -23,19 +23,22 @@ class AddClicksd(MapTransform):
     """Write an annotator's clicks into the image's metadata, in mm, where no later turn or crop of the voxels moves
     them.
 
-    They become `meta["clicks"]`, float64 of shape (N, 4): x, y, z in mm and the index of the class. Use it right after
-    loading. MONAI's `AddGuidanceFromPointsDeepEditd` scales voxel indices by the shapes alone: after an `Orientationd`,
-    as in MONAI Label's chain, it mirrors the clicks on every scan that is not stored in RAS order.
+    They become `meta["clicks"]`, float64 of shape (N, 4): x, y, z in mm and the index of the class.
+    Use it right after loading. MONAI's `AddGuidanceFromPointsDeepEditd` scales voxel indices by the
+    shapes alone: after an `Orientationd`, as in MONAI Label's chain, it mirrors the clicks on every
+    scan that is not stored in RAS order.
 
     Args:
         keys: images as `LoadVolumed` gives them, MetaTensors (1, H, W, D) in the file's own order.
-        clicks: by class, positions [x, y, z] in voxels of the file, the middle of the first voxel being [0, 0, 0].
-        classes: names of all classes in the order of the network's channels, the background included.
+        clicks: by class, positions [x, y, z] in voxels of the file, the middle of the first voxel
+            being [0, 0, 0].
+        classes: names of all classes in the order of the network's channels, the background
+            included.
         scans: the items that this transform will see, of which clicks can mean only one.
 
     Raises:
-        InputError: for clicks of an unknown class, that are no three numbers or lie outside the scan, and for clicks
-            where there are several scans.
+        InputError: for clicks of an unknown class, that are no three numbers or lie outside the
+            scan, and for clicks where there are several scans.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class AddClicksd(MapTransform):
             )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """`data`, with the clicks in the metadata of its images."""
+        """Return `data`, with the clicks in the metadata of its images."""
         d = dict(data)
         for key in self.key_iterator(d):
             image: MetaTensor = d[key]
@@ -97,20 +100,24 @@ class AddClicksd(MapTransform):
 class SimulateClickd(MapTransform):
     """Click once, mostly into the error of a prediction: one of the `transforms` of MONAI's `Interaction` in training.
 
-    The class is drawn among those that were missed somewhere, then a voxel of it with odds of exp(depth) − 1, the depth
-    being the distance to the nearest voxel that is not such an error: the middle of large errors. That is the rule of
-    Diaz-Pinto et al., "DeepEdit: Deep Editable Learning for Interactive Segmentation of 3D Medical Images" (2022) and
-    of MONAI's `AddRandomGuidanceDeepEditd`, with one click at a time. MONAI's is no use in batches: what it leaves
-    unclicked gets the clicks of the sample before, and lists of clicks of different lengths do not collate. Here the
-    click is drawn straight into the image's channels.
+    The class is drawn among those that were missed somewhere, then a voxel of it with odds of
+    exp(depth) − 1, the depth being the distance to the nearest voxel that is not such an error: the
+    middle of large errors. That is the rule of Diaz-Pinto et al., "DeepEdit: Deep Editable Learning
+    for Interactive Segmentation of 3D Medical Images" (2022) and of MONAI's
+    `AddRandomGuidanceDeepEditd`, with one click at a time. MONAI's is no use in batches: what it
+    leaves unclicked gets the clicks of the sample before, and lists of clicks of different lengths
+    do not collate. Here the click is drawn straight into the image's channels.
 
-    A share of the clicks is put anywhere in a class, whatever the prediction, as annotators do who click before they
-    see a first mask, and as MONAI's `AddInitialSeedPointDeepEditd` does in every iteration.
+    A share of the clicks is put anywhere in a class, whatever the prediction, as annotators do who
+    click before they see a first mask, and as MONAI's `AddInitialSeedPointDeepEditd` does in every
+    iteration.
 
-    The draws are NumPy's global ones, as those of `Interaction`, which nothing but `set_determinism` seeds.
+    The draws are NumPy's global ones, as those of `Interaction`, which nothing but
+    `set_determinism` seeds.
 
     Args:
-        keys: image, (1 + num_classes, H, W, D), and label, (1, H, W, D). The image's last channels show the clicks.
+        keys: image, (1 + num_classes, H, W, D), and label, (1, H, W, D). The image's last channels
+            show the clicks.
         sigma: of a click, in voxels; see `draw_clicks`.
         anywhere: the share of clicks that are put anywhere in a class, 0 to 1.
         pred_key: logits (num_classes, H, W, D), taken out of the dictionary.
@@ -131,7 +138,7 @@ class SimulateClickd(MapTransform):
         self.pred_key, self.probability_key = pred_key, probability_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """`data` with one click more, if there is an error and chance has it."""
+        """Return `data` with one click more, if there is an error and chance has it."""
         d = dict(data)
         logits = d.pop(self.pred_key)
         if np.random.random() >= d[self.probability_key]:
@@ -154,13 +161,16 @@ class SimulateClickd(MapTransform):
 def find_error(
     label: Tensor, prediction: Tensor, num_classes: int, draw: bool = False
 ) -> tuple[int, tuple[int, int, int]] | None:
-    """Where an annotator would click: the true class of a wrong voxel, and this voxel; None without errors.
+    """Return where an annotator would click: the true class of a wrong voxel, and this voxel.
+
+    None without errors.
 
     Args:
         label: class indices (H, W, D).
         prediction: class indices of the same shape.
         num_classes: of the classes, background included.
-        draw: as `SimulateClickd` draws it; else the deepest voxel of all errors, the first where several are.
+        draw: as `SimulateClickd` draws it; else the deepest voxel of all errors, the first where
+            several are.
     """
     truth, wrong = _array(label), _array(label) != _array(prediction)
     # MONAI's chessboard distance takes a tenth of the time, but calls many voxels the middle.
@@ -187,9 +197,9 @@ def find_error(
 def draw_clicks(channels: Tensor, voxels: Tensor, classes: Sequence[int], sigma: float) -> None:
     """Draw clicks into the channels of their classes, in place: exp(−r² / 2 sigma²), 1 at the click, 0 from 3 sigma on.
 
-    Where clicks overlap the larger value counts, so that each looks the same whatever the others are. MONAI's
-    `AddGuidanceSignalDeepEditd` adds them up and divides by the sum's largest value, and a click that stands alone
-    fades when others stand close together.
+    Where clicks overlap the larger value counts, so that each looks the same whatever the others
+    are. MONAI's `AddGuidanceSignalDeepEditd` adds them up and divides by the sum's largest value,
+    and a click that stands alone fades when others stand close together.
 
     Args:
         channels: (num_classes, H, W, D), float.
@@ -212,13 +222,13 @@ def draw_clicks(channels: Tensor, voxels: Tensor, classes: Sequence[int], sigma:
 
 
 def to_mm(voxels: Tensor, affine: Tensor) -> Tensor:
-    """Positions (N, 3) in voxels as positions in mm, float64."""
+    """Return positions (N, 3) in voxels as positions in mm, float64."""
     affine = affine.to("cpu", torch.float64)
     return voxels.to("cpu", torch.float64) @ affine[:3, :3].T + affine[:3, 3]
 
 
 def to_voxels(points_mm: Tensor, affine: Tensor) -> Tensor:
-    """Positions (N, 3) in mm as positions in voxels, float64; the reverse of `to_mm`."""
+    """Return positions (N, 3) in mm as positions in voxels, float64; the reverse of `to_mm`."""
     return to_mm(points_mm, torch.linalg.inv(affine.to("cpu", torch.float64)))
 
 

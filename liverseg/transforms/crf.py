@@ -61,36 +61,41 @@ def _to_labels(pred: torch.Tensor) -> NDArray[np.uint8]:
 class DenseCRF(Transform):
     """Most probable labels under a fully connected conditional random field (CRF) on a segmentation and its image.
 
-    Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials", NIPS 2011:
-    mean-field approximation, filtering on the permutohedral lattice, by the authors' code (package pydensecrf2). With
-    the unary energy of a voxel, the negative logarithm of its probabilities, any two voxels i and j of different labels
-    cost (eq. 3, Potts model)
+    Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
+    Potentials", NIPS 2011: mean-field approximation, filtering on the permutohedral lattice, by the
+    authors' code (package pydensecrf2). With the unary energy of a voxel, the negative logarithm of
+    its probabilities, any two voxels i and j of different labels cost (eq. 3, Potts model)
 
         smoothness_weight · exp(−|p_i − p_j|² / 2 smoothness_mm²)
-        + appearance_weight · exp(−|p_i − p_j|² / 2 appearance_mm² − |I_i − I_j|² / 2 appearance_intensity²)
+        + appearance_weight · exp(−|p_i − p_j|² / 2 appearance_mm² − |I_i − I_j|² / 2
+        appearance_intensity²)
 
-    with the positions p in mm and the intensities I. As in the authors' code each kernel K is normalised, K_ij / √(k_i
-    k_j) with k_i = Σ_j K_ij, so the weights compare with the unary energies whatever the spacing and the widths.
+    with the positions p in mm and the intensities I. As in the authors' code each kernel K is
+    normalised, K_ij / √(k_i k_j) with k_i = Σ_j K_ij, so the weights compare with the unary
+    energies whatever the spacing and the widths.
 
-    The CRF runs in the box around the foreground, widened by twice the larger of `smoothness_mm` and `appearance_mm`:
-    beyond, background stays background. It needs about 0.3 GB per million voxels of the box with two labels, and one
-    thread. The same input gives the same output.
+    The CRF runs in the box around the foreground, widened by twice the larger of `smoothness_mm`
+    and `appearance_mm`: beyond, background stays background. It needs about 0.3 GB per million
+    voxels of the box with two labels, and one thread. The same input gives the same output.
 
     Args:
         spatial_dims: 3 for the volume as a whole; 2 for each slice along the last axis on its own.
-        smoothness_mm: standard deviation of the smoothness kernel, in mm. Wider smooths more and removes small parts: 1
-            keeps a lesion of 4 mm radius, 2 removes it. Below half the spacing it only holds each voxel to its label.
+        smoothness_mm: standard deviation of the smoothness kernel, in mm. Wider smooths more and
+            removes small parts: 1 keeps a lesion of 4 mm radius, 2 removes it. Below half the
+            spacing it only holds each voxel to its label.
         smoothness_weight: of the smoothness kernel.
-        appearance_mm: standard deviation of the appearance kernel, in mm; how far alike voxels take one label.
-        appearance_intensity: standard deviation of the appearance kernel, in units of the image; somewhat above the
-            noise. The default suits the bundles' 0…1: it is 20 HU in a window of 400 HU.
+        appearance_mm: standard deviation of the appearance kernel, in mm; how far alike voxels take
+            one label.
+        appearance_intensity: standard deviation of the appearance kernel, in units of the image;
+            somewhat above the noise. The default suits the bundles' 0…1: it is 20 HU in a window of
+            400 HU.
         appearance_weight: of the appearance kernel.
         num_iterations: of the mean-field approximation.
-        label_confidence: of a voxel of a label map: its label and any other label have the odds p : (1 − p), however
-            many labels there are. The default is that of pydensecrf's example, tuned on nothing. Without effect on
-            probabilities.
-        nested: labels above 1 lie within label 1, as lesions in an organ: a voxel that comes as background stays
-            background or becomes 1.
+        label_confidence: of a voxel of a label map: its label and any other label have the odds p :
+            (1 − p), however many labels there are. The default is that of pydensecrf's example,
+            tuned on nothing. Without effect on probabilities.
+        nested: labels above 1 lie within label 1, as lesions in an organ: a voxel that comes as
+            background stays background or becomes 1.
 
     Raises:
         InputError: where pydensecrf2 is missing, and for an argument out of its range.
@@ -152,17 +157,19 @@ class DenseCRF(Transform):
         )
 
     def __call__(self, pred: NdarrayOrTensor, image: NdarrayOrTensor) -> NdarrayOrTensor:  # type: ignore[override]
-        """The new label map, uint8, shape (1, H, W, D), with the metadata of `pred`.
+        """Return the new label map, uint8, shape (1, H, W, D), with the metadata of `pred`.
 
         A volume (with `spatial_dims=2` a slice) of one label only comes back as it is.
 
         Args:
-            pred: a `MetaTensor`: a label map (1, H, W, D) or probabilities (C, H, W, D), background first.
+            pred: a `MetaTensor`: a label map (1, H, W, D) or probabilities (C, H, W, D), background
+                first.
             image: (1, H, W, D), on the grid of `pred`.
 
         Raises:
-            InputError: for other shapes, `pred` without an affine or neither labels nor probabilities, and an image
-                that is not finite or spans more than 1000 times `appearance_intensity`.
+            InputError: for other shapes, `pred` without an affine or neither labels nor
+                probabilities, and an image that is not finite or spans more than 1000 times
+                `appearance_intensity`.
         """
         if pred.ndim != 4 or 0 in pred.shape:
             raise InputError(
@@ -208,13 +215,13 @@ class DenseCRF(Transform):
         return convert_to_dst_type(output[None], pred, dtype=torch.uint8)[0]
 
     def _boxes(self, labels: NDArray[np.uint8], spacing: NDArray[np.float64]) -> Iterator[Box]:
-        """The box to work in, or that of each slice, if there is foreground."""
+        """Yield the box to work in, or that of each slice, if there is foreground."""
         margin = (
             np.ceil(MARGIN * max(self.smoothness_mm, self.appearance_mm) / spacing)
             .astype(int)
             .tolist()
         )
-        foreground = (labels > 0).view(np.uint8)
+        foreground = labels > 0
         if self.spatial_dims == 3:
             box = bounding_box(foreground, margin)
             if box is not None:
@@ -251,7 +258,10 @@ class DenseCRF(Transform):
         return np.asarray(crf.inference(self.num_iterations)).argmax(0)
 
     def _positions(self, shape: tuple[int, ...], step: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Positions (spatial_dims, voxels) in C order; `step` from voxel to voxel per axis."""
+        """Return positions (spatial_dims, voxels) in C order.
+
+        `step` from voxel to voxel per axis.
+        """
         positions = np.indices(shape, np.float32)[: self.spatial_dims].reshape(
             self.spatial_dims, -1
         )
@@ -260,7 +270,14 @@ class DenseCRF(Transform):
 
 
 class DenseCRFd(MapTransform):
-    """Dictionary-based wrapper of `DenseCRF`; `image_key` names the image, on the grid of the predictions `keys`."""
+    """Dictionary-based wrapper of `DenseCRF`, with its options.
+
+    Args:
+        keys: of the predictions.
+        image_key: of the image, on their grid.
+        allow_missing_keys: skip keys that an item lacks.
+        options: of `DenseCRF`.
+    """
 
     backend = DenseCRF.backend
 
@@ -268,33 +285,18 @@ class DenseCRFd(MapTransform):
         self,
         keys: KeysCollection,
         image_key: str = "image",
-        spatial_dims: int = 3,
-        smoothness_mm: float = 1,
-        smoothness_weight: float = 3,
-        appearance_mm: float = 7,
-        appearance_intensity: float = 0.05,
-        appearance_weight: float = 3,
-        num_iterations: int = 5,
-        label_confidence: float = 0.7,
-        nested: bool = False,
         allow_missing_keys: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.image_key = image_key
-        self.transform = DenseCRF(
-            spatial_dims,
-            smoothness_mm,
-            smoothness_weight,
-            appearance_mm,
-            appearance_intensity,
-            appearance_weight,
-            num_iterations,
-            label_confidence,
-            nested,
-        )
+        self.transform = DenseCRF(**options)
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
-        """`data`, with the segmentations replaced; raises `InputError` as `DenseCRF` does, naming the key."""
+        """Return `data`, with the segmentations replaced.
+
+        Raises `InputError` as `DenseCRF` does, naming the key.
+        """
         d = dict(data)
         if self.image_key not in d:
             raise InputError(

@@ -17,30 +17,34 @@ from liverseg.transforms.morphology import Box, bounding_box, dilate, ellipsoid,
 
 
 def foreground_box(label: torch.Tensor, affine: torch.Tensor, margin_mm: float) -> Box | None:
-    """The box around the foreground of a label volume, widened in the plane of the slices; None without foreground.
+    """Find the box around a label's foreground, widened in the plane of the slices, or None.
 
     Along the last axis the box is not widened: slices without foreground have nothing to show.
 
     Args:
         label: shape (H, W, D); all above 0 is foreground.
         affine: voxels to mm, shape (4, 4).
-        margin_mm: by which the box is widened to either side along H and W, rounded up to voxels, inside the volume.
+        margin_mm: by which the box is widened to either side along H and W, rounded up to voxels,
+            inside the volume.
 
     Returns:
         a slice for each axis.
     """
     spacing = affine_to_spacing(affine, r=3).tolist()
     margin = [math.ceil(margin_mm / mm - 1e-3) for mm in spacing[:2]]
-    return bounding_box((label > 0).cpu().numpy().view(np.uint8), [*margin, 0])
+    return bounding_box((label > 0).cpu().numpy(), [*margin, 0])
 
 
 def largest_box(mask: torch.Tensor) -> Box | None:
-    """The box around the largest component of a mask (H, W, D), bool; None for an empty one."""
-    return bounding_box(largest(mask.cpu().numpy().view(np.uint8)), (0, 0, 0))
+    """Return the box around the largest component of a mask (H, W, D), bool.
+
+    None for an empty one.
+    """
+    return bounding_box(largest(mask.cpu().numpy().view(np.uint8)))
 
 
 def body_box(volume: torch.Tensor, threshold: float | None) -> Box | None:
-    """The box around the body, the largest component above `threshold`, in the plane of the slices; all of these.
+    """Find the box around the body, the largest component above `threshold`, in all slices.
 
     Args:
         volume: intensities (H, W, D).
@@ -56,7 +60,9 @@ def body_box(volume: torch.Tensor, threshold: float | None) -> Box | None:
 
 
 class CropToBodyd(MapTransform):
-    """Crop volumes to the body in the plane of the slices, as `BodyWindowInferer` does; without a body they stay.
+    """Crop volumes to the body in the plane of the slices, as `BodyWindowInferer` does.
+
+    Without a body they stay.
 
     Args:
         keys: MetaTensors of shape (1, H, W, D), the image first.
@@ -68,7 +74,7 @@ class CropToBodyd(MapTransform):
         self.threshold = threshold
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """`data`, with the volumes cropped."""
+        """Return `data`, with the volumes cropped."""
         box = body_box(data[self.keys[0]].as_tensor()[0], self.threshold)
         return {**data, **({} if box is None else _cropped(data, self.keys, box))}
 
@@ -76,14 +82,16 @@ class CropToBodyd(MapTransform):
 class CropToLabeld(MapTransform):
     """Crop volumes to the box of a label's foreground, and leave nothing to see outside the foreground if asked to.
 
-    This is what `TwoStageInferer` shows the lesion network, with the reference in the place of the predicted liver.
-    MONAI's `CropForegroundd` takes its margin in voxels, which differ in mm from scan to scan.
+    This is what `TwoStageInferer` shows the lesion network, with the reference in the place of the
+    predicted liver. MONAI's `CropForegroundd` takes its margin in voxels, which differ in mm from
+    scan to scan.
 
     Args:
         keys: MetaTensors of shape (1, H, W, D) to crop; `label_key` is one of them.
         label_key: the label; all above 0 is foreground.
         margin_mm: by which the box is widened in the plane of the slices, to either side.
-        outside_value: the value that images, the keys of floating point, get outside the foreground; None leaves them.
+        outside_value: the value that images, the keys of floating point, get outside the
+            foreground; None leaves them.
         shown_mm: how far beyond the foreground the image is left as it is all the same.
     """
 
@@ -102,7 +110,7 @@ class CropToLabeld(MapTransform):
         self.shown_mm = shown_mm
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """`data`, with the volumes cropped.
+        """Return `data`, with the volumes cropped.
 
         Raises:
             InputError: when the label has no foreground, naming its file.

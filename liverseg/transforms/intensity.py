@@ -20,8 +20,8 @@ SLAB = 16  # slices that are worked on at a time: single ones would read a cache
 class ScaleWindowd(MapTransform):
     """Map the intensities of `window` to 0…1, or another range, and clip the rest, in place.
 
-    The same values as MONAI's `ScaleIntensityRanged(a_min, a_max, 0, 1, clip=True)`, which holds the volume three times
-    over while it works: 3 GB for 512×512×1000.
+    The same values as MONAI's `ScaleIntensityRanged(a_min, a_max, 0, 1, clip=True)`, which holds
+    the volume three times over while it works: 3 GB for 512×512×1000.
 
     Args:
         keys: float tensors, any shape; they are changed.
@@ -49,7 +49,7 @@ class ScaleWindowd(MapTransform):
             )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """`data`, with the intensities scaled."""
+        """Return `data`, with the intensities scaled."""
         for key in self.key_iterator(dict(data)):
             scale(data[key], self.low, self.high, self.lowest)
         return dict(data)
@@ -58,7 +58,8 @@ class ScaleWindowd(MapTransform):
 class ScaleFromMinimumd(MapTransform):
     """Map the intensities from the minimum to a share of a high percentile to −0.5…0.5 and clip the rest, in place.
 
-    How Tang et al. (see `PreactivationUNet3D`) scale MRI: up to the minimum + `share` · (percentile − minimum).
+    How Tang et al. (see `PreactivationUNet3D`) scale MRI: up to the minimum + `share` · (percentile
+    − minimum).
 
     Args:
         keys: float tensors, any shape; they are changed.
@@ -81,7 +82,7 @@ class ScaleFromMinimumd(MapTransform):
         self.percentile, self.share = percentile, share
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """`data`, with the intensities scaled."""
+        """Return `data`, with the intensities scaled."""
         for key in self.key_iterator(dict(data)):
             image = data[key].as_tensor() if isinstance(data[key], MetaTensor) else data[key]
             low = float(image.min())
@@ -111,16 +112,18 @@ def scale(image: torch.Tensor, low: float, high: float, lowest: float) -> None:
 class EqualizeHistogramd(MapTransform):
     """Spread the grey levels of each slice along the last axis evenly over 0…1, in place.
 
-    Intensities 0…1, as `ScaleWindowd` gives them, are rounded to S = 256 grey levels x, which become
+    Intensities 0…1, as `ScaleWindowd` gives them, are rounded to S = 256 grey levels x, which
+    become
 
         h(x) = round((cdf(x) − cdf_min) / (LW − cdf_min) · (S − 1))
 
-    with LW the pixels of the slice, cdf(x) those of level x or lower, and cdf_min those of its lowest level; the result
-    is h / (S − 1). The paper on the Mixed U-Net for LiTS (eq. 3.3) prints the round before the factor S − 1, which
-    would leave black and white only. A slice of one grey level, for which the fraction is 0/0, keeps it.
+    with LW the pixels of the slice, cdf(x) those of level x or lower, and cdf_min those of its
+    lowest level; the result is h / (S − 1). The paper on the Mixed U-Net for LiTS (eq. 3.3) prints
+    the round before the factor S − 1, which would leave black and white only. A slice of one grey
+    level, for which the fraction is 0/0, keeps it.
 
-    The computation is OpenCV's `equalizeHist`. MONAI's `HistogramNormalize` takes the volume as a whole, interpolates
-    between the levels instead of rounding, and works in float64.
+    The computation is OpenCV's `equalizeHist`. MONAI's `HistogramNormalize` takes the volume as a
+    whole, interpolates between the levels instead of rounding, and works in float64.
 
     Args:
         keys: float tensors (1, H, W, D) of intensities 0…1; they are changed.
@@ -128,7 +131,7 @@ class EqualizeHistogramd(MapTransform):
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """`data`, with the intensities equalised.
+        """Return `data`, with the intensities equalised.
 
         Raises:
             InputError: for intensities outside 0…1, naming the key.
@@ -159,8 +162,9 @@ class EqualizeHistogramd(MapTransform):
 class MedianSlicesd(MapTransform):
     """Replace each pixel of each slice along the last axis by the median of the 3x3 pixels around it, in place.
 
-    Equation 2 of the cascade on LiTS, which gives no size. Beyond the border the edge pixels repeat. MONAI's
-    `MedianSmooth` takes the median over 3x3x3 voxels, across slices whatever their distance, and holds 27 copies.
+    Equation 2 of the cascade on LiTS, which gives no size. Beyond the border the edge pixels
+    repeat. MONAI's `MedianSmooth` takes the median over 3x3x3 voxels, across slices whatever their
+    distance, and holds 27 copies.
 
     Args:
         keys: float32 tensors (1, H, W, D); they are changed.
@@ -168,7 +172,7 @@ class MedianSlicesd(MapTransform):
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """`data`, with the slices filtered."""
+        """Return `data`, with the slices filtered."""
         for key in self.key_iterator(dict(data)):
             volume = data[key].as_tensor() if isinstance(data[key], MetaTensor) else data[key]
             for slab in volume[0].split(SLAB, dim=-1):

@@ -15,7 +15,8 @@ from liverseg.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# Of a label value: a file that stores 0, 1, 2 as bytes with a scale holds 1.004, and a float 0.9999999.
+# Of a label value: a file that stores 0, 1, 2 as bytes with a scale holds 1.004, and a float
+# 0.9999999.
 WHOLE_TOLERANCE = 0.01
 # Voxels that are looked at together: they stay in the processor's cache.
 CHUNK = 2**16
@@ -49,7 +50,7 @@ def whole_values(label: torch.Tensor, name: str = "") -> torch.Tensor:
 
 
 def file_of(label: torch.Tensor) -> str:
-    """The file that a label was loaded from, for messages."""
+    """Return the file that a label was loaded from, for messages."""
     return str(getattr(label, "meta", {}).get("filename_or_obj", "label"))
 
 
@@ -58,13 +59,16 @@ class MapLabelsd(MapTransform):
 
     Args:
         keys: label volumes, any shape, with the values of their files.
-        classes: for each class, in the order of the network's channels, its name and the file values that mean it:
-            `{"background": [0], "liver": [1, 2]}`. `None` instead of a list means every value that no other class
-            names: `{"background": None, "liver": [5]}` takes the liver out of a file with many organs.
+        classes: for each class, in the order of the network's channels, its name and the file
+            values that mean it: `{"background": [0], "liver": [1, 2]}`. `None` instead of a list
+            means every value that no other class
+            names: `{"background": None, "liver": [5]}` takes the liver out of a file with many
+                organs.
         allow_missing_keys: skip keys that an item lacks.
 
     Raises:
-        InputError: as `whole_values`, and for a value that no class names, naming the file and the value.
+        InputError: as `whole_values`, and for a value that no class names, naming the file and the
+            value.
     """
 
     def __init__(
@@ -84,7 +88,7 @@ class MapLabelsd(MapTransform):
         self.rest = rest[0] if rest else None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """`data` with the labels replaced."""
+        """Return `data` with the labels replaced."""
         converted = dict(data)
         for key in self.key_iterator(converted):
             converted[key] = self._convert(converted[key])

@@ -1,4 +1,4 @@
-"""Load 3-D volumes, and refuse what no later step could handle with a sentence that says why."""
+"""Load 3-D volumes, and refuse with a message what no later step could handle."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from liverseg.io.volumes import read_volume
 
 logger = logging.getLogger(__name__)
 
-# Of a voxel, and of a mm. A spacing that a program rounds to 0.001 mm moves the last of 512 voxels by 0.26 mm; programs
-# that take a voxel's corner for its centre are half a voxel apart.
+# Of a voxel, and of a mm. A spacing that a program rounds to 0.001 mm moves the last of 512 voxels
+# by 0.26 mm; programs that take a voxel's corner for its centre are half a voxel apart.
 GRID_TOLERANCE = 0.4
 # No scanner's: the variance of a volume of such intensities would leave float32.
 LARGEST = 1e12
@@ -31,25 +31,25 @@ LARGEST = 1e12
 class LoadVolumed(MapTransform):
     """Load volumes as float32 `MetaTensor` of shape (1, H, W, D), checked.
 
-    Their `meta` has `filename_or_obj`, `original_affine`, `spatial_shape`, `space`, and `warnings` and `flags`: text
-    with a line for each thing that the person who gave the file should know, "" without any; see `add_warning` and
-    `add_flag`.
+    Their `meta` has `filename_or_obj`, `original_affine`, `spatial_shape`, `space`, and `warnings`
+    and `flags`: text with a line for each thing that the person who gave the file should know, ""
+    without any; see `add_warning` and `add_flag`.
 
     Args:
-        keys: the items to load, paths that `read_volume` reads; every one must lie on the grid of the first that is
-            there.
+        keys: the items to load, paths that `read_volume` reads; every one must lie on the grid of
+            the first that is there.
         allow_missing_keys: skip keys that an item lacks.
 
     Raises:
-        InputError: as `read_volume`, for voxels that are NaN, infinite or beyond ±1e12, and keys of one item on
-            different grids.
+        InputError: as `read_volume`, for voxels that are NaN, infinite or beyond ±1e12, and keys of
+            one item on different grids.
     """
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """`data` with paths replaced by volumes."""
+        """Return `data` with paths replaced by volumes."""
         loaded = dict(data)
         first: MetaTensor | None = None
         for key in self.key_iterator(loaded):
@@ -84,44 +84,50 @@ def _load(path: str) -> MetaTensor:
 
 
 def add_warning(volume: MetaTensor, warning: str) -> None:
-    """Tell the person who gave a volume, in the log and in its `meta["warnings"]`.
+    """Add a warning to the log and to the volume's `meta["warnings"]`.
 
     Args:
         volume: as `LoadVolumed` gives it.
-        warning: a sentence on one line.
+        warning: on one line.
     """
     _log_once(volume.meta["filename_or_obj"], warning)
     volume.meta["warnings"] = "\n".join(filter(None, [volume.meta["warnings"], warning]))
 
 
-def add_flag(volume: MetaTensor, flag: str, sentence: str, index: int | None = None) -> None:
-    """Say, in the log and in `meta["flags"]`, why a mask of a volume may be wrong; the first sentence of a flag stays.
+def add_flag(volume: MetaTensor, flag: str, message: str, index: int | None = None) -> None:
+    """Add why a mask of a volume may be wrong to the log and to `meta["flags"]`.
+
+    The first message of a flag stays.
 
     Args:
         volume: as `LoadVolumed` gives it, or its mask.
         flag: a name that programs know it by, one word.
-        sentence: on one line.
+        message: on one line.
         index: of one volume of a batch (B, C, H, W, D).
     """
-    # As text, for scans of a batch have different ones, which MONAI could not collate as a dictionary.
-    path, said = (
+    # As text, for scans of a batch have different ones, which MONAI could not collate as a
+    # dictionary.
+    path, flags = (
         volume.meta[key] if index is None else volume.meta[key][index]
         for key in ("filename_or_obj", "flags")
     )
-    if flag in _parse_flags(said):
+    if flag in _parse_flags(flags):
         return
-    _log_once(path, sentence)
-    said = "\n".join(filter(None, [said, f"{flag}: {sentence}"]))
+    _log_once(path, message)
+    flags = "\n".join(filter(None, [flags, f"{flag}: {message}"]))
     if index is None:
-        volume.meta["flags"] = said
+        volume.meta["flags"] = flags
     else:
-        volume.meta["flags"][index] = said
+        volume.meta["flags"][index] = flags
 
 
 def flags_of(volume: MetaTensor, index: int | None = None) -> dict[str, str]:
-    """The sentence of each flag of a volume, by its name; with `index`, of one of a batch (B, C, H, W, D)."""
-    said = volume.meta.get("flags", "")
-    return _parse_flags(said if index is None or not said else said[index])
+    """Return the message of each flag of a volume, by the flag's name.
+
+    With `index`, of one volume of a batch (B, C, H, W, D).
+    """
+    flags = volume.meta.get("flags", "")
+    return _parse_flags(flags if index is None or not flags else flags[index])
 
 
 def _parse_flags(text: str) -> dict[str, str]:
@@ -147,23 +153,24 @@ def _check_finite(volume: MetaTensor) -> None:
 
 
 def check_same_grid(first: MetaTensor, other: MetaTensor) -> MetaTensor:
-    """Refuse two volumes (1, H, W, D) whose voxels are not those of each other, in whatever order of the axes.
+    """Check that two volumes (1, H, W, D) have one grid, in whatever order of the axes.
 
-    Where programs differ in where they show the file of `first` (its `meta["other_affines"]`), `other` may lie at any
-    of these places.
+    Where programs differ in where they show the file of `first` (its `meta["other_affines"]`),
+    `other` may lie at any of these places.
 
     Returns:
         `other` with the affine of `first`, in its own order of the axes.
 
     Raises:
-        InputError: for another shape, and for a corner that lies farther off than `GRID_TOLERANCE` of a voxel, or as
-            many mm, along an axis.
+        InputError: for another shape, and for a corner that lies farther off than `GRID_TOLERANCE`
+            of a voxel, or as many mm, along an axis.
     """
     matches = [
         _Match(first, place, other)
         for place in (first.affine, *first.meta.get("other_affines", ()))
     ]
-    # A volume that is mirrored about its own middle lies there in two ways: as it is stored comes first.
+    # A volume that is mirrored about its own middle lies there in two ways: as it is stored comes
+    # first.
     for match in sorted(matches, key=lambda match: match.reordered):
         if match.fits:
             affine = torch.as_tensor(first.affine.numpy() @ np.linalg.inv(match.back))

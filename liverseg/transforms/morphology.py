@@ -1,7 +1,8 @@
 """Binary morphology on masks of whole scans: exact, cropped, bit-packed, threaded.
 
-Masks are uint8 arrays of 0 and 1 of shape (X, Y, Z); no function changes its argument. Outside the image counts as
-foreground for an erosion (as MATLAB's ``imerode`` pads) and as background for everything else.
+Masks are uint8 arrays of 0 and 1 of shape (X, Y, Z); no function changes its argument. Outside the
+image counts as foreground for an erosion (as MATLAB's ``imerode`` pads) and as background for
+everything else.
 """
 
 from __future__ import annotations
@@ -21,38 +22,62 @@ from liverseg.errors import InputError
 
 Mask = NDArray[np.uint8]
 Box = tuple[slice, ...]
+# Of an empty mask, where one is needed.
+NO_BOX: Box = (slice(0, 0),) * 3
 
 WORD_BITS = 64
+SQUARE = 5  # pixels of the square over which edges are smoothed
 SLAB_WORDS = 32768  # one slab and its spread copies stay in the second-level cache
 
 
 def in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """Calls `function` on every item, in as many threads as torch uses; NumPy and OpenCV release the interpreter."""
+    """Call `function` on every item, in as many threads as torch uses.
+
+    NumPy and OpenCV release the interpreter.
+    """
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return list(pool.map(function, items))
 
 
 def ellipsoid(radii: Sequence[float]) -> NDArray[np.bool_]:
-    """The offsets d with sum((d_i / radii_i)²) <= 1: a disk, ball, ellipse or ellipsoid; `radii` in voxels per axis."""
+    """Return the offsets d with sum((d_i / radii_i)²) <= 1: a disk, ball, ellipse or ellipsoid.
+
+    `radii` in voxels per axis.
+    """
     grid = np.ogrid[tuple(slice(-int(r + 1e-6), int(r + 1e-6) + 1) for r in radii)]
     distance = sum((offset / max(r, 1e-6)) ** 2 for offset, r in zip(grid, radii, strict=True))
-    # Spacings come out of float32 affines: a voxel that is on the surface but for their rounding belongs to it.
+    # Spacings come out of float32 affines: a voxel that is on the surface but for their rounding
+    # belongs to it.
     return np.asarray(distance <= 1 + 1e-6)
 
 
-def bounding_box(mask: Mask, margin: Sequence[int]) -> Box | None:
-    """The smallest box around the mask, widened by `margin` voxels per axis inside the image; None if empty."""
+def bounding_box(mask: Mask | NDArray[np.bool_], margin: Sequence[int] = (0, 0, 0)) -> Box | None:
+    """Find the smallest box around a mask, widened inside the image; None for an empty mask.
+
+    Of 512 × 512 × 200 voxels in 0.02 s; `scipy.ndimage.find_objects` takes 0.12 s, MONAI's
+    `generate_spatial_bounding_box` 0.75 s.
+
+    Args:
+        mask: (X, Y, Z), 0 and 1.
+        margin: by how many voxels the box is widened along each axis, to either side.
+
+    Returns:
+        A slice for each axis.
+    """
     marked = mask.view(np.bool_)  # `any` and `or` end early on bool alone
     rows = np.flatnonzero([section.any() for section in marked])
     if rows.size == 0:
         return None
     plane = np.logical_or.reduce(marked[rows[0] : rows[-1] + 1], axis=0)
     found = (rows, np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0)))
-    return tuple(slice(max(f[0] - m, 0), f[-1] + 1 + m) for f, m in zip(found, margin, strict=True))
+    return tuple(
+        slice(int(max(f[0] - m, 0)), int(min(f[-1] + 1 + m, length)))
+        for f, m, length in zip(found, margin, mask.shape, strict=True)
+    )
 
 
 def _dilate_words(words: NDArray[np.uint64], element: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """Dilates (X, Y, words along Z), whose rows end in at least as many zero bits as the element reaches along Z."""
+    """Dilate (X, Y, words along Z), whose rows end in at least as many zero bits as the element reaches along Z."""
     reach_x, reach_y, reach_z = (n // 2 for n in element.shape)
     half_lengths = (element.sum(axis=2) - 1) // 2
     columns = [(int(x) - reach_x, int(y) - reach_y) for x, y in np.argwhere(element.any(axis=2))]
@@ -62,7 +87,8 @@ def _dilate_words(words: NDArray[np.uint64], element: NDArray[np.bool_]) -> NDAr
     def slab(start: int) -> None:
         stop = min(start + step, size_x)
         low, high = max(start - reach_x, 0), min(stop + reach_x, size_x)
-        # Rows follow one another in memory, so a bit pushed out of a row lands in the zero bits at the end of one.
+        # Rows follow one another in memory, so a bit pushed out of a row lands in the zero bits at
+        # the end of one.
         flat = words[low:high].reshape(-1)
         spread = [flat]
         for reach in range(1, reach_z + 1):
@@ -90,10 +116,10 @@ def _dilate_words(words: NDArray[np.uint64], element: NDArray[np.bool_]) -> NDAr
 
 
 def dilate(mask: Mask, element: NDArray[np.bool_]) -> Mask:
-    """Binary dilation with an ellipsoid of odd shape that reaches at most 63 voxels along the last axis.
+    """Dilate with an ellipsoid of odd shape that reaches at most 63 voxels along the last axis.
 
-    64 voxels share a word: along the last axis the element is a run, made by shifting bits; along the others whole
-    words are combined.
+    64 voxels share a word: along the last axis the element is a run, made by shifting bits; along
+    the others whole words are combined.
     """
     reach = element.shape[2] // 2
     if reach >= WORD_BITS:
@@ -110,13 +136,16 @@ def dilate(mask: Mask, element: NDArray[np.bool_]) -> Mask:
 
 
 def erode(mask: Mask, element: NDArray[np.bool_]) -> Mask:
-    """Binary erosion: the dilation of the background, which is nowhere outside the image."""
+    """Erode: dilate the background, which is nowhere outside the image."""
     one = np.uint8(1)
     return dilate(mask ^ one, element) ^ one
 
 
 def _first_largest(components: NDArray[np.integer], sizes: NDArray[np.integer]) -> Mask:
-    """The largest component; `sizes` by component, background first. Among equals the first in C order."""
+    """Return the largest component.
+
+    `sizes` by component, background first. Among equals the first in C order.
+    """
     equals = np.flatnonzero(sizes[1:] == sizes[1:].max()) + 1
     chosen = equals[0]
     if len(equals) > 1:
@@ -126,7 +155,9 @@ def _first_largest(components: NDArray[np.integer], sizes: NDArray[np.integer]) 
 
 
 def open_largest(mask: Mask, radii: Sequence[float], keep_largest: bool = True) -> Mask:
-    """Erosion with an ellipsoid, the largest 26-connected component, dilation; `radii` in voxels per axis.
+    """Erosion with an ellipsoid, the largest 26-connected component, dilation.
+
+    `radii` in voxels per axis.
 
     If the erosion leaves nothing, the result is empty.
     """
@@ -146,7 +177,7 @@ def open_largest(mask: Mask, radii: Sequence[float], keep_largest: bool = True) 
 
 
 def largest(mask: Mask) -> Mask:
-    """The largest 26-connected component; among equals the first in C order."""
+    """Return the largest 26-connected component; among equals the first in C order."""
     components, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
     if count < 2:
         return mask
@@ -156,23 +187,27 @@ def largest(mask: Mask) -> Mask:
 
 
 def _largest_in_slice(section: Mask) -> Mask:
-    """The largest 8-connected component of a slice that is not empty; among equals the first in C order."""
+    """Return the largest 8-connected component of a slice that is not empty.
+
+    Among equals the first in C order.
+    """
     flooded = section.copy()
     row, column = divmod(int(flooded.argmax()), flooded.shape[1])
     area = cv2.floodFill(flooded, None, (column, row), 2, flags=8)[0]
-    # Most often there is one component, or the first is more than half: four times as fast as labelling.
+    # Most often there is one component, or the first is more than half: four times as fast as
+    # labelling.
     if 2 * area >= cv2.countNonZero(section):
         return (flooded == 2).view(np.uint8)
     _, components, statistics, _ = cv2.connectedComponentsWithStats(section, connectivity=8)
     return _first_largest(components, statistics[:, cv2.CC_STAT_AREA])
 
 
-def _smooth(section: Mask, size: int, limit: int) -> Mask:
-    depth = cv2.CV_8U if size < 16 else cv2.CV_32S
+def _smooth(section: Mask) -> Mask:
+    size = (SQUARE, SQUARE)
     counts = cv2.boxFilter(
-        section, depth, (size, size), normalize=False, borderType=cv2.BORDER_CONSTANT
+        section, cv2.CV_8U, size, normalize=False, borderType=cv2.BORDER_CONSTANT
     )
-    return (counts > limit).view(np.uint8)
+    return (counts > SQUARE**2 // 2).view(np.uint8)
 
 
 def _fill_holes(section: Mask) -> Mask:
@@ -182,7 +217,7 @@ def _fill_holes(section: Mask) -> Mask:
 
 
 def _by_slice(mask: Mask, axis: int, function: Callable[[Mask], Mask]) -> Mask:
-    """Applies `function` to every slice along `axis`; an empty slice stays empty."""
+    """Apply `function` to every slice along `axis`; an empty slice stays empty."""
     if axis == 2:
         # OpenCV's transpose works block by block, about ten times as fast as NumPy's copy.
         sections = cv2.transpose(mask.reshape(-1, mask.shape[2])).reshape(-1, *mask.shape[:2])
@@ -200,37 +235,30 @@ def _by_slice(mask: Mask, axis: int, function: Callable[[Mask], Mask]) -> Mask:
     return np.moveaxis(changed, 0, axis)
 
 
-def _limit(size: int, threshold: float) -> int:
-    """The largest count of foreground in size × size pixels whose mean is not above the threshold."""
-    return sum(count / size**2 <= threshold for count in range(1, size**2 + 1))
-
-
-def smooth_slices(mask: Mask, axis: int, size: int, threshold: float) -> Mask:
-    """Keeps, in each slice along `axis`, the pixels whose size × size mean, zero outside, is above `threshold`."""
-    limit = _limit(size, threshold)
-    return _by_slice(mask, axis, lambda section: _smooth(section, size, limit))
+def smooth_slices(mask: Mask, axis: int) -> Mask:
+    """Keep, in each slice along `axis`, the pixels whose 5 × 5 mean, zero outside, is above one half."""
+    return _by_slice(mask, axis, _smooth)
 
 
 def clean_slices(
     mask: Mask,
     axis: int,
     radii: Sequence[float],
-    size: int,
-    threshold: float,
     keep_largest: bool = True,
 ) -> Mask:
     """In each slice along `axis`: erode, keep the largest 8-connected component, dilate, fill holes, smooth.
 
-    `radii` in voxels for the three axes, of which the two of the slice are used. A hole is background that no
-    4-connected path joins to the edge of the slice. A slice that the erosion empties stays empty.
+    `radii` in voxels for the three axes, of which the two of the slice are used. A hole is
+    background that no 4-connected path joins to the edge of the slice. A slice that the erosion
+    empties stays empty.
     """
     element = ellipsoid([r for i, r in enumerate(radii) if i != axis]).view(np.uint8)
     reach_rows, reach_columns = (n // 2 for n in element.shape)
-    limit = _limit(size, threshold)
 
     def clean(section: Mask) -> Mask:
         cleaned = np.zeros_like(section)
-        # The border value of cv2.erode and cv2.dilate never changes a result: foreground, then background.
+        # The border value of cv2.erode and cv2.dilate never changes a result: foreground, then
+        # background.
         eroded = cv2.erode(section, element, borderType=cv2.BORDER_CONSTANT)
         left, top, width, height = cv2.boundingRect(eroded)
         if width == 0:
@@ -243,7 +271,7 @@ def clean_slices(
         if keep_largest:
             core = _largest_in_slice(core)
         opened = cv2.dilate(core, element, borderType=cv2.BORDER_CONSTANT)
-        cleaned[box] = _smooth(_fill_holes(opened), size, limit)
+        cleaned[box] = _smooth(_fill_holes(opened))
         return cleaned
 
     return _by_slice(mask, axis, clean)

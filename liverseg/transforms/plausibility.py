@@ -21,21 +21,24 @@ REFUSED_MM = 100.0
 # About 100 000 voxels say what a scan holds.
 SAMPLES_PER_AXIS = 48
 
-# Fat is at -100 HU and air at -1000 HU; every abdomen has some, and no magnitude image of MR has values below noise.
+# Fat is at -100 HU and air at -1000 HU; every abdomen has some, and no magnitude image of MR has
+# values below noise.
 FAT_AND_AIR_HU, FAT_AND_AIR_SHARE = -50.0, 0.01
 # From fat to contrast agent; what lies above is bone and metal.
 SOFT_HU = (-150.0, 300.0)
-# Of all voxels, and of those from fat upwards. In the real scans at hand they are above 20 % and 90 %.
+# Of all voxels, and of those from fat upwards. In the real scans at hand they are above 20 % and 90
+# %.
 SOFT_SHARE, SOFT_SHARE_OF_BODY = 0.05, 0.75
 # Of MR, how far the corners are on the way from the dark to the bright voxels where air is bright.
 NEGATED_SHARE = 0.9
-# What tells MR from a CT in another unit, on the way from the darkest to the brightest voxels: air is dark, tissues
-# differ much (in the real scans at hand, the quartiles lie at least 0.76 of the median apart in MR and at most 0.54 in
-# CT), and none is cut off as by a window.
+# What tells MR from a CT in another unit, on the way from the darkest to the brightest voxels: air
+# is dark, tissues differ much (in the real scans at hand, the quartiles lie at least 0.76 of the
+# median apart in MR and at most 0.54 in CT), and none is cut off as by a window.
 AIR, BODY, SPREAD_OF_MR = 0.02, 0.1, 0.57
 AIR_SHARE, CUT_OFF_SHARE = 0.05, 0.004
 
-# A map of organs has whole numbers from 0 up, and most voxels of an organ have the same on either side.
+# A map of organs has whole numbers from 0 up, and most voxels of an organ have the same on either
+# side.
 LARGEST_LABEL, EVEN_SHARE = 255, 0.6
 
 UNTIL_THEN = "; until then, a mask of this scan means nothing."
@@ -44,9 +47,10 @@ UNTIL_THEN = "; until then, a mask of this scan means nothing."
 class CheckPlausibilityd(MapTransform):
     """Warn of scans whose spacing, and flag those whose intensities cannot be those of their modality.
 
-    The scans themselves stay as they are. What is found is logged and added to the scan's `meta`: a spacing to
-    `meta["warnings"]`, intensities to `meta["flags"]`. Use it right after `LoadVolumed`, while the intensities are
-    those of the file. What is looked for: `check_spacing` and `check_intensities`.
+    The scans themselves stay as they are. What is found is logged and added to the scan's `meta`: a
+    spacing to `meta["warnings"]`, intensities to `meta["flags"]`. Use it right after `LoadVolumed`,
+    while the intensities are those of the file. What is looked for: `check_spacing` and
+    `check_intensities`.
 
     Args:
         keys: images as `LoadVolumed` gives them.
@@ -62,7 +66,7 @@ class CheckPlausibilityd(MapTransform):
         self.modality = modality
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """`data` with warnings and flags."""
+        """Return `data` with warnings and flags."""
         d = dict(data)
         for key in self.key_iterator(d):
             image: MetaTensor = d[key]
@@ -80,7 +84,7 @@ class CheckPlausibilityd(MapTransform):
 
 
 def check_spacing(spacing_mm: Sequence[float]) -> str | None:
-    """What is wrong with a spacing that no scan of a body has, and what to do; None for others."""
+    """Return what is wrong with a spacing that no scan of a body has, or None."""
     least, most = SPACING_MM
     if all(least <= mm <= most for mm in spacing_mm):
         return None
@@ -96,19 +100,23 @@ def check_spacing(spacing_mm: Sequence[float]) -> str | None:
 
 
 def check_intensities(image: np.ndarray, modality: str) -> tuple[str, str] | None:
-    """What shows that a scan is not a CT in HU, or no MR image, and what to do; None where nothing does.
+    """Return what shows that a scan is not a CT in HU, or no MR image, and what to do.
 
-    A CT in HU has voxels of fat or air, and most of what is no air is soft tissue. That finds HU with 1024 or another
-    number added, scaled to 0…1 or 0…255 or negated, and MR. An MR image of which it is true is a CT, and one with four
-    bright corners is negated; its scale means nothing. A mask, of whatever scan, is even and of whole numbers. What is
-    not found: a negated CT with hardly any air, and a CT scaled to 0…255 that is taken for MR.
+    None where nothing does.
+
+    A CT in HU has voxels of fat or air, and most of what is no air is soft tissue. That finds HU
+    with 1024 or another number added, scaled to 0…1 or 0…255 or negated, and MR. An MR image of
+    which it is true is a CT, and one with four bright corners is negated; its scale means nothing.
+    A mask, of whatever scan, is even and of whole numbers. What is not found: a negated CT with
+    hardly any air, and a CT scaled to 0…255 that is taken for MR.
 
     Args:
         image: (H, W, D), intensities as they are stored.
         modality: "ct" or "mr".
 
     Returns:
-        the flag, "modality" for what seems to be of the other one and "intensities" for all else, and the sentence.
+        the flag, "modality" for what seems to be of the other one and "intensities" for all else,
+        and the message.
     """
     step = tuple(slice(None, None, -(-length // SAMPLES_PER_AXIS)) for length in image.shape)
     sample = image[step]
@@ -121,7 +129,7 @@ def check_intensities(image: np.ndarray, modality: str) -> tuple[str, str] | Non
 
 
 def _check_mask(lines: np.ndarray) -> tuple[str, str] | None:
-    """What shows that lines of voxels along the first axis are those of a mask."""
+    """Return what shows that lines of voxels along the first axis are those of a mask."""
     values = np.unique(lines)
     if values[0] < 0 or values[-1] > LARGEST_LABEL or (values != values.round()).any():
         return None
@@ -186,7 +194,7 @@ def _seems_mr(sample: np.ndarray) -> bool:
 
 
 def _not_hu(sample: np.ndarray) -> str | None:
-    """What shows that intensities are not HU; None for those that may be."""
+    """Return what shows that intensities are not HU; None for those that may be."""
     low, high = SOFT_HU
     if (dark := float((sample < FAT_AND_AIR_HU).mean())) < FAT_AND_AIR_SHARE:
         return f"only {dark:.1%} lie below {FAT_AND_AIR_HU:g}, where fat and air are"

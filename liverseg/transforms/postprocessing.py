@@ -1,9 +1,10 @@
 """Post-processing of label maps: Algorithms 1, 2 and 3 of the papers, per label, exact and fast.
 
-All work on label maps (1, H, W, D) of any bool, integer or floating type that hold whole numbers, as torch tensors,
-MetaTensors or NumPy arrays, and return the same type, with the same metadata. Each label is worked on as a mask of its
-own. A voxel that its label loses becomes background (0); where results overlap, the higher label wins, so a lesion
-inside the liver stays a lesion. A label that comes out empty is logged as a warning.
+All work on label maps (1, H, W, D) of any bool, integer or floating type that hold whole numbers,
+as torch tensors, MetaTensors or NumPy arrays, and return the same type, with the same metadata.
+Each label is worked on as a mask of its own. A voxel that its label loses becomes background (0);
+where results overlap, the higher label wins, so a lesion inside the liver stays a lesion. A label
+that comes out empty is logged as a warning.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _to_array(img: NdarrayOrTensor) -> NDArray[Any]:
 
 
 def _to_labels(array: NDArray[Any]) -> NDArray[Any]:
-    """The same values as uint8 where they fit, else as they are."""
+    """Return the same values as uint8 where they fit, else as they are."""
     if array.dtype in (np.uint8, np.bool_):
         return np.ascontiguousarray(array).view(np.uint8)
     small = np.empty(array.shape, np.uint8)
@@ -75,7 +76,8 @@ def _label_spans(labels: NDArray[Any]) -> dict[int, tuple[int, int]]:
     def values(section: NDArray[Any]) -> list[int]:
         if labels.dtype != np.uint8:
             return [int(value) for value in np.unique(section) if value]
-        # Few labels meet in one slice: taking away the highest again and again is faster than a histogram.
+        # Few labels meet in one slice: taking away the highest again and again is faster than a
+        # histogram.
         found = []
         while highest := int(section.max()):
             found.append(highest)
@@ -94,34 +96,21 @@ class _PerLabel(Transform):
 
     backend = [TransformBackends.NUMPY]  # noqa: RUF012 MONAI's own name and type
 
-    def __init__(self, labels: Sequence[int] | None) -> None:
-        if labels is not None and 0 in labels:
-            raise InputError(
-                f"labels: found {list(labels)}, expected labels other than the background 0: leave it out."
-            )
-        self.labels = labels
-
     def process(self, mask: Mask, spacing: NDArray[np.float64] | None) -> Mask:
-        """The new mask, which must lie in the bounding box of the old one."""
+        """Return the new mask, which must lie in the bounding box of the old one."""
         raise NotImplementedError
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
         array = _to_array(img)
         labels = _to_labels(array)
         spans = _label_spans(labels)
-        chosen = sorted(spans if self.labels is None else spans.keys() & set(self.labels))
         spacing = None
         if isinstance(img, MetaTensor):
             spacing = np.asarray(affine_to_spacing(img.affine.cpu().numpy()), dtype=np.float64)
 
         output: NDArray[Any] = np.zeros(array.shape, array.dtype)
-        untouched = None
-        if len(chosen) < len(spans):
-            untouched = (labels != 0) & ~np.isin(labels, chosen)
-            np.copyto(output, array, where=untouched)
-        for label in chosen:
-            start, stop = spans[label]
-            start = max(start - 1, 0)
+        for label, (first, stop) in sorted(spans.items()):
+            start = max(first - 1, 0)
             mask = (labels[start : stop + 1] == label).view(np.uint8)
             box = bounding_box(mask, (1, 1, 1))
             assert box is not None
@@ -129,8 +118,6 @@ class _PerLabel(Transform):
             result = self.process(mask, spacing).view(np.bool_)
             if not result.any():
                 logger.warning("%s: nothing of label %d is left.", type(self).__name__, label)
-            if untouched is not None:
-                result = result & ~untouched[start:][box]
             np.copyto(output[start:][box], output.dtype.type(label), where=result)
         return convert_to_dst_type(output[None], img)[0]
 
@@ -156,47 +143,38 @@ def _radii(
     return [radius_mm / mm for mm in spacing]
 
 
-def _check_slices(axes: Sequence[int], size: int, threshold: float) -> None:
+def _check_axes(axes: Sequence[int]) -> None:
     if not axes or not set(axes) <= {0, 1, 2}:
         raise InputError(
             f"axes: found {list(axes)}, expected one or more of 0, 1, 2: name the axes of (H, W, D)."
-        )
-    if size < 1 or size % 2 == 0:
-        raise InputError(
-            f"size: found {size}, expected an odd number of pixels: give 1, 3, 5 or more."
-        )
-    if not 0.5 <= threshold < 1:
-        raise InputError(
-            f"threshold: found {threshold}, expected 0.5 or more and below 1: give the least share to keep."
         )
 
 
 class ErodeKeepLargestDilate(_PerLabel):
     """Algorithm 1, in 3-D: erode with a ball, keep the largest 26-connected component, dilate with the same ball.
 
-    The ball holds the offsets with dx² + dy² + dz² <= radius². Outside the image is foreground for the erosion and
-    background for the dilation. Of components of equal size the first in C order stays. A label that the erosion
-    removes altogether comes out empty, as the algorithm says: on thick slices use `radius_mm`.
+    The ball holds the offsets with dx² + dy² + dz² <= radius². Outside the image is foreground for
+    the erosion and background for the dilation. Of components of equal size the first in C order
+    stays. A label that the erosion removes altogether comes out empty, as the algorithm says: on
+    thick slices use `radius_mm`.
 
     Args:
-        labels: the labels to work on; None for all but 0. Others stay as they are and are never written over.
         radius: of the ball, in voxels.
-        radius_mm: takes the place of `radius`: an ellipsoid in voxels, from the affine of the MetaTensor.
+        radius_mm: takes the place of `radius`: an ellipsoid in voxels, from the affine of the
+            MetaTensor.
         keep_largest: False keeps all components.
 
     Raises:
-        InputError: for another shape than (1, H, W, D), values that are not whole numbers, `radius_mm` without an
-            affine, or a radius of more than 63 voxels along the last axis.
+        InputError: for another shape than (1, H, W, D), values that are not whole numbers,
+            `radius_mm` without an affine, or a radius of more than 63 voxels along the last axis.
     """
 
     def __init__(
         self,
-        labels: Sequence[int] | None = None,
         radius: float = 3,
         radius_mm: float | None = None,
         keep_largest: bool = True,
     ) -> None:
-        super().__init__(labels)
         _check_radius(radius, radius_mm)
         self.radius, self.radius_mm, self.keep_largest = radius, radius_mm, keep_largest
 
@@ -206,16 +184,15 @@ class ErodeKeepLargestDilate(_PerLabel):
 
 
 class SmoothEdges(_PerLabel):
-    """Algorithm 3: in each slice keep the pixels whose 5 × 5 mean is above one half; outside the image is zero.
+    """Algorithm 3: in each slice keep the pixels whose 5 × 5 mean is above one half.
 
-    Zero outside is what MATLAB's ``imfilter`` pads with: corners of a mask at the border of the image are rounded, a
-    slice of fewer than three pixels across comes out empty.
+    Outside the image is zero.
+
+    Zero outside is what MATLAB's ``imfilter`` pads with: corners of a mask at the border of the
+    image are rounded, a slice of fewer than three pixels across comes out empty.
 
     Args:
-        labels: the labels to work on; None for all but 0. Others stay as they are and are never written over.
         axes: the slices are those along each of these axes of (H, W, D), one axis after the other.
-        size: of the square, in pixels; odd.
-        threshold: the mean must be above it; 0.5 or more.
 
     Raises:
         InputError: for another shape than (1, H, W, D) or values that are not whole numbers.
@@ -223,67 +200,58 @@ class SmoothEdges(_PerLabel):
 
     def __init__(
         self,
-        labels: Sequence[int] | None = None,
         axes: Sequence[int] = (2,),
-        size: int = 5,
-        threshold: float = 0.5,
     ) -> None:
-        super().__init__(labels)
-        _check_slices(axes, size, threshold)
-        self.axes, self.size, self.threshold = tuple(axes), size, threshold
+        _check_axes(axes)
+        self.axes = tuple(axes)
 
     def process(self, mask: Mask, spacing: NDArray[np.float64] | None) -> Mask:
         """See the class."""
         for axis in self.axes:
-            mask = smooth_slices(mask, axis, self.size, self.threshold)
+            mask = smooth_slices(mask, axis)
         return mask
 
 
 class CleanSlices(_PerLabel):
     """Algorithm 2, in 2-D: clean all slices along each axis in turn, each axis working on the result of the one before.
 
-    In each slice: erode with a disk, keep the largest 8-connected component, dilate with the same disk, fill holes
-    (background that no 4-connected path joins to the edge), smooth the edges (Algorithm 3). The rules for borders,
-    equal sizes and empty results are those of `ErodeKeepLargestDilate` and `SmoothEdges`.
+    In each slice: erode with a disk, keep the largest 8-connected component, dilate with the same
+    disk, fill holes (background that no 4-connected path joins to the edge), smooth the edges
+    (Algorithm 3). The rules for borders, equal sizes and empty results are those of
+    `ErodeKeepLargestDilate` and `SmoothEdges`.
 
-    With the papers' three axes a concave organ loses true parts, and a volume of fewer than three slices comes out
-    empty; `axes=(2,)` cleans the axial slices alone.
+    With the papers' three axes a concave organ loses true parts, and a volume of fewer than three
+    slices comes out empty; `axes=(2,)` cleans the axial slices alone.
 
     Args:
-        labels: the labels to work on; None for all but 0. Others stay as they are and are never written over.
         radius: of the disk, in pixels.
-        radius_mm: takes the place of `radius`: an ellipse in pixels, from the affine of the MetaTensor.
+        radius_mm: takes the place of `radius`: an ellipse in pixels, from the affine of the
+            MetaTensor.
         axes: the slices are those along each of these axes of (H, W, D), one axis after the other.
         keep_largest: False keeps all components.
-        size: of the smoothing square, in pixels; odd.
-        threshold: the mean over the square must be above it; 0.5 or more.
 
     Raises:
-        InputError: for another shape than (1, H, W, D), values that are not whole numbers, or `radius_mm` without an
-            affine.
+        InputError: for another shape than (1, H, W, D), values that are not whole numbers, or
+            `radius_mm` without an affine.
     """
 
     def __init__(
         self,
-        labels: Sequence[int] | None = None,
         radius: float = 3,
         radius_mm: float | None = None,
         axes: Sequence[int] = (0, 1, 2),
         keep_largest: bool = True,
-        size: int = 5,
-        threshold: float = 0.5,
     ) -> None:
-        super().__init__(labels)
         _check_radius(radius, radius_mm)
-        _check_slices(axes, size, threshold)
+        _check_axes(axes)
         self.radius, self.radius_mm, self.keep_largest = radius, radius_mm, keep_largest
-        self.axes, self.size, self.threshold = tuple(axes), size, threshold
+        self.axes = tuple(axes)
 
     def process(self, mask: Mask, spacing: NDArray[np.float64] | None) -> Mask:
         """See the class."""
         radii = _radii(self.radius, self.radius_mm, spacing)
         for axis in self.axes:
-            mask = clean_slices(mask, axis, radii, self.size, self.threshold, self.keep_largest)
+            mask = clean_slices(mask, axis, radii, self.keep_largest)
         return mask
 
 
@@ -291,12 +259,13 @@ class _PerLabeld(MapTransform):
     """Delegates to the array transform; an InputError names the key."""
 
     backend = _PerLabel.backend
+    array_class: type[_PerLabel]
 
     def __init__(
-        self, keys: KeysCollection, transform: _PerLabel, allow_missing_keys: bool
+        self, keys: KeysCollection, allow_missing_keys: bool = False, **options: Any
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.transform = transform
+        self.transform = self.array_class(**options)
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         d = dict(data)
@@ -309,53 +278,18 @@ class _PerLabeld(MapTransform):
 
 
 class ErodeKeepLargestDilated(_PerLabeld):
-    """Dictionary-based wrapper of `ErodeKeepLargestDilate`."""
+    """Dictionary-based wrapper of `ErodeKeepLargestDilate`, with its options."""
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        labels: Sequence[int] | None = None,
-        radius: float = 3,
-        radius_mm: float | None = None,
-        keep_largest: bool = True,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(
-            keys,
-            ErodeKeepLargestDilate(labels, radius, radius_mm, keep_largest),
-            allow_missing_keys,
-        )
+    array_class = ErodeKeepLargestDilate
 
 
 class SmoothEdgesd(_PerLabeld):
-    """Dictionary-based wrapper of `SmoothEdges`."""
+    """Dictionary-based wrapper of `SmoothEdges`, with its options."""
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        labels: Sequence[int] | None = None,
-        axes: Sequence[int] = (2,),
-        size: int = 5,
-        threshold: float = 0.5,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, SmoothEdges(labels, axes, size, threshold), allow_missing_keys)
+    array_class = SmoothEdges
 
 
 class CleanSlicesd(_PerLabeld):
-    """Dictionary-based wrapper of `CleanSlices`."""
+    """Dictionary-based wrapper of `CleanSlices`, with its options."""
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        labels: Sequence[int] | None = None,
-        radius: float = 3,
-        radius_mm: float | None = None,
-        axes: Sequence[int] = (0, 1, 2),
-        keep_largest: bool = True,
-        size: int = 5,
-        threshold: float = 0.5,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        transform = CleanSlices(labels, radius, radius_mm, axes, keep_largest, size, threshold)
-        super().__init__(keys, transform, allow_missing_keys)
+    array_class = CleanSlices

@@ -44,15 +44,15 @@ MIRRORED = (
 class SampleVoxelsd(MapTransform):
     """Keep one voxel of a scan every few mm in its `meta`, where `FlagMaskd` finds the intensities of the file.
 
-    `meta["sample"]` has the shape (h, w, d) and `meta["sample_steps"]` the voxels from one to the next along each axis.
-    Use it before the scan is turned or its intensities are changed.
+    `meta["sample"]` has the shape (h, w, d) and `meta["sample_steps"]` the voxels from one to the
+    next along each axis. Use it before the scan is turned or its intensities are changed.
 
     Args:
         keys: images of shape (1, H, W, D), as `LoadVolumed` gives them.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """`data` with samples."""
+        """Return `data` with samples."""
         d = dict(data)
         for key in self.key_iterator(d):
             image: MetaTensor = d[key]
@@ -69,21 +69,23 @@ class SampleVoxelsd(MapTransform):
 class FlagMaskd(MapTransform):
     """Flag masks of the liver that are probably wrong, or are of a part of it. The masks stay as they are.
 
-    Each flag is a sentence in the mask's `meta["flags"]`, and in the log:
+    Each flag is a message in the mask's `meta["flags"]`, and in the log:
 
     - `volume`: outside `VOLUME_ML`; a liver that is cut off may be small;
-    - `components`: several of at least `LARGE_ML`, not counting twice those that may be joined beyond the scan's end;
+    - `components`: several of at least `LARGE_ML`, not counting twice those that may be joined
+      beyond the scan's end;
     - `hu`: the mean outside `MEAN_HU`, in CT;
-    - `cut_off`: the liver reaches the first or last slice, of those that follow each other from the feet to the head
-      and show anything at all, with at least `CUT_MM2`;
-    - `mirrored`: the liver's centre lies on the left of the body's by more than `MIRRORED_MM`, in a scan whose
-      intensities have no flag.
+    - `cut_off`: the liver reaches the first or last slice, of those that follow each other from the
+      feet to the head and show anything at all, with at least `CUT_MM2`;
+    - `mirrored`: the liver's centre lies on the left of the body's by more than `MIRRORED_MM`, in a
+      scan whose intensities have no flag.
 
     Lesions are part of the liver. Memory is that of a few slices, and of the scan at `SAMPLE_MM`.
 
     Args:
-        keys: masks of shape (1, H, W, D), class indices of any dtype, as MetaTensors on the grid of the file, with the
-            `meta` of the scan after `SampleVoxelsd`: what `Invertd` makes of a prediction.
+        keys: masks of shape (1, H, W, D), class indices of any dtype, as MetaTensors on the grid of
+            the file, with the `meta` of the scan after `SampleVoxelsd`: what `Invertd` makes of a
+            prediction.
         class_names: of the mask's values; without "liver" among them nothing is flagged.
         modality: "ct" or "mr".
 
@@ -99,12 +101,12 @@ class FlagMaskd(MapTransform):
         self.is_liver[liver_values(class_names)] = 1
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """`data` with flags."""
+        """Return `data` with flags."""
         d = dict(data)
         for key in self.key_iterator(d):
             if self.is_liver.any():
-                for flag, sentence in self._flags(d[key]).items():
-                    add_flag(d[key], flag, sentence)
+                for flag, message in self._flags(d[key]).items():
+                    add_flag(d[key], flag, message)
         return d
 
     def _flags(self, mask: MetaTensor) -> dict[str, str]:
@@ -148,18 +150,21 @@ class FlagMaskd(MapTransform):
                 found["mirrored"] = check_side(
                     liver, self.find_body(sample), affine @ np.diag([*steps, 1])
                 )
-        return {flag: sentence for flag, sentence in found.items() if sentence is not None}
+        return {flag: message for flag, message in found.items() if message is not None}
 
 
 def liver_values(class_names: Mapping[int, str]) -> list[int]:
-    """The values of liver and lesion, which is part of it; none without a liver."""
+    """Return the values of liver and lesion, which is part of it; none without a liver."""
     if "liver" not in class_names.values():
         return []
     return [value for value, name in class_names.items() if name in ("liver", "lesion")]
 
 
 def check_volume(volume_ml: float, cut_off: bool) -> str | None:
-    """What is wrong with the volume of a liver; None for a plausible one, and a small one that is cut off."""
+    """Return what is wrong with the volume of a liver.
+
+    None for a plausible one, and a small one that is cut off.
+    """
     least, most = VOLUME_ML
     if volume_ml > most or (volume_ml < least and not cut_off):
         found = (
@@ -175,7 +180,7 @@ def check_volume(volume_ml: float, cut_off: bool) -> str | None:
 
 
 def check_components(volumes_ml: np.ndarray, axis: int, ends: list[bool]) -> str | None:
-    """What is wrong with the pieces of a liver; None for one that is large.
+    """Return what is wrong with the pieces of a liver; None for one that is large.
 
     Args:
         volumes_ml: of the liver in each block of the scan, (h, w, d).
@@ -201,7 +206,7 @@ def check_components(volumes_ml: np.ndarray, axis: int, ends: list[bool]) -> str
 
 
 def check_hu(mean_hu: float) -> str | None:
-    """What is wrong with the mean HU of a liver; None for a plausible one."""
+    """Return what is wrong with the mean HU of a liver; None for a plausible one."""
     least, most = MEAN_HU
     if least <= mean_hu <= most:
         return None
@@ -212,7 +217,9 @@ def check_hu(mean_hu: float) -> str | None:
 
 
 def check_ends(ends: list[bool], upwards: bool) -> str | None:
-    """What a liver that reaches the scan's first or last slice means; None for one that ends before.
+    """Return what a liver that reaches the scan's first or last slice means.
+
+    None for one that ends before.
 
     Args:
         ends: whether it reaches the first and the last slice.
@@ -229,7 +236,9 @@ def check_ends(ends: list[bool], upwards: bool) -> str | None:
 
 
 def check_side(liver: np.ndarray, body: np.ndarray, affine: np.ndarray) -> str | None:
-    """What is wrong with the side of the body that a liver is on; None for the right one and the middle.
+    """Return what is wrong with the side of the body that a liver is on.
+
+    None for the right one and the middle.
 
     Args:
         liver: bool, (h, w, d), not empty.
@@ -282,7 +291,7 @@ def _shown(sample: np.ndarray, axis: int) -> tuple[int, int]:
 
 
 def _middle_mm(mask: np.ndarray, affine: np.ndarray) -> float:
-    """The mean of the coordinate to the right, in mm."""
+    """Return the mean of the coordinate to the right, in mm."""
     mean = [
         float(np.average(np.arange(n), weights=mask.sum(_others(axis))))
         for axis, n in enumerate(mask.shape)

@@ -18,8 +18,9 @@ class SaveMaskd(MapTransform):
     """Save masks of scans, each on its scan's own grid, under the name that `masks` gives it.
 
     Args:
-        keys: masks of shape (1, H, W, D), class indices of any dtype, as MetaTensors with their scan's affine and its
-            `filename_or_obj`, `warnings` and `flags`: what `Invertd` makes of a prediction.
+        keys: masks of shape (1, H, W, D), class indices of any dtype, as MetaTensors with their
+            scan's affine and its `filename_or_obj`, `warnings` and `flags`: what `Invertd` makes of
+            a prediction.
         masks: the folder.
 
     Raises:
@@ -31,7 +32,7 @@ class SaveMaskd(MapTransform):
         self.masks = masks
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """`data` as it is."""
+        """Return `data` as it is."""
         d = dict(data)
         for key in self.key_iterator(d):
             mask: MetaTensor = d[key]

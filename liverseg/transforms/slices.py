@@ -14,7 +14,9 @@ from liverseg.errors import InputError
 
 
 def stack_slices(volume: torch.Tensor, positions: torch.Tensor, num_slices: int) -> torch.Tensor:
-    """Take slices of a volume with their neighbours as channels; beyond the ends the outermost slice repeats.
+    """Take slices of a volume with their neighbours as channels.
+
+    Beyond the ends the outermost slice repeats.
 
     Args:
         volume: shape (H, W, D).
@@ -32,15 +34,17 @@ def stack_slices(volume: torch.Tensor, positions: torch.Tensor, num_slices: int)
 class RandSlicesd(RandomizableTransform, MapTransform):
     """Draw `num_samples` slices along the last axis of each volume, as a list of dictionaries.
 
-    A share of the slices shows the foreground; a slice repeats only where a volume has fewer than `num_samples`, or
-    fewer with foreground than its share.
+    A share of the slices shows the foreground; a slice repeats only where a volume has fewer than
+    `num_samples`, or fewer with foreground than its share.
 
     Args:
         keys: volumes of shape (1, H, W, D) to slice; `label_key` is one of them.
         label_key: the label, which gives one channel a slice: (1, H, W).
         num_samples: slices per volume.
-        num_slices: channels of every other key: 1, or 3 or 5 neighbouring slices (2.5-D): (num_slices, H, W).
-        foreground_ratio: the share drawn from slices with foreground; the rest is drawn from all other slices.
+        num_slices: channels of every other key: 1, or 3 or 5 neighbouring slices (2.5-D):
+            (num_slices, H, W).
+        foreground_ratio: the share drawn from slices with foreground; the rest is drawn from all
+            other slices.
 
     Raises:
         InputError: when `num_slices` is even or `foreground_ratio` outside [0, 1].
@@ -70,7 +74,7 @@ class RandSlicesd(RandomizableTransform, MapTransform):
         self.foreground_ratio = foreground_ratio
 
     def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
-        """One dictionary per slice, with the volumes of `data` replaced by it."""
+        """Return a dictionary for each slice, with the volumes of `data` replaced by it."""
         label = torch.as_tensor(data[self.label_key])[0]
         foreground = np.flatnonzero((label > 0).any(0).any(0).numpy())
         num_foreground = round(self.num_samples * self.foreground_ratio) if len(foreground) else 0

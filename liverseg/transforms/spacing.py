@@ -21,7 +21,7 @@ MODES = ("linear", "nearest")
 def spaced_size(
     shape: Sequence[int], affine: torch.Tensor, spacing: Sequence[float]
 ) -> tuple[int, int, int]:
-    """The voxels of a volume of `shape` (H, W, D) once it has about `spacing` mm over the same extent; −1 keeps."""
+    """Return the size (H, W, D) at about `spacing` mm over the same extent; −1 keeps an axis."""
     own = affine_to_spacing(affine, r=3).tolist()
     size = [
         max(1, round(length * mm / target)) if target > 0 else length
@@ -33,8 +33,9 @@ def spaced_size(
 def resize_volume(volume: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Resample a volume (H, W, D) to `size` over the same extent, float32.
 
-    Linear, and where an axis shrinks averaged over as many voxels as fall on one (a triangle filter), so that noise and
-    edges do not alias: at a quarter of the voxels along each axis a linear value would read 8 of 64.
+    Linear, and where an axis shrinks averaged over as many voxels as fall on one (a triangle
+    filter), so that noise and edges do not alias: at a quarter of the voxels along each axis a
+    linear value would read 8 of 64.
     """
     height, width, depth = size
     slabs = [
@@ -53,14 +54,15 @@ def _average(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 class ResampleVolumed(MapTransform):
     """Resample volumes (1, H, W, D) to about `spacing` over the same extent, as `VolumeWindowInferer` does.
 
-    The size is rounded to whole voxels and the affine says their spacing. MONAI's `Spacingd(scale_extent=True)` puts
-    the voxels at the same places, but reads two per axis however far they are apart.
+    The size is rounded to whole voxels and the affine says their spacing. MONAI's
+    `Spacingd(scale_extent=True)` puts the voxels at the same places, but reads two per axis however
+    far they are apart.
 
     Args:
         keys: MetaTensors of shape (1, H, W, D).
         spacing: mm along the volume's axes; −1 keeps an axis.
-        mode: "linear" for images, float32 after it; "nearest" for labels, of the dtype that they had. One or one for
-            each key.
+        mode: "linear" for images, float32 after it; "nearest" for labels, of the dtype that they
+            had. One or one for each key.
         allow_missing_keys: skip keys that an item lacks.
 
     Raises:
@@ -84,7 +86,7 @@ class ResampleVolumed(MapTransform):
             )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """`data`, with the volumes resampled."""
+        """Return `data`, with the volumes resampled."""
         resampled = dict(data)
         for key, mode in self.key_iterator(resampled, self.modes):
             resampled[key] = self._resample(resampled[key], mode)

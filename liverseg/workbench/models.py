@@ -68,7 +68,7 @@ def list_(bundle: BundleName) -> None:
 @app.command()
 def compare(
     bundle: BundleName,
-    version: Annotated[str, typer.Argument(help="The version to judge.")],
+    version: Annotated[str, typer.Argument(help="The version to evaluate.")],
     other: Annotated[
         str | None, typer.Argument(help="The one to compare with; without it, the one in use.")
     ] = None,

@@ -56,9 +56,10 @@ def test_evaluation_segments_as_inference_does():
 def test_training_localises_as_inference_does():
     training, inference = config("train.json"), config("inference.json")
     for target in ("liver", "lesion"):
-        trained = training[f"targets#{target}#prior"]
+        transform = training[f"targets#{target}#prior"]
+        assert transform["keys"] == "@keys"
+        trained = transform["localiser"]
         used = inference[f"inferer#inferer#localise#{target}"]
-        assert (trained.pop("keys"), used.pop("keys")) == ("@keys", "@image_key")
         assert used.pop("_mode_") == "callable"
         assert {trained.pop(key) is None for key in ("network", "weights")} == {False}
         if target == "lesion":

@@ -10,8 +10,9 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
-from liverseg.data import find_patches, label_patches
+from liverseg.data import cut_patches, find_patches
 from liverseg.errors import InputError
+from liverseg.inferers import predict_volumes
 from liverseg.transforms import RandPatchesd
 
 SIZE = (16, 24)
@@ -47,16 +48,8 @@ def label_in(tmp_path):
     torch.save(Bright(0.8).state_dict(), tmp_path / "model.pt")
 
     def run(volumes, folder="patches", levels=(2, 4, 8), **options):
-        label_patches(
-            volumes,
-            Bright(),
-            tmp_path / "model.pt",
-            tmp_path / folder,
-            SIZE,
-            levels=levels,
-            amp=False,
-            **options,
-        )
+        predicted = predict_volumes(volumes, Bright(), tmp_path / "model.pt", amp=False)
+        cut_patches(predicted, tmp_path / folder, SIZE, levels=levels, **options)
         return {path.stem: dict(np.load(path)) for path in (tmp_path / folder).glob("*.npz")}
 
     return run
@@ -124,19 +117,10 @@ def test_thirty_percent_in_float32_counts_as_thirty_percent(tmp_path):
     volume["label"].zero_()
     volume["label"][0, :3, :10] = 1  # 30 of 10 x 10 pixels
     torch.save(Bright().state_dict(), tmp_path / "model.pt")
+    predicted = list(predict_volumes([volume], Bright(), tmp_path / "model.pt"))
     with pytest.raises(InputError, match="found no patch"):
-        label_patches(
-            [volume],
-            Bright(),
-            tmp_path / "model.pt",
-            tmp_path / "none",
-            (20, 20),
-            [2],
-            min_area=0.301,
-        )
-    label_patches(
-        [volume], Bright(), tmp_path / "model.pt", tmp_path / "one", (20, 20), [2], min_area=0.3
-    )
+        cut_patches(predicted, tmp_path / "none", (20, 20), [2], min_area=0.301)
+    cut_patches(predicted, tmp_path / "one", (20, 20), [2], min_area=0.3)
     assert len(np.load(tmp_path / "one" / "0.npz")["image_2"]) == 1
 
 

@@ -12,8 +12,8 @@ import cv2
 import nibabel as nib
 import numpy as np
 
-from liverseg.data import make_phantom
-from liverseg.data.phantom_anatomy import ORGANS
+from liverseg.workbench.phantoms import make_phantom
+from liverseg.workbench.phantoms.anatomy import ORGANS
 
 SHAPE, SPACING = (56, 48, 20), (7.0, 7.0, 9.5)
 CHAOS_GREY = {"liver": 63, "right_kidney": 126, "left_kidney": 189, "spleen": 252}

@@ -74,14 +74,9 @@ def algorithm_3(mask, axes=(2,), size=5, threshold=0.5):
     return mask
 
 
-def per_label(
-    algorithm: Callable[..., np.ndarray], labels: np.ndarray, chosen=None, **options
-) -> np.ndarray:
-    """Each label (H, W, D) on its own mask, written back in ascending order, never over a label not chosen."""
-    if chosen is None:
-        chosen = [value for value in np.unique(labels) if value != 0]
-    fixed = (labels != 0) & ~np.isin(labels, chosen)
-    output = np.where(fixed, labels, 0).astype(labels.dtype)
-    for label in sorted(chosen):
-        output[algorithm(labels == label, **options) & ~fixed] = label
+def per_label(algorithm: Callable[..., np.ndarray], labels: np.ndarray) -> np.ndarray:
+    """Each label (H, W, D) on its own mask, written back in ascending order."""
+    output = np.zeros_like(labels)
+    for label in np.unique(labels[labels != 0]):
+        output[algorithm(labels == label)] = label
     return output

@@ -16,8 +16,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from liverseg.errors import InputError
-from liverseg.inferers import CascadeInferer, VolumeSliceInferer
-from liverseg.transforms import LoadVolumed, LocalisePriord
+from liverseg.inferers import CascadeInferer, Localiser, VolumeSliceInferer
+from liverseg.transforms import LoadVolumed
 
 PLANES = ("axial", "coronal", "sagittal")
 # The axes of (x, y, z) that are rows, columns and slices of a plane, and the orientation that training gives them.
@@ -66,7 +66,7 @@ def inferer(
         def of(network):
             inferer = VolumeSliceInferer(amp=False)
             options = {"prior": prior, "box_margin_mm": box_margin_mm, "crop_margin_mm": margin}
-            return LocalisePriord("image", network=network, inferer=inferer, **options)
+            return Localiser(network, inferer, **options)
 
         return of
 
@@ -113,8 +113,7 @@ def test_the_mask_is_that_of_the_mean_probability_of_the_planes():
         **{f"liver_{plane}": convolution for plane, convolution in convolutions.items()},
     )
     one = inferer(targets=["liver"])
-    one.keep_probabilities = True
-    label = one(volume(scan), network)
+    label, found = one.segment(volume(scan), network, probabilities=True)
 
     votes = []
     for plane, convolution in convolutions.items():
@@ -132,9 +131,9 @@ def test_the_mask_is_that_of_the_mean_probability_of_the_planes():
     assert (majority != (mean > 0.5)).mean() > 0.05
     assert np.array_equal(label[0, 0], mean > 0.5)
     assert label.dtype == torch.uint8
-    assert one.kept.dtype == torch.uint8 and one.kept.shape == (1, 2, *scan.shape)
-    assert np.abs(one.kept[0, 0] - 255 * mean).max() < 0.51
-    assert not one.kept[0, 1].any()
+    assert found.dtype == torch.uint8 and found.shape == (1, 2, *scan.shape)
+    assert np.abs(found[0, 0] - 255 * mean).max() < 0.51
+    assert not found[0, 1].any()
 
     for plane, vote in zip(PLANES, votes, strict=True):
         assert np.array_equal(
@@ -145,9 +144,8 @@ def test_the_mask_is_that_of_the_mean_probability_of_the_planes():
 def test_keeps_the_probability_of_lesions_in_the_liver_and_of_the_liver_without_them():
     scans = make_scan(), np.zeros((40, 32, 12)), np.roll(make_scan(seed=1), 4, 1)
     one = inferer(crop_margin_mm=3.0, margin_mm=0)
-    one.keep_probabilities = True
-    labels = one(volume(*scans), networks())
-    for scan, label, (liver, lesion) in zip(scans, labels[:, 0], one.kept, strict=True):
+    labels, found = one.segment(volume(*scans), networks(), probabilities=True)
+    for scan, label, (liver, lesion) in zip(scans, labels[:, 0], found, strict=True):
         region = np.zeros(scan.shape, bool)
         if scan.any():
             rows, columns, slices = (
@@ -161,7 +159,7 @@ def test_keeps_the_probability_of_lesions_in_the_liver_and_of_the_liver_without_
         assert np.abs(lesion - 255 * part).max() < 1.1
         assert np.abs(liver - 255 * (whole - part)).max() < 1.6
         assert np.array_equal(np.asarray(label == 2), np.asarray(lesion) > 127)
-    assert (one.kept[0, 1] > 250).any()
+    assert (found[0, 1] > 250).any()
 
 
 @pytest.mark.parametrize("plane", PLANES)

@@ -68,15 +68,14 @@ def test_tiles_of_the_real_network_are_those_of_one_window():
     torch.manual_seed(1)
     network = PreactivationUNet3D(width=1, valid=True).eval()
     inferer = ContextTileInferer((12, 12, 8), (1, 1, 1), amp=False)
-    inferer.keep_probabilities = True
     x = volume((12, 12, 8))
-    inferer(x, network)
+    _, found = inferer.segment(x, network, probabilities=True)
     with torch.no_grad():
         window = network.window((12, 12, 8))
         seen = torch.zeros(1, 1, *window)
         seen[..., 44:56, 44:56, 22:30] = x.as_tensor()
         expected = network(seen, padded=False).softmax(1)[0, 1, :12, :12, :8]
-    np.testing.assert_allclose(inferer.kept[0, 0].numpy() / 255, expected.numpy(), atol=0.003)
+    np.testing.assert_allclose(found[0, 0].numpy() / 255, expected.numpy(), atol=0.003)
 
 
 def body(shape=(40, 30, 50)) -> MetaTensor:

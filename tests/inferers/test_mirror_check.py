@@ -8,7 +8,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from liverseg.inferers import MirrorCheckInferer
+from liverseg.inferers import MirrorCheckInferer, VolumeInferer
 from liverseg.transforms.clicks import CLICKS
 
 LIVER_ONLY = {1: "liver"}
@@ -17,24 +17,20 @@ LEFT = np.s_[8:20, 8:24, 20:45]
 LARGE = np.s_[24:36, 4:28, 12:54]  # 1512 ml
 
 
-class Looks:
+class Looks(VolumeInferer):
     """An inferer that finds what is above 0.2, and left of a share of the volume nothing; keeps what it has seen."""
-
-    keep_probabilities = False
 
     def __init__(self, blind: tuple[float, float] = (0, 0), value: int = 1) -> None:
         self.blind, self.value = blind, value
         self.seen: list[torch.Tensor] = []
 
-    def __call__(self, inputs, network):
+    def segment(self, inputs, network, probabilities=False):
         assert network == "the network"
         self.seen.append(inputs.as_tensor().clone())
         found = (inputs > 0.2).to(torch.uint8) * self.value
         first, last = (int(share * inputs.shape[2]) for share in self.blind)
         found[:, :, first:last] = 0
-        if self.keep_probabilities:
-            self.kept = found.as_tensor() * 255
-        return found
+        return found, found.as_tensor() * 255 if probabilities else None
 
 
 def patient(liver=RIGHT, shape=(44, 32, 60)) -> MetaTensor:
@@ -88,16 +84,14 @@ def test_left_and_right_are_those_of_the_affine(axcodes, liver, expected):
     x = turned(patient(liver), axcodes)
     axis = next(axcodes.find(side) for side in "LR" if side in axcodes)
 
-    def only_on_the_right(inputs, network):
-        middle = inputs.shape[2 + axis] // 2
-        start = middle if axcodes[axis] == "L" else 0
-        return (
-            (inputs > 0.2)
-            .to(torch.uint8)
-            .index_fill(2 + axis, torch.arange(start, start + middle), 0)
-        )
+    class OnlyOnTheRight(VolumeInferer):
+        def segment(self, inputs, network, probabilities=False):
+            middle = inputs.shape[2 + axis] // 2
+            start = middle if axcodes[axis] == "L" else 0
+            left = torch.arange(start, start + middle)
+            return (inputs > 0.2).to(torch.uint8).index_fill(2 + axis, left, 0), None
 
-    MirrorCheckInferer(only_on_the_right, LIVER_ONLY)(x, "the network")
+    MirrorCheckInferer(OnlyOnTheRight(), LIVER_ONLY)(x, "the network")
     assert [line.split(":")[0] for line in x.meta["flags"][0].splitlines()] == expected
 
 
@@ -190,6 +184,6 @@ def test_the_flag_is_that_of_one_scan_of_a_batch():
 
 def test_probabilities_are_those_of_the_scan_as_it_is():
     check = MirrorCheckInferer(Looks(blind=(0.3, 0.5)), LIVER_ONLY)
-    check.keep_probabilities = True
-    found = check(patient(LEFT), "the network")
-    assert torch.equal(check.kept, found.as_tensor() * 255)
+    labels, found = check.segment(patient(LEFT), "the network", probabilities=True)
+    assert torch.equal(found, labels.as_tensor() * 255)
+    assert check.segment(patient(LEFT), "the network")[1] is None

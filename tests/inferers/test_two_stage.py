@@ -78,14 +78,13 @@ def test_keeps_the_probability_of_lesions_in_the_liver_and_of_the_liver_without_
         return torch.as_tensor(in_box[None]).to(mask)
 
     one = inferer(liver_postprocessing=cleaning, margin_mm=0)
-    one.keep_probabilities = True
-    one(volume(scan, make_scan(seed=3)), networks())
+    _, found = one.segment(volume(scan, make_scan(seed=3)), networks(), probabilities=True)
     # The logits of two classes are a value and its negative.
     liver = expit(2 * (scan - LIVER))
     lesion = np.where(in_box, liver * expit(2 * (scan - LESION)), 0)
-    assert one.kept.shape == (2, 2, *scan.shape) and one.kept.dtype == torch.uint8
-    assert np.abs(one.kept[0, 1] - 255 * lesion).max() < 1.1
-    assert np.abs(one.kept[0, 0] - 255 * (liver - lesion)).max() < 1.6
+    assert found.shape == (2, 2, *scan.shape) and found.dtype == torch.uint8
+    assert np.abs(found[0, 1] - 255 * lesion).max() < 1.1
+    assert np.abs(found[0, 0] - 255 * (liver - lesion)).max() < 1.6
     assert (lesion[14:18, 10:13, 3] > 0.3).all()
 
 

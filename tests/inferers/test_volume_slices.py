@@ -55,8 +55,7 @@ def test_equals_monais_slice_inferer_and_argmax():
 def test_keeps_the_probabilities_of_the_classes(flips):
     volume, network = torch.randn(2, 1, 19, 23, 7), small_network()
     inferer = VolumeSliceInferer(sw_batch_size=3, amp=False, flips=flips)
-    inferer.keep_probabilities = True
-    labels = inferer(volume, network)
+    labels, found = inferer.segment(volume, network, probabilities=True)
     slices = volume.permute(0, 4, 1, 2, 3)  # (B, D, 1, H, W)
     with torch.no_grad():
         passes = [
@@ -64,18 +63,18 @@ def test_keeps_the_probabilities_of_the_classes(flips):
             for axes in [[], *([2 + axis for axis in axes] for axes in flips)]
         ]
     expected = torch.stack(passes).mean(0).permute(0, 2, 3, 4, 1)  # (B, 3, H, W, D)
-    assert inferer.kept.dtype == torch.uint8 and inferer.kept.shape == (2, 2, 19, 23, 7)
-    assert (inferer.kept - 255 * expected[:, 1:]).abs().max() < 0.51
+    assert found.dtype == torch.uint8 and found.shape == (2, 2, 19, 23, 7)
+    assert (found - 255 * expected[:, 1:]).abs().max() < 0.51
     assert torch.equal(labels[:, 0], expected.argmax(1).to(torch.uint8))
 
 
 def test_keeps_what_the_resampled_logits_say_on_the_grid_of_the_volume():
     network, affine = small_network(num_classes=2), np.diag([0.75, 3.0, 5.0, 1.0])
     inferer = VolumeSliceInferer(size=(16, 12), amp=False)
-    inferer.keep_probabilities = True
-    labels = inferer(smooth_volume((30, 20, 6), affine), network)
+    volume = smooth_volume((30, 20, 6), affine)
+    labels, found = inferer.segment(volume, network, probabilities=True)
     # Of two classes the one above a half.
-    assert torch.equal(inferer.kept[:, 0] > 127.5, labels.as_tensor()[:, 0] == 1)
+    assert torch.equal(found[:, 0] > 127.5, labels.as_tensor()[:, 0] == 1)
 
 
 @pytest.mark.parametrize("sw_batch_size", [1, 2, 100])
@@ -249,7 +248,7 @@ def test_the_logit_of_one_class_is_that_of_its_sigmoid():
 def test_probabilities_come_slab_by_slab_and_are_the_mean_of_the_passes(flips, num_classes):
     volume, network = torch.randn(1, 2, 17, 22, 5), small_network(2, num_classes)
     inferer = VolumeSliceInferer(flips=flips, sw_batch_size=2, amp=False)
-    slabs = list(inferer.probabilities(volume, network))
+    slabs = list(inferer.iterate_probabilities(volume, network))
     assert [positions.indices(5)[:2] for positions, _ in slabs] == [(0, 2), (2, 4), (4, 5)]
     found = torch.cat([probabilities for _, probabilities in slabs], -1)
 
@@ -273,7 +272,7 @@ def test_probabilities_come_slab_by_slab_and_are_the_mean_of_the_passes(flips, n
 def test_probabilities_are_on_the_grid_of_the_volume_and_gradients_are_as_they_were():
     volume, network = smooth_volume((40, 30, 4), np.diag([0.5, 1.0, 3.0, 1.0])), Threshold()
     inferer = VolumeSliceInferer(spacing=(1.0, 1.0), sw_batch_size=3, amp=False)
-    for positions, probabilities in inferer.probabilities(volume, network):
+    for positions, probabilities in inferer.iterate_probabilities(volume, network):
         assert torch.is_grad_enabled()
         assert probabilities.shape == (2, 40, 30, len(range(*positions.indices(4))))
         torch.testing.assert_close(probabilities.sum(0), torch.ones(probabilities.shape[1:]))

@@ -12,7 +12,7 @@ from monai.visualize import GradCAM
 from torch import nn
 
 from liverseg.errors import InputError
-from liverseg.inferers import VolumeSliceInferer
+from liverseg.inferers import Localiser, VolumeSliceInferer
 from liverseg.networks import UNet
 from liverseg.transforms import DenseCRFd, ErodeKeepLargestDilated, LocalisePriord
 
@@ -62,15 +62,18 @@ def volume(shape=SHAPE, target=TARGET, affine=AFFINE):
     }
 
 
-def localise(network=None, **options):
+def localiser(network=None, **options):
     options = {
-        "keys": ["image", "label"],
         "network": network or Tiny(),
         "inferer": VolumeSliceInferer(sw_batch_size=3, amp=False),
         "target_layer": "features.4",
         "crop_margin_mm": 6.0,
     } | options
-    return LocalisePriord(**options)
+    return Localiser(**options)
+
+
+def localise(network=None, allow_missing_keys=False, **options):
+    return LocalisePriord(["image", "label"], localiser(network, **options), allow_missing_keys)
 
 
 def widened(margin_mm, spacing=(0.8, 0.9, 3.0), shape=SHAPE):
@@ -102,7 +105,7 @@ def test_everything_is_cropped_to_the_target_with_its_margin(prior, margin):
         assert (
             d[key].as_tensor().untyped_storage().nbytes() == d[key].numel() * d[key].element_size()
         )
-    assert d["localised_empty"] is False
+    assert localiser(prior=prior, crop_margin_mm=margin)(data["image"]).found
     assert d["name"] == "case"
     assert data["image"].shape == (1, *SHAPE)  # the input is left alone
 
@@ -133,16 +136,16 @@ def test_without_a_crop_margin_the_whole_volume_is_kept(prior):
     assert torch.equal(
         whole["prior"].as_tensor()[(slice(None), *widened(6.0))], cropped["prior"].as_tensor()
     )
-    assert whole["localised_empty"] is False
+    assert keeps.localiser(data["image"]).found
     assert torch.equal(keeps.inverse(whole)["label"].as_tensor(), data["label"].as_tensor())
 
 
 @pytest.mark.parametrize("prior", ["box", "gradcam"])
 def test_without_a_crop_margin_nothing_found_is_a_finding(prior, caplog):
     with caplog.at_level(logging.WARNING):
-        d = localise(prior=prior, crop_margin_mm=None)(volume(target=None))
-    assert d["localised_empty"] is True
-    assert d["prior"].shape == d["image"].shape
+        found = localiser(prior=prior, crop_margin_mm=None)(volume(target=None)["image"])
+    assert not found.found
+    assert found.prior.shape == (1, *SHAPE)
     assert not caplog.records
 
 
@@ -321,7 +324,7 @@ def test_an_empty_localisation_keeps_the_volume_and_says_so(prior, caplog):
         d = transform(data)
     assert "scan.nii.gz" in caplog.text
     assert "found nothing" in caplog.text
-    assert d["localised_empty"] is True
+    assert not transform.localiser(data["image"]).found
     assert not d["localised"].any()
     assert torch.equal(d["image"].as_tensor(), data["image"].as_tensor())
     assert d["prior"].shape == data["image"].shape

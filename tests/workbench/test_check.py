@@ -7,7 +7,7 @@ from helpers import dataset_trees as trees
 from scipy import ndimage
 
 from liverseg.errors import InputError
-from liverseg.workbench.datasets.check import judge
+from liverseg.workbench.datasets.check import check_case
 
 LABELS = {"0": "background", "1": "liver", "2": "lesion"}
 
@@ -15,7 +15,7 @@ LABELS = {"0": "background", "1": "liver", "2": "lesion"}
 def judged(tmp_path, image, label, affine, label_affine=None, labels=LABELS, modality="ct"):
     trees.save(tmp_path / "image.nii", np.asarray(image, np.int16), affine)
     trees.save(tmp_path / "label.nii", label, affine if label_affine is None else label_affine)
-    return judge(tmp_path / "image.nii", tmp_path / "label.nii", labels, modality)
+    return check_case(tmp_path / "image.nii", tmp_path / "label.nii", labels, modality)
 
 
 @pytest.mark.parametrize("axcodes", ["RAS", "LPS", "SAR"])
@@ -163,7 +163,7 @@ def test_what_the_reader_warns_of_is_suspicious(tmp_path):
     image.set_qform(shifted, 1)
     nib.save(image, tmp_path / "image.nii")
     trees.save(tmp_path / "label.nii", scan.labels, shifted)
-    found = judge(tmp_path / "image.nii", tmp_path / "label.nii", LABELS, "ct")
+    found = check_case(tmp_path / "image.nii", tmp_path / "label.nii", LABELS, "ct")
     assert found.verdict == "suspicious"
     assert found.suspicious[0].startswith("the image: its sform and qform are up to 30.0 mm apart")
 

@@ -12,20 +12,20 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from monai.data import MetaTensor
 from scipy import ndimage
 
 from liverseg.io.masks import recorded_flags
 from liverseg.transforms import LoadVolumed
 from liverseg.transforms.labels import whole_values
 from liverseg.transforms.plausibility import check_intensities, check_spacing
-from liverseg.workbench.report.overlays import CT_HOLDS_HU, Scan, plane_png
+from liverseg.workbench.report.overlays import CT_HOLDS_HU, Scan, in_ras_order, plane_png
 
 OK, SUSPICIOUS, BROKEN = "ok", "suspicious", "broken"
-# The median of a liver: a fatty one without contrast agent comes down to about 0 HU, fat itself is at -100 HU, and no
-# liver in a contrast phase comes near 250 HU.
+# The median of a liver: a fatty one without contrast agent comes down to about 0 HU, fat itself is
+# at -100 HU, and no liver in a contrast phase comes near 250 HU.
 LIVER_HU = (-30.0, 250.0)
-# In MR, air is below this share of the brightest tissue; so is some tissue, but that lies within brighter one.
+# In MR, air is below this share of the brightest tissue; so is some tissue, but that lies within
+# brighter one.
 MR_DARK_SHARE = 0.1
 MR_BRIGHTEST_PERCENTILE = 99.0
 # Soft tissue with its neighbours; how far outside something lies says nothing more.
@@ -39,13 +39,14 @@ DIRECTIONS = ("left-right", "front-back", "head-foot")
 
 
 @dataclass
-class Judgement:
-    """What is found of one case.
+class CaseCheck:
+    """What `check_case` finds of one case.
 
     Attributes:
-        facts: shape, spacing, orientation, intensities, voxels of each label, and of the liver mean, sd and volume.
-        broken: sentences for which the case must not be used.
-        suspicious: sentences for which somebody should look at it.
+        facts: shape, spacing, orientation, intensities, voxels of each label, and of the liver
+            mean, sd and volume.
+        broken: messages for which the case must not be used.
+        suspicious: messages for which somebody should look at it.
         png: axial slice where the mask is largest, or None where the mask is empty.
     """
 
@@ -60,21 +61,21 @@ class Judgement:
         return BROKEN if self.broken else SUSPICIOUS if self.suspicious else OK
 
 
-def judge(
+def check_case(
     image_path: Path, label_path: Path, labels: Mapping[str, str], modality: str | None = None
-) -> Judgement:
-    """Read a scan and its label, and say what is wrong with them.
+) -> CaseCheck:
+    """Check a scan and its label.
 
     Args:
         image_path: NIfTI file, or folder of one DICOM series.
         label_path: NIfTI file on the same grid.
-        labels: name of each value in the label; the checks of the organ are made on the one called "liver", and left
-            out where none is.
+        labels: name of each value in the label; the checks of the organ are made on the one called
+            "liver", and left out where none is.
         modality: "ct" or "mr"; None takes a scan that holds air in HU for CT.
 
     Raises:
-        InputError: for a file that is missing or not readable, a label on another grid, or label values that are not
-            whole.
+        InputError: for a file that is missing or not readable, a label on another grid, or label
+            values that are not whole.
     """
     volumes = LoadVolumed(["image", "label"])({"image": str(image_path), "label": str(label_path)})
     volumes["label"] = whole_values(volumes["label"])
@@ -87,14 +88,14 @@ def judge(
     stored = volumes["image"].affine.numpy()
     shape = tuple(volumes["image"].shape[1:])
     (image, affine), (label, _) = (
-        _in_ras_order(volumes.pop("image")),
-        _in_ras_order(volumes.pop("label")),
+        in_ras_order(volumes.pop("image")),
+        in_ras_order(volumes.pop("label")),
     )
     spacing = nib.affines.voxel_sizes(affine)
     low, high = float(image.min()), float(image.max())
     ct = low <= CT_HOLDS_HU if modality is None else modality == "ct"
     counts = _count_values(label)
-    found = Judgement(
+    found = CaseCheck(
         {
             "modality": "ct" if ct else "mr",
             "shape": list(shape),
@@ -132,13 +133,6 @@ def judge(
     return found
 
 
-def _in_ras_order(volume: MetaTensor) -> tuple[np.ndarray, np.ndarray]:
-    closest = nib.as_closest_canonical(
-        nib.Nifti1Image(volume.as_tensor()[0].numpy(), volume.affine.numpy())
-    )
-    return np.asarray(closest.dataobj), closest.affine
-
-
 def _count_values(label: np.ndarray) -> Counter[int]:
     counts: Counter[int] = Counter()
     for plane in np.moveaxis(label, -1, 0):
@@ -159,21 +153,24 @@ def _count_values(label: np.ndarray) -> Counter[int]:
 
 
 def _by_name(counts: Mapping[int, int], names: Mapping[str, str]) -> Counter[str]:
-    """Counts by the name of the value, or by the value itself where it has none; several may share a name."""
+    """Return counts by the name of the value, or by the value itself where it has none.
+
+    Several may share a name.
+    """
     found: Counter[str] = Counter()
     for value, count in sorted(counts.items()):
         found[names.get(str(value), str(value))] += count
     return found
 
 
-def _check_geometry(found: Judgement, spacing: np.ndarray) -> None:
+def _check_geometry(found: CaseCheck, spacing: np.ndarray) -> None:
     if wrong := check_spacing(spacing.tolist()):
         found.broken.append(wrong)
     if found.facts["identity_affine"]:
         found.suspicious.append("the affine is the identity: spacing and orientation are lost")
 
 
-def _check_organ(found: Judgement, scan: Scan, *, ct: bool) -> None:
+def _check_organ(found: CaseCheck, scan: Scan, *, ct: bool) -> None:
     """Look at the intensities under the mask, and under the mask flipped along each axis."""
     inside = scan.image[scan.mask]
     median = float(np.median(inside))
@@ -215,7 +212,7 @@ def _check_organ(found: Judgement, scan: Scan, *, ct: bool) -> None:
 
 
 def _outside(body: np.ndarray, mask: np.ndarray) -> float:
-    """Share of the mask that no body surrounds in its axial slice."""
+    """Return the share of the mask that no body surrounds in its axial slice."""
     filled = np.stack(
         [ndimage.binary_fill_holes(plane) for plane in np.moveaxis(body, -1, 0)], axis=-1
     )
@@ -223,9 +220,12 @@ def _outside(body: np.ndarray, mask: np.ndarray) -> float:
 
 
 def _better_flip(scan: Scan, clip: tuple[float, float], plausible: tuple[float, float]) -> str:
-    """Name the flip that puts the mask over something far more homogeneous that may be liver; empty where none does.
+    """Name the flip that puts the mask over something far more homogeneous that may be liver.
 
-    A liver is the most homogeneous large thing in the abdomen. A mask that lies elsewhere covers several tissues.
+    Empty where none does.
+
+    A liver is the most homogeneous large thing in the abdomen. A mask that lies elsewhere covers
+    several tissues.
     """
     flat = np.flatnonzero(scan.mask)
     points = np.array(np.unravel_index(flat[:: max(1, len(flat) // POINTS)], scan.mask.shape))
@@ -249,7 +249,7 @@ def _better_flip(scan: Scan, clip: tuple[float, float], plausible: tuple[float, 
 
 
 def _left_of_body(scan: Scan, sample: np.ndarray, threshold: float) -> float:
-    """How far the mask's centre lies to the left of the body's, in mm."""
+    """Return how far the mask's centre lies to the left of the body's, in mm."""
     body = sample > threshold
     if not body.any():
         return 0.0

@@ -67,9 +67,10 @@ def phantoms(
     Examples: liverseg data phantoms data/phantoms --cases 20 --test 4;
     liverseg data phantoms data/mr --modality mr --organs
     """
-    from liverseg.data import write_datalist, write_phantoms
+    from liverseg.data import write_datalist
     from liverseg.data.datalist import check_folds
-    from liverseg.data.phantom_io import ABDOMEN_LABELS, CHAOS_LABELS, LITS_LABELS
+    from liverseg.workbench.phantoms import write_phantoms
+    from liverseg.workbench.phantoms.files import ABDOMEN_LABELS, CHAOS_LABELS, LITS_LABELS
 
     names = ABDOMEN_LABELS if abdomen else CHAOS_LABELS if organs else LITS_LABELS
     check_folds(folds, cases)

@@ -17,12 +17,12 @@ from liverseg.data import write_datalist
 from liverseg.data.datalist import check_folds, relative
 from liverseg.data.datalist_schema import read_datalist
 from liverseg.errors import InputError
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 from liverseg.io.masks import scan_names
 from liverseg.io.nifti import write_nifti
 from liverseg.io.paths import absolute
 from liverseg.io.volumes import as_int16
-from liverseg.workbench.datasets.check import BROKEN, OK, SUSPICIOUS, Judgement, judge
+from liverseg.workbench.datasets.check import BROKEN, OK, SUSPICIOUS, CaseCheck, check_case
 from liverseg.workbench.datasets.layout import Case, Layout, check_own
 from liverseg.workbench.report.overlays import MASK_COLOUR, REFERENCE_COLOUR
 
@@ -33,7 +33,8 @@ NIFTI, CASES = ("images", "labels"), "check"
 def convert(layout: Layout, root: Path, out: Path, num_folds: int, seed: int) -> Path:
     """Write `dataset.json`, `check.html`, `check.json` and, for DICOM, `images/` and `labels/` as NIfTI.
 
-    A case that is finished is not read again, as long as its files are what they were; a broken one is.
+    A case that is finished is not read again, as long as its files are what they were; a broken one
+    is.
 
     Args:
         layout: how the data set lies on disk.
@@ -46,8 +47,9 @@ def convert(layout: Layout, root: Path, out: Path, num_folds: int, seed: int) ->
         The datalist. Broken cases are not in it, suspicious ones are.
 
     Raises:
-        InputError: when `root` is not such a data set or has too few patients for the folds, `out` cannot be written or
-            holds another one, and, once everything is written, when a case is broken or too few patients are left.
+        InputError: when `root` is not such a data set or has too few patients for the folds, `out`
+            cannot be written or holds another one, and, once everything is written, when a case is
+            broken or too few patients are left.
     """
     path = out / "dataset.json"
     check_own(path, layout.name)
@@ -72,8 +74,8 @@ def check_datalist(path: Path) -> Path:
     """Write `check.html` and `check.json` beside a datalist, for all its scans with a label.
 
     Raises:
-        InputError: as `read_datalist`, for one without names of the labels or scans with one, and, once everything is
-            written, when a case is broken.
+        InputError: as `read_datalist`, for one without names of the labels or scans with one, and,
+            once everything is written, when a case is broken.
     """
     known = read_datalist(path)
     if not known.labels:
@@ -152,7 +154,7 @@ def _do(case: Case, out: Path, layout: Layout) -> Report:
         if layout.read:
             volume = layout.read(case.image, case.label)
     except InputError as error:
-        return _report(case, out, image, label, Judgement(broken=[str(error)]))
+        return _report(case, out, image, label, CaseCheck(broken=[str(error)]))
     if volume is not None:
         image, label = (out / kind / f"{case.name}.nii.gz" for kind in NIFTI)
         for path, array in ((label, volume.label), (image, as_int16(volume.image))):
@@ -160,17 +162,18 @@ def _do(case: Case, out: Path, layout: Layout) -> Report:
             write_nifti(path, array, volume.affine)
         volume = None
     try:
-        found = judge(image, label, layout.labels, layout.modality)
+        found = check_case(image, label, layout.labels, layout.modality)
     except InputError as error:
-        return _report(case, out, image, label, Judgement(broken=[str(error)]))
+        return _report(case, out, image, label, CaseCheck(broken=[str(error)]))
     return _report(case, out, image, label, found)
 
 
-def _report(case: Case, out: Path, image: Path, label: Path, found: Judgement) -> Report:
+def _report(case: Case, out: Path, image: Path, label: Path, found: CaseCheck) -> Report:
     picture = out / CASES / f"{case.name}.png"
     if found.png:
         png = found.png
-        write_atomically(picture, lambda file: file.write(png))
+        with atomic_write(picture) as file:
+            file.write(png)
     return {
         "name": case.name,
         "patient": case.patient,
@@ -208,4 +211,5 @@ def _signature(case: Case, layout: Layout) -> str:
 
 
 def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
+    with atomic_write(path) as file:
+        file.write(text.encode())

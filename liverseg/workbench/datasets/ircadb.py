@@ -91,7 +91,9 @@ def _is_wanted(structure: str) -> bool:
 
 @contextmanager
 def _unpacked(path: Path, wanted: Callable[[str], bool] | None = None) -> Iterator[Path]:
-    """The folder `path`, or one with what lies in `path`.zip until the block ends; as deep as it holds its namesake.
+    """The folder `path`, or one with what lies in `path`.zip until the block ends.
+
+    As deep as it holds its namesake.
 
     Args:
         path: the folder.

@@ -57,7 +57,8 @@ class Layout:
         modality: "ct" or "mr", None where the scans must tell.
         labels: name of each value in the labels.
         find: lists the cases below a folder; raises InputError where the layout is another.
-        read: reads the image and the label of a case; None where they are NIfTI already, and stay where they are.
+        read: reads the image and the label of a case; None where they are NIfTI already, and stay
+            where they are.
     """
 
     name: str
@@ -73,7 +74,7 @@ def by_number(path: Path | zipfile.Path) -> list[str | int]:
 
 
 def first_folder(root: Path, *candidates: str) -> Path:
-    """The first of the patterns below `root` that is a folder.
+    """Return the first of the patterns below `root` that is a folder.
 
     Raises:
         InputError: when none is.

@@ -36,7 +36,10 @@ BTCV_LABELS = (
 
 
 def find_lits(root: Path) -> list[Case]:
-    """List `volume-N.nii` with `segmentation-N.nii` in any folder below `root`; `test-volume-N` has no label."""
+    """List `volume-N.nii` with `segmentation-N.nii` in any folder below `root`.
+
+    `test-volume-N` has no label.
+    """
     volumes, segmentations = _numbered(root, "volume-"), _numbered(root, "segmentation-")
     cases = [
         # A segmentation that is not there is named with the case.
@@ -71,7 +74,10 @@ def find_msd(root: Path) -> list[Case]:
 
 
 def find_btcv(root: Path) -> list[Case]:
-    """List `img/imgN` with `label/labelN` of RawData/Training, or `imagesTr` with `labelsTr`; Testing has no label."""
+    """List `img/imgN` with `label/labelN` of RawData/Training, or `imagesTr` with `labelsTr`.
+
+    Testing has no label.
+    """
     folder = first_folder(root, "RawData/Training", "Training", "Abdomen/RawData/Training", ".")
     images, labels = ("img", "label") if (folder / "img").is_dir() else ("imagesTr", "labelsTr")
     targets = _numbered(folder / labels, "label")
@@ -88,7 +94,7 @@ def find_btcv(root: Path) -> list[Case]:
 
 
 def _numbered(folder: Path, prefix: str) -> dict[str, Path]:
-    """The NIfTI files `prefix`N below `folder`, by N."""
+    """Return the NIfTI files `prefix`N below `folder`, by N."""
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob(f"{prefix}*")):
         match = re.fullmatch(rf"{prefix}(\d+)", stem_of(path))

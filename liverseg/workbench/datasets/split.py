@@ -10,11 +10,11 @@ from pathlib import Path
 from liverseg.data import write_datalist
 from liverseg.data.datalist import relative
 from liverseg.data.datalist_schema import read_json, read_label_names
-from liverseg.data.phantom_io import LITS_LABELS
 from liverseg.data.segment_names import our_name
 from liverseg.errors import InputError
 from liverseg.io.paths import absolute, is_hidden
 from liverseg.workbench.datasets.layout import check_own
+from liverseg.workbench.phantoms.files import LITS_LABELS
 
 OF_LITS = ("volume-{}.nii", "segmentation-{}.nii")
 
@@ -38,14 +38,14 @@ def split_folder(
         test_share: share of the patients in `test`, 0 to below 1.
         num_folds: folds over the other patients.
         seed: decides which patients go where.
-        names: of the values in the labels, as "1=liver,2=lesion"; without it, those that a `dataset.json` in `folder`
-            says, and for files that are called as in LiTS those of LiTS.
+        names: of the values in the labels, as "1=liver,2=lesion"; without it, those that a
+            `dataset.json` in `folder` says, and for files that are called as in LiTS those of LiTS.
         out: the file to write; `dataset.json` in `folder` without it.
 
     Raises:
-        InputError: for a pattern without `{}` or with an absolute path, no image at all, an image without a label,
-            names that nobody says, 0 as a name of anything but the background, and a datalist from elsewhere in the
-            place of `out`.
+        InputError: for a pattern without `{}` or with an absolute path, no image at all, an image
+            without a label, names that nobody says, 0 as a name of anything but the background, and
+            a datalist from elsewhere in the place of `out`.
     """
     for pattern in (images, labels):
         if pattern.count("{}") != 1:
@@ -98,19 +98,19 @@ def split_folder(
 
 
 def _names(folder: Path, patterns: tuple[str, str], names: str) -> dict[str, str]:
-    """Name of each value in the labels."""
+    """Return the name of each value in the labels."""
     if names:
         pairs = [re.fullmatch(r"\s*(\d+)\s*=\s*(.*\S)\s*", part) for part in names.split(",")]
-        said = {str(int(pair[1])): pair[2] for pair in pairs if pair}
-        if len(said) < len(pairs):
+        given = {str(int(pair[1])): pair[2] for pair in pairs if pair}
+        if len(given) < len(pairs):
             raise InputError(
                 f"names: found {names!r}, expected each value with its name once, as 1=liver,2=lesion."
             )
-        if our_name(said.get("0", "background")) != "background":
+        if our_name(given.get("0", "background")) != "background":
             raise InputError(
-                f"names: found 0={said['0']}, expected 0 to be the background: leave it out or correct it."
+                f"names: found 0={given['0']}, expected 0 to be the background: leave it out or correct it."
             )
-        return {"0": "background", **said}
+        return {"0": "background", **given}
     beside = folder / "dataset.json"
     if beside.is_file() and (known := read_label_names(beside, read_json(beside).get("labels"))):
         return {str(value): name for value, name in known.items()}

@@ -14,7 +14,7 @@ COLUMNS = ("epoch", "loss", "val_mean_dice")
 
 
 def curves_png(history: os.PathLike[str] | str) -> bytes:
-    """PNG of the loss above the validation Dice, both over the epochs.
+    """Return a PNG of the loss above the validation Dice, both over the epochs.
 
     Args:
         history: the `history.csv` of `liverseg.handlers.RunSummary`.

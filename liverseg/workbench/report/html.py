@@ -17,7 +17,7 @@ import jinja2
 import pandas as pd
 
 from liverseg.errors import InputError
-from liverseg.files import write_atomically
+from liverseg.files import atomic_write
 from liverseg.io.masks import recorded_flags
 from liverseg.workbench.report.curves import curves_png
 from liverseg.workbench.report.overlays import (
@@ -83,7 +83,8 @@ def write_report(
         facts: the content of the training's `metrics.json`.
 
     Raises:
-        InputError: for a file that is missing or not what it should be, or a `path` that cannot be written.
+        InputError: for a file that is missing or not what it should be, or a `path` that cannot be
+            written.
     """
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -99,7 +100,8 @@ def write_report(
         mask_colour=MASK_COLOUR,
         reference_colour=REFERENCE_COLOUR,
     )
-    write_atomically(path, lambda file: file.write(page.encode()))
+    with atomic_write(path) as file:
+        file.write(page.encode())
 
 
 def _scan(shown: ShownScan) -> dict[str, Any]:
@@ -130,7 +132,10 @@ def _picture(png: bytes) -> dict[str, Any]:
 
 
 def _comparison(evaluations: Mapping[str, str | os.PathLike[str]]) -> list[dict[str, Any]]:
-    """A row per evaluation; shares come with their difference to the first row in percentage points (pp)."""
+    """Return a row per evaluation.
+
+    Shares come with their difference to the first row in percentage points (pp).
+    """
     rows: list[dict[str, Any]] = []
     baseline: list[float | None] = []
     for name, folder in evaluations.items():
@@ -172,7 +177,7 @@ def _comparison(evaluations: Mapping[str, str | os.PathLike[str]]) -> list[dict[
 
 
 def _cases(evaluations: Mapping[str, str | os.PathLike[str]]) -> list[dict[str, Any]]:
-    """A row per case: its reference volume, and the Dice that each evaluation came to."""
+    """Return a row per case: its reference volume, and the Dice that each evaluation came to."""
     tables: list[dict[str, dict[str, float]]] = []
     for folder in evaluations.values():
         path = Path(folder) / "cases.csv"
@@ -206,7 +211,10 @@ def _unreadable(path: Path, error: Exception, expected: str) -> InputError:
 
 
 def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is known of the training, as text; a fact without a value (no GPU, no validation) is left out."""
+    """Return what is known of the training, as text.
+
+    A fact without a value (no GPU, no validation) is left out.
+    """
     return [
         (
             FACT_NAMES.get(name, name.replace("_", " ").capitalize()),

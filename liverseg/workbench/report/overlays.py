@@ -1,19 +1,17 @@
-"""Pictures of a scan with its mask, as a radiologist holds them: patient right on the left, head up."""
+"""Draw a scan with its mask as a radiologist holds it: patient's right on the left, head up."""
 
 from __future__ import annotations
 
-import io
 import os
 from dataclasses import dataclass
 from functools import cached_property
 
+import cv2
 import nibabel as nib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from monai.data import MetaTensor
 
+from liverseg.handlers.overlays import Outline, draw_slice, encode_png
 from liverseg.transforms import LoadVolumed
 from liverseg.transforms.labels import whole_values
 
@@ -25,13 +23,16 @@ CT_HOLDS_HU = -200
 CT_LEVEL_HU, CT_WIDTH_HU = 40, 400
 MR_PERCENTILES = (1, 99.5)
 
-# The axis of a volume in RAS order that each plane cuts, and what its left, right and top edges show.
+# The axis of a volume in RAS order that each plane cuts, and what its left, right and top edges
+# show.
 PLANES = {"axial": (2, "RLA"), "coronal": (1, "RLH"), "sagittal": (0, "APH")}
 MARGIN_MM = 80
 SCALE_BAR_MM = 50
-# Of the longer side of an axial picture: the largest slice, and the smaller ones over the whole mask.
+# Of the longer side of an axial picture: the largest slice, and the smaller ones over the whole
+# mask.
 PLANE_PIXELS, SLICE_PIXELS = 640, 320
 MIN_HEIGHT_PIXELS = 120
+FONT, BLACK, WHITE = cv2.FONT_HERSHEY_SIMPLEX, (0, 0, 0), (255, 255, 255)
 
 
 @dataclass
@@ -98,8 +99,8 @@ def load_scan(
         reference_path: the same for the reference.
 
     Raises:
-        InputError: for a file that is missing or not readable, or lies on another grid than the image, and for a mask
-            with values that are not whole, such as probabilities.
+        InputError: for a file that is missing or not readable, or lies on another grid than the
+            image, and for a mask with values that are not whole, such as probabilities.
     """
     paths = {"image": image_path, "mask": mask_path} | (
         {} if reference_path is None else {"reference": reference_path}
@@ -112,25 +113,25 @@ def load_scan(
 def make_scan(image: MetaTensor, mask: MetaTensor, reference: MetaTensor | None = None) -> Scan:
     """A scan of volumes of shape (1, H, W, D) that show the same part of space, each in any orientation."""
     voxel_ml = abs(float(np.linalg.det(mask.affine[:3, :3].numpy()))) / 1000
-    volume, spacing_mm = _in_ras_order(image)
-    masks = [None if other is None else _in_ras_order(other)[0] > 0 for other in (mask, reference)]
+    volume, affine = in_ras_order(image)
+    spacing_mm = tuple(float(mm) for mm in nib.affines.voxel_sizes(affine))
+    masks = [None if other is None else in_ras_order(other)[0] > 0 for other in (mask, reference)]
     assert masks[0] is not None
     return Scan(volume, masks[0], masks[1], spacing_mm, voxel_ml)
 
 
-def _in_ras_order(volume: MetaTensor) -> tuple[np.ndarray, tuple[float, ...]]:
+def in_ras_order(volume: MetaTensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return the voxels (X, Y, Z) of a volume (1, H, W, D) in RAS order, and their affine."""
     stored = nib.Nifti1Image(volume.as_tensor()[0].numpy(), volume.affine.numpy())
     closest = nib.as_closest_canonical(stored)
-    return np.asarray(closest.dataobj), tuple(
-        float(mm) for mm in nib.affines.voxel_sizes(closest.affine)
-    )
+    return np.asarray(closest.dataobj), closest.affine
 
 
 def plane_png(scan: Scan, plane: str) -> bytes:
     """PNG of the slice where the mask is largest, with the names of the edges and a bar of 50 mm.
 
-    An empty mask gives the centre of the scan. Coronal and sagittal pictures end 80 mm above and below the mask. The
-    three planes of one scan have the same number of pixels per mm.
+    An empty mask gives the centre of the scan. Coronal and sagittal pictures end 80 mm above and
+    below the mask. The three planes of one scan have the same number of pixels per mm.
 
     Args:
         scan: what `load_scan` returns.
@@ -164,7 +165,7 @@ def axial_pngs(scan: Scan, count: int = 6) -> list[bytes]:
 
 
 def _around(scan: Scan, axis: int, margin_mm: float) -> slice:
-    """The part of `axis` that holds the mask, and a margin."""
+    """Return the part of `axis` that holds the mask, and a margin."""
     inside = np.flatnonzero(
         scan.shown.any(axis=tuple(other for other in range(3) if other != axis))
     )
@@ -183,81 +184,52 @@ def _slice_png(
     pixels_per_mm: float,
     edges: str = "",
 ) -> bytes:
-    def picture(volume: np.ndarray) -> np.ndarray:
-        # RAS axes grow to the left edge (right, front) or to the upper edge (front, head) of the picture.
-        return np.flip(np.take(volume, index, axis)[box]).T
+    def part(volume: np.ndarray) -> np.ndarray:
+        return np.take(volume, index, axis)[box]
 
-    image = picture(scan.image)
-    column_mm, row_mm = (mm for other, mm in enumerate(scan.spacing_mm) if other != axis)
-    width_mm, height_mm = image.shape[1] * column_mm, image.shape[0] * row_mm
-    width, height = (max(1, round(mm * pixels_per_mm)) for mm in (width_mm, height_mm))
-    figure = Figure((width / 100, height / 100), dpi=100)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    low, high = scan.window
-    axes.imshow(
-        image,
-        "gray",
-        vmin=low,
-        vmax=high,
-        extent=(0, width_mm, height_mm, 0),
-        interpolation="bilinear",
-        aspect="auto",
+    image = part(scan.image)
+    spacing_mm = (mm for other, mm in enumerate(scan.spacing_mm) if other != axis)
+    width, height = (
+        max(1, round(count * mm * pixels_per_mm))
+        for count, mm in zip(image.shape, spacing_mm, strict=True)
     )
-    # One voxel of background all round closes the outlines that end at the edge of the scan.
-    grid_mm = [
-        (np.arange(-1, count + 1) + 0.5) * mm
-        for count, mm in zip(image.T.shape, (column_mm, row_mm), strict=True)
-    ]
-    for volume, colour in ((scan.mask, MASK_COLOUR), (scan.reference, REFERENCE_COLOUR)):
-        if volume is not None and (inside := np.pad(picture(volume), 1).astype(float)).any():
-            axes.contour(*grid_mm, inside, [0.5], colors=[colour], linewidths=width / 320)
-            if volume is scan.mask:
-                axes.contourf(*grid_mm, inside, [0.5, 1], colors=[colour], alpha=0.25)
-    axes.set(xlim=(0, width_mm), ylim=(height_mm, 0))
-    # A slab of a few slices leaves no room for more than its sides.
+    line = max(1, round(width / 320))
+    outlines = [Outline(part(scan.mask), _rgb(MASK_COLOUR), line, filled=True)]
+    if scan.reference is not None:
+        outlines.append(Outline(part(scan.reference), _rgb(REFERENCE_COLOUR), line))
+    picture = draw_slice(image, scan.window, outlines, (width, height))
+    # A slab of a few slices leaves no space for more than its sides.
     if edges and height >= MIN_HEIGHT_PIXELS:
-        _write_edges(axes, edges)
-        _draw_scale_bar(axes, width_mm)
+        _draw_edges(picture, edges)
+        _draw_scale_bar(picture, pixels_per_mm)
     elif edges:
-        _write_edges(axes, edges[:2])
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
+        _draw_edges(picture, edges[:2])
+    return encode_png(picture)
 
 
-def _write_edges(axes: Axes, edges: str) -> None:
-    places = (
-        (0.02, 0.5, "left", "center"),
-        (0.98, 0.5, "right", "center"),
-        (0.5, 0.98, "center", "top"),
-    )
-    for letter, (x, y, horizontal, vertical) in zip(edges, places, strict=False):
-        text = axes.text(
-            x,
-            y,
-            letter,
-            color="white",
-            size=18,
-            ha=horizontal,
-            va=vertical,
-            transform=axes.transAxes,
-        )
-        text.set_path_effects([withStroke(linewidth=3, foreground="black")])
+def _rgb(colour: str) -> tuple[int, int, int]:
+    red, green, blue = bytes.fromhex(colour[1:])
+    return red, green, blue
 
 
-def _draw_scale_bar(axes: Axes, width_mm: float) -> None:
-    length = SCALE_BAR_MM / width_mm
-    black = [withStroke(linewidth=6, foreground="black")]
-    axes.plot(
-        [0.04, 0.04 + length],
-        [0.04, 0.04],
-        color="white",
-        lw=3,
-        transform=axes.transAxes,
-        path_effects=black,
-    )
-    text = axes.text(
-        0.04, 0.06, f"{SCALE_BAR_MM} mm", color="white", size=16, transform=axes.transAxes
-    )
-    text.set_path_effects([withStroke(linewidth=3, foreground="black")])
+def _draw_edges(picture: np.ndarray, edges: str) -> None:
+    height, width = picture.shape[:2]
+    places = ((0.02, 0.5, 0), (0.98, 0.5, 1), (0.5, 0.02, 0.5))
+    for letter, (x, y, share) in zip(edges, places, strict=False):
+        (columns, rows), _ = cv2.getTextSize(letter, FONT, 0.8, 2)
+        top = y * height - (rows / 2 if y == 0.5 else 0)
+        _write(picture, letter, (round(x * width - share * columns), round(top + rows)))
+
+
+def _draw_scale_bar(picture: np.ndarray, pixels_per_mm: float) -> None:
+    height, width = picture.shape[:2]
+    left, row = round(0.04 * width), round(0.96 * height)
+    right = left + round(SCALE_BAR_MM * pixels_per_mm)
+    for colour, thickness in ((BLACK, 7), (WHITE, 3)):
+        cv2.line(picture, (left, row), (right, row), colour, thickness, cv2.LINE_AA)
+    _write(picture, f"{SCALE_BAR_MM} mm", (left, round(0.94 * height)))
+
+
+def _write(picture: np.ndarray, text: str, baseline: tuple[int, int]) -> None:
+    for colour, thickness in ((BLACK, 4), (WHITE, 1)):
+        cv2.putText(picture, text, baseline, FONT, 0.8, colour, thickness, cv2.LINE_AA)

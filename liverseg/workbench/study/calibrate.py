@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from liverseg.errors import InputError
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 from liverseg.workbench.study.folder import StudyFolder
 from liverseg.workbench.study.plan import Run, make_run
 from liverseg.workbench.study.results import of_stages
@@ -210,7 +210,8 @@ def _plot(search: optuna.Study, wanted: Calibration, path: Path) -> None:
     )
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    write_atomically(path, lambda file: figure.savefig(file, format="png"))
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png")
 
 
 def _report(

@@ -15,7 +15,7 @@ from typing import Any
 import liverseg
 from liverseg.data import load_datalist
 from liverseg.errors import InputError
-from liverseg.files import write_atomically
+from liverseg.files import atomic_write
 from liverseg.io.paths import absolute
 from liverseg.workbench.study.folder import StudyFolder
 from liverseg.workbench.study.results import check_metric
@@ -105,7 +105,8 @@ def save_plan(study: Study, plan: Plan, folder: StudyFolder) -> None:
     phantoms = any(data.phantoms is not None for data in study.data.values())
     content = {"phantoms": phantoms, "tables": plan.tables, "cells": runs}
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    write_atomically(folder.plan, lambda file: file.write(f"{text}\n".encode()))
+    with atomic_write(folder.plan) as file:
+        file.write(f"{text}\n".encode())
 
 
 def make_run(

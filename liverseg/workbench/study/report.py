@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 from liverseg.workbench.report.overlays import MASK_COLOUR, REFERENCE_COLOUR
 from liverseg.workbench.study.folder import StudyFolder, file_name
 from liverseg.workbench.study.plots import bars_png, curves_png, overlays
@@ -67,7 +67,8 @@ def write_report(folder: StudyFolder) -> Path:
         mask_colour=MASK_COLOUR,
         reference_colour=REFERENCE_COLOUR,
     )
-    write_atomically(folder.page, lambda file: file.write(page.encode()))
+    with atomic_write(folder.page) as file:
+        file.write(page.encode())
     return folder.page
 
 
@@ -135,7 +136,8 @@ def _write_table(folder: StudyFolder, table: StudyTable) -> dict[str, Any]:
     paths = []
     for suffix, text in ((".csv", to_csv(table)), (".md", to_markdown(table))):
         paths.append(folder.tables / f"{file_name(table.name)}{suffix}")
-        write_atomically(paths[-1], lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+        with atomic_write(paths[-1]) as file:
+            file.write(text.encode())
     png = bars_png(table)
     return {
         "title": table.title,
@@ -149,7 +151,8 @@ def _write_table(folder: StudyFolder, table: StudyTable) -> dict[str, Any]:
 
 def _write_plot(folder: StudyFolder, name: str, png: bytes) -> str:
     path = folder.plots / f"{file_name(name)}.png"
-    write_atomically(path, lambda file: file.write(png))
+    with atomic_write(path) as file:
+        file.write(png)
     return path.relative_to(folder.path).as_posix()
 
 

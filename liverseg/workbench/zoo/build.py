@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import liverseg
 from liverseg.bundle import is_version
 from liverseg.errors import InputError
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 from liverseg.io.paths import absolute, is_hidden
 from liverseg.networks.weights import read_state_dict
 from liverseg.versions import model_files
@@ -73,7 +73,8 @@ def build_archive(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -
             # Refuses what is damaged or not finite.
             read_state_dict(path)
     archive = check_writable(out) / f"{bundle.name}_v{version}.zip"
-    write_atomically(archive, lambda file: _write_zip(file, bundle.name, files))
+    with atomic_write(archive) as file:
+        _write_zip(file, bundle.name, files)
     return archive
 
 

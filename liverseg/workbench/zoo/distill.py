@@ -17,7 +17,7 @@ from rich.console import Console
 
 from liverseg.data.datalist_schema import read_datalist
 from liverseg.errors import InputError
-from liverseg.files import check_writable, write_atomically, write_json
+from liverseg.files import atomic_write, check_writable, write_json
 from liverseg.networks.weights import read_state_dict
 from liverseg.settings import nearest
 from liverseg.versions import model_files
@@ -142,7 +142,8 @@ def _write_half(best: Path, path: Path, facts: Mapping[str, Any]) -> None:
     )
     weights = buffer.getvalue()
     check_writable(path.parent)
-    write_atomically(path, lambda file: file.write(weights))
+    with atomic_write(path) as file:
+        file.write(weights)
     record = best.with_suffix(".json")
     # Weights that are several networks' together have none of their own.
     known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}

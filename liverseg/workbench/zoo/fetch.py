@@ -10,14 +10,13 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from liverseg.errors import InputError
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 from liverseg.io.nifti import write_nifti
 from liverseg.io.volumes import read_volume
 from liverseg.networks.weights import merge_weights, read_state_dict
@@ -118,15 +117,19 @@ def fetch_weights(bundle: Path, wheel: Path | None = None) -> bool:
             )
     for name, path in paths.items():
         check_writable(path.parent)
-        write_atomically(path, partial(torch.save, states[name]))
-    write_atomically(models / "LICENSE", lambda file: file.write(licence))
-    write_atomically(models / "NOTICE", lambda file: file.write(NOTICE.encode()))
+        with atomic_write(path) as weights:
+            torch.save(states[name], weights)
+    with atomic_write(models / "LICENSE") as text:
+        text.write(licence)
+    with atomic_write(models / "NOTICE") as text:
+        text.write(NOTICE.encode())
     merge_weights(paths, merged)
     source = {
         "package": f"{PYLIVERLESIONSEG.name} {PYLIVERLESIONSEG.version}",
         "sha256": _sha256(merged),
     }
-    write_atomically(record, lambda file: file.write(json.dumps(source, indent=1).encode()))
+    with atomic_write(record) as text:
+        text.write(json.dumps(source, indent=1).encode())
     return True
 
 
@@ -189,7 +192,8 @@ def fetch_ct(folder: Path) -> tuple[Path, Path]:
             (Path(download) / "organs.nii.gz").write_bytes(organs)
             found = read_volume(str(Path(download) / "organs.nii.gz"))
             mask = (found.array == LIVER).astype(np.uint8)
-        write_atomically(scan, lambda file: file.write(content))
+        with atomic_write(scan) as file:
+            file.write(content)
         write_nifti(liver, mask, found.affine)
     return scan, liver
 

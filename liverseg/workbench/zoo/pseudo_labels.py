@@ -12,11 +12,10 @@ from typing import Any
 from monai.bundle import ConfigParser
 from rich.console import Console
 
-from liverseg.data import find_scans, split_by_patient, write_phantoms
+from liverseg.data import find_scans, split_by_patient
 from liverseg.data.classes import check_label_names
 from liverseg.data.datalist import relative
 from liverseg.data.datalist_schema import read_datalist
-from liverseg.data.phantom_io import LITS_LABELS
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_json
 from liverseg.io.dicom import series_at
@@ -34,6 +33,8 @@ from liverseg.io.paths import absolute, is_hidden, nifti_suffix
 from liverseg.transforms.quality import STRANGE
 from liverseg.workbench.datasets.convert import check_datalist
 from liverseg.workbench.datasets.layout import check_own
+from liverseg.workbench.phantoms import write_phantoms
+from liverseg.workbench.phantoms.files import LITS_LABELS
 from liverseg.workbench.run import run_bundle
 
 CLASSES = [*LITS_LABELS.values()]

@@ -19,7 +19,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from liverseg.errors import InputError
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 
 WIDTH = 100
 
@@ -73,7 +73,8 @@ def write_configs(bundle: Path) -> list[Path]:
     texts = render(bundle)
     check_writable(bundle / "configs")
     for path in changed:
-        write_atomically(path, lambda file, text=texts[path]: file.write(text.encode()))  # type: ignore[misc]
+        with atomic_write(path) as file:
+            file.write(texts[path].encode())
     return changed
 
 

@@ -217,7 +217,8 @@ class CleanUp(Correction):
         chosen: Mapping[str, str],
     ) -> np.ndarray:
         """As `liverseg.transforms` does; the radius is in voxels, and smoothing has none."""
-        radius = {} if chosen["method"] == "smooth_edges" else {"radius": int(chosen["radius"])}
+        smooth = chosen["method"] == "smooth_edges"
+        radius: dict[str, Any] = {} if smooth else {"radius": int(chosen["radius"])}
         mask = (labels == values[name]).to(torch.uint8)
         cleaned = METHODS[chosen["method"]](keys="mask", **radius)({"mask": mask})["mask"]
         return cleaned[0].numpy().astype(bool)

@@ -10,19 +10,23 @@ import pydoc
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from monai.data import MetaTensor, decollate_batch
-from monai.engines import IterationEvents, SupervisedEvaluator
+from monai.engines import SupervisedEvaluator
+from monai.inferers import Inferer
 from monai.transforms import Invertd
 from numpy.typing import NDArray
 
 from lib.bundle import Bundle
 from liverseg.errors import InputError
-from liverseg.files import check_writable, write_atomically
-from liverseg.transforms.morphology import Box, bounding_box
+from liverseg.files import atomic_write, check_writable
+from liverseg.inferers import VolumeInferer
+from liverseg.transforms.morphology import NO_BOX, Box, bounding_box
 
 logger = logging.getLogger(__name__)
 
@@ -109,33 +113,29 @@ class ProbabilityStore:
         basis = json.dumps({"fingerprint": bundle.fingerprint(), "options": dict(options)})
 
         def watch(evaluator: SupervisedEvaluator) -> None:
-            inferer: Any = evaluator.inferer
-            inferer.keep_probabilities = True
-            evaluator.add_event_handler(
-                IterationEvents.FORWARD_COMPLETED, self._keep, bundle, scan, basis
-            )
+            keep = partial(self._keep, evaluator, bundle=bundle, scan=scan, basis=basis)
+            evaluator.inferer = _KeepingInferer(evaluator.inferer, keep)
 
         return watch
 
-    def _keep(self, evaluator: Any, bundle: Bundle, scan: str, basis: str) -> None:
+    def _keep(
+        self, evaluator: Any, found: torch.Tensor, bundle: Bundle, scan: str, basis: str
+    ) -> None:
         key = bundle.config.get("image_key", "image")
         image = decollate_batch(evaluator.state.batch[key])[0]
         # Onto the scan's own grid as the mask.
         invert = Invertd("kept", evaluator.data_loader.dataset.transform, key, nearest_interp=True)
-        probabilities = invert({key: image, "kept": MetaTensor(evaluator.inferer.kept[0].cpu())})[
-            "kept"
-        ].numpy()
+        probabilities = invert({key: image, "kept": MetaTensor(found.cpu())})["kept"].numpy()
         arrays: dict[str, np.ndarray] = {"basis": np.array(basis)}
         for name, value in bundle.labels.items():
             values = probabilities[value - 1]
-            box = bounding_box((values > 0).view(np.uint8), (0, 0, 0)) or (slice(0, 0),) * 3
+            box = bounding_box(values > 0) or NO_BOX
             arrays[f"{name} starts"] = np.array([part.start for part in box])
             arrays[name] = values[box]
         try:
             check_writable(self.folder)
-            write_atomically(
-                self._file(bundle, scan), lambda file: np.savez_compressed(file, **arrays)
-            )
+            with atomic_write(self._file(bundle, scan)) as file:
+                np.savez_compressed(file, **arrays)
         # The mask is there all the same.
         except InputError as error:
             logger.warning("%s", error)
@@ -161,8 +161,22 @@ class ProbabilityStore:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
 
 
+class _KeepingInferer(Inferer):
+    """Segment with another inferer, and hand the probabilities of the one scan to `keep`."""
+
+    def __init__(self, inferer: Any, keep: Callable[[torch.Tensor], None]) -> None:
+        self.inferer, self.keep = inferer, keep
+
+    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the class indices."""
+        labels, probabilities = self.inferer.segment(*args, probabilities=True, **kwargs)
+        self.keep(probabilities[0])
+        return labels
+
+
 def gives_probabilities(bundle: Bundle) -> bool:
-    """Whether the bundle's inferer is one of liverseg's, which can keep them."""
+    """Whether the bundle's inferer is one of liverseg's, which returns them."""
     inferer = bundle.config.get("inferer")
     target = inferer.get("_target_") if isinstance(inferer, Mapping) else None
-    return isinstance(target, str) and hasattr(pydoc.locate(target), "keep_probabilities")
+    found = pydoc.locate(target) if isinstance(target, str) else None
+    return isinstance(found, type) and issubclass(found, VolumeInferer)

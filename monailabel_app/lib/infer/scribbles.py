@@ -50,7 +50,7 @@ def regions_of(strokes: Mask, spacing_mm: Sequence[float], margin_mm: float) -> 
     Raises:
         InputError: when there are no strokes.
     """
-    whole = bounding_box(strokes.view(np.uint8), (0, 0, 0))
+    whole = bounding_box(strokes)
     if whole is None:
         raise InputError(
             "label: found no strokes, expected some in the segments background_scribbles or "

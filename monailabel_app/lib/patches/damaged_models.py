@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, UploadFile
+from filelock import FileLock
 from monailabel.endpoints import model as endpoints
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.others.generic import file_checksum
@@ -19,7 +20,7 @@ from lib.patches.endpoints import replace
 from lib.patches.unchecked_tasks import check_known
 from lib.store.uploads import copy_of
 from liverseg.networks import load_weights
-from liverseg.versions import lock, model_files, new_version, publish, weights_in_use
+from liverseg.versions import model_files, new_version, publish, weights_in_use
 
 
 def fix(server: FastAPI) -> None:
@@ -65,7 +66,7 @@ def update_model(bundle: Bundle | None, model: str, upload: UploadFile) -> dict[
         version = new_version(
             bundle.folder, state="training", reason="sent by a client", parent=None
         )
-        with lock(version.folder / ".lock"):
+        with FileLock(version.folder / ".lock"):
             file = version.folder / "model.pt"
             shutil.copyfile(path, file)
             version.update(state="candidate")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from liverseg.errors import InputError
 from liverseg.inferers import MirrorCheckInferer
-from liverseg.inferers.volume_slices import plain
+from liverseg.inferers.utils import as_tensor
 from liverseg.networks import LiverLesionNetworks
 from liverseg.networks.blocks import centre, two_class_logits
 
@@ -100,7 +100,10 @@ class EntropyMeter:
     def _find_body(self, evaluator: SupervisedEvaluator) -> None:
         # A voxel of eight tells as much.
         image = (
-            plain(evaluator.state.batch[self.image_key])[..., ::2, ::2, ::2].float().cpu().numpy()
+            as_tensor(evaluator.state.batch[self.image_key])[..., ::2, ::2, ::2]
+            .float()
+            .cpu()
+            .numpy()
         )
         low, high = np.percentile(image, [1, 99])
         self.body_level = float(low + BODY_SHARE * (high - low))

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from requests.adapters import HTTPAdapter
 
 from liverseg.errors import InputError
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 
 CONNECT_SECONDS = 3
 # Any transfer syntax: without it a server must unpack compressed scans, and not all can.
@@ -107,7 +107,8 @@ class DicomServer:
             )
         check_writable(folder)
         for number, instance in enumerate(instances):
-            write_atomically(folder / f"{number:05}.dcm", instance.save_as)
+            with atomic_write(folder / f"{number:05}.dcm") as file:
+                instance.save_as(file)
         return found[0]
 
     def store(self, dataset: Dataset) -> None:

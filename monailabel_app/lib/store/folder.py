@@ -20,7 +20,7 @@ from watchdog.observers.polling import PollingObserver
 from lib.store.local import LockedDatastore
 from lib.store.series import OWN, name_series, read_record, record_file, state_of
 from liverseg.errors import InputError
-from liverseg.files import NotSavedError, check_writable, write_atomically
+from liverseg.files import NotSavedError, atomic_write, check_writable
 from liverseg.io.dicom import describe
 from liverseg.io.nifti import open_nifti
 from liverseg.io.paths import LeftOut, is_hidden, nifti_suffix
@@ -201,7 +201,8 @@ class FolderDatastore(LockedDatastore):
                     check_writable(copy.parent)
                     # The state is the one before, so that what comes while it is read is found out.
                     basis = json.dumps({"state": state, "warnings": save_as_nifti(scan, copy)})
-                    write_atomically(record_file(copy), lambda file: file.write(basis.encode()))
+                    with atomic_write(record_file(copy)) as file:
+                        file.write(basis.encode())
         # It says nothing of the scan.
         except NotSavedError:
             raise

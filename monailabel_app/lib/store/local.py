@@ -20,7 +20,7 @@ from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
 from monailabel.interfaces.exception import ImageNotFoundException
 
-from liverseg.files import check_writable, write_atomically
+from liverseg.files import atomic_write, check_writable
 from liverseg.io.paths import is_hidden, nifti_suffix
 
 logger = logging.getLogger(__name__)
@@ -170,8 +170,8 @@ class LockedDatastore(LocalDatastore):
     ) -> DataModel:
         """Copy a file into a folder; returns what the list says of it."""
         file = self._filename(name, suffix)
-        with open(source, "rb") as read:
-            write_atomically(Path(folder, file), lambda new: shutil.copyfileobj(read, new))
+        with open(source, "rb") as read, atomic_write(Path(folder, file)) as new:
+            shutil.copyfileobj(read, new)
         return DataModel(info={**(info or {}), "ts": int(time.time()), "name": file}, ext=suffix)
 
     def _labels(self, label_id: str, label_tag: str | None = None) -> list[Path]:
@@ -223,7 +223,8 @@ class LockedDatastore(LocalDatastore):
 
     def _update_datastore_file(self, lock: bool = True) -> None:
         text = json.dumps(self._datastore.model_dump(exclude={"base_path"}), indent=2, default=str)
-        write_atomically(self._datastore_config_path, lambda file: file.write(text.encode()))
+        with atomic_write(self._datastore_config_path) as file:
+            file.write(text.encode())
         self._list_seen = self._state_of_list()
 
     def _state_of_list(self) -> tuple[int, int, int] | None:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from monai.bundle import ConfigParser
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
@@ -31,7 +32,6 @@ from liverseg.versions import (
     find_version,
     keep_model_in_use,
     list_versions,
-    lock,
     model_files,
     new_version,
     version_in_use,
@@ -197,7 +197,7 @@ class Retraining(TrainTask):
             stages=stages,
             **scans,
         )
-        with lock(version.folder / ".lock"):
+        with FileLock(version.folder / ".lock"):
             try:
                 self.check_labels(scans, datastore)
                 self._write_settings(version, options, datastore, fine_tunes)

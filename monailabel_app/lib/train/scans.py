@@ -14,7 +14,7 @@ from lib.store.dicomweb import DicomwebDatastore
 from lib.store.labels import match, segment_names
 from lib.store.volumes import read_label, values_in
 from liverseg.errors import InputError
-from liverseg.files import write_atomically
+from liverseg.files import atomic_write
 from liverseg.io.nifti import write_nifti
 
 FINAL = DefaultLabelTag.FINAL
@@ -80,7 +80,8 @@ def split(
         validating = random.Random(SEED).sample(patients, number)
         drawn = sorted(name for name, whose in labelled.items() if whose in validating)
         text = json.dumps({"seed": SEED, "images": drawn}, indent=1)
-        write_atomically(file, lambda stream: stream.write(text.encode()))
+        with atomic_write(file) as stream:
+            stream.write(text.encode())
     validation = [name for name in drawn if name in labelled]
     theirs = {labelled[name] for name in validation}
     training = sorted(name for name, whose in labelled.items() if whose not in theirs)

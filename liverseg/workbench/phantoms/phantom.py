@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from liverseg.data.phantom_anatomy import MAX_LESIONS, Array, Patient
-from liverseg.data.phantom_canvas import Canvas, paint_patient, smooth_field
 from liverseg.errors import InputError
+from liverseg.workbench.phantoms.anatomy import MAX_LESIONS, Array, Patient
+from liverseg.workbench.phantoms.canvas import Canvas, paint_patient, smooth_field
 
-# Mean intensity of each tissue: CT in HU by contrast phase, MRI in arbitrary units. Muscle, spleen, pancreas, heart
-# wall, food and stool lie closer to the liver than in most patients, so that intensity alone does not separate it.
+# Mean intensity of each tissue: CT in HU by contrast phase, MRI in arbitrary units. Muscle, spleen,
+# pancreas, heart wall, food and stool lie closer to the liver than in most patients, so that
+# intensity alone does not separate it.
 _COLUMNS = ("native", "arterial", "portal", "mr")
 _INTENSITY: dict[str, tuple[float, float, float, float]] = {
     "air": (-1000, -1000, -1000, 6),
@@ -52,7 +53,9 @@ MODALITIES = ("ct", "mr")
 
 @dataclass(frozen=True)
 class Phantom:
-    """One synthetic scan; all arrays have shape (X, Y, Z) in RAS+ order (index grows to the right, front and head).
+    """One synthetic scan.
+
+    All arrays have shape (X, Y, Z) in RAS+ order (index grows to the right, front and head).
 
     Attributes:
         image: float32, whole HU for CT, arbitrary units from 0 on for MRI.
@@ -79,14 +82,14 @@ def make_phantom(
 ) -> Phantom:
     """Make the scan of the synthetic patient `seed`.
 
-    The same arguments give the same bits. The patient (anatomy, lesions) depends on `seed` and `num_lesions` only; the
-    grid, the modality and the phase show this patient in another way.
+    The same arguments give the same bits. The patient (anatomy, lesions) depends on `seed` and
+    `num_lesions` only; the grid, the modality and the phase show this patient in another way.
 
     Args:
         seed: which patient, not negative.
         shape: voxels along x, y, z.
-        spacing: voxel size in mm along x, y, z. The grid is centred on the liver in z, and in the plane on the body, or
-            on the liver where the grid does not hold the whole body.
+        spacing: voxel size in mm along x, y, z. The grid is centred on the liver in z, and in the
+            plane on the body, or on the liver where the grid does not hold the whole body.
         modality: "ct", or "mr" for T1-like intensities with a smooth bias field and Rician noise.
         phase: CT contrast phase, "native", "arterial" or "portal"; MRI has none and ignores it.
         num_lesions: lesions in the liver, 0 to 5; None draws the number.

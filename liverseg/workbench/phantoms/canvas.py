@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from liverseg.data.phantom_anatomy import (
+from liverseg.workbench.phantoms.anatomy import (
     HILUM,
     INF,
     ORGANS,
@@ -34,7 +34,8 @@ def smooth_field(nodes: NDArray[np.float64], axes_mm: Sequence[NDArray[np.float6
         t = np.abs(position[:, None] - np.arange(len(nodes)))
         near, far = 2 / 3 - t * t + t * t * t / 2, np.maximum(2 - t, 0)
         weights = np.where(t < 1, near, far * far * far / 6)
-        # Contracts the leading axis and puts the new one last: after three turns the order is x, y, z again.
+        # Contracts the leading axis and puts the new one last: after three turns the order is x, y,
+        # z again.
         field = np.tensordot(field, weights, (0, 1))
     return field.astype(np.float32)
 
@@ -76,7 +77,7 @@ class Canvas:
         self._patient = patient
 
     def _box(self, centre: Vector, reach_mm: float) -> tuple[slice, ...]:
-        """Voxels that a shape around `centre` can touch."""
+        """Return the voxels that a shape around `centre` can touch."""
         p = self._patient
         x, y, z = centre
         world = (p.scale * (p.cos * x - p.sin * y), p.scale * (p.sin * x + p.cos * y), p.scale * z)
@@ -128,10 +129,10 @@ class Canvas:
 
 
 def _occupancy(implicit: Array) -> Array:
-    """Share of each voxel that lies inside, as if the surface were a plane there.
+    """Return the share of each voxel that lies inside, as if the surface were a plane there.
 
-    The exact share is a ramp smoothed over the voxel's three sides; a single ramp of the same variance, as wide as
-    the change of `implicit` per voxel, comes close and costs little.
+    The exact share is a ramp smoothed over the voxel's three sides; a single ramp of the same
+    variance, as wide as the change of `implicit` per voxel, comes close and costs little.
     """
     square = np.full_like(implicit, 1e-12)
     for axis in range(3):
@@ -268,7 +269,8 @@ def paint_patient(canvas: Canvas, patient: Patient, tissue: Mapping[str, float])
         oval(gas, rng.uniform(6, 13, 3), "air", "", within="bowel")
     pipe(((20, 34, -34), (44, 14, -44), (40, -8, -88)), (15, 13, 12), "food", "bowel")
 
-    # Upper abdomen. The liver comes last and takes a little of the spleen, stomach and wall that it touches.
+    # Upper abdomen. The liver comes last and takes a little of the spleen, stomach and wall that it
+    # touches.
     around = ((-60, 25, 10), 100.0)
     gas_level = np.float32(rng.uniform(28, 52))
     content = partial(_inset, shape=patient.stomach, depth_mm=4)

@@ -1,8 +1,9 @@
-"""The synthetic patient of `liverseg.data.phantom`: its size, pose, organs and lesions as implicit shapes.
+"""The synthetic patient of the phantoms: its size, pose, organs and lesions as implicit shapes.
 
-A shape is a function of points that is negative inside and about a distance in mm. Points are three arrays x, y, z in
-mm in the patient's own frame: x to the right, y to the front, z to the head, origin in the middle of the trunk at the
-height of the liver. Shapes use only + - * / and sqrt, which every CPU rounds the same way.
+A shape is a function of points that is negative inside and about a distance in mm. Points are three
+arrays x, y, z in mm in the patient's own frame: x to the right, y to the front, z to the head,
+origin in the middle of the trunk at the height of the liver. Shapes use only + - * / and sqrt,
+which every CPU rounds the same way.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ HILUM = (32.0, 6.0, -12.0)
 
 
 def ellipsoid(p: Points, centre: Vector, radii: Vector, lean: float = 0.0) -> Array:
-    """Ellipsoid that leans by `lean` mm in x per mm in z; an infinite radius makes it a cylinder along that axis."""
+    """Ellipsoid that leans by `lean` mm in x per mm in z.
+
+    An infinite radius makes it a cylinder along that axis.
+    """
     total: Array | float = 0.0
     for axis, (value, c, r) in enumerate(zip(p, centre, radii, strict=True)):
         if math.isfinite(r):
@@ -87,7 +91,8 @@ class Patient:
         rng = np.random.default_rng([seed, 0])
         self.seed = seed
         self.scale = rng.uniform(0.95, 1.04)
-        # A rotation about z from the half-angle's tangent needs no sine, whose last bit differs between CPUs.
+        # A rotation about z from the half-angle's tangent needs no sine, whose last bit differs
+        # between CPUs.
         t = rng.uniform(-0.05, 0.05)
         self.cos, self.sin = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
         self.off_centre_mm = rng.uniform(-1, 1, 3) * (8, 8, 6)
@@ -105,7 +110,8 @@ class Patient:
     def outline(self, p: Points, inset_mm: float, back_mm: float) -> Array:
         """The trunk, `inset_mm` below the skin in front and at the sides, `back_mm` at the back.
 
-        Seen from above it lies between an ellipse and a superellipse of exponent 4; it narrows towards the head.
+        Seen from above it lies between an ellipse and a superellipse of exponent 4; it narrows
+        towards the head.
         """
         x, y, z = p
         a, b = self.trunk_radii
@@ -117,11 +123,11 @@ class Patient:
         return (oval - 1) * np.float32(half_depth)
 
     def muscle(self, p: Points) -> Array:
-        """The trunk within the subcutaneous fat."""
+        """Return the trunk within the subcutaneous fat."""
         return self.outline(p, self.fat_mm, 0.5 * self.fat_mm + 3)
 
     def cavity(self, p: Points) -> Array:
-        """The trunk within the muscular wall."""
+        """Return the trunk within the muscular wall."""
         return self.outline(p, self.fat_mm + self.wall_mm, 0.5 * self.fat_mm + self.wall_mm + 3)
 
     def ribs(self, p: Points) -> Array:
@@ -205,7 +211,10 @@ class Patient:
     def _place_lesions(
         self, rng: np.random.Generator, num_lesions: int | None
     ) -> list[tuple[Vector, Vector]]:
-        """Centre and radii of each lesion; each lies wholly inside the liver, a few mm from every other."""
+        """Return centre and radii of each lesion.
+
+        Each lies wholly inside the liver, a few mm from every other.
+        """
         count = rng.integers(0, MAX_LESIONS + 1) if num_lesions is None else num_lesions
         directions = rng.standard_normal((60, 3))
         directions /= np.sqrt((directions * directions).sum(1, keepdims=True))

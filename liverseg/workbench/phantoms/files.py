@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from liverseg import __version__
-from liverseg.data.phantom import Phantom, make_phantom
-from liverseg.data.phantom_anatomy import ORGANS
 from liverseg.errors import InputError
 from liverseg.io.nifti import write_nifti
+from liverseg.workbench.phantoms.anatomy import ORGANS
+from liverseg.workbench.phantoms.phantom import Phantom, make_phantom
 
 _MARK = "liverseg phantom"
 
@@ -59,8 +59,8 @@ def write_phantoms(
 ) -> list[dict[str, str]]:
     """Write phantoms as pairs of NIfTI files: the scan as int16, its labels as uint8.
 
-    A case that is there already, made by this version with the same arguments, is left as it is; one that is truncated
-    or made otherwise is written anew. Files appear whole or not at all.
+    A case that is there already, made by this version with the same arguments, is left as it is;
+    one that is truncated or made otherwise is written anew. Files appear whole or not at all.
 
     Args:
         out_dir: folder for the files, made where missing.
@@ -71,16 +71,18 @@ def write_phantoms(
         modality: "ct" or "mr".
         phase: CT contrast phase, as for `make_phantom`.
         labels: the value that each organ gets: `LITS_LABELS`, `CHAOS_LABELS` or `ABDOMEN_LABELS`.
-        num_test: how many `test-volume-N.nii` with `test-segmentation-N.nii` in addition, of other patients.
+        num_test: how many `test-volume-N.nii` with `test-segmentation-N.nii` in addition, of other
+            patients.
         num_workers: phantoms made at the same time.
 
     Returns:
-        One `{"image", "label", "patient"}` per case, file names relative to `out_dir`: first the `num_cases`, then the
-        `num_test`.
+        One `{"image", "label", "patient"}` per case, file names relative to `out_dir`: first the
+        `num_cases`, then the `num_test`.
 
     Raises:
-        InputError: for an argument that `make_phantom` does not take, a count too low, a folder that cannot be written,
-            or a scan in the folder that is no phantom and would be overwritten.
+        InputError: for an argument that `make_phantom` does not take, a count too low, a folder
+            that cannot be written, or a scan in the folder that is no phantom and would be
+            overwritten.
     """
     for name, count, least in (
         ("num_cases", num_cases, 0),
@@ -131,7 +133,8 @@ def write_phantoms(
                 pass
     except OSError as error:
         raise InputError(
-            f"{folder}: cannot be written ({error.strerror}), expected a folder with room; choose another or free some."
+            f"{folder}: cannot be written ({error.strerror}), expected a folder with space; choose "
+            "another or free some."
         ) from error
     return items
 
@@ -144,7 +147,10 @@ def _organ_labels(phantom: Phantom, labels: Mapping[str, str]) -> NDArray[np.uin
 
 
 def _is_whole(path: Path, mark: str) -> bool:
-    """Whether `path` is complete and carries `mark`; raises InputError if it is a scan from elsewhere."""
+    """Return whether `path` is complete and carries `mark`.
+
+    Raises InputError if it is a scan from elsewhere.
+    """
     try:
         with path.open("rb") as file:
             header = nib.Nifti1Header.from_fileobj(file)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from liverseg.data.phantom import make_phantom
-from liverseg.data.phantom_anatomy import ORGANS
-from liverseg.data.phantom_canvas import smooth_field
 from liverseg.errors import InputError
+from liverseg.workbench.phantoms.anatomy import ORGANS
+from liverseg.workbench.phantoms.canvas import smooth_field
+from liverseg.workbench.phantoms.phantom import make_phantom
 
 SEEDS = range(6)
 

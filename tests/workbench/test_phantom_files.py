@@ -4,8 +4,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from liverseg.data.phantom_io import ABDOMEN_LABELS, CHAOS_LABELS, write_phantoms
 from liverseg.errors import InputError
+from liverseg.workbench.phantoms.files import ABDOMEN_LABELS, CHAOS_LABELS, write_phantoms
 
 GRID = {"shape": (40, 40, 20), "spacing": (8.0, 8.0, 10.0)}
 
