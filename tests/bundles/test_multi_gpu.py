@@ -202,7 +202,7 @@ def test_one_process_writes_for_tensorboard(bundle):
 
 
 def test_the_files_for_slurm_and_kubernetes_are_whole():
-    files = BUNDLE.parents[1] / "docs" / "multi_gpu"
+    files = BUNDLE.parents[1] / "docs" / "how-to" / "multi_gpu"
     subprocess.run(["bash", "-n", files / "train.sbatch"], check=True, timeout=SECONDS)
     service, job = yaml.safe_load_all((files / "job.yaml").read_text())
     name, spec = job["metadata"]["name"], job["spec"]
