@@ -39,8 +39,8 @@ def check_label_names(what: str, labels: Mapping[int, str], classes: Classes) ->
                 and our_name(other) not in accepted
             ):
                 raise InputError(
-                    f"{what}: labels: found {other!r} for the value {value}, expected {name!r}: choose the "
-                    "classes, or the data set, that fit."
+                    f"{what}: labels: found {other!r} for the value {value}, expected {name!r}: "
+                    "choose the classes, or the data set, that fit."
                 )
 
 
@@ -71,6 +71,7 @@ def check_classes(
             f"{name} ({', '.join(map(str, classes[name] or ()))})" for name in missing
         )
         raise InputError(
-            f"{what}: found no voxel of {values} in the labels of {len(data)} scans, expected some of each class: add "
-            f"scans that show it, hold out others, or say with --classes#{missing[0]} [] that the data have none."
+            f"{what}: found no voxel of {values} in the labels of {len(data)} scans, expected some "
+            "of each class: add scans that show it, hold out others, or say with "
+            f"--classes#{missing[0]} [] that the data have none."
         )

@@ -58,7 +58,8 @@ def cut_patches(
         return
     if any(size % level for size in spatial_size for level in levels):
         raise InputError(
-            f"spatial_size is {list(spatial_size)}, expected multiples of {list(levels)}: change it."
+            f"spatial_size is {list(spatial_size)}, expected multiples of "
+            f"{list(levels)}: change it."
         )
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)
@@ -116,6 +117,7 @@ def find_patches(folder: str | os.PathLike[str]) -> list[dict[str, str]]:
     files = sorted(Path(folder).glob("*.npz"), key=lambda path: int(path.stem))
     if not files:
         raise InputError(
-            f"{folder}: found no patches, expected those of a round: start rounds with the id iterate."
+            f"{folder}: found no patches, expected those of a round: start "
+            "rounds with the id iterate."
         )
     return [{"patches": str(path)} for path in files]

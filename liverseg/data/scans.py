@@ -50,7 +50,8 @@ def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     root = absolute(path)
     if not root.exists():
         raise InputError(
-            f"{root}: there is no such file or folder: set dataset_dir to a scan or a folder of scans."
+            f"{root}: there is no such file or folder: set dataset_dir to a "
+            "scan or a folder of scans."
         )
     if root.is_file():
         return [{"image": str(root)}]
@@ -89,8 +90,8 @@ def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if not scans:
         found = f" (only {describe(left_out)})" if left_out else ""
         raise InputError(
-            f"{root}: no scan in it{found}, expected NIfTI files in it or one folder below, or DICOM series: name the "
-            "folder that holds them."
+            f"{root}: no scan in it{found}, expected NIfTI files in it or one folder below, or "
+            "DICOM series: name the folder that holds them."
         )
     if left_out:
         logger.warning("%s: %d scans; left out: %s.", root, len(scans), describe(left_out))

@@ -91,7 +91,8 @@ def _read_label(label: str) -> dict[str, Any]:
     low, high = (int(value) for value in values.aminmax())
     if high - low > MOST_VALUES:
         raise InputError(
-            f"{label}: found values from {low} to {high}, expected classes: is it a scan? Replace it."
+            f"{label}: found values from {low} to {high}, expected "
+            "classes: is it a scan? Replace it."
         )
     counts = torch.zeros(high - low + 1, dtype=torch.int64)
     for slab in values.split(SLAB, dim=-1):
