@@ -83,7 +83,8 @@ class CascadeInferer(VolumeInferer):
         unknown = [plane for plane in planes if plane not in PLANE_AXES or plane not in slices]
         if unknown or not planes:
             raise InputError(
-                f"planes: found {', '.join(unknown) or 'none'}, expected some of {', '.join(PLANE_AXES)}: set it as "
+                f"planes: found {', '.join(unknown) or 'none'}, expected some of "
+                f"{', '.join(PLANE_AXES)}: set it as "
                 '["axial"].'
             )
         self.localise, self.slices, self.planes, self.targets = localise, slices, planes, targets

@@ -80,7 +80,8 @@ class EvaluateWithClicks:
         )
         if len(inputs) != 1:
             raise InputError(
-                f"batch_size: found {len(inputs)} scans in a validation batch, expected 1: set it to 1."
+                f"batch_size: found {len(inputs)} scans in a validation "
+                "batch, expected 1: set it to 1."
             )
         output: dict[str, Any] = {CommonKeys.IMAGE: inputs, CommonKeys.LABEL: label}
         engine.state.output = output

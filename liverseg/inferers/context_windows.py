@@ -63,7 +63,8 @@ class ContextTileInferer(VolumeInferer):
         """Segment a batch to 0 background and 1 foreground; see `VolumeInferer.segment`."""
         if inputs.ndim != 5 or inputs.shape[1] != 1:
             raise InputError(
-                f"the inferer got shape {tuple(inputs.shape)}, expected (B, 1, H, W, D): check the keys."
+                f"the inferer got shape {tuple(inputs.shape)}, expected (B, "
+                "1, H, W, D): check the keys."
             )
         network = getattr(network, "module", network)  # of DistributedDataParallel
         labels = torch.zeros_like(inputs, dtype=torch.uint8)

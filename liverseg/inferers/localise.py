@@ -104,7 +104,8 @@ class Localiser:
     ) -> None:
         if prior not in PRIORS:
             raise InputError(
-                f"prior: found {prior!r}, expected one of {', '.join(PRIORS)}: set it to one of these."
+                f"prior: found {prior!r}, expected one of "
+                f"{', '.join(PRIORS)}: set it to one of these."
             )
         if prior == "gradcam" and target_layer not in dict(network.named_modules()):
             layers = [
@@ -217,8 +218,8 @@ class _GradCAM(nn.Module):
         maps = torch.cat(self.maps)
         if len(maps) != shape[2]:
             raise InputError(
-                f"the localisation's inferer gave the network {len(maps)} slices of {shape[2]}, expected each once: "
-                "use VolumeSliceInferer."
+                f"the localisation's inferer gave the network {len(maps)} slices of {shape[2]}, "
+                "expected each once: use VolumeSliceInferer."
             )
         maps = maps / maps.max().clamp(min=torch.finfo(maps.dtype).tiny)
         rows, columns, slices = region

@@ -145,7 +145,10 @@ class MirrorCheckInferer(VolumeInferer):
             return None
         if _offset(mirrored, np.flip(body, axis), axis) * right < RIGHT_MM:
             return None
-        return f"{found_ml:.0f} ml of liver are found in it and {mirrored_ml:.0f} ml in its mirror image"
+        return (
+            f"{found_ml:.0f} ml of liver are found in it and {mirrored_ml:.0f} ml in its mirror "
+            "image"
+        )
 
     def _liver(self, labels: Tensor) -> np.ndarray:
         found: np.ndarray = largest(

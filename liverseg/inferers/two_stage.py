@@ -33,8 +33,8 @@ class TwoStageInferer(VolumeInferer):
     Args:
         liver: how the liver network runs over the volume.
         lesion: how the lesion network runs over the crop.
-        liver_postprocessing: transform of the liver mask (1, H, W, D), a `MetaTensor` of 0 and 1, before
-            it is used, for instance `ErodeKeepLargestDilate`; None leaves it.
+        liver_postprocessing: transform of the liver mask (1, H, W, D), a `MetaTensor` of 0 and 1,
+            before it is used, for instance `ErodeKeepLargestDilate`; None leaves it.
         margin_mm: by which the box of the liver is widened in the plane of the slices, to either
             side.
         outside_value: the value that the lesion network sees outside the liver; None leaves the
