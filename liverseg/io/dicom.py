@@ -90,8 +90,8 @@ def series_at(path: Path) -> Series:
         if not found:
             what = (reasons or ["neither NIfTI nor DICOM"])[0]
             raise InputError(
-                f"{path}: not readable as a volume ({what}), expected a whole NIfTI file or a file of one DICOM series "
-                "of CT or MRI: replace it or remove the scan."
+                f"{path}: not readable as a volume ({what}), expected a whole NIfTI file or a file "
+                "of one DICOM series of CT or MRI: replace it or remove the scan."
             )
         if len(found) > 1:
             raise InputError(f"{path}: {_not_one(found, left_out)}")
@@ -99,8 +99,8 @@ def series_at(path: Path) -> Series:
         if elsewhere := _elsewhere(found[0], path.parent):
             names = some_of(elsewhere)
             notes = (
-                f"more of its series lies in other folders ({names}) and was not read: where it is one scan, put all "
-                "in one folder.",
+                f"more of its series lies in other folders ({names}) and was not read: where it is "
+                "one scan, put all in one folder.",
             )
     (series,) = found
     if series.problem:
@@ -135,8 +135,9 @@ def read_voxels(series: Series) -> tuple[np.ndarray, tuple[str, ...]]:
             *(read_pixels(each.file)[0][each.frame] for each in (original, copy))
         ):
             raise InputError(
-                f"{series.path}: {name_of(original)} and {name_of(copy)} have the same SOPInstanceUID and "
-                "position, but other pixels, expected one slice there: remove the wrong one."
+                f"{series.path}: {name_of(original)} and {name_of(copy)} have the same "
+                "SOPInstanceUID and position, but other pixels, expected one slice "
+                "there: remove the wrong one."
             )
     padding: Counter[float] = Counter()
     volume = stack(series, _planes(series, padding), np.float32(np.nan), order=1)
@@ -150,8 +151,9 @@ def read_voxels(series: Series) -> tuple[np.ndarray, tuple[str, ...]]:
         return volume, ()
     count = sum(padding[value] for value in tissue)
     return volume, (
-        f"{count} voxels of {min(tissue):g} HU are marked as padding (PixelPaddingValue) and were read as "
-        f"{volume[unknown][0]:g} HU: where they show tissue, export the series without PixelPaddingValue.",
+        f"{count} voxels of {min(tissue):g} HU are marked as padding (PixelPaddingValue) and "
+        f"were read as {volume[unknown][0]:g} HU: where they show tissue, export the series "
+        "without PixelPaddingValue.",
     )
 
 
@@ -224,7 +226,8 @@ def _planes(series: Series, padding: Counter[float]) -> Iterator[np.ndarray]:
             file, (stored, empty) = each.file, read_pixels(each.file, each.inverted)
             if stored.shape[1:] != each.size:
                 raise InputError(
-                    f"{file}: its pixels have the shape {stored.shape}, expected {each.size}: export it again."
+                    f"{file}: its pixels have the shape {stored.shape}, expected "
+                    f"{each.size}: export it again."
                 )
         plane = stored[each.frame] * np.float32(each.slope) + np.float32(each.intercept)
         if empty is not None and empty[each.frame].any():
@@ -355,7 +358,10 @@ def _join_singles(by_series: dict[tuple[str, ...], dict[Path, list[Slice]]]) -> 
             if len(some) < 3:
                 continue
             slices = [each for key in some for each in by_series.pop(key)[folder]]
-            warning = f"each of {len(slices)} files has a SeriesInstanceUID of its own; they are taken as one series."
+            warning = (
+                f"each of {len(slices)} files has its own SeriesInstanceUID; they are taken as one "
+                "series."
+            )
             joined += [
                 replace(each, warnings=(*each.warnings, warning)) for each in volumes_of(slices)
             ]

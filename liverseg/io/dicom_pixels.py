@@ -55,8 +55,8 @@ def read_pixels(file: Path, inverted: bool = False) -> tuple[np.ndarray, np.ndar
         name = uid_name(str(syntax))
         if _lacks_decoder(syntax, error):
             raise InputError(
-                f"{file}: its pixels are compressed as {name}, for which no decoder is installed: pip install "
-                "python-gdcm, or export the series uncompressed."
+                f"{file}: its pixels are compressed as {name}, for which no decoder is installed: "
+                "pip install python-gdcm, or export the series uncompressed."
             ) from error
         raise unreadable(file, f"{name}: {error}") from error
     stored = stored.reshape(-1, *stored.shape[-2:]).astype(

@@ -69,8 +69,8 @@ def volumes_of(slices: Sequence[Slice]) -> list[Series]:
     bad = next((each for each in slices if each.problem), None)
     if bad is not None:
         problem = (
-            f"{name_of(bad)} cannot be placed ({bad.problem}), expected position, orientation and spacing of each "
-            "slice: export the series again."
+            f"{name_of(bad)} cannot be placed ({bad.problem}), expected position, orientation and "
+            "spacing of each slice: export the series again."
         )
         return [Series("", tuple(slices), problem=problem)]
     alike: list[list[Slice]] = []
@@ -90,8 +90,8 @@ def _beside_turned(volume: Series, groups: Sequence[Sequence[Slice]]) -> Series:
         turned = replace(group[0], orientation=-group[0].orientation)
         if _same_plane(first, turned) and interlaced([volume.slices, _in_order(group)]):
             odd = (
-                f"{len(group)} slices of its series ({name_of(group[0])} and others) lie between its own, turned by "
-                "180°, and were not read: export the series again."
+                f"{len(group)} slices of its series ({name_of(group[0])} and others) lie between "
+                "its own, turned by 180°, and were not read: export the series again."
             )
             return replace(volume, warnings=(*volume.warnings, odd))
     return volume
@@ -208,13 +208,14 @@ def _uneven(slices: Sequence[Slice]) -> str:
     if abs(steps[worst] - median_mm) > EVEN_MM:
         return (
             f"{steps[worst]:.2f} mm between {name_of(slices[worst])} at {_at(slices[worst])} and "
-            f"{name_of(slices[worst + 1])} at {_at(slices[worst + 1])}, {median_mm:.2f} mm between most slices, "
-            "expected the same everywhere: a slice is missing or does not belong to them; export the series again."
+            f"{name_of(slices[worst + 1])} at {_at(slices[worst + 1])}, {median_mm:.2f} mm between "
+            "most slices, expected the same everywhere: a slice is missing or does not belong to "
+            "them; export the series again."
         )
     worst = int(off_mm.argmax())
     return (
-        f"{name_of(slices[worst])} at {_at(slices[worst])} lies {off_mm[worst]:.2f} mm from where the others have it, "
-        "expected all slices in one straight row: export the series again."
+        f"{name_of(slices[worst])} at {_at(slices[worst])} lies {off_mm[worst]:.2f} mm from where "
+        "the others have it, expected all slices in one straight row: export the series again."
     )
 
 
@@ -226,8 +227,8 @@ def _tilted(slices: Sequence[Slice]) -> str:
         np.linalg.norm((slices[-1].position - slices[0].position) @ slices[0].orientation.T)
     )
     return (
-        f"the last slice lies {aside_mm:.1f} mm beside the first, as where the gantry was tilted; the slices were "
-        "shifted within their planes onto a grid with perpendicular axes."
+        f"the last slice lies {aside_mm:.1f} mm beside the first, as where the gantry was tilted; "
+        "the slices were shifted within their planes onto a grid with perpendicular axes."
     )
 
 
@@ -254,8 +255,8 @@ def _thinned(slices: Sequence[Slice]) -> str:
     if not 0 < THINNED * said_mm <= step_mm:
         return ""
     return (
-        f"its slices lie {step_mm:.2f} mm apart, but {tag} is {said_mm:.2f} mm{besides}: where slices are missing "
-        "between them, export the series again."
+        f"its slices lie {step_mm:.2f} mm apart, but {tag} is {said_mm:.2f} mm{besides}: where "
+        "slices are missing between them, export the series again."
     )
 
 
@@ -264,8 +265,9 @@ def _in_turns(slices: Sequence[Slice]) -> str:
         parts = _parts(slices, [keyword])
         if len(parts) > 1 and interlaced(parts):
             return (
-                f"its slices take turns between {len(parts)} values of {keyword}, as where every other one was taken "
-                "first: where they are several scans, export each as a series of its own."
+                f"its slices take turns between {len(parts)} values of {keyword}, as where "
+                "every other one was taken first: where they are several scans, export "
+                "each as a series of its own."
             )
     return ""
 

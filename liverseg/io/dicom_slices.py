@@ -152,8 +152,8 @@ def require_pydicom(path: Path) -> None:
         import pydicom  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f"{path}: pydicom is not installed, expected it for DICOM files: pip install pydicom pylibjpeg "
-            "pylibjpeg-openjpeg."
+            f"{path}: pydicom is not installed, expected it for DICOM files: pip install pydicom "
+            "pylibjpeg pylibjpeg-openjpeg."
         ) from error
 
 
@@ -334,7 +334,8 @@ def unreadable(file: Path, reason: str) -> DamagedError:
     """Return the error for a file that may be a slice and cannot be read."""
     lines = reason.strip().splitlines() or ["damaged"]
     return DamagedError(
-        f"{file}: not readable as a DICOM image ({lines[0].rstrip('.')}), expected a whole file: replace it."
+        f"{file}: not readable as a DICOM image ({lines[0].rstrip('.')}), "
+        "expected a whole file: replace it."
     )
 
 
@@ -383,7 +384,8 @@ def _perpendicular(axes: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(axes, axis=1)
     if (np.abs(lengths - 1) > 0.01).any() or abs(axes[0] @ axes[1]) > 2e-3:
         raise ValueError(
-            f"its ImageOrientationPatient is {axes.ravel().tolist()}, expected perpendicular directions"
+            f"its ImageOrientationPatient is {axes.ravel().tolist()}, "
+            "expected perpendicular directions"
         )
     row = axes[0] / lengths[0]
     column = axes[1] - (axes[1] @ row) * row

@@ -70,12 +70,13 @@ class MaskFolder:
     ) -> None:
         if suffix not in NIFTI_SUFFIXES:
             raise InputError(
-                f"output_ext: found {suffix!r}, expected {' or '.join(NIFTI_SUFFIXES)}, the formats that masks are "
-                "written in: set it to one of these."
+                f"output_ext: found {suffix!r}, expected {' or '.join(NIFTI_SUFFIXES)}, the "
+                "formats that masks are written in: set it to one of these."
             )
         if not postfix or Path(postfix).name != postfix:
             raise InputError(
-                f"output_postfix: found {postfix!r}, expected a word that ends the masks' names: set it to liver."
+                f"output_postfix: found {postfix!r}, expected a word that ends the "
+                "masks' names: set it to liver."
             )
         self.folder = Path(folder)
         self.tail = f"_{postfix}{suffix}"
@@ -329,6 +330,6 @@ def _read(folder: Path) -> dict[str, Any]:
         return {**content, "scans": [*content.get("scans", [])]}
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{file}: not readable ({error}), expected the record of whose masks these are: move it away, or choose "
-            "another folder."
+            f"{file}: not readable ({error}), expected the record of whose masks these are: move "
+            "it away, or choose another folder."
         ) from error
