@@ -32,7 +32,8 @@ class ClickLoss(nn.Module):
         super().__init__()
         if weight < 0:
             raise InputError(
-                f"click_weight is {weight}, expected 0 or more: set it to 0.5, or to 0 to leave it out."
+                f"click_weight is {weight}, expected 0 or more: set it to "
+                "0.5, or to 0 to leave it out."
             )
         self.loss, self.weight = loss, float(weight)
 

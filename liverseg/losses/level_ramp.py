@@ -51,7 +51,8 @@ class LevelRampLoss(nn.Module):
         low, high = (float(value) for value in target.aminmax())
         if low < 0 or high > 1:
             raise InputError(
-                f"label: found values from {low:g} to {high:g}, expected the class indices 0 and 1: name two classes."
+                f"label: found values from {low:g} to {high:g}, expected the class indices "
+                "0 and 1: name two classes."
             )
         if not self.levels:
             sides = sides[:1]
@@ -63,9 +64,10 @@ class LevelRampLoss(nn.Module):
             label = F.max_pool2d(target.to(total.dtype), factor, ceil_mode=True)
             if logits.shape != label.shape:
                 raise InputError(
-                    f"side output {last - level + 1} of {len(sides)}: found shape {tuple(side.shape)}, expected "
-                    f"{tuple(label.shape)} for a label of shape {tuple(target.shape)}: give those of one channel, from "
-                    "full resolution to the deepest."
+                    f"side output {last - level + 1} of {len(sides)}: found shape "
+                    f"{tuple(side.shape)}, expected {tuple(label.shape)} for a label of "
+                    f"shape {tuple(target.shape)}: give those of one channel, from full "
+                    "resolution to the deepest."
                 )
             if level < last:
                 total = total + (last - level) * F.binary_cross_entropy_with_logits(logits, label)

@@ -31,7 +31,8 @@ class TopKLoss(nn.Module):
         super().__init__()
         if not 0 < k <= 100:
             raise InputError(
-                f"k is {k}, expected a percentage above 0 and up to 100 for the top-k loss: set k to 10."
+                f"k is {k}, expected a percentage above 0 and up to 100 for "
+                "the top-k loss: set k to 10."
             )
         self.k = k
 
