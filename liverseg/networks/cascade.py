@@ -104,8 +104,8 @@ class CascadeNetworks(NetworkContainer, nn.ModuleDict):
             self,
             state,
             str(paths),
-            "give weights made with these networks and this config, or leave out what they lack with planes and "
-            "segmented_targets",
+            "give weights made with these networks and this config, or leave out what they lack "
+            "with planes and segmented_targets",
         )
 
 
