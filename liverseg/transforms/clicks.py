@@ -52,7 +52,8 @@ class AddClicksd(MapTransform):
         self.names = list(classes)
         if not isinstance(clicks, Mapping):
             raise InputError(
-                f"clicks: found {clicks!r}, expected positions by class: write them as \"{{'{self.names[-1]}': [[x, y, "
+                f"clicks: found {clicks!r}, expected positions by class: write them as "
+                f"\"{{'{self.names[-1]}': [[x, y, "
                 'z]]}".'
             )
         self.positions: list[list[float]] = []
@@ -60,20 +61,21 @@ class AddClicksd(MapTransform):
         for name, positions in clicks.items():
             if name not in self.names:
                 raise InputError(
-                    f"clicks: found the class {name!r}, expected one of {', '.join(self.names)}: rename or remove it."
+                    f"clicks: found the class {name!r}, expected one of "
+                    f"{', '.join(self.names)}: rename or remove it."
                 )
             for position in positions if isinstance(positions, Sequence) else [positions]:
                 if not _is_position(position):
                     raise InputError(
-                        f"clicks: found {position!r} for {name}, expected three numbers [x, y, z] for each click: fix "
-                        "it."
+                        f"clicks: found {position!r} for {name}, expected three numbers [x, y, "
+                        "z] for each click: fix it."
                     )
                 self.positions.append([float(value) for value in position])
                 self.indices.append(self.names.index(name))
         if self.positions and len(scans) > 1:
             raise InputError(
-                f"clicks: found {len(self.positions)} for {len(scans)} scans, expected one scan that they belong to: "
-                "give this scan alone as dataset_dir."
+                f"clicks: found {len(self.positions)} for {len(scans)} scans, expected one scan "
+                "that they belong to: give this scan alone as dataset_dir."
             )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -87,9 +89,9 @@ class AddClicksd(MapTransform):
                     -0.5 <= at < length - 0.5 for at, length in zip(position, shape, strict=True)
                 ):
                     raise InputError(
-                        f"{image.meta.get('filename_or_obj', key)}: found a click {position} for {self.names[index]}, "
-                        f"expected voxels from [0, 0, 0] to {[length - 1 for length in shape]}: give it in the voxels "
-                        "of this scan."
+                        f"{image.meta.get('filename_or_obj', key)}: found a click {position} for "
+                        f"{self.names[index]}, expected voxels from [0, 0, 0] to "
+                        f"{[length - 1 for length in shape]}: give it in the voxels of this scan."
                     )
             voxels = torch.tensor(self.positions, dtype=torch.float64).reshape(-1, 3)
             classes = torch.tensor(self.indices, dtype=torch.float64)

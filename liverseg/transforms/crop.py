@@ -120,7 +120,8 @@ class CropToLabeld(MapTransform):
         if box is None:
             file = label.meta.get("filename_or_obj", self.label_key)
             raise InputError(
-                f"{file}: found no foreground, expected some to crop to: take the case out of the data."
+                f"{file}: found no foreground, expected some to crop to: "
+                "take the case out of the data."
             )
         cropped = _cropped(data, self.keys, box)
         if self.outside_value is not None:

@@ -45,7 +45,8 @@ class ScaleWindowd(MapTransform):
         self.lowest = lowest
         if not self.low < self.high:
             raise InputError(
-                f"hu_window is {list(window)}, expected the lower bound first: set it as [-160, 240]."
+                f"hu_window is {list(window)}, expected the lower bound "
+                "first: set it as [-160, 240]."
             )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -96,7 +97,8 @@ class ScaleFromMinimumd(MapTransform):
                     else key
                 )
                 raise InputError(
-                    f"{name}: found nothing but the intensity {low:g}, expected an image: look at it."
+                    f"{name}: found nothing but the intensity {low:g}, "
+                    "expected an image: look at it."
                 )
             scale(image, low, high, -0.5)
         return dict(data)
@@ -142,8 +144,8 @@ class EqualizeHistogramd(MapTransform):
                 low, high = (float(value) for value in slab.aminmax())
                 if not (low >= 0 and high <= 1):
                     raise InputError(
-                        f"{key}: found intensities from {low:g} to {high:g}, expected 0 to 1: scale them first, for CT "
-                        "with ScaleWindowd."
+                        f"{key}: found intensities from {low:g} to {high:g}, expected 0 to 1: "
+                        "scale them first, for CT with ScaleWindowd."
                     )
                 levels = (
                     slab.mul(255)

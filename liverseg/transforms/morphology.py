@@ -124,7 +124,8 @@ def dilate(mask: Mask, element: NDArray[np.bool_]) -> Mask:
     reach = element.shape[2] // 2
     if reach >= WORD_BITS:
         raise InputError(
-            f"radius: found {reach} voxels along the last axis, expected at most 63: give a smaller one."
+            f"radius: found {reach} voxels along the last axis, expected at "
+            "most 63: give a smaller one."
         )
     size = mask.shape[2]
     packed = np.zeros(

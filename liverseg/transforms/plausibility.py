@@ -96,7 +96,10 @@ def check_spacing(spacing_mm: Sequence[float]) -> str | None:
     ]
     wrong = f"is not in mm but seems to be in {units[0]}" if units else "is wrong"
     sizes = "×".join(f"{mm:.3g}" for mm in spacing_mm)
-    return f"the spacing is {sizes} mm, expected {least:g} to {most:g} mm: the header {wrong}, so correct it"
+    return (
+        f"the spacing is {sizes} mm, expected {least:g} to {most:g} mm: the header {wrong}, so "
+        "correct it"
+    )
 
 
 def check_intensities(image: np.ndarray, modality: str) -> tuple[str, str] | None:
@@ -138,7 +141,8 @@ def _check_mask(lines: np.ndarray) -> tuple[str, str] | None:
         return None
     return (
         "intensities",
-        f"a scan but of a mask ({len(values)} different whole numbers): take the scan it was drawn on",
+        f"a scan but of a mask ({len(values)} different whole numbers): "
+        "take the scan it was drawn on",
     )
 
 
@@ -149,7 +153,8 @@ def _check_ct(sample: np.ndarray) -> tuple[str, str] | None:
     if _seems_mr(sample):
         return (
             "modality",
-            f"a CT in HU but seem to be those of MR ({reason}): take a model for MR, or convert it to HU",
+            f"a CT in HU but seem to be those of MR ({reason}): take a model "
+            "for MR, or convert it to HU",
         )
     if sample.min() >= FAT_AND_AIR_HU and _not_hu(sample - 1024) is None:
         reason += ", and they are 1024 too high, as where the rescale intercept is lost"
@@ -203,5 +208,8 @@ def _not_hu(sample: np.ndarray) -> str | None:
     if soft < SOFT_SHARE * sample.size:
         return f"only {soft / sample.size:.1%} lie from {low:g} to {high:g}, where soft tissue is"
     if soft < SOFT_SHARE_OF_BODY * body.size:
-        return f"of those above air only {soft / body.size:.0%} lie below {high:g}, where soft tissue ends"
+        return (
+            f"of those above air only {soft / body.size:.0%} lie below {high:g}, where soft tissue "
+            "ends"
+        )
     return None

@@ -43,8 +43,8 @@ def _to_array(img: NdarrayOrTensor) -> NDArray[Any]:
         img = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     if img.ndim != 4 or img.shape[0] != 1 or img.size == 0:
         raise InputError(
-            f"label map: found shape {tuple(img.shape)}, expected (1, H, W, D) with at least one voxel: give one "
-            "volume with a channel axis (argmax of the network's output, keepdim)."
+            f"label map: found shape {tuple(img.shape)}, expected (1, H, W, D) with at least one "
+            "voxel: give one volume with a channel axis (argmax of the network's output, keepdim)."
         )
     return img[0]
 
@@ -64,8 +64,8 @@ def _to_labels(array: NDArray[Any]) -> NDArray[Any]:
         return small
     if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
         raise InputError(
-            "label map: found values that are not whole numbers, expected labels: take the argmax of probabilities or "
-            "threshold them first."
+            "label map: found values that are not whole numbers, expected labels: take the argmax "
+            "of probabilities or threshold them first."
         )
     return np.ascontiguousarray(array)
 
@@ -137,8 +137,8 @@ def _radii(
         return [radius] * 3
     if spacing is None:
         raise InputError(
-            f"radius_mm: found {radius_mm} with a label map that has no affine, expected a MetaTensor: load the image "
-            "with its metadata or give radius in voxels."
+            f"radius_mm: found {radius_mm} with a label map that has no affine, expected a "
+            "MetaTensor: load the image with its metadata or give radius in voxels."
         )
     return [radius_mm / mm for mm in spacing]
 
@@ -146,7 +146,8 @@ def _radii(
 def _check_axes(axes: Sequence[int]) -> None:
     if not axes or not set(axes) <= {0, 1, 2}:
         raise InputError(
-            f"axes: found {list(axes)}, expected one or more of 0, 1, 2: name the axes of (H, W, D)."
+            f"axes: found {list(axes)}, expected one or more of 0, 1, 2: "
+            "name the axes of (H, W, D)."
         )
 
 

@@ -66,7 +66,8 @@ class RandSlicesd(RandomizableTransform, MapTransform):
             )
         if not 0 <= foreground_ratio <= 1:
             raise InputError(
-                f"foreground_ratio is {foreground_ratio}, expected a share between 0 and 1: change it."
+                f"foreground_ratio is {foreground_ratio}, expected a share "
+                "between 0 and 1: change it."
             )
         self.label_key = label_key
         self.num_samples = num_samples

@@ -82,7 +82,8 @@ class ResampleVolumed(MapTransform):
         unknown = [mode for mode in self.modes if mode not in MODES]
         if unknown:
             raise InputError(
-                f"mode: found {unknown[0]!r}, expected one of {', '.join(MODES)}: set it to one of these."
+                f"mode: found {unknown[0]!r}, expected one of "
+                f"{', '.join(MODES)}: set it to one of these."
             )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
