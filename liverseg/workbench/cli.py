@@ -13,7 +13,8 @@ from liverseg.workbench.study import cli as study
 from liverseg.workbench.zoo import cli as zoo
 
 app = typer.Typer(
-    help="Prepare data for the bundles, try, serve and pack them. To train and infer: python -m monai.bundle run.",
+    help="Prepare data for the bundles, try, serve and pack them. To train and infer: "
+    "python -m monai.bundle run.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

@@ -81,7 +81,8 @@ def compare(
     first = versions.with_weights(versions.find_version(folder, version))
     if not (first.folder / "settings.json").is_file():
         raise InputError(
-            f"{first.folder}: found no settings.json, expected a version that was trained here: choose one."
+            f"{first.folder}: found no settings.json, expected a version that "
+            "was trained here: choose one."
         )
     second = versions.weights_in_use(folder)
     if other is not None:
@@ -130,6 +131,7 @@ def _folder(bundle: str) -> Path:
             for file in place.glob("*/configs/metadata.json")
         )
         raise InputError(
-            f"{bundle}: found no bundle, expected a folder or one of {', '.join(known) or 'none'}: name it."
+            f"{bundle}: found no bundle, expected a folder or one of "
+            f"{', '.join(known) or 'none'}: name it."
         )
     return folder.resolve()

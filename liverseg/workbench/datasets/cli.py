@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from liverseg.workbench.datasets.layout import Layout
 
 app = typer.Typer(
-    help="Write phantoms, take up public data sets as they are downloaded, split a folder, check a data set.",
+    help="Write phantoms, take up public data sets as they are downloaded, split "
+    "a folder, check a data set.",
     no_args_is_help=True,
 )
 
@@ -108,8 +109,8 @@ def split(
     names: Annotated[
         str,
         typer.Option(
-            help="Names of the values in the labels, as 1=liver,2=lesion; without it, those of a dataset.json in "
-            "FOLDER, or of LiTS for files that are called as in LiTS."
+            help="Names of the values in the labels, as 1=liver,2=lesion; without it, those of a "
+            "dataset.json in FOLDER, or of LiTS for files that are called as in LiTS."
         ),
     ] = "",
     out: Annotated[
@@ -123,8 +124,8 @@ def split(
 ) -> None:
     """Write a datalist for pairs of images and labels, split by patient.
 
-    Examples: liverseg data split data/lits;
-    liverseg data split data/msd --images "imagesTr/{}.nii.gz" --labels "labelsTr/{}.nii.gz" --out data/msd/folds.json
+    Examples: liverseg data split data/lits; liverseg data split data/msd --images
+    "imagesTr/{}.nii.gz" --labels "labelsTr/{}.nii.gz" --out data/msd/folds.json
     """
     from liverseg.workbench.datasets.split import split_folder
 
@@ -146,7 +147,8 @@ def chaos_ct(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
 def chaos_mr(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
     """CHAOS, MR T1-DUAL: DICOM with PNG masks to NIfTI; 1 liver, 2 right kidney, 3 left kidney, 4 spleen.
 
-    The in-phase and the out-phase series share a mask and stay together in a fold. T2-SPIR is left out.
+    The in-phase and the out-phase series share a mask and stay together in a fold.
+    T2-SPIR is left out.
 
     Example: liverseg data chaos-mr downloads/CHAOS --out data/chaos_mr
     """

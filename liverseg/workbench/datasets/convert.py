@@ -80,8 +80,8 @@ def check_datalist(path: Path) -> Path:
     known = read_datalist(path)
     if not known.labels:
         raise InputError(
-            f'{path}: labels: found none, expected the name of each value, as {{"0": "background", "1": "liver"}}: add '
-            "them."
+            f'{path}: labels: found none, expected the name of each value, as {{"0": '
+            '"background", "1": "liver"}: add them.'
         )
     pairs = [item for items in known.sections.values() for item in items if "label" in item]
     names = scan_names([item["image"] for item in pairs])
@@ -109,8 +109,9 @@ def check_datalist(path: Path) -> Path:
 def _complain(reports: Sequence[Report], out: Path, consequence: str) -> None:
     if broken := [report["name"] for report in reports if report["verdict"] == BROKEN]:
         raise InputError(
-            f"{out}: {len(broken)} of {len(reports)} cases are broken and {consequence} ({', '.join(broken)}), "
-            "expected none: see check.html for the reasons, fix them and run again."
+            f"{out}: {len(broken)} of {len(reports)} cases are broken and "
+            f"{consequence} ({', '.join(broken)}), expected none: see check.html for "
+            "the reasons, fix them and run again."
         )
 
 

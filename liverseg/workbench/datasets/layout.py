@@ -84,8 +84,8 @@ def first_folder(root: Path, *candidates: str) -> Path:
             if folder.is_dir():
                 return folder
     raise InputError(
-        f"{root}: no folder {candidates[0]} in it, expected the data set as it is downloaded and unpacked: "
-        "name the folder that holds it."
+        f"{root}: no folder {candidates[0]} in it, expected the data set as it is downloaded and "
+        "unpacked: name the folder that holds it."
     )
 
 
@@ -121,6 +121,6 @@ def check_own(path: Path, name: str) -> None:
         found, folds = None, False
     if found != name or not folds:
         raise InputError(
-            f"{path}: a datalist of {found or 'something else'} is there, expected none or that of {name} as it was "
-            "written here: choose another place with --out."
+            f"{path}: a datalist of {found or 'something else'} is there, expected none or that of "
+            f"{name} as it was written here: choose another place with --out."
         )

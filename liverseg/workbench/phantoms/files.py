@@ -159,7 +159,8 @@ def _is_whole(path: Path, mark: str) -> bool:
     found = header["descrip"].item().decode(errors="replace")
     if not found.startswith(_MARK):
         raise InputError(
-            f"{path}: found a scan that is no phantom, expected phantoms only; choose another folder."
+            f"{path}: found a scan that is no phantom, expected phantoms "
+            "only; choose another folder."
         )
     voxels = math.prod(header.get_data_shape())
     expected_bytes = int(header["vox_offset"]) + voxels * header.get_data_dtype().itemsize

@@ -102,15 +102,18 @@ def make_phantom(
         raise InputError(f"seed: found {seed}, expected a whole number from 0 on; choose another.")
     if len(shape) != 3 or any(n != int(n) or n < 1 for n in shape):
         raise InputError(
-            f"shape: found {tuple(shape)}, expected three whole numbers from 1 on; give voxels along x, y, z."
+            f"shape: found {tuple(shape)}, expected three whole numbers from 1 on; "
+            "give voxels along x, y, z."
         )
     if len(spacing) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing):
         raise InputError(
-            f"spacing: found {tuple(spacing)}, expected three numbers above 0; give mm along x, y, z."
+            f"spacing: found {tuple(spacing)}, expected three numbers "
+            "above 0; give mm along x, y, z."
         )
     if modality not in MODALITIES:
         raise InputError(
-            f"modality: found {modality!r}, expected one of {', '.join(MODALITIES)}; choose one of these."
+            f"modality: found {modality!r}, expected one of "
+            f"{', '.join(MODALITIES)}; choose one of these."
         )
     if phase not in PHASES:
         raise InputError(
@@ -122,7 +125,8 @@ def make_phantom(
         )
     if not (math.isfinite(noise_sd) and noise_sd >= 0):
         raise InputError(
-            f"noise_sd: found {noise_sd}, expected a number from 0 on; give the noise in HU or MRI units."
+            f"noise_sd: found {noise_sd}, expected a number from 0 on; give "
+            "the noise in HU or MRI units."
         )
     column = _COLUMNS.index("mr" if modality == "mr" else phase)
     patient = Patient(seed, num_lesions)

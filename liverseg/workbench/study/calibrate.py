@@ -122,7 +122,8 @@ def _choose(study: Study, wanted: Calibration) -> tuple[str, str]:
     for key, chosen, known in (("data", data, study.data), ("network", network, study.networks)):
         if chosen not in known:
             raise InputError(
-                f"{study.path}: --{key}: found {chosen}, expected one of {', '.join(known)}: choose one."
+                f"{study.path}: --{key}: found {chosen}, expected one of "
+                f"{', '.join(known)}: choose one."
             )
     classes = study.data[data].labels
     if wanted.task not in ("all", *classes):
@@ -156,7 +157,8 @@ def _open_search(storage: str, name: str, study: Study, wanted: Calibration) -> 
     known = json.dumps(json.loads(search.user_attrs.get("settings", settings)), sort_keys=True)
     if known != settings:
         raise InputError(
-            f"{storage}: holds trials of {name} with other settings: give another folder with --out."
+            f"{storage}: holds trials of {name} with other settings: give "
+            "another folder with --out."
         )
     search.set_user_attr("settings", settings)
     if not search.trials and wanted.key == "iou_xy_alpha":
@@ -183,7 +185,8 @@ def _validation_dice(run: Run) -> float:
     dice = [json.loads(path.read_text())["best_val_mean_dice"] for path in files]
     if None in dice:
         raise InputError(
-            f"{run.folder}: the training was never validated: give a val_interval of at most max_epochs."
+            f"{run.folder}: the training was never validated: give a "
+            "val_interval of at most max_epochs."
         )
     return float(sum(dice) / len(dice))
 

@@ -72,7 +72,8 @@ def run(
     console.print(f"Open [bold]{page}[/bold] in a browser.")
     if failed:
         raise InputError(
-            f"{len(failed)} of {len(plan.runs)} trainings failed, so their places in the tables are empty: "
+            f"{len(failed)} of {len(plan.runs)} trainings failed, so their "
+            "places in the tables are empty: "
             + "; ".join(f"{name}: {line}" for name, line in failed.items())
         )
 
@@ -117,8 +118,8 @@ def calibrate(
 
     The test section is never looked at. A second call goes on where the first one stopped.
 
-    Examples: liverseg study calibrate quick.yaml --trials 10;
-    liverseg study calibrate paper_a.yaml --key learning_rate --low 1e-4 --high 1e-2 --log --loss dice
+    Examples: liverseg study calibrate quick.yaml --trials 10; liverseg study calibrate paper_a.yaml
+    --key learning_rate --low 1e-4 --high 1e-2 --log --loss dice
     """
     from rich.console import Console
 

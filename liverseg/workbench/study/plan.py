@@ -162,8 +162,8 @@ def _data_set(
         num_folds = data.phantoms.get("folds", 5)
         if fold not in range(num_folds):
             raise InputError(
-                f"{study.path}: folds: found {fold}, but the phantoms of {name} have the folds 0 to "
-                f"{num_folds - 1}: correct one of the two."
+                f"{study.path}: folds: found {fold}, but the phantoms of {name} have the folds 0 "
+                f"to {num_folds - 1}: correct one of the two."
             )
         return {"dataset_dir": str(folder.phantoms(name, data.phantoms))}, data.phantoms
     datalist = absolute(data.datalist or Path(str(data.dataset_dir)) / "dataset.json")
@@ -193,8 +193,8 @@ def _check_labels(place: str, table: Table) -> None:
         numbers = table.paper.get(row)
         if numbers is not None and len(numbers) != len(columns):
             raise InputError(
-                f"{place}: paper: {row}: found {len(numbers)} numbers, expected {len(columns)}, one "
-                "for each column, or null: correct it."
+                f"{place}: paper: {row}: found {len(numbers)} numbers, expected {len(columns)}, "
+                "one for each column, or null: correct it."
             )
 
 

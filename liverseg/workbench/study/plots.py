@@ -52,7 +52,8 @@ def bars_png(table: StudyTable) -> bytes | None:
         heights = [value.mean if value else math.nan for value in values]
         errors = [(value.sd or 0) if value else 0 for value in values]
         axes.bar(
-            places, heights, 0.92 * width, label=column, color=COLOURS[index % len(COLOURS)], yerr=errors,
+            places, heights, 0.92 * width, yerr=errors,
+            label=column, color=COLOURS[index % len(COLOURS)],
             error_kw={"ecolor": "#444", "elinewidth": 1, "capsize": 2},
         )  # fmt: skip
         papers = [
@@ -136,7 +137,10 @@ def overlays(
             run, case, iou = best.loc[index, ["run", "case", "value"]]
             png = _overlay(folder.run(run) / "evaluation" / "none", case, runs[run])
             if png:
-                caption = f"{data}, {task}, {network}, {loss}: {word} case {Path(case).name}, IoU {iou:.3f}"
+                caption = (
+                    f"{data}, {task}, {network}, {loss}: {word} case {Path(case).name}, "
+                    f"IoU {iou:.3f}"
+                )
                 yield f"{data} {task} {word}", caption, png
 
 

@@ -18,9 +18,10 @@ from liverseg.workbench.study.results import is_share, read_results
 from liverseg.workbench.study.tables import StudyTable, Value, compute_table
 
 PLACE = (
-    "In each place: our mean ± sd over folds and seeds; the difference to the reference in percentage "
-    "points (pp) and, where cases can be paired, p of a two-sided Wilcoxon signed-rank test over them, "
-    "not corrected for the number of tests; the paper's number, and in brackets ours less the paper's."
+    "In each place: our mean ± sd over folds and seeds; the difference to the reference in "
+    "percentage points (pp) and, where cases can be paired, p of a two-sided Wilcoxon "
+    "signed-rank test over them, not corrected for the number of tests; the paper's number, and "
+    "in brackets ours less the paper's."
 )
 # Columns of the CSV by what they show of a place.
 SUFFIXES = {

