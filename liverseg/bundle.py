@@ -20,24 +20,27 @@ __all__ = ["choose", "is_true", "local_device", "require", "select_device", "syn
 def require(version: str) -> ModuleType:
     """Return the package liverseg if it is of the version that a config was made for, and the command makes sense.
 
-    From a `python -m monai.bundle` command line, errors in the user's input are from here on printed as one sentence;
-    set LIVERSEG_TRACEBACK=1 to see where they came from. Its log takes any character, also where the terminal does not.
+    From a `python -m monai.bundle` command line, errors in the user's input are from here on
+    printed as one sentence; set LIVERSEG_TRACEBACK=1 to see where they came from. Its log takes any
+    character, also where the terminal does not.
 
     Args:
-        version: `MAJOR.MINOR`, as in the config; in an archive with the patch, for the code is in the archive.
+        version: `MAJOR.MINOR`, as in the config; in an archive with the patch, for the
+            code is in the archive.
 
     Raises:
         InputError: when the liverseg found is of another version, and as `check_command`.
     """
     if is_command_line():
         sys.excepthook = print_sentence
-        # The log goes there, in whose encoding a scan's name or a × may not be; MONAI lets no logging.conf say so.
+        # The log goes there, in whose encoding a scan's name or a × may not be; MONAI lets no
+        # logging.conf say so.
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if not is_version(version):
         raise InputError(
-            f"{Path(liverseg.__file__).parent}: found liverseg {liverseg.__version__}, expected {version} for this "
-            "bundle: run it in a process of its own, started in its folder if there is a liverseg in it, and else with "
-            f"liverseg {version} installed."
+            f"{Path(liverseg.__file__).parent}: found liverseg {liverseg.__version__}, expected "
+            f"{version} for this bundle: run it in a process of its own, started in its folder if "
+            f"there is a liverseg in it, and else with liverseg {version} installed."
         )
     for part in ("chain", "data", "handlers", "networks"):
         importlib.import_module(f"liverseg.{part}")

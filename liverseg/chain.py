@@ -1,7 +1,7 @@
 """Train several networks one after the other, or one in several rounds: a process for each, with the same settings.
 
-A process of its own frees a network's memory and its cached data before the next one starts, and leaves a chain that
-was killed where `--resume true` finds it.
+A process of its own frees a network's memory and its cached data before the next one starts, and
+leaves a chain that was killed where `--resume true` finds it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ def run_stages(
 ) -> None:
     """Run the stages of a training one after the other, each in a process of its own.
 
-    What MONAI was asked to run, on the command line or from Python, is repeated for each stage with the stage's
-    settings, such as `--stage lesion`. A setting that was given already chooses the stages that have this value or do
-    not have the setting; the first stage that fails ends the chain.
+    What MONAI was asked to run, on the command line or from Python, is repeated for each stage
+    with the stage's settings, such as `--stage lesion`. A setting that was given already
+    chooses the stages that have this value or do not have the setting; the first stage that
+    fails ends the chain.
 
     Args:
         stages: the settings of each, in order.
@@ -61,26 +62,28 @@ def run_rounds(
 ) -> None:
     """Fine-tune a trained network in rounds, each on what the round before has labelled, and keep the best.
 
-    Algorithm 1 of the cascade on LiTS. The id `run` with `--round N` labels patches with the model of round N − 1 and
-    trains in the folder `rounds/N`; round 0 is the model the rounds start from. A round's metric is the best of its
-    epochs on the validation scans. When the rounds end, the model of the best one is the `model.pt` of `ckpt_dir`, and
-    `rounds.csv` lists them all.
+    Algorithm 1 of the cascade on LiTS. The id `run` with `--round N` labels patches with the model
+    of round N − 1 and trains in the folder `rounds/N`; round 0 is the model the rounds start from.
+    A round's metric is the best of its epochs on the validation scans. When the rounds end, the
+    model of the best one is the `model.pt` of `ckpt_dir`, and `rounds.csv` lists them all.
 
     Args:
         rounds: at most this many.
-        ckpt_dir: the folder of the trained `model.pt` and `model.json`; rounds go into its folder `rounds`.
+        ckpt_dir: the folder of the trained `model.pt` and `model.json`; rounds go into
+            its folder `rounds`.
         resume: go on with rounds that were begun before; finished ones stay as they are.
         patience: stop after this many rounds in a row that bring no better model; 0 never stops.
 
     Raises:
-        InputError: outside MONAI's `run` and `create_workflow`, where there is no model to start from, or are rounds
-            already and `resume` is not set.
+        InputError: outside MONAI's `run` and `create_workflow`, where there is no model to start
+            from, or are rounds already and `resume` is not set.
     """
     command = _command("rounds", "run")
     trained, folder = Path(ckpt_dir), Path(ckpt_dir) / "rounds"
     if folder.exists() and not resume:
         raise InputError(
-            f"{folder}: found rounds of an earlier run, expected none: go on with --resume true, or move the folder."
+            f"{folder}: found rounds of an earlier run, expected none: go on with "
+            "--resume true, or move the folder."
         )
     for name in ("model.pt", "model.json"):
         if not (trained / name).is_file():
@@ -98,7 +101,8 @@ def run_rounds(
         results.append(_result(folder, number))
         best = max(results, key=lambda result: result["val_mean_dice"])
         print(
-            f"Round {number}: val_mean_dice {results[-1]['val_mean_dice']:.4f}, the best is round {best['round']}."
+            f"Round {number}: val_mean_dice {results[-1]['val_mean_dice']:.4f}, the best "
+            f"is round {best['round']}."
         )
         _write_table(folder / "rounds.csv", results)
         for name in ("model.pt", "model.json"):
@@ -150,13 +154,13 @@ def _command(alias: str, run_id: str) -> Command:
     command = running_command()
     if command is None:
         raise InputError(
-            f"{alias}: found another program than MONAI's `run` or `create_workflow`, whose settings it repeats for "
-            f"each network: run the id `{run_id}` for one after the other."
+            f"{alias}: found another program than MONAI's `run` or `create_workflow`, whose "
+            f"settings it repeats for each network: run the id `{run_id}` for one after the other."
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
-            f"{alias}: found {os.environ['WORLD_SIZE']} processes of torchrun, expected one: run one network at a time "
-            f"under torchrun, with the id `{run_id}`."
+            f"{alias}: found {os.environ['WORLD_SIZE']} processes of torchrun, expected one: run "
+            f"one network at a time under torchrun, with the id `{run_id}`."
         )
     return command
 

@@ -1,7 +1,8 @@
 """What MONAI was asked to do with a bundle's config, checked before any of it is done.
 
-MONAI takes any name for a setting and any part of a config for something to run, and its command line makes Python of
-whatever looks like it. A config that asks for liverseg first gets this checked here, typed or called from Python.
+MONAI takes any name for a setting and any part of a config for something to run, and its command
+line makes Python of whatever looks like it. A config that asks for liverseg first gets this checked
+here, typed or called from Python.
 """
 
 from __future__ import annotations
@@ -86,10 +87,12 @@ _commands: WeakKeyDictionary[ConfigWorkflow, Command] = WeakKeyDictionary()
 def check_command() -> None:
     """Check the command that a config is initialised for, and give its settings the values that they mean.
 
-    Nothing is checked where a config is used in another way than by MONAI's commands or `create_workflow`.
+    Nothing is checked where a config is used in another way than by MONAI's commands
+    or `create_workflow`.
 
     Raises:
-        InputError: for an id that runs nothing, a setting that the config does not use, and a value that none can have.
+        InputError: for an id that runs nothing, a setting that the config does not use, and a
+            value that none can have.
     """
     for frame, _ in traceback.walk_stack(None):
         values = frame.f_locals
@@ -98,7 +101,8 @@ def check_command() -> None:
                 _check_workflow(values["workflow_"], _paths(values["config_file"]), values["_args"])
             return
         if frame.f_code in (run.__code__, run_workflow.__code__):
-            # MONAI has left out `initialize`, as it was given another id for it which the config does not have.
+            # MONAI has left out `initialize`, as it was given another id for it which the
+            # config does not have.
             workflow = values.get("workflow") or values["workflow_"]
             _check_ids(workflow.parser, {"init_id": workflow.init_id})
             return
@@ -156,14 +160,14 @@ def _check_ids(config: ConfigParser, options: Mapping[str, Any]) -> None:
         if options["run_id"] not in known:
             near = nearest(str(options["run_id"]), known)
             raise InputError(
-                f"run {options['run_id']}: found no id of this config that runs anything, expected one of "
-                f"{', '.join(known)}: choose one{f', perhaps {near}' if near else ''}."
+                f"run {options['run_id']}: found no id of this config that runs anything, expected "
+                f"one of {', '.join(known)}: choose one{f', perhaps {near}' if near else ''}."
             )
     for name in ("init_id", "final_id"):
         if name in options and options[name] not in config:
             raise InputError(
-                f"{name}: found {options[name]!r}, expected a name of the config: put a value with spaces in quotes, "
-                "and several files as --config_file \"['a.json','b.json']\"."
+                f"{name}: found {options[name]!r}, expected a name of the config: put a value with "
+                "spaces in quotes, and several files as --config_file \"['a.json','b.json']\"."
             )
 
 
@@ -190,8 +194,9 @@ def _read_settings(
         check_name(name, shipped, config, options)
         if not is_used(name, shipped, config) and not _runs(config.get(name)):
             raise InputError(
-                f"{name}: found a setting that nothing in {', '.join(map(os.path.basename, files))} uses, expected one "
-                "that changes something: leave it out."
+                f"{name}: found a setting that nothing in "
+                f"{', '.join(map(os.path.basename, files))} uses, expected one that "
+                "changes something: leave it out."
             )
     # Of several files, the first is the bundle's own.
     own: dict[str, Any] = {}

@@ -103,8 +103,9 @@ class ScanEvaluator(SupervisedEvaluator):
             listed = "; ".join(map(_named, self.failures[:LISTED]))
             more = len(self.failures) - LISTED
             raise InputError(
-                f"{len(self.failures)} of {len(self.failures) + self.done} scans failed, expected none; the others are "
-                f"done, and summary.json lists all: {listed}{f'; and {more} more' if more > 0 else ''}."
+                f"{len(self.failures)} of {len(self.failures) + self.done} scans failed, expected "
+                "none; the others are done, and summary.json lists all: "
+                f"{listed}{f'; and {more} more' if more > 0 else ''}."
             )
 
     def _iteration(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> Any:

@@ -5,12 +5,12 @@ from __future__ import annotations
 # Parts of other libraries' messages, and what is wrong in words that help.
 FOREIGN = {
     "gloo/transport": (
-        "the connection to another process of this training is lost, expected all to run to the end: see the other "
-        "processes' output for the first error, and go on with --resume true."
+        "the connection to another process of this training is lost, expected all to run to the "
+        "end: see the other processes' output for the first error, and go on with --resume true."
     ),
     "the dataset length is less than the number of participating ranks": (
-        "validation: found fewer scans than processes, expected at least one for each: start fewer processes, or hold "
-        "out more scans."
+        "validation: found fewer scans than processes, expected at least one for each: start fewer "
+        "processes, or hold out more scans."
     ),
 }
 

@@ -11,8 +11,8 @@ from liverseg.devices import select_device
 from liverseg.errors import InputError
 from liverseg.io.volume import SPACING_MM
 
-# Of a setting its name, the value that it is given and the one that the bundle ships; returns the value as the config
-# needs it, or raises InputError.
+# Of a setting its name, the value that it is given and the one that the bundle ships; returns the
+# value as the config needs it, or raises InputError.
 Kind = Callable[[str, Any, Any], Any]
 
 
@@ -140,7 +140,8 @@ def _path(name: str, value: Any, shipped: Any) -> Any:
     ):
         found = "nothing" if value in ("", True) else repr(value)
         raise InputError(
-            f"{name}: found {found}, expected a path: give one, and see whether a variable of your shell is empty."
+            f"{name}: found {found}, expected a path: give one, and see whether a "
+            "variable of your shell is empty."
         )
     return os.path.expanduser(str(value))
 

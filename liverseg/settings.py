@@ -86,7 +86,8 @@ def is_used(name: str, shipped: ConfigParser, config: ConfigParser) -> bool:
 
     Args:
         name: of the setting.
-        shipped: the config as its files have it, with macros such as `%network_def`, which MONAI replaces.
+        shipped: the config as its files have it, with macros such as `%network_def`,
+            which MONAI replaces.
         config: the config with all settings that the user gave.
     """
     texts = [
@@ -112,8 +113,9 @@ def read_setting(name: str, value: Any, shipped: Mapping[str, Any], config: Conf
         config: the config with all that the user gave, which may have more entries to choose from.
 
     Returns:
-        The value as the config needs it: `dice` becomes `@losses#dice`, and a single number for `spacing` one for each
-        axis. Expressions, references and settings that are not declared in `KINDS` stay as they are.
+        The value as the config needs it: `dice` becomes `@losses#dice`, and a single number for
+        `spacing` one for each axis. Expressions, references and settings that are not declared in
+        `KINDS` stay as they are.
 
     Raises:
         InputError: for a value that the setting cannot have.
@@ -137,7 +139,8 @@ def read_setting(name: str, value: Any, shipped: Mapping[str, Any], config: Conf
         known = _keys(config.get(section))
         if value not in known:
             raise InputError(
-                f"{name}: found {value!r}, expected one of {', '.join(known)}: {_choose(value, known)}."
+                f"{name}: found {value!r}, expected one of "
+                f"{', '.join(known)}: {_choose(value, known)}."
             )
         return f"@{group}::{value}" if group else value
     return KINDS[name](name, value, shipped.get(name)) if name in KINDS else value
@@ -203,7 +206,8 @@ def _indexed(name: str, shipped: Mapping[str, Any]) -> str | None:
 def _check_reference(name: str, value: str, config: ConfigParser) -> None:
     if is_text(name) and re.fullmatch(r"\$[\w./-]+", value):
         raise InputError(
-            f"{name}: found {value}, expected text or a path: write ./{value} for a path that begins so."
+            f"{name}: found {value}, expected text or a path: write ./{value} "
+            "for a path that begins so."
         )
     identifier = ReferenceResolver.normalize_id(value[1:])
     if value[0] != "@" or not re.fullmatch(r"\w+(::\w+)*", identifier) or identifier in config:

@@ -161,7 +161,8 @@ def publish(bundle: Path, name: str, instead_of: Collection[str | None] | None =
     files = version.files()
     if version.state == "training":
         raise InputError(
-            f"{version.folder}: found it still training, expected one that is ready: wait or stop it."
+            f"{version.folder}: found it still training, expected one that "
+            "is ready: wait or stop it."
         )
     check_writable(_versions(bundle))
     with FileLock(_versions(bundle) / ".lock"):
@@ -174,8 +175,8 @@ def publish(bundle: Path, name: str, instead_of: Collection[str | None] | None =
         missing = [str(file) for file in needed if file.name == "model.pt" and file not in files]
         if missing:
             raise InputError(
-                f"{version.folder}: found no {', '.join(missing)}, expected all that the version in use has: train the "
-                "version to its end, or choose another."
+                f"{version.folder}: found no {', '.join(missing)}, expected all that the version "
+                "in use has: train the version to its end, or choose another."
             )
         _link_files(bundle, files)
         _point_to(bundle, name)
