@@ -1,4 +1,4 @@
-"""Datalists in the Medical Segmentation Decathlon's form (`dataset.json`), split by patient into k folds."""
+"""Write and load datalists of the Medical Segmentation Decathlon's form, with folds of patients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read a datalist (`dataset.json`) and check its form: what is wrong is named with its section, number and key."""
+"""Read a datalist (`dataset.json`) and check it; errors name section, number and key."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def read_fold(what: str, value: Any) -> int:
 
 
 def read_label_names(path: Path, labels: Any) -> dict[int, str]:
-    """Name of each value, from `{"1": "liver"}` as the Decathlon has it or `{"liver": 1}` as nnU-Net has it.
+    """Return the name of each value, from `{"1": "liver"}` (Decathlon) or `{"liver": 1}` (nnU-Net).
 
     Raises:
         InputError: for another form, and a value of two names.
@@ -129,7 +129,7 @@ def read_label_names(path: Path, labels: Any) -> dict[int, str]:
 
 
 def missing_label(path: Path, item: Item) -> InputError:
-    """Return what to say of an item that needs a label and has none."""
+    """Return the error for an item that needs a label and has none."""
     advice = (
         "evaluate other scans with --section validation, or add it"
         if item["place"].startswith("test")
@@ -254,7 +254,7 @@ def _check_spelling(what: str, entry: Mapping[str, Any], known: Sequence[str]) -
 
 
 def _is_slip(word: str, meant: str) -> bool:
-    """Whether a letter too many, too few, another, or two that changed places are all that is between two words."""
+    """Return whether one letter added, left out, replaced or swapped makes one word the other."""
     return any(
         word[:at] == meant[:at]
         and (

@@ -97,7 +97,7 @@ def _volume(item: Any) -> Tensor:
 
 
 def _tiles(volume: Tensor, size: tuple[int, int]) -> Tensor:
-    """(H, W, D) to non-overlapping tiles (N, *size), slice by slice.
+    """Cut (H, W, D) into non-overlapping tiles (N, *size), slice by slice.
 
     Zeros fill up the last row and column of tiles.
     """
@@ -109,7 +109,7 @@ def _tiles(volume: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def find_patches(folder: str | os.PathLike[str]) -> list[dict[str, str]]:
-    """`{"patches": path}` for each file that `cut_patches` wrote.
+    """Return `{"patches": path}` for each file that `cut_patches` wrote.
 
     Raises:
         InputError: when there is none.

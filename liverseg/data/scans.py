@@ -120,7 +120,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _nifti_files(folder: Path) -> list[Path]:
-    """Those that no run has made from scans."""
+    """Return the files that no run has made from scans."""
     made = recorded_masks(folder)
     return [
         file
@@ -132,7 +132,7 @@ def _nifti_files(folder: Path) -> list[Path]:
 def cache_num(
     data: Sequence[Mapping[str, Any]], cache_gb: float, spacing: Sequence[float] = (-1, -1, -1)
 ) -> int:
-    """How many of the first items of `data` fit in `cache_gb` once decoded and resampled to `spacing`.
+    """Return how many of the first items of `data` fit in `cache_gb`, resampled to `spacing`.
 
     For `monai.data.CacheDataset(cache_num=…)`, which bounds a count and not bytes. Sizes come from
     the files' headers: 4 bytes a voxel for the image and 1 for the label.

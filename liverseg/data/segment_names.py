@@ -51,7 +51,7 @@ _OURS |= {
 
 
 def our_name(name: str) -> str:
-    """What a segment is called here: `Kidney_Left` is "left kidney", and `tumour 2` one of several a "lesion".
+    """Return our name of a segment: `Kidney_Left` is "left kidney", `tumour 2` is "lesion".
 
     Of a name that is not known, the words in lower case.
     """

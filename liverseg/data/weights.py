@@ -46,7 +46,7 @@ def dice_weights(
     datalist: str | os.PathLike[str] | None = None,
     spacing: Sequence[float] = (-1, -1, -1),
 ) -> torch.Tensor:
-    """Weights w_c = N / (L·n_c^power + 1) of the Dice of each class, for `DiceLoss(weight=…)`; shape (num_classes,).
+    """Return Dice weights w_c = N / (L·n_c^power + 1) for `DiceLoss(weight=…)`; (num_classes,).
 
     n_c is the voxels of class c in all labels of `data`, N their sum, L the number of classes, the
     background included: the simple (power 1) and square (power 2) weights of Shen et al., "On the
