@@ -115,7 +115,7 @@ class BestModel:
         logger.info("New best %s %.4f at epoch %d: %s", self.key_metric, metric, epoch, self.path)
 
     def _comparable_record(self) -> dict[str, Any]:
-        """What `model.json` says; nothing without a model that was validated on the same scans."""
+        """Return `model.json`, or nothing without a model that was validated on the same scans."""
         if not (self.path.is_file() and self.record_path.is_file()):
             return {}
         record = json.loads(self.record_path.read_text())

@@ -213,7 +213,7 @@ def _warnings(image: Any, label: Any) -> list[str]:
 
 
 def _null_for_nan(value: Any) -> Any:
-    """JSON has no NaN."""
+    """Replace NaN by None, as JSON has no NaN."""
     if isinstance(value, dict):
         return {key: _null_for_nan(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value
