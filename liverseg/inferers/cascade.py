@@ -32,7 +32,7 @@ SLAB = 16
 
 
 class CascadeInferer(VolumeInferer):
-    """Segment the liver, then the lesions in it, each localised first and then tuned in several planes.
+    """Segment the liver, then its lesions, each localised first and then tuned in several planes.
 
     The cascade on LiTS, for `CascadeNetworks`. For each target a localisation network gives the
     prior; the tuning networks of the planes then see image and prior of the region, and the mean of

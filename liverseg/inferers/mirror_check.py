@@ -37,7 +37,7 @@ NO_CLICKS = torch.empty(1, 0, 4)
 
 
 class MirrorCheckInferer(VolumeInferer):
-    """Segment with another inferer, and flag scans in whose mirror image it finds the liver that it misses in them.
+    """Segment with another inferer, and flag scans that seem to be mirrored.
 
     Networks know left from right: of a mirrored scan they find parts of the liver, and what is
     none. So the scan mirrored from left to right is segmented too. It gets the flag "mirrored" if a

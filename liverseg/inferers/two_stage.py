@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class TwoStageInferer(VolumeInferer):
-    """Segment the liver in whole slices and the lesions in the box around it, as classes on the input's grid.
+    """Segment the liver in whole slices and the lesions in the box around it.
 
     The two stages of the paper on the Mixed U-Net for LiTS, for `LiverLesionNetworks`.
     `CropToLabeld` shows the lesion network in training what it sees here. Where the liver stage

@@ -81,7 +81,7 @@ class VolumeSliceInferer(VolumeInferer):
         self.progress = progress
 
     def iterate_probabilities(self, inputs: Tensor, network: Any) -> Iterator[tuple[slice, Tensor]]:
-        """Yield, slab by slab, where the slices of one volume lie and their probabilities.
+        """Yield, slab by slab, the position of the slices of one volume and their probabilities.
 
         Args:
             inputs: as of a call, with B = 1.
