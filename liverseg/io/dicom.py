@@ -109,7 +109,7 @@ def series_at(path: Path) -> Series:
 
 
 def files_at(path: Path) -> list[Path]:
-    """The files that `series_at` looks at: those in a folder and below, or those beside a file.
+    """Return the files that `series_at` reads: those in a folder and below, or those beside a file.
 
     Raises:
         OSError: for a file in a folder that may not be opened.
@@ -158,7 +158,7 @@ def read_voxels(series: Series) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def grid_of(series: Series) -> tuple[tuple[int, int, int], np.ndarray]:
-    """The shape (columns, rows, slices) of a series, and its affine (4, 4) from voxels to RAS mm.
+    """Return the shape (columns, rows, slices) of a series and its affine (4, 4) to RAS mm.
 
     The axes are perpendicular. Where the gantry was tilted, so that each slice lies a little beside
     the one before, the grid is wide enough for all of them and `stack` puts each in its place:
@@ -291,7 +291,7 @@ def _find(folders: Iterable[tuple[Path, Sequence[Path]]], left_out: LeftOut) -> 
 
 
 def _is_one(volume: Series) -> bool:
-    """Whether slices from several folders are one scan, and not some with the same identifiers."""
+    """Return whether slices from several folders are one scan, and not only share identifiers."""
     by_folder: dict[Path, list[Slice]] = defaultdict(list)
     for each in volume.slices:
         by_folder[each.file.parent].append(each)
@@ -335,7 +335,7 @@ def _goes_on(series: Series, file: Path) -> bool:
 
 
 def _join_singles(by_series: dict[tuple[str, ...], dict[Path, list[Slice]]]) -> list[Series]:
-    """Take out of `by_series` the folders in which every file is a series of its own, as some anonymise them."""
+    """Take out of `by_series`, and join, files of a folder that are each their own series."""
     single = {
         key: next(iter(parts))
         for key, parts in by_series.items()
@@ -369,7 +369,7 @@ def _join_singles(by_series: dict[tuple[str, ...], dict[Path, list[Slice]]]) -> 
 
 
 def _with_damaged(found: list[Series], damaged: dict[Path, str]) -> list[Series]:
-    """Whoever has a file that cannot be read beside its own may lack that slice."""
+    """Warn each series beside a file that cannot be read: it may lack that slice."""
     for folder in {file.parent for file in damaged}:
         file = next(file for file in damaged if file.parent == folder)
         problem = damaged[file].replace(f"{file}: ", f"{file.name}: ")

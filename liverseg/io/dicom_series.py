@@ -1,4 +1,4 @@
-"""The volumes in the slices of a DICOM series: which slices, in which order, and what keeps them from being one.
+"""Find the volumes in the slices of a DICOM series, or what keeps the slices from being one.
 
 Slices are ordered by where they lie along their normal; nothing else that a file says of its order
 counts. A series whose slices are not evenly spaced is refused, for what lies between them is not
@@ -84,7 +84,7 @@ def volumes_of(slices: Sequence[Slice]) -> list[Series]:
 
 
 def _beside_turned(volume: Series, groups: Sequence[Sequence[Slice]]) -> Series:
-    """A volume with a warning where others of its series lie between its slices, turned by 180° within their plane."""
+    """Return a volume, with a warning where slices turned by 180° lie between its own."""
     first = volume.slices[0]
     for group in groups:
         turned = replace(group[0], orientation=-group[0].orientation)
@@ -135,7 +135,7 @@ def _parts(slices: Sequence[Slice], keywords: Sequence[str]) -> list[list[Slice]
 
 
 def interlaced(parts: Sequence[Sequence[Slice]]) -> bool:
-    """Whether slices, in their order, are volumes by themselves that lie between each other's slices."""
+    """Return whether slices, in order, are volumes that lie between each other's slices."""
     if any(len(part) < FEW or _uneven(part) for part in parts):
         return False
     ranges = sorted(
@@ -179,7 +179,7 @@ def _check(slices: Sequence[Slice], copies: Sequence[tuple[Slice, Slice]]) -> Se
 
 
 def _uneven(slices: Sequence[Slice]) -> str:
-    """What keeps slices, in their order, from being a volume: two at one place, a gap, a step aside; "" for nothing."""
+    """Return why ordered slices are no volume: two at one place, a gap, a step aside; or ""."""
     if len(slices) < 2:
         return ""
     places = _same_place(slices)
@@ -233,7 +233,7 @@ def _tilted(slices: Sequence[Slice]) -> str:
 
 
 def _thinned(slices: Sequence[Slice]) -> str:
-    """What tells that slices are missing between all of them, which leaves no gap to be seen; "" where nothing does."""
+    """Return what shows that slices are missing between all of them, without a gap; or ""."""
     first = slices[0]
     step_mm = float((slices[-1].position - first.position) @ normal_of(first)) / (len(slices) - 1)
     tag, said_mm, besides = "SpacingBetweenSlices", abs(first.between_mm), ""
@@ -273,7 +273,10 @@ def _in_turns(slices: Sequence[Slice]) -> str:
 
 
 def shifts_of(slices: Sequence[Slice]) -> np.ndarray:
-    """How far each slice lies beside the first: (n, 2) voxels along the columns' and rows' index; 0 for rounding."""
+    """Return how far each slice lies beside the first: (n, 2) voxels along columns and rows.
+
+    Within rounding it is 0.
+    """
     aside_mm = (
         np.array([each.position - slices[0].position for each in slices]) @ slices[0].orientation.T
     )
@@ -292,7 +295,7 @@ def _in_order(slices: Sequence[Slice]) -> list[Slice]:
 
 
 def _same_place(slices: Sequence[Slice]) -> list[list[Slice]]:
-    """Slices, in their order, in groups that lie at one place."""
+    """Return slices, in their order, in groups that lie at one place."""
     normal = normal_of(slices[0])
     groups = [[slices[0]]]
     for before, each in pairwise(slices):

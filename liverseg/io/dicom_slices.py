@@ -185,7 +185,7 @@ def _remembered(file: Path, size: int, mtime_ns: int) -> tuple[Slice, ...] | str
 
 
 def _begins_as_dicom(start: bytes) -> bool:
-    """Whether the first 132 bytes are those of a DICOM file, with or without the preamble and its `DICM`."""
+    """Return whether the first 132 bytes are those of a DICOM file, with or without preamble."""
     if start[128:] == b"DICM":
         return True
     if len(start) < 132:
@@ -243,7 +243,7 @@ def _slices_of(file: Path) -> tuple[Slice, ...] | str:
 
 def _slice(file: Path, frame: int, kind: str, dataset: Any, groups: Sequence[Any]) -> Slice:
     def find(sequence: str, keyword: str) -> Any:
-        """Where an element lies: in the functional groups of the frame, in those of all frames, or in the file's."""
+        """Return the data set that holds an element: the frame's, all frames', or the file's."""
         for group in groups:
             for item in group.get(sequence) or ():
                 if keyword in item:
@@ -353,7 +353,7 @@ def value_of(dataset: Any, keyword: str) -> Any:
 
 
 def _numbers(dataset: Any, keyword: str, count: int, default: float | None = None) -> np.ndarray:
-    """Decimal numbers as they are written, however long: pydicom asks for 16 characters at most."""
+    """Read decimal numbers of any length: pydicom asks for 16 characters at most."""
     if keyword not in dataset:
         if default is None:
             raise ValueError(f"it has no {keyword}")
@@ -380,7 +380,7 @@ def _number_or_nan(dataset: Any, keyword: str) -> float:
 
 
 def _perpendicular(axes: np.ndarray) -> np.ndarray:
-    """Two directions (2, 3) as unit vectors, perpendicular where rounding has left them nearly so."""
+    """Return two directions (2, 3) as unit vectors, with a right angle where rounding spoilt it."""
     lengths = np.linalg.norm(axes, axis=1)
     if (np.abs(lengths - 1) > 0.01).any() or abs(axes[0] @ axes[1]) > 2e-3:
         raise ValueError(

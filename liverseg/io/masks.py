@@ -1,4 +1,4 @@
-"""Masks of scans in a folder: each under a name of its own, and a summary that says whose mask each one is."""
+"""Write masks of scans in a folder, each under its own name, and a summary of whose each is."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ class MaskFolder:
         return next(free, names[-1])
 
     def _is_of(self, entry: Mapping[str, Any], image: str) -> bool:
-        """Whether an entry is of this scan and, where it has a mask, the mask of this name's kind."""
+        """Return whether an entry is of this scan and, where it has a mask, of this name's kind."""
         # First, as a folder may have thousands of entries.
         if entry["image"] != image:
             return False
@@ -265,7 +265,7 @@ def recorded_flags(mask: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def scan_names(images: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """A name for each scan that no other of them has, as `MaskFolder` begins the names of their masks."""
+    """Return a name for each scan that no other has, as `MaskFolder` begins their masks' names."""
     paths = [str(absolute(image)) for image in images]
     choices = _first_choices(paths)
     return [_stems(path)[choices[path]] for path in paths]
@@ -284,7 +284,7 @@ def class_names(metadata: Mapping[str, Any]) -> dict[int, str]:
 
 
 def _stems(image: str) -> list[str]:
-    """What a scan may be called, from the shortest, which others may be called too, to one that no other is."""
+    """Return the names a scan may have, from the shortest, maybe shared, to one that is unique."""
     path = Path(image)
     stems = [stem_of(path)]
     for folder in reversed(path.parent.relative_to(path.anchor).parts):
@@ -297,7 +297,7 @@ def _stems(image: str) -> list[str]:
 
 
 def _first_choices(images: Sequence[str]) -> dict[str, int]:
-    """For each scan, the first of its `_stems` that no other of the scans is called."""
+    """Return, for each scan, the first of its `_stems` that no other of the scans is called."""
     stems = {image: _stems(image) for image in images}
     choice = dict.fromkeys(stems, 0)
     while True:

@@ -115,7 +115,7 @@ def read_nifti(path: str | os.PathLike[str]) -> Volume:
 
 
 def read_nifti_grid(path: str | os.PathLike[str]) -> Volume:
-    """As `read_nifti`, but the array holds zeros that take no memory: only the header is read."""
+    """Read only the header as `read_nifti` does; the array holds zeros that take no memory."""
     image = open_nifti(path)
     return _placed(path, image, np.broadcast_to(np.float32(0), image.shape[:3]))
 
