@@ -12,7 +12,7 @@ from liverseg.errors import InputError
 
 
 class LevelRampLoss(nn.Module):
-    """Σ over the decoder levels i = 2 … N of ((N − i) · BCE_i + i · Dice_i) / N, for a binary target.
+    """Sum ((N − i) · BCE_i + i · Dice_i) / N over the decoder levels i = 2 … N of a binary target.
 
     The multi-level loss of the cascade on LiTS (section 3.6, eqs. 4 to 6). Level 1 is the
     bottleneck, which has no side output, level 2 the deepest decoder stage, level N full

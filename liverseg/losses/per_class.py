@@ -1,4 +1,4 @@
-"""A loss of its own for each class."""
+"""Give each class its own loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from liverseg.errors import InputError
 
 
 class PerClassLoss(nn.Module):
-    """Σ w_c · loss_c(p_c, g_c) / Σ w_c, with p_c the softmax probability of class c and g_c its binary mask.
+    """Average a loss for each class: Σ w_c · loss_c(p_c, g_c) / Σ w_c.
+
+    p_c is the softmax probability of class c, g_c its binary mask.
 
     Each organ with the loss, or the α and β, that suit it: the per-organ loss functions that
     Furtado, "Investigation of loss functions for improving deep segmentation of abdominal organs
@@ -68,7 +70,10 @@ class PerClassLoss(nn.Module):
         self.losses = nn.ModuleDict(used)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss, a scalar, from logits (B, C, H, W[, D]) and class indices of any dtype (B, 1, H, W[, D])."""
+        """Return the loss, a scalar, of logits (B, C, H, W[, D]) and class indices.
+
+        These are (B, 1, H, W[, D]), of any dtype.
+        """
         if logits.shape[1] != len(self.names):
             raise InputError(
                 f"losses: found {len(self.names)} classes ({', '.join(self.names)}), "

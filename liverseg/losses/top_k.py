@@ -37,7 +37,9 @@ class TopKLoss(nn.Module):
         self.k = k
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss, a scalar, from logits (B, C, H, W[, D]) and class indices of any dtype (B, 1, H, W[, D]).
+        """Return the loss, a scalar, of logits (B, C, H, W[, D]) and class indices.
+
+        These are (B, 1, H, W[, D]), of any dtype.
 
         One channel is the logit of the foreground, whose sigmoid is its probability.
         """
@@ -70,7 +72,7 @@ class DiceTopKLoss(nn.Module):
         self.lambda_top_k = lambda_top_k
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss, a scalar, from logits and class indices as `TopKLoss` takes them."""
+        """Return the loss, a scalar, of logits and class indices as `TopKLoss` takes them."""
         logits = two_class_logits(logits)
         return self.lambda_dice * self.dice(logits, target) + self.lambda_top_k * self.top_k(
             logits, target
