@@ -11,7 +11,11 @@ from liverseg.errors import InputError
 
 
 def check_label_maps(prediction: np.ndarray, reference: np.ndarray, num_classes: int) -> None:
-    """Raise InputError unless both label maps have one shape (H, W, D) and hold values from 0 to `num_classes` - 1."""
+    """Check that two label maps (H, W, D) have one shape and values from 0 to `num_classes` - 1.
+
+    Raises:
+        InputError: when they do not.
+    """
     if prediction.shape != reference.shape:
         raise InputError(
             f"the prediction has shape {prediction.shape} and the reference {reference.shape}, "
@@ -59,7 +63,7 @@ def confusion_matrix(prediction: np.ndarray, reference: np.ndarray, num_classes:
 
 
 def pooled_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """Overlap metrics of a whole data set, as MATLAB's `evaluateSemanticSegmentation` defines its DataSetMetrics.
+    """Return the overlap metrics of a whole data set, as MATLAB's `evaluateSemanticSegmentation`.
 
     - ``global_accuracy``: correct voxels / all voxels.
     - ``classes[name]["accuracy"]``: TP / (TP + FN), the recall of the class;
