@@ -114,7 +114,7 @@ class ResNet18Encoder(nn.Module):
 def _stage(
     in_channels: int, out_channels: int, stride: int, dilation: int, dilate: bool = False
 ) -> nn.Sequential:
-    """Two blocks.
+    """Return a stage of two blocks.
 
     ``dilate`` says that their stride of 2 is replaced by doubling the ``dilation`` before them.
     """
@@ -131,7 +131,7 @@ POOLINGS = {"max": nn.MaxPool2d, "mixed": MixedPool2d}
 
 
 class VGGEncoder(nn.Module):
-    """Stages of 3x3 convolutions with ReLU and 2x2 pooling between them (Simonyan & Zisserman 2015).
+    """Encode with stages of 3x3 convolutions, ReLU and 2x2 pooling (Simonyan & Zisserman 2015).
 
     With the default ``stages`` it is VGG-16, with the parameter names of torchvision's ``vgg16``.
     The fully connected layers fc6 and fc7 are there on request, as convolutions (Long et al.
@@ -261,7 +261,10 @@ def load_imagenet_weights(
 def _fully_connected_as_convolutions(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return fc6 and fc7 of ``state`` in the shapes of ``own``, or those of ``own`` where their channels differ."""
+    """Return fc6 and fc7 of ``state`` in the shapes of ``own``.
+
+    Where their channels differ, those of ``own`` stay.
+    """
     convolutions = {key: value for key, value in own.items() if key.startswith("classifier.")}
     bias = state.get("classifier.0.bias")
     if bias is None or not convolutions:
@@ -278,11 +281,11 @@ def _fully_connected_as_convolutions(
 
 
 def _verified_file(source: str | Path, sha256: str | None) -> Path:
-    """Return the local path of ``source``, downloaded if it is a URL, once its SHA-256 is known to be ``sha256``."""
+    """Return the local path of ``source``, file or URL, once its SHA-256 is ``sha256``."""
     if not sha256:
         raise InputError(
-            f"encoder_weights_sha256 is not set for {source}; set it to the SHA-256 of the file you "
-            "trust (sha256sum FILE prints it)."
+            f"encoder_weights_sha256 is not set for {source}; set it to the SHA-256 of the file "
+            "you trust (sha256sum FILE prints it)."
         )
     expected = sha256.lower()
     path = Path(source)

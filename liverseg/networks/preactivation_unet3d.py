@@ -12,8 +12,10 @@ LEVELS = 3
 
 
 class PreactivationUNet3D(nn.Module):
-    """The networks of Tang et al., "Whole liver segmentation based on deep learning and manual adjustment for clinical
-    use in SIRT", Eur J Nucl Med Mol Imaging 47, 2020, for the liver and for lesions in it.
+    """Segment the liver, or lesions in it, with the networks of Tang et al.
+
+    "Whole liver segmentation based on deep learning and manual adjustment for clinical use in
+    SIRT", Eur J Nucl Med Mol Imaging 47, 2020.
 
     Three resolutions and the bottom, two convolutions each; every convolution but the first follows
     instance norm and leaky ReLU. Feature maps lose voxels at their border on the way, so the logits
@@ -60,7 +62,7 @@ class PreactivationUNet3D(nn.Module):
         self.classifier = nn.Conv3d(middle[0], 1, 1)
 
     def window(self, size: list[int]) -> list[int]:
-        """The least window (H, W, D) whose logits cover `size` and that all poolings divide without remainder."""
+        """Return the least window (H, W, D) that poolings divide and whose logits cover `size`."""
         found: list[int] = []
         for axis in range(3):
             needed = size[axis] + self.context[axis] - self.taken[axis]
@@ -152,7 +154,7 @@ class _Stage(nn.Module):
 
 
 def _activate(x: Tensor, slope: float = 0.01, channels: int = 8) -> Tensor:
-    """Norm and leaky ReLU.
+    """Return norm and leaky ReLU.
 
     By a few channels, as float32 beside bfloat16 would be the most that memory holds.
     """

@@ -1,4 +1,4 @@
-"""The tuning network of the cascade: patches of the image in the encoder, a location map on every skip."""
+"""Tune a segmentation: patches of the image in the encoder, a location map on every skip."""
 
 from __future__ import annotations
 
@@ -113,7 +113,9 @@ class TuningNet(nn.Module):
         initialise_he(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images with the prior as last channel to logits of the target (sigmoid gives its probability).
+        """Map images, with the prior as last channel, to logits of the target.
+
+        Their sigmoid is its probability.
 
         Args:
             x: (B, in_channels + 1, H, W), the prior from 0 to 1.
@@ -208,7 +210,10 @@ class _ResidualBlock(nn.Module):
 
 
 class _Patches(nn.Module):
-    """Patches of the image (B, C, H, W) as channels, C · factor² at 1 / factor, through a 1x1 convolution with ReLU."""
+    """Stack patches of the image (B, C, H, W) as C · factor² channels at 1 / factor; convolve 1x1.
+
+    ReLU follows.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, factor: int, unshuffle: bool) -> None:
         super().__init__()
@@ -228,7 +233,7 @@ class _Patches(nn.Module):
 
 
 class _EncoderStage(nn.Module):
-    """2x2 max pooling of (B, in_channels, H, W), the patches of the image if there are any, and a residual block."""
+    """Pool (B, in_channels, H, W) 2x2, join patches of the image, and pass a residual block."""
 
     def __init__(
         self, in_channels: int, width: int, patches: nn.Module | None, dropout: float
@@ -247,7 +252,7 @@ class _EncoderStage(nn.Module):
 
 
 class _DecoderStage(nn.Module):
-    """(B, in_channels, H, W) up-sampled by 2, joined with the skip (B, width, 2H, 2W), and two 3x3 convolutions."""
+    """Up-sample (B, in_channels, H, W), join the skip (B, width, 2H, 2W), convolve twice 3x3."""
 
     def __init__(self, in_channels: int, width: int, dropout: float) -> None:
         super().__init__()

@@ -111,7 +111,7 @@ class UNet(nn.Module):
 
 
 class _UpStage(nn.Module):
-    """Up-convolution of (B, in_channels, H, W), and two convolutions of it and the skip (B, width, 2H, 2W)."""
+    """Up-convolve (B, in_channels, H, W), join the skip (B, width, 2H, 2W), and convolve twice."""
 
     def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()

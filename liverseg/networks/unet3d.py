@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 
 class UNet3D(nn.Module):
-    """The 3-D U-Net of Çiçek et al., "3D U-Net: learning dense volumetric segmentation from sparse annotation",
-    MICCAI 2016, with convolutions that keep the size. For 3 channels in and 3 classes it has the
-    19,069,955 parameters named there, and batch norm's 2,336 scales.
+    """Segment with the 3-D U-Net of Çiçek et al., with convolutions that keep the size.
+
+    "3D U-Net: learning dense volumetric segmentation from sparse annotation", MICCAI 2016. For 3
+    channels in and 3 classes it has the 19,069,955 parameters named there, and batch norm's 2,336
+    scales.
 
     Four resolutions. Each stage of the encoder is two 3x3x3 convolutions with batch norm and ReLU,
     of which the second doubles the width, before a 2x2x2 max pooling; each stage of the decoder a

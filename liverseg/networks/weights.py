@@ -89,7 +89,7 @@ def merge_weights(
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the state dict in ``path``, or the one in a checkpoint under one of `STATE_KEYS`, onto the CPU.
+    """Read the state dict in ``path``, or in a checkpoint under one of `STATE_KEYS`, onto the CPU.
 
     Raises:
         InputError: as `read_checkpoint`, and when the file holds no state dict, several, or NaN and
@@ -261,7 +261,7 @@ def load_strictly(
 
 
 def _without_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """`state` with the names of `own`, where what wrapped the network has put something before each of them."""
+    """Return `state` with the names of `own`, without what a wrapper put before each of them."""
     first, first_own = (
         min((key for key in keys if not key.endswith(COUNTER)), default="") for keys in (state, own)
     )
