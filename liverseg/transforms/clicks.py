@@ -1,4 +1,4 @@
-"""Clicks that say which class a voxel is, an annotator's or simulated ones, and the channels that show them."""
+"""Add clicks, an annotator's or simulated ones, and draw the channels that show them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ CLICKS = "clicks"  # key of the metadata of an image
 
 
 class AddClicksd(MapTransform):
-    """Write an annotator's clicks into the image's metadata, in mm, where no later turn or crop of the voxels moves
-    them.
+    """Write an annotator's clicks into the image's metadata, in mm.
+
+    There no later turn or crop of the voxels moves them.
 
     They become `meta["clicks"]`, float64 of shape (N, 4): x, y, z in mm and the index of the class.
     Use it right after loading. MONAI's `AddGuidanceFromPointsDeepEditd` scales voxel indices by the
@@ -100,7 +101,7 @@ class AddClicksd(MapTransform):
 
 
 class SimulateClickd(MapTransform):
-    """Click once, mostly into the error of a prediction: one of the `transforms` of MONAI's `Interaction` in training.
+    """Click once, mostly into the error of a prediction; for MONAI's `Interaction` in training.
 
     The class is drawn among those that were missed somewhere, then a voxel of it with odds of
     exp(depth) − 1, the depth being the distance to the nearest voxel that is not such an error: the
@@ -197,7 +198,9 @@ def find_error(
 
 
 def draw_clicks(channels: Tensor, voxels: Tensor, classes: Sequence[int], sigma: float) -> None:
-    """Draw clicks into the channels of their classes, in place: exp(−r² / 2 sigma²), 1 at the click, 0 from 3 sigma on.
+    """Draw clicks into the channels of their classes, in place, as exp(−r² / 2 sigma²).
+
+    A click is 1 at its centre and 0 from 3 sigma on.
 
     Where clicks overlap the larger value counts, so that each looks the same whatever the others
     are. MONAI's `AddGuidanceSignalDeepEditd` adds them up and divides by the sum's largest value,

@@ -1,4 +1,4 @@
-"""Fully connected conditional random field: move a segmentation's borders to the edges of the image."""
+"""Move a segmentation's borders to the edges of the image, by a fully connected CRF."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _import_densecrf() -> Any:
 
 
 def _to_labels(pred: torch.Tensor) -> NDArray[np.uint8]:
-    """The label map (H, W, D) of a label map (1, H, W, D) or of probabilities (C, H, W, D)."""
+    """Return the label map (H, W, D) of one (1, H, W, D) or of probabilities (C, H, W, D)."""
     if pred.shape[0] == 1:
         labels = pred[0].to(torch.uint8)
         if not torch.equal(labels.to(pred.dtype), pred[0]):
@@ -60,7 +60,9 @@ def _to_labels(pred: torch.Tensor) -> NDArray[np.uint8]:
 
 
 class DenseCRF(Transform):
-    """Most probable labels under a fully connected conditional random field (CRF) on a segmentation and its image.
+    """Find the most probable labels under a fully connected conditional random field (CRF).
+
+    The field is on a segmentation and its image.
 
     Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
     Potentials", NIPS 2011: mean-field approximation, filtering on the permutohedral lattice, by the
@@ -238,7 +240,7 @@ class DenseCRF(Transform):
     def _infer(
         self, unary: NDArray[np.float32], image: NDArray[np.float32], spacing: NDArray[np.float64]
     ) -> NDArray[np.intp]:
-        """Index of the most probable label of each voxel, flat, from energies (labels, voxels) in C order."""
+        """Return the most probable label of each voxel, flat, from energies (labels, voxels)."""
         low, high = float(image.min()), float(image.max())
         if not high - low <= WIDEST_SPAN * self.appearance_intensity:
             raise InputError(

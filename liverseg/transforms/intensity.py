@@ -57,7 +57,9 @@ class ScaleWindowd(MapTransform):
 
 
 class ScaleFromMinimumd(MapTransform):
-    """Map the intensities from the minimum to a share of a high percentile to −0.5…0.5 and clip the rest, in place.
+    """Map intensities from the minimum to a share of a high percentile to −0.5…0.5, in place.
+
+    The rest is clipped.
 
     How Tang et al. (see `PreactivationUNet3D`) scale MRI: up to the minimum + `share` · (percentile
     − minimum).
@@ -162,7 +164,7 @@ class EqualizeHistogramd(MapTransform):
 
 
 class MedianSlicesd(MapTransform):
-    """Replace each pixel of each slice along the last axis by the median of the 3x3 pixels around it, in place.
+    """Replace each pixel of each slice along the last axis by the median of 3x3 pixels, in place.
 
     Equation 2 of the cascade on LiTS, which gives no size. Beyond the border the edge pixels
     repeat. MONAI's `MedianSmooth` takes the median over 3x3x3 voxels, across slices whatever their

@@ -23,7 +23,7 @@ CHUNK = 2**16
 
 
 def whole_values(label: torch.Tensor, name: str = "") -> torch.Tensor:
-    """A label with whole numbers: those closer than `WHOLE_TOLERANCE` to one are taken for it.
+    """Return a label with whole numbers; those closer than `WHOLE_TOLERANCE` to one become it.
 
     Args:
         label: of any shape and type; it is returned as it is where all values are whole.

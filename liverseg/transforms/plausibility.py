@@ -1,4 +1,7 @@
-"""Notice scans that cannot be what they are taken for, because a network segments those, too, without a word."""
+"""Flag scans that cannot be what they are taken for.
+
+A network segments those, too, without a word.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ UNTIL_THEN = "; until then, a mask of this scan means nothing."
 
 
 class CheckPlausibilityd(MapTransform):
-    """Warn of scans whose spacing, and flag those whose intensities cannot be those of their modality.
+    """Warn of spacings, and flag intensities, that cannot be those of a scan's modality.
 
     The scans themselves stay as they are. What is found is logged and added to the scan's `meta`: a
     spacing to `meta["warnings"]`, intensities to `meta["flags"]`. Use it right after `LoadVolumed`,
@@ -185,7 +188,7 @@ _CHECKS: dict[str, Callable[[np.ndarray], tuple[str, str] | None]] = {
 
 
 def _seems_mr(sample: np.ndarray) -> bool:
-    """Whether intensities that are not HU are rather those of MR than of a CT in another unit."""
+    """Return whether intensities that are not HU are rather of MR than of a CT in another unit."""
     low, high = np.percentile(sample, (0.1, 99.9))
     if low == high:
         return False

@@ -71,7 +71,7 @@ def _to_labels(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _label_spans(labels: NDArray[Any]) -> dict[int, tuple[int, int]]:
-    """For each non-zero label, the first index along the first axis where it occurs and one past the last."""
+    """Return each non-zero label's first index along the first axis, and one past its last."""
 
     def values(section: NDArray[Any]) -> list[int]:
         if labels.dtype != np.uint8:
@@ -92,7 +92,7 @@ def _label_spans(labels: NDArray[Any]) -> dict[int, tuple[int, int]]:
 
 
 class _PerLabel(Transform):
-    """Applies `process` to the mask of each label, cropped to the label and one voxel of background around it."""
+    """Apply `process` to the mask of each label, cropped to it and one voxel around it."""
 
     backend = [TransformBackends.NUMPY]  # noqa: RUF012 MONAI's own name and type
 
@@ -152,7 +152,7 @@ def _check_axes(axes: Sequence[int]) -> None:
 
 
 class ErodeKeepLargestDilate(_PerLabel):
-    """Algorithm 1, in 3-D: erode with a ball, keep the largest 26-connected component, dilate with the same ball.
+    """Erode with a ball, keep the largest 26-connected component, and dilate, in 3-D (Algorithm 1).
 
     The ball holds the offsets with dx² + dy² + dz² <= radius². Outside the image is foreground for
     the erosion and background for the dilation. Of components of equal size the first in C order
@@ -214,7 +214,9 @@ class SmoothEdges(_PerLabel):
 
 
 class CleanSlices(_PerLabel):
-    """Algorithm 2, in 2-D: clean all slices along each axis in turn, each axis working on the result of the one before.
+    """Postprocess all slices along each axis in turn, in 2-D (Algorithm 2).
+
+    Each axis works on the result of the one before.
 
     In each slice: erode with a disk, keep the largest 8-connected component, dilate with the same
     disk, fill holes (background that no 4-connected path joins to the edge), smooth the edges

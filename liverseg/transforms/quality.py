@@ -1,4 +1,7 @@
-"""Notice masks of the liver that cannot be right, from their volume, pieces, intensities and place in the body."""
+"""Flag masks of the liver that are probably wrong.
+
+What counts is their volume, pieces, intensities and place in the body.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ MIRRORED = (
 
 
 class SampleVoxelsd(MapTransform):
-    """Keep one voxel of a scan every few mm in its `meta`, where `FlagMaskd` finds the intensities of the file.
+    """Keep one voxel of a scan every few mm in its `meta`, for `FlagMaskd`.
 
     `meta["sample"]` has the shape (h, w, d) and `meta["sample_steps"]` the voxels from one to the
     next along each axis. Use it before the scan is turned or its intensities are changed.
@@ -67,7 +70,7 @@ class SampleVoxelsd(MapTransform):
 
 
 class FlagMaskd(MapTransform):
-    """Flag masks of the liver that are probably wrong, or are of a part of it. The masks stay as they are.
+    """Flag masks of the liver that are probably wrong or incomplete; the masks stay as they are.
 
     Each flag is a message in the mask's `meta["flags"]`, and in the log:
 
@@ -265,7 +268,7 @@ def _every(steps: Any) -> tuple[slice, ...]:
 
 
 def _counts(voxels: np.ndarray, is_liver: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Voxels of the liver in each block of `steps` voxels, of which a scan has as many as samples."""
+    """Return the liver's voxels in each block of `steps` voxels, as many blocks as samples."""
     rows, columns = (
         np.arange(0, length, step) for length, step in zip(voxels.shape[1:], steps[1:], strict=True)
     )
@@ -278,14 +281,14 @@ def _counts(voxels: np.ndarray, is_liver: np.ndarray, steps: np.ndarray) -> np.n
 
 
 def _slice_axis(affine: np.ndarray) -> tuple[int, bool]:
-    """The axis of a volume that is the nearest to inferior-superior, and whether it leads upwards."""
+    """Return the axis that is the nearest to inferior-superior, and whether it leads upwards."""
     axes = io_orientation(affine)
     axis = int(np.flatnonzero(axes[:, 0] == 2)[0])
     return axis, bool(axes[axis, 1] > 0)
 
 
 def _shown(sample: np.ndarray, axis: int) -> tuple[int, int]:
-    """The first and the last slice of a sample that are not of one value, as those added to a scan are."""
+    """Return the first and last slice of a sample that are not of one value, as added ones are."""
     others = _others(axis)
     shown = np.flatnonzero(sample.max(others) > sample.min(others))
     return (int(shown[0]), int(shown[-1])) if len(shown) else (0, sample.shape[axis] - 1)

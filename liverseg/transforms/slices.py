@@ -1,4 +1,4 @@
-"""Draw 2-D training slices from a volume, so that 2-D networks read the same files as everything else."""
+"""Draw 2-D training slices from a volume, so that 2-D networks read the same files as others."""
 
 from __future__ import annotations
 
