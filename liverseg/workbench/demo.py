@@ -1,4 +1,4 @@
-"""`liverseg demo`: a real liver, and the main job from end to end on phantoms, with the commands that a user types."""
+"""Run `liverseg demo`: a real liver, and the main job from end to end on phantoms."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def demo(
         "bundles/unet3d_liver"
     ),
 ) -> None:
-    """Segment the liver in a real CT with trained weights; make phantoms, train, evaluate on unseen ones; a report.
+    """Segment a real CT with trained weights; train and evaluate on phantoms; write a report.
 
     Weights and CT come with pip, once; without them the demo says so and goes on with phantoms,
     and with a scan of your own. A second call fetches and trains nothing anew: it segments the
@@ -187,7 +187,7 @@ def check_bundle(bundle: Path) -> None:
 def train_on_phantoms(
     console: Console, out: Path, bundle: Path, first: int, steps: int
 ) -> list[dict[str, Any]]:
-    """Make phantoms in `out/phantoms` and train `bundle` on them with `SETTINGS`, each unless it is done.
+    """Make phantoms in `out/phantoms` and train `bundle` on them, each unless it is done.
 
     Steps `first` and the next of `steps`; the weights are in `models` of
     `out/<name of the bundle>`.
@@ -215,7 +215,7 @@ def train_on_phantoms(
 
 
 def _only_scan(path: Path) -> Path:
-    """The scan that `path` names: a folder may hold it deeper down."""
+    """Return the scan that `path` names: a folder may hold it deeper down."""
     from liverseg.data import find_scans
 
     if not path.exists():

@@ -73,7 +73,7 @@ def compare(
         str | None, typer.Argument(help="The one to compare with; without it, the one in use.")
     ] = None,
 ) -> None:
-    """Evaluate two versions on the same validation scans, those of the first one's training, and show their Dice.
+    """Evaluate two versions on the validation scans of the first one, and show their Dice.
 
     Example: liverseg models compare deeplabv3_liver 2026-03-01T14-05-09
     """

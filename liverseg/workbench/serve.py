@@ -137,7 +137,7 @@ def _fetch_starting_model(console: Console, bundle: Path) -> bool:
 
 
 def _fetch_studies(console: Console, out: Path) -> Path | None:
-    """A folder with the real CT that comes with the weights; None where it cannot be had."""
+    """Return a folder with the real CT that comes with the weights, or None."""
     from liverseg.workbench.zoo.fetch import fetch_ct
 
     try:

@@ -1,4 +1,6 @@
-"""CHAOS as it is downloaded: DICOM series with masks as PNG files (Kavur et al. 2019, doi 10.5281/zenodo.3431873).
+"""Convert CHAOS as downloaded: DICOM series, masks as PNG.
+
+Kavur et al. 2019, doi 10.5281/zenodo.3431873.
 
     Train_Sets/CT/<patient>/DICOM_anon/*.dcm, Ground/*.png
     Train_Sets/MR/<patient>/T1DUAL/DICOM_anon/{InPhase,OutPhase}/*.dcm, Ground/*.png
@@ -44,7 +46,7 @@ def find_ct(root: Path) -> list[Case]:
 
 
 def find_mr(root: Path) -> list[Case]:
-    """List the in-phase and out-phase series of T1-DUAL, which share one mask. T2-SPIR is left out."""
+    """List the in-phase and out-phase series of T1-DUAL, which share a mask, without T2-SPIR."""
     require_pydicom(root)
     folder = first_folder(root, "Train_Sets/MR", "MR", "*/Train_Sets/MR")
     cases = [

@@ -1,4 +1,4 @@
-"""Judge a scan and its label: is the geometry sound, and does the mask lie over the organ?"""
+"""Check a scan and its label: is the geometry sound, and does the mask lie over the organ?"""
 
 from __future__ import annotations
 

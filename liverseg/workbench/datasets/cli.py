@@ -134,7 +134,7 @@ def split(
 
 @app.command("chaos-ct")
 def chaos_ct(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
-    """CHAOS, CT: DICOM with PNG masks to NIfTI; 1 liver.
+    """Convert CHAOS, CT: DICOM with PNG masks to NIfTI; 1 liver.
 
     Example: liverseg data chaos-ct downloads/CHAOS --out data/chaos_ct
     """
@@ -145,7 +145,7 @@ def chaos_ct(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
 
 @app.command("chaos-mr")
 def chaos_mr(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
-    """CHAOS, MR T1-DUAL: DICOM with PNG masks to NIfTI; 1 liver, 2 right kidney, 3 left kidney, 4 spleen.
+    """Convert CHAOS, MR T1-DUAL, to NIfTI; 1 liver, 2 right kidney, 3 left kidney, 4 spleen.
 
     The in-phase and the out-phase series share a mask and stay together in a fold.
     T2-SPIR is left out.
@@ -159,7 +159,7 @@ def chaos_mr(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
 
 @app.command()
 def lits(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
-    """LiTS: volume-N.nii with segmentation-N.nii, used where they are; 1 liver, 2 lesion.
+    """List LiTS, volume-N.nii with segmentation-N.nii, used where it is; 1 liver, 2 lesion.
 
     Example: liverseg data lits downloads/LiTS --out data/lits
     """
@@ -170,7 +170,7 @@ def lits(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
 
 @app.command()
 def msd(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
-    """Medical Segmentation Decathlon, Task03_Liver: NIfTI, used where it is; 1 liver, 2 lesion.
+    """List Task03_Liver of the Decathlon: NIfTI, used where it is; 1 liver, 2 lesion.
 
     Example: liverseg data msd downloads/Task03_Liver --out data/msd
     """
@@ -181,7 +181,7 @@ def msd(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
 
 @app.command()
 def ircadb(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
-    """3D-IRCADb-01: DICOM folders or zips to NIfTI, the lesions joined; 1 liver, 2 lesion.
+    """Convert 3D-IRCADb-01: DICOM folders or zips to NIfTI, lesions joined; 1 liver, 2 lesion.
 
     Example: liverseg data ircadb downloads/3Dircadb1 --out data/ircadb
     """
@@ -192,7 +192,7 @@ def ircadb(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
 
 @app.command()
 def btcv(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
-    """BTCV, abdomen: NIfTI, used where it is; 13 organs, 6 is the liver.
+    """List BTCV, abdomen: NIfTI, used where it is; 13 organs, 6 is the liver.
 
     Example: liverseg data btcv downloads/Abdomen --out data/btcv
     """
@@ -203,7 +203,7 @@ def btcv(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
 
 @app.command()
 def check(datalist: Annotated[Path, typer.Argument(help="A dataset.json.")]) -> None:
-    """Write check.html and check.json beside DATALIST: geometry, intensities, labels, a picture and a verdict each.
+    """Write check.html and check.json beside DATALIST: a picture and a verdict for each case.
 
     Example: liverseg data check data/lits/dataset.json
     """

@@ -1,4 +1,4 @@
-"""3D-IRCADb-01 as it is downloaded: a DICOM series and one series of masks per structure (Soler et al. 2010).
+"""Convert 3D-IRCADb-01 as downloaded: DICOM series of scans and structures (Soler et al. 2010).
 
     3Dircadb1.N/PATIENT_DICOM/image_0…        or PATIENT_DICOM.zip
     3Dircadb1.N/MASKS_DICOM/<structure>/…     or MASKS_DICOM.zip
@@ -92,7 +92,7 @@ def _is_wanted(structure: str) -> bool:
 
 @contextmanager
 def _unpacked(path: Path, wanted: Callable[[str], bool] | None = None) -> Iterator[Path]:
-    """The folder `path`, or one with what lies in `path`.zip until the block ends.
+    """Yield the folder `path`, or one with what lies in `path`.zip until the block ends.
 
     As deep as it holds its namesake.
 
@@ -135,7 +135,7 @@ def _inmost(folder: Path, name: str) -> Path:
 
 
 def _masks(series: Series, folder: Path) -> list[np.ndarray]:
-    """The mask of each slice: the one at the same position, or of the same file name where positions say nothing."""
+    """Return each slice's mask: that at its position, or of its file name without positions."""
     files = sorted(file for file in folder.iterdir() if file.is_file() and not is_hidden(file))
     if len(files) != len(series.slices):
         raise InputError(

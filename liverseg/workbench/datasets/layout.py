@@ -69,7 +69,7 @@ class Layout:
 
 
 def by_number(path: Path | zipfile.Path) -> list[str | int]:
-    """Key that sorts file names with their numbers as numbers: 2 before 10."""
+    """Return a key that sorts file names with their numbers as numbers: 2 before 10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
 
 
@@ -90,7 +90,7 @@ def first_folder(root: Path, *candidates: str) -> Path:
 
 
 def not_empty(cases: list[Case], root: Path, expected: str) -> list[Case]:
-    """`cases`, sorted by number.
+    """Return `cases`, sorted by number.
 
     Raises:
         InputError: when there is none.
@@ -103,7 +103,7 @@ def not_empty(cases: list[Case], root: Path, expected: str) -> list[Case]:
 
 
 def check_own(path: Path, name: str) -> None:
-    """Refuse to write over a datalist that is another's: of a data set as it was downloaded, or of another one.
+    """Refuse to write over a datalist of another data set, or of one as it was downloaded.
 
     Args:
         path: the file to write.

@@ -1,4 +1,4 @@
-"""Data sets that are NIfTI as they are downloaded: LiTS, Task03 of the Medical Segmentation Decathlon, and BTCV."""
+"""List data sets that are NIfTI as downloaded: LiTS, Task03 of the Decathlon, and BTCV."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def split_folder(
     names: str = "",
     out: Path | None = None,
 ) -> Path:
-    """Pair images with labels by patient, keep a share of the patients for testing, and write a datalist.
+    """Pair images with labels by patient, set patients apart for testing, and write a datalist.
 
     Args:
         folder: holds the files.

@@ -1,4 +1,4 @@
-"""Phantom data sets on disk, named as the files of LiTS: `volume-N.nii` and `segmentation-N.nii`."""
+"""Write phantom data sets, named as in LiTS: `volume-N.nii` and `segmentation-N.nii`."""
 
 from __future__ import annotations
 

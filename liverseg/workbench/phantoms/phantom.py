@@ -1,4 +1,7 @@
-"""Synthetic abdominal scans (CT or T1-like MRI) with liver, lesions and neighbouring organs, from analytic shapes."""
+"""Make synthetic abdominal scans, CT or T1-like MRI, from analytic shapes.
+
+They show liver, lesions and neighbouring organs.
+"""
 
 from __future__ import annotations
 
@@ -156,7 +159,7 @@ def make_phantom(
 
 
 def _ct_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Noise of standard deviation 1, in part correlated in the plane, as a reconstruction kernel leaves it."""
+    """Return noise of standard deviation 1, partly correlated in the plane, as kernels leave it."""
 
     def kernel(values: Array) -> Array:
         return values + 2 * ndimage.gaussian_filter(values, (0.9, 0.9, 0))

@@ -71,7 +71,7 @@ def write_report(
     scans: Sequence[ShownScan],
     facts: Mapping[str, Any],
 ) -> None:
-    """Write a self-contained HTML file: overlays, volumes, curves, post-processing compared, facts of the training.
+    """Write one HTML file: overlays, volumes, curves, postprocessing compared, training facts.
 
     Args:
         path: the file to write; what is there is replaced when the new one is whole.

@@ -22,7 +22,7 @@ LIGHT = np.array([-0.48, 0.7, 0.53])
 
 
 def surface_png(scan: Scan) -> bytes:
-    """PNG of the mask's surface as one sees it from the front: patient right on the left, head up.
+    """Return a PNG of the mask's surface from the front: patient right on the left, head up.
 
     Args:
         scan: with a mask that is not empty.

@@ -140,7 +140,7 @@ def _choose(study: Study, wanted: Calibration) -> tuple[str, str]:
 
 
 def _open_search(storage: str, name: str, study: Study, wanted: Calibration) -> optuna.Study:
-    """The trials so far; those that were killed are marked as failed, and come again."""
+    """Return the trials so far; those that were killed are marked as failed, and come again."""
     import optuna
 
     # Trials of other folds or settings cannot be compared with these.
@@ -180,7 +180,7 @@ def _finished(search: optuna.Study) -> list[Any]:
 
 
 def _validation_dice(run: Run) -> float:
-    """The best of a training, of a training by stages their mean."""
+    """Return the best validation Dice of a training; of a training by stages their mean."""
     files = of_stages(run.folder / "training", "metrics.json")
     dice = [json.loads(path.read_text())["best_val_mean_dice"] for path in files]
     if None in dice:

@@ -115,7 +115,7 @@ def make_run(
     choice: Mapping[str, Any],
     extra: Mapping[str, Any] = MappingProxyType({}),
 ) -> Run:
-    """One training.
+    """Make one training.
 
     Args:
         study: the study.
@@ -156,7 +156,7 @@ def make_run(
 def _data_set(
     study: Study, folder: StudyFolder, name: str, fold: int
 ) -> tuple[dict[str, str], Any]:
-    """The options that name a data set, and what tells it from others wherever it lies."""
+    """Return the options that name a data set, and what tells it from others wherever it lies."""
     data = study.data[name]
     if data.phantoms is not None:
         num_folds = data.phantoms.get("folds", 5)
@@ -207,7 +207,7 @@ class _TablePlanner:
     table: Table
 
     def resolve(self) -> dict[str, Any]:
-        """How derived rows are made of others, and what each place of other rows is made of."""
+        """Return how derived rows are made, and what each place of other rows is made of."""
         derived, places = {}, {}
         for row, entry in self.table.rows.items():
             made = entry.model_dump(include={"average", "rank", "difference"}, exclude_unset=True)
@@ -292,5 +292,5 @@ class _TablePlanner:
 
 
 def _word(text: str) -> str:
-    """For a file's name."""
+    """Return a word for a file's name."""
     return re.sub(r"[^\w.-]+", "-", text)

@@ -29,7 +29,7 @@ IOU = ("iou", "mean_iou", "case_iou")
 
 
 def bars_png(table: StudyTable) -> bytes | None:
-    """PNG of a table's IoUs with sd and the paper's, a group of bars a row; None without any IoU."""
+    """Return a PNG of a table's IoUs with sd, the paper's beside them, or None without any."""
     shown = {
         labels: value
         for labels, value in table.values.items()
@@ -78,7 +78,7 @@ def bars_png(table: StudyTable) -> bytes | None:
 def curves_png(
     folder: StudyFolder, runs: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[tuple[str, bytes]]:
-    """Title and PNG of the training loss over the epochs, for each data set and task."""
+    """Yield title and PNG of the training loss over the epochs, for each data set and task."""
     groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for name, run in runs.items():
         training = folder.run(name) / "training"
@@ -121,7 +121,7 @@ def _draw_curves(axes: Axes, label: str, histories: list[Path]) -> None:
 def overlays(
     folder: StudyFolder, runs: Mapping[str, Mapping[str, Any]], results: pd.DataFrame
 ) -> Iterator[tuple[str, str, bytes]]:
-    """The best and the worst case of each data set and task: name, caption, PNG.
+    """Yield the best and the worst case of each data set and task: name, caption, PNG.
 
     Of the network and loss with the best mean IoU of the cases, without post-processing.
     """
@@ -145,7 +145,7 @@ def overlays(
 
 
 def _overlay(evaluation: Path, case: str, run: Mapping[str, Any]) -> bytes | None:
-    """PNG of a case with its mask and reference; None where its files are there no more."""
+    """Return a PNG of a case with its mask and reference, or None where its files are gone."""
     dataset = run["dataset"]
     datalist = dataset.get("datalist", f"{dataset['dataset_dir']}/dataset.json")
     mask = find_mask(evaluation / "masks", case)

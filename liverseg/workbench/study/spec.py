@@ -78,7 +78,7 @@ class Data(BaseModel):
 
 
 class Network(BaseModel):
-    """A bundle, settings of its own, and the ids of its config that train it, in this order."""
+    """A bundle, its own settings, and the ids of its config that train it, in this order."""
 
     model_config = STRICT
     bundle: str
@@ -158,7 +158,7 @@ class Study(Spec):
 
 
 def find_study(name: Path) -> Path:
-    """The file `name`, or the study of this name that liverseg ships.
+    """Return the file `name`, or the study of this name that liverseg ships.
 
     Raises:
         InputError: when there is neither.
@@ -242,7 +242,7 @@ def _advice(word: Any, known: Iterable[str]) -> str:
 
 class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        """A mapping; YAML itself takes the last of two keys of one name."""
+        """Refuse a key that is there twice; YAML itself takes the last."""
         node = super().compose_mapping_node(anchor)
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for index, key in enumerate(keys):
@@ -317,7 +317,7 @@ def _check_data(place: str, data: Data) -> None:
 
 
 def _full(place: str, name: str, own: Table | None) -> Table:
-    """A name of a paper's table stands for its layout, with the study's own keys over it."""
+    """Return a table in full: the layout of a paper's, with the study's own keys over it."""
     papers = yaml.safe_load(PAPERS.read_text(encoding="utf-8"))
     if own is None and name not in papers:
         near = nearest(name, papers)

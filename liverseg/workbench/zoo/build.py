@@ -1,4 +1,4 @@
-"""Make the archive of a bundle that people download: the bundle, and in it the part of liverseg that it runs."""
+"""Make the archive of a bundle that people download, with the part of liverseg that it runs."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def build_archive(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -
 
 
 def _files(bundle: Path) -> dict[str, Path]:
-    """Each file's path in the bundle's folder of the archive, and where it is now."""
+    """Return each file's path in the bundle's folder of the archive, and where it is now."""
     code = {path.relative_to(PACKAGE.parent): path for path in PACKAGE.rglob("*.py")}
     code = {name: path for name, path in code.items() if name.parts[1] != "workbench"}
     models = [bundle / "models" / name for name in model_files(bundle / "models")]

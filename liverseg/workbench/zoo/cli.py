@@ -128,7 +128,7 @@ def build(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the archive.")] = Path("dist"),
 ) -> None:
-    """Make the self-contained archive of a bundle: its files, its weights if there are any, and the code they need.
+    """Make the archive of a bundle: its files, its weights if there are any, and their code.
 
     Example: liverseg zoo build deeplabv3_liver --out dist/
 

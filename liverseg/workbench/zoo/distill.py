@@ -1,4 +1,4 @@
-"""Train a bundle on labels that another bundle has made, and write its weights with what made them."""
+"""Train a bundle on labels that another bundle made; write its weights and what made them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TRAINED_ON = "trained_on.json"
 
 
 def read_options(bundle: Path, arguments: Sequence[str]) -> dict[str, str]:
-    """Settings of a bundle's training out of the arguments of a command, as `--max_epochs 200`.
+    """Read a bundle's settings from the arguments of a command, as `--max_epochs 200`.
 
     Raises:
         InputError: for arguments of another form, and settings that the bundle does not have.
@@ -59,7 +59,9 @@ def train(
     options: Mapping[str, Any],
     command: Sequence[str],
 ) -> Path:
-    """Train a bundle on what `make_data` has written, or go on with it, and write its weights with what made them.
+    """Train a bundle on the data of `make_data`, or go on with it, and write its weights.
+
+    Beside them is what made them.
 
     The training is followed by a fine-tuning: batch norms of a few scans as different as these and
     phantoms have statistics that swing from batch to batch and fit none of them, until they are
@@ -106,7 +108,7 @@ def train(
 
 
 def _describe(datalist: Path, teacher: Path) -> dict[str, Any]:
-    """What a training learns from, so that another one is known."""
+    """Return what a training learns from, so that another one is known."""
     items = read_datalist(datalist).sections["training"]
     phantoms = [
         item for item in items if Path(item["image"]).parent == datalist.parent / "phantoms"
@@ -135,7 +137,7 @@ def _begin(console: Console, folder: Path, trained_on: Mapping[str, Any]) -> Non
 
 
 def _write_half(best: Path, path: Path, facts: Mapping[str, Any]) -> None:
-    """Write weights in half precision, and beside them what their training recorded with more facts."""
+    """Write weights in half precision, and beside them their training's record with more facts."""
     state = read_state_dict(best)
     buffer = io.BytesIO()
     torch.save(

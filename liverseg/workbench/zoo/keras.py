@@ -19,7 +19,7 @@ except ModuleNotFoundError as error:
 
 
 def read_keras_weights(path: Path, valid: bool) -> dict[str, Tensor]:
-    """The state dict of `PreactivationUNet3D` for the weights of the same network in Keras' HDF5 format.
+    """Return the state dict of `PreactivationUNet3D` for its weights in Keras' HDF5 format.
 
     Its convolutions `conv3d_1` … are numbered in the order in which the network was written down:
     stage by stage, the two of a stage and then that of its shortcut, the classifier last. Kernels

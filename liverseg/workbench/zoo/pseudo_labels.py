@@ -1,4 +1,4 @@
-"""Labels for scans that have none: the masks of a trained bundle, to be looked at, corrected or left out."""
+"""Label scans with a trained bundle's masks, which people look at, correct or leave out."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def make_data(
     leave_out: Collection[str] = (),
     num_phantoms: int = 12,
 ) -> Path:
-    """Write `dataset.json` with the labels that are given, the teacher's masks for all other scans, and phantoms.
+    """Write `dataset.json` with given labels, the teacher's masks for other scans, and phantoms.
 
     A mask in `out/labels` that is there already is taken as it is, so that it can be corrected by
     hand. Labels that are given validate in fold 0: those of "validation", or by the folds of
@@ -135,7 +135,7 @@ def make_data(
 
 
 def _targets(bundle: Path, teacher: Path) -> dict[str, list[str]]:
-    """The setting of the teacher by which it finds the classes of the bundle, where it has one."""
+    """Return the teacher's setting that chooses the classes to find, where it has one."""
     wanted, found = _classes(bundle), _classes(teacher)
     if wanted not in (CLASSES, CLASSES[:2]):
         raise InputError(
@@ -163,7 +163,7 @@ def _classes(bundle: Path) -> list[str]:
 
 
 def _read(scans: Path) -> tuple[dict[str, list[Item]], list[Item]]:
-    """The scans with a label by their section, and those without."""
+    """Return the scans with a label by their section, and those without."""
     sections = ("training", "validation")
     file = scans / "dataset.json"
     if not file.is_file():
@@ -178,7 +178,9 @@ def _read(scans: Path) -> tuple[dict[str, list[Item]], list[Item]]:
 
 
 def _name_patients(items: Sequence[Item]) -> None:
-    """Say whose each scan is, where its datalist does not: whom its DICOM names, whose copy it is, or a patient's only.
+    """Name the patient of each scan where its datalist does not.
+
+    It is whom its DICOM names, whose copy it is, or a patient's only.
 
     So a patient does not train and validate.
     """
@@ -233,7 +235,7 @@ def _check_masks(masks: Path) -> None:
 def _with_folds(
     given: Mapping[str, list[Item]], pseudo: list[Item], phantoms: list[Item]
 ) -> list[Item]:
-    """All items, each with a fold; fold 0 validates."""
+    """Return all items, each with a fold; fold 0 validates."""
     training, validation = given["training"], given["validation"]
     if validation:
         return [

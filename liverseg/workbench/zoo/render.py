@@ -1,4 +1,4 @@
-"""Write a bundle's configs from their sources: what bundles share, and what is this network's own.
+"""Write a bundle's configs from what bundles share and what is this network's own.
 
 `bundles/_shared/*.json` and `bundles/<name>/bundle.json` are the sources. A `bundle.json` has
 sections, each a piece of a config, and lists the parts of each config in order: a section, or a
@@ -124,7 +124,7 @@ def to_json(content: Any, indent: int = 0, used: int = 0) -> str:
 
 
 def _fill(parts: list[str], width: int) -> list[str]:
-    """Join parts with commas to lines that are no longer than `width` with the comma at their end."""
+    """Join parts with commas to lines of at most `width`, with the comma at their end."""
     lines = parts[:1]
     for part in parts[1:]:
         if len(lines[-1]) + len(part) + 3 > width:
