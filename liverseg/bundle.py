@@ -18,7 +18,7 @@ __all__ = ["choose", "is_true", "local_device", "require", "select_device", "syn
 
 
 def require(version: str) -> ModuleType:
-    """Return the package liverseg if it is of the version that a config was made for, and the command makes sense.
+    """Return the package liverseg, once its version and the command are checked.
 
     From a `python -m monai.bundle` command line, errors in the user's input are from here on
     printed as one sentence; set LIVERSEG_TRACEBACK=1 to see where they came from. Its log takes any
@@ -49,12 +49,12 @@ def require(version: str) -> ModuleType:
 
 
 def is_version(version: str) -> bool:
-    """Whether this liverseg is of `version`, as far as that says: of 0.1 are all 0.1.x."""
+    """Return whether this liverseg is of `version`: all 0.1.x are of 0.1."""
     return liverseg.__version__.split(".")[: len(version.split("."))] == version.split(".")
 
 
 def is_true(value: bool | str) -> bool:
-    """The meaning of `true` or `false` as a config or a command line gives it: there, `false` arrives as text.
+    """Return the bool that a config or a command line means, where `false` may be text.
 
     Raises:
         InputError: for anything else.
@@ -67,7 +67,7 @@ def is_true(value: bool | str) -> bool:
 
 
 def choose(key: str, value: str, choices: Mapping[str, Any]) -> Any:
-    """The one of `choices` that `value`, the setting called `key`, names.
+    """Return the one of `choices` that `value` names; `key` is the setting.
 
     Raises:
         InputError: for a name that is not there.

@@ -1,7 +1,7 @@
-"""Train several networks one after the other, or one in several rounds: a process for each, with the same settings.
+"""Train several networks one after the other, or one in several rounds, with the same settings.
 
-A process of its own frees a network's memory and its cached data before the next one starts, and
-leaves a chain that was killed where `--resume true` finds it.
+Each training is its own process. This frees a network's memory and its cached data before the next
+one starts, and leaves a chain that was killed where `--resume true` finds it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PR_SET_PDEATHSIG = 1
 def run_stages(
     stages: Sequence[Mapping[str, str]], alias: str = "training", run_id: str = "run"
 ) -> None:
-    """Run the stages of a training one after the other, each in a process of its own.
+    """Run the stages of a training one after the other, each in its own process.
 
     What MONAI was asked to run, on the command line or from Python, is repeated for each stage
     with the stage's settings, such as `--stage lesion`. A setting that was given already
@@ -60,7 +60,7 @@ def run_stages(
 def run_rounds(
     rounds: int, ckpt_dir: str | os.PathLike[str], resume: bool = False, patience: int = 1
 ) -> None:
-    """Fine-tune a trained network in rounds, each on what the round before has labelled, and keep the best.
+    """Fine-tune a trained network in rounds, each on labels of the round before, and keep the best.
 
     Algorithm 1 of the cascade on LiTS. The id `run` with `--round N` labels patches with the model
     of round N − 1 and trains in the folder `rounds/N`; round 0 is the model the rounds start from.
@@ -112,7 +112,9 @@ def run_rounds(
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """For a child process, on Linux: die with the parent, and do not write on where the next one starts again.
+    """Make this child process, on Linux, die with its parent.
+
+    So it does not write on where the next run starts.
 
     Args:
         parent: its process id, for a child that asks late: the parent may be gone by then.
@@ -150,7 +152,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _command(alias: str, run_id: str) -> Command:
-    """What is repeated, as `run_id` in place of `alias`."""
+    """Return the command to repeat, as `run_id` in place of `alias`."""
     command = running_command()
     if command is None:
         raise InputError(
@@ -179,7 +181,7 @@ def _run(command: Command, run_id: str, settings: Mapping[str, Any]) -> None:
 
 
 def _word(name: str, value: Any) -> str:
-    """A value as MONAI's command line reads it: Python, or text as it is where that is no Python."""
+    """Return a value as MONAI's command line reads it: as Python, or else as text."""
     from fire.parser import DefaultParseValue
 
     text = str(value)

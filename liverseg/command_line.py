@@ -1,4 +1,4 @@
-"""What MONAI was asked to do with a bundle's config, checked before any of it is done.
+"""Check what MONAI is asked to do with a bundle's config, before any of it is done.
 
 MONAI takes any name for a setting and any part of a config for something to run, and its command
 line makes Python of whatever looks like it. A config that asks for liverseg first gets this checked
@@ -45,7 +45,7 @@ from liverseg.settings import (
 
 
 def _names(*functions: Callable) -> set[str]:
-    """The options that MONAI has of its own, besides those that it passes on to the config."""
+    """Return MONAI's own options, without those that it passes on to the config."""
     parameters = (
         parameter
         for function in functions
@@ -85,7 +85,7 @@ _commands: WeakKeyDictionary[ConfigWorkflow, Command] = WeakKeyDictionary()
 
 
 def check_command() -> None:
-    """Check the command that a config is initialised for, and give its settings the values that they mean.
+    """Check the command that a config is initialised for, and read its settings into the config.
 
     Nothing is checked where a config is used in another way than by MONAI's commands
     or `create_workflow`.
@@ -113,7 +113,7 @@ def check_command() -> None:
 
 
 def running_command() -> Command | None:
-    """The command whose workflow runs the expression that calls this; None where there is none."""
+    """Return the command whose workflow runs the expression that calls this, or None."""
     for frame, _ in traceback.walk_stack(None):
         if frame.f_code is ConfigWorkflow._run_expr.__code__:
             return _commands.get(frame.f_locals["self"])
@@ -121,7 +121,7 @@ def running_command() -> Command | None:
 
 
 def is_command_line() -> bool:
-    """Whether this process was started as `python -m monai.bundle`."""
+    """Return whether this process was started as `python -m monai.bundle`."""
     main = getattr(sys.modules.get("__main__"), "__spec__", None)
     return main is not None and main.name == "monai.bundle.__main__"
 
@@ -129,7 +129,10 @@ def is_command_line() -> bool:
 def print_sentence(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Print an error in the user's input as one sentence; a `sys.excepthook`. LIVERSEG_TRACEBACK=1 shows all of it."""
+    """Print an error in the user's input as one message; a `sys.excepthook`.
+
+    LIVERSEG_TRACEBACK=1 shows the traceback too.
+    """
     found = sentence(error)
     if found is None or os.environ.get("LIVERSEG_TRACEBACK"):
         sys.__excepthook__(kind, error, trace)
@@ -223,7 +226,7 @@ def _read_settings(
 
 
 def _typed(known: Collection[str]) -> dict[str, Any]:
-    """What this process's command line says and MONAI's parser of it does not: text as it is, and None."""
+    """Return the options of the command line that MONAI's parser loses: text and None."""
     arguments = [*sys.argv[1:], "--"]
     typed = {}
     for argument, following in itertools.pairwise(arguments[: arguments.index("--") + 1]):
@@ -240,7 +243,7 @@ def _is_nested(name: str) -> bool:
 
 
 def _places(name: str, shipped: ConfigParser) -> Iterator[str]:
-    """The id `name`, and those to which MONAI has copied it for a macro such as `%network_def`."""
+    """Yield the id `name`, and those to which MONAI copied it for a macro, as `%network_def`."""
     identifier = ReferenceResolver.normalize_id(name)
     yield identifier
     for copy, value in walk(shipped.get()):

@@ -30,7 +30,7 @@ LISTED = 10
 
 
 class ScanDataset(Dataset):
-    """MONAI's `Dataset`, but an item that cannot be loaded comes as what `ScanEvaluator` takes for a failed scan.
+    """Load items as MONAI's `Dataset`; a bad one becomes a failed scan for `ScanEvaluator`.
 
     A data set of one item raises its error, for there are no others to go on with. A batch is one
     item.
@@ -52,7 +52,7 @@ class ScanDataset(Dataset):
 
 
 class ScanEvaluator(SupervisedEvaluator):
-    """MONAI's evaluator, but a scan that fails does not end the others.
+    """Evaluate as MONAI's evaluator; a scan that fails does not end the others.
 
     A scan that cannot be loaded (by a `ScanDataset`), segmented, postprocessed, saved or measured
     is logged and left out: metrics and handlers of ITERATION_COMPLETED see none that failed before.
@@ -146,7 +146,7 @@ class ScanEvaluator(SupervisedEvaluator):
         logger.warning("Failed: %s", _named(self.failures[-1]))
 
     def _gather(self) -> bool:
-        """Gather the failures of all ranks, and return whether each rank has a scan that did not fail."""
+        """Gather the failures of all ranks; return whether each has a scan that did not fail."""
         parts: list[Any] = [(self.failures, self.done)]
         if dist.is_available() and dist.is_initialized():
             parts = [None] * dist.get_world_size()

@@ -23,7 +23,7 @@ class InputError(ValueError):
 
 
 def sentence(error: BaseException | None) -> str | None:
-    """The sentence that says what is wrong outside the code behind `error`, or `None` where none is known."""
+    """Return the message for what is wrong outside the code behind `error`, or None."""
     while error is not None:
         if isinstance(error, InputError):
             return str(error)

@@ -1,4 +1,4 @@
-"""The settings that a user gives to a bundle's config: which names there are, and how short one may write a value."""
+"""Check the settings that a user gives to a bundle's config, and read their short forms."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def check_name(
 
 
 def is_used(name: str, shipped: ConfigParser, config: ConfigParser) -> bool:
-    """Whether anything in a config refers to a setting, to what it is in, or to what is in it.
+    """Return whether a config refers to a setting, to what it is in, or to what is in it.
 
     Args:
         name: of the setting.
@@ -104,7 +104,7 @@ def is_used(name: str, shipped: ConfigParser, config: ConfigParser) -> bool:
 
 
 def read_setting(name: str, value: Any, shipped: Mapping[str, Any], config: ConfigParser) -> Any:
-    """What a setting means.
+    """Return what a setting means.
 
     Args:
         name: of the top of a config.
@@ -147,13 +147,16 @@ def read_setting(name: str, value: Any, shipped: Mapping[str, Any], config: Conf
 
 
 def reference(value: Any) -> tuple[str, str] | None:
-    """The section and its entry that a value refers to: `("losses", "dice")` for `@losses#dice`."""
+    """Return the section and entry that a value refers to: `("losses", "dice")`.
+
+    The value is then `@losses#dice`.
+    """
     chosen = re.fullmatch(r"@(\w+)(?:#|::)(\w+)", str(value))
     return (chosen[1], chosen[2]) if chosen else None
 
 
 def read_words(value: Any) -> Any:
-    """`value`, with what JSON means by `true`, `false` and `null` for these words."""
+    """Return `value`, with what JSON means by `true`, `false` and `null` for these words."""
     if isinstance(value, dict):
         return {key: read_words(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
@@ -162,12 +165,12 @@ def read_words(value: Any) -> Any:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The name that is most like `word`, if one is like it."""
+    """Return the name that is most like `word`, if one is like it."""
     return next(iter(difflib.get_close_matches(word, known, 1, 0.7)), None)
 
 
 def walk(content: Any, identifier: str = "") -> Iterator[tuple[str, Any]]:
-    """The id and the value of everything in a config."""
+    """Yield the id and the value of everything in a config."""
     if identifier:
         yield identifier, content
     if isinstance(content, (dict, list)):
@@ -189,13 +192,13 @@ def _choose(value: Any, known: Iterable[str]) -> str:
 
 
 def _group(name: str, shipped: Mapping[str, Any]) -> str | None:
-    """The section whose entries a setting chooses from: `losses` for `loss`, which ships as `@losses#dice_ce`."""
+    """Return the section that a setting chooses from: `losses` for `loss`, `@losses#dice_ce`."""
     chosen = reference(shipped.get(name))
     return chosen[0] if chosen else f"{name}es" if f"{name}es" in shipped else None
 
 
 def _indexed(name: str, shipped: Mapping[str, Any]) -> str | None:
-    """The section whose keys a setting chooses from: `intensities` where a value is `$@intensities[@modality]`."""
+    """Return the section whose keys a setting names: `intensities` of `$@intensities[…]`."""
     for _, text in walk(shipped):
         found = re.search(rf"@(\w+)\[@{name}\]", text) if isinstance(text, str) else None
         if found:
@@ -222,7 +225,7 @@ def _check_reference(name: str, value: str, config: ConfigParser) -> None:
 
 
 def _arguments(component: Mapping[str, Any], config: ConfigParser) -> list[str] | None:
-    """What a component takes; None where it takes anything, or is not there to ask."""
+    """Return what a component takes; None where it takes anything, or is not there to ask."""
     target = ConfigComponent(component, locator=config.locator).resolve_module_name()
     function = (
         locate(target) if isinstance(target, str) and not target.startswith(ELSEWHERE) else None

@@ -136,7 +136,7 @@ def version_in_use(bundle: Path) -> str | None:
 
 
 def weights_in_use(bundle: Path) -> Path:
-    """The folder to load the weights in use from, in which no publication changes anything."""
+    """Return the folder to load the weights in use from, which no publication changes."""
     name = version_in_use(bundle)
     return _versions(bundle) / name if name else bundle / "models"
 
