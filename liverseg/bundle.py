@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import liverseg
-from liverseg.command_line import check_command, is_command_line, print_sentence
+from liverseg.command_line import check_command, is_command_line, print_message
 from liverseg.devices import local_device, select_device, sync_batch_norm
 from liverseg.errors import InputError
 
@@ -21,7 +21,7 @@ def require(version: str) -> ModuleType:
     """Return the package liverseg, once its version and the command are checked.
 
     From a `python -m monai.bundle` command line, errors in the user's input are from here on
-    printed as one sentence; set LIVERSEG_TRACEBACK=1 to see where they came from. Its log takes any
+    printed as one message; set LIVERSEG_TRACEBACK=1 to see where they came from. Its log takes any
     character, also where the terminal does not.
 
     Args:
@@ -32,7 +32,7 @@ def require(version: str) -> ModuleType:
         InputError: when the liverseg found is of another version, and as `check_command`.
     """
     if is_command_line():
-        sys.excepthook = print_sentence
+        sys.excepthook = print_message
         # The log goes there, in whose encoding a scan's name or a × may not be; MONAI lets no
         # logging.conf say so.
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -31,7 +31,7 @@ from monai.bundle.scripts import (
 )
 from monai.utils import ensure_tuple
 
-from liverseg.errors import InputError, sentence
+from liverseg.errors import InputError, message
 from liverseg.kinds import is_text
 from liverseg.settings import (
     ELSEWHERE,
@@ -126,14 +126,14 @@ def is_command_line() -> bool:
     return main is not None and main.name == "monai.bundle.__main__"
 
 
-def print_sentence(
+def print_message(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """Print an error in the user's input as one message; a `sys.excepthook`.
 
     LIVERSEG_TRACEBACK=1 shows the traceback too.
     """
-    found = sentence(error)
+    found = message(error)
     if found is None or os.environ.get("LIVERSEG_TRACEBACK"):
         sys.__excepthook__(kind, error, trace)
     else:

@@ -16,7 +16,7 @@ from monai.engines import SupervisedEvaluator
 from monai.utils import CommonKeys
 from torch.nn.parallel import DistributedDataParallel
 
-from liverseg.errors import InputError, sentence
+from liverseg.errors import InputError, message
 from liverseg.inferers.utils import get_file_name
 
 logger = logging.getLogger(__name__)
@@ -166,16 +166,16 @@ def _named(failure: Mapping[str, str]) -> str:
 
 def reason_of(error: BaseException) -> str:
     """Return the message of an expected error, or the error behind an unexpected one."""
-    message = sentence(error)
-    if message is not None:
-        return message
+    expected = message(error)
+    if expected is not None:
+        return expected
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _log_reason(error: Exception) -> str:
-    if sentence(error) is None:
+    if message(error) is None:
         logger.error("Unexpected error", exc_info=error)
     return reason_of(error)
 

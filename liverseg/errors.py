@@ -1,4 +1,4 @@
-"""The one exception for input that the user can fix, and the sentence behind any other."""
+"""The one exception for input that the user can fix, and the message behind any other."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ FOREIGN = {
 class InputError(ValueError):
     """A file, key or value that the user gave is wrong.
 
-    The message is one sentence: the file or key, what was found, what was expected, what to do.
+    One sentence: the file or key, what was found, what was expected, what to do.
     """
 
 
-def sentence(error: BaseException | None) -> str | None:
+def message(error: BaseException | None) -> str | None:
     """Return the message for what is wrong outside the code behind `error`, or None."""
     while error is not None:
         if isinstance(error, InputError):
             return str(error)
-        foreign = next((said for part, said in FOREIGN.items() if part in str(error)), None)
+        foreign = next((text for part, text in FOREIGN.items() if part in str(error)), None)
         if foreign:
             return foreign
         error = error.__cause__ or error.__context__

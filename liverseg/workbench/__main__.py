@@ -12,7 +12,7 @@ EXTRAS = {
 
 
 def main() -> None:
-    """Run the command; a missing package ends it with one sentence and status 1."""
+    """Run the command; a missing package ends it with one message and status 1."""
     try:
         from liverseg.workbench import cli
 

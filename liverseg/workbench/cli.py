@@ -31,7 +31,7 @@ app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown
 
 
 def main() -> None:
-    """Run the command; wrong input ends it with its one sentence and status 1."""
+    """Run the command; wrong input ends it with its one message and status 1."""
     try:
         app()
     except InputError as error:
