@@ -21,7 +21,7 @@ def inverse_frequency_weights(
 
     Shape (num_classes,).
 
-    The class-frequency-inverse weights of the papers' `crossE` (paper A, section 2.4; paper B,
+    The class-frequency-inverse weights of `crossE` (Furtado 2021, section 2.4; Furtado n.d.,
     section 3.3). A class that never occurs gets weight 0: no voxel could use it.
 
     Args:
