@@ -245,7 +245,7 @@ def _item(path: Path, folder: Path, place: str, entry: Any) -> Item:
 def _check_spelling(what: str, entry: Mapping[str, Any], known: Sequence[str]) -> None:
     """Refuse what is meant for a key that is not there.
 
-    Datalists may have keys of their own, as `pseudo_label`.
+    Datalists may have other keys, as `pseudo_label`.
     """
     for meant in known:
         for key in entry:
@@ -270,7 +270,7 @@ def _file(path: Path, folder: Path, what: str, value: Any) -> str:
     if isinstance(value, list):
         raise InputError(
             f"{path}: {what}: found a list of {len(value)}, expected one file with one volume: "
-            "give each scan an item of its own, or choose one."
+            "give each scan its own item, or choose one."
         )
     if not isinstance(value, str) or not value.strip():
         raise InputError(

@@ -31,10 +31,10 @@ def cut_patches(
 ) -> None:
     """Cut training volumes into patches with predicted labels, into files of `folder`.
 
-    Steps 2 and 4 of Algorithm 1 of the cascade on LiTS. Slices along the last axis are tiled
-    without overlap, once for each level f with patches of `spatial_size` / f pixels. A patch is
-    kept where at least `min_area` of it is annotated (μ, eq. 7). Its label is the prediction for
-    the whole slice, cut out. Patches that are there already stay, and no volume is asked for.
+    Steps 2 and 4 of Algorithm 1 of IJIES 2022. Slices along the last axis are tiled without
+    overlap, once for each level f with patches of `spatial_size` / f pixels. A patch is used where
+    at least `min_area` of it is annotated (μ, eq. 7). Its label is the prediction for the whole
+    slice, cut out. Patches that are there already stay, and no volume is asked for.
 
     Each volume with patches gives one file `<number>.npz` with `image_<f>`, `prior_<f>` and
     `label_<f>`, (N, h, w), and `patches.json` has the numbers of each level.

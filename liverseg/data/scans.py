@@ -21,8 +21,8 @@ from liverseg.io.volumes import read_volume_grid
 
 logger = logging.getLogger(__name__)
 
-# What data sets call the masks that lie beside their scans, in a file or folder of their own, and
-# what comes after the name of a scan in that of its mask, as `MaskFolder` writes it too.
+# What data sets call the masks that lie beside their scans, in their own file or folder, and what
+# comes after the name of a scan in that of its mask, as `MaskFolder` writes it too.
 MASKS = re.compile(
     r"(.*[-_ .])?(segs?|segmentations?|masks?|labels?(tr|va|ts)?|gt|ground.?truth)([-_ .]?\d+)?",
     re.I,

@@ -40,7 +40,7 @@ def count_voxels(
 
     With `datalist`, what each label file holds is remembered beside it, `dataset.json` in
     `dataset.voxel_counts.json`: a file is read again only when its size or time of change is
-    another. As that is kept by file value, other folds and other classes count anew without
+    another. As that is stored by file value, other folds and other classes count anew without
     reading, and entries that come into the datalist are read once.
 
     Args:

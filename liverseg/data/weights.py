@@ -49,10 +49,9 @@ def dice_weights(
     """Return Dice weights w_c = N / (L·n_c^power + 1) for `DiceLoss(weight=…)`; (num_classes,).
 
     n_c is the voxels of class c in all labels of `data`, N their sum, L the number of classes, the
-    background included: the simple (power 1) and square (power 2) weights of Shen et al., "On the
-    influence of Dice loss function in multi-class organ segmentation of abdominal CT using 3D fully
-    convolutional networks" (2018), eqs. 4 and 5. MONAI's `GeneralizedDiceLoss` is another loss:
-    weights from each batch, and a ratio of sums over the classes.
+    background included: the simple (power 1) and square (power 2) weights of Shen et al. 2018, eqs.
+    4 and 5. MONAI's `GeneralizedDiceLoss` is another loss: weights from each batch, and a ratio of
+    sums over the classes.
 
     The square weights are tiny, 1e-10 for a background of 1e9 voxels. Adam divides a gradient by
     its own size plus 1e-8, so that loss as small as that hardly trains. `normalize` takes this out
