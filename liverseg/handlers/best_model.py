@@ -25,7 +25,7 @@ class BestModel:
     """Write `model.pt` when a validation beats all before, and `model.json`, its metric and scans.
 
     A model of an earlier training is only replaced by a better one on the same validation scans; on
-    other scans the two cannot be compared, and the earlier one is kept under the time it was made.
+    other scans the two cannot be compared, and the earlier one stays under the time it was made.
     Ignite's `Checkpoint` and MONAI's `CheckpointSaver` know no training but their own.
 
     Args:

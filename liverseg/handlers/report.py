@@ -34,9 +34,9 @@ class SegmentationReport:
     an empty cell. ``summary.json``, where it is null, holds
 
     - ``number_of_cases``; ``versions`` of torch, monai and liverseg;
-    - ``failures``, of a `ScanEvaluator`: ``image`` and ``error`` of each scan that failed, which is
-      in none of the figures; ``warnings``, by case: sentences on what is odd about the scan or its
-      label;
+    - ``failures``, of a `ScanEvaluator`: ``image`` and ``error`` of each scan that failed,
+      which is in none of the figures; ``warnings``, by case: messages on what is odd about
+      the scan or its label;
     - ``pooled``: `pooled_metrics` over all voxels and ``mean_bf_score`` over all axial slices,
       background included;
     - ``cases``: for each class and metric of ``cases.csv`` the mean, sd (of a sample, n − 1) and

@@ -118,7 +118,7 @@ class Tracking(MLFlowHandler):
             self.run_id = self._open_run(resumed=engine.state.epoch > 0)
             self.cur_run = self.client.get_run(self.run_id)
         params = self._params()
-        # Parameters of a run never change; the config of each start is kept.
+        # Parameters of a run never change; the config of each start stays.
         self._delete_exist_param_in_dict(params)
         self._log_params(params)
         self._set_tags(
