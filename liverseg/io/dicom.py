@@ -34,9 +34,8 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Above this, padding is no air: it is stored as tissue is.
 TISSUE_HU = -500
 
-SLAB = (
-    16  # slices that are put in place at a time: one by one, each voxel would be a write of its own
-)
+# Slices that are put in place at a time: one by one, each voxel would be its own write.
+SLAB = 16
 
 
 def find_series(folder: Path) -> tuple[list[Series], LeftOut]:
@@ -412,8 +411,8 @@ def _not_one(found: Sequence[Series], left_out: LeftOut) -> str:
     held = Counter(file for each in found for file in each.files)
     shared = sorted(file.name for file, volumes in held.items() if volumes > 1)
     cure = (
-        f"export each volume in {some_of(shared)} as a series of its own"
+        f"export each volume in {some_of(shared)} as its own series"
         if shared
-        else "name a file of it, or give each a folder of its own"
+        else "name a file of it, or give each its own folder"
     )
     return f"{len(found)} series in it ({series}), expected one: {cure}."

@@ -186,11 +186,7 @@ def _uneven(slices: Sequence[Slice]) -> str:
     if len(places) < len(slices):
         first, second, *_ = next(group for group in places if len(group) > 1)
         volumes = {len(group) for group in places} == {len(places[0])}
-        cure = (
-            "export each volume as a series of its own"
-            if volumes
-            else "remove the one that is wrong"
-        )
+        cure = "export each volume as its own series" if volumes else "remove the one that is wrong"
         both = f"{name_of(first)} and {name_of(second)}"
         return f"{both} lie at the same position, {_at(first)}, expected one there: {cure}."
     positions = np.array([each.position for each in slices])
@@ -265,9 +261,9 @@ def _in_turns(slices: Sequence[Slice]) -> str:
         parts = _parts(slices, [keyword])
         if len(parts) > 1 and interlaced(parts):
             return (
-                f"its slices take turns between {len(parts)} values of {keyword}, as where "
-                "every other one was taken first: where they are several scans, export "
-                "each as a series of its own."
+                f"its slices take turns between {len(parts)} values of {keyword}, as "
+                "where every other one was taken first: where they are several scans, "
+                "export each as its own series."
             )
     return ""
 

@@ -40,9 +40,8 @@ class MaskFolder:
     scan,
 
     - `image`, its path, and `mask`, the name of its mask in this folder;
-    - `volume_ml` of each class of the mask; `warnings`, sentences on what is odd about the scan;
-    - `flags`, by a short name the sentences on why the mask may be wrong, where masks are looked
-      at;
+    - `volume_ml` of each class of the mask; `warnings`, messages on what is odd about the scan;
+    - `flags`, by a short name the messages on why the mask may be wrong, where masks are looked at;
     - `bundle` and `version` of the bundle, and `liverseg`, the version of this package;
     - `error`, where the scan failed in the last run; a `mask` beside it is of a run before.
 

@@ -65,7 +65,7 @@ def open_nifti(path: str | os.PathLike[str]) -> Any:
     if len(shape) < 3 or any(length != 1 for length in shape[3:]):
         raise InputError(
             f"{path}: the volume is {len(shape)}-D with shape {'×'.join(map(str, shape))}, "
-            "expected one 3-D volume: save each channel or time point as a file of its own."
+            "expected one 3-D volume: save each channel or time point as its own file."
         )
     if min(shape) < 1:
         raise InputError(
