@@ -14,10 +14,10 @@ from liverseg.errors import InputError
 class LevelRampLoss(nn.Module):
     """Sum ((N − i) · BCE_i + i · Dice_i) / N over the decoder levels i = 2 … N of a binary target.
 
-    The multi-level loss of the cascade on LiTS (section 3.6, eqs. 4 to 6). Level 1 is the
-    bottleneck, which has no side output, level 2 the deepest decoder stage, level N full
-    resolution, where Dice alone is left. The division by N is ours: it gives the last level, and
-    with it the loss without levels, the weight 1.
+    The multi-level loss of IJIES 2022 (section 3.6, eqs. 4 to 6). Level 1 is the bottleneck, which
+    has no side output, level 2 the deepest decoder stage, level N full resolution, where Dice alone
+    is left. The division by N is ours: it gives the last level, and with it the loss without
+    levels, the weight 1.
 
     BCE is the mean over all pixels, from logits. Dice is 1 − (2 Σŷy + 1) / (Σŷ + Σy + 1), the sums
     over the batch.

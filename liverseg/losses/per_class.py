@@ -16,8 +16,7 @@ class PerClassLoss(nn.Module):
     p_c is the softmax probability of class c, g_c its binary mask.
 
     Each organ with the loss, or the α and β, that suit it: the per-organ loss functions that
-    Furtado, "Investigation of loss functions for improving deep segmentation of abdominal organs
-    from MRI", names as future work.
+    Furtado n.d. names as future work.
 
     Each loss gets one channel of probabilities and one of zeros and ones, both (B, 1, H, W[,
     D]). Those that fit:

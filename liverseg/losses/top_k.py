@@ -21,7 +21,7 @@ class TopKLoss(nn.Module):
     background is left out.
 
     Args:
-        k: percent, above 0 and up to 100; 100 is plain cross entropy. At least one voxel is kept.
+        k: percent, above 0 and up to 100; 100 is plain cross entropy. At least one voxel counts.
 
     Raises:
         InputError: for another `k`.
