@@ -20,10 +20,10 @@ class TuningNet(nn.Module):
 
     Any image size.
 
-    The tuning network of the cascade on LiTS (sections 3.4, 3.5 and 3.7). The paper gives its parts
-    and its number of parameters, 38,059,141, of which 3,072 are not trained; widths and layers are
-    in figures without numbers. With the defaults this reading has 38,057,992, of which 3,072 are
-    the running statistics of six batch norms of 256:
+    The tuning network of IJIES 2022 (sections 3.4, 3.5 and 3.7). The paper gives its parts and its
+    number of parameters, 38,059,141, of which 3,072 are not trained; widths and layers are in
+    figures without numbers. With the defaults this reading has 38,057,992, of which 3,072 are the
+    running statistics of six batch norms of 256:
 
     - five encoder levels of 64 to 1024 filters with 2x2 max pooling between them, as in U-Net. The
       first starts with four parallel 3x3 convolutions of 16 filters and dilations 1, 2, 4, 8. Each

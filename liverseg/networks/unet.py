@@ -32,11 +32,10 @@ class UNet(nn.Module):
     depth, skips (before each of the four poolings) and decoder stay as they are. VGG-16's fifth
     pooling, after which nothing would follow, is left out.
 
-    With ``pooling="mixed"`` it is the "Mixed U-Net" of the paper on liver and lesions in LiTS:
-    nine levels of two 3x3 convolutions with ReLU, dropout 0.5, and mixed pooling in the place
-    of max pooling. What that paper calls "upsampling", with no more detail, is read as the
-    U-Net's up-convolution. Its sigmoid belongs to the loss: two logits whose softmax is the
-    sigmoid of their difference.
+    With ``pooling="mixed"`` it is the network of Mixed U-Net n.d.: nine levels of two 3x3
+    convolutions with ReLU, dropout 0.5, and mixed pooling in the place of max pooling. What that
+    paper calls "upsampling", with no more detail, is read as the U-Net's up-convolution. Its
+    sigmoid belongs to the loss: two logits whose softmax is the sigmoid of their difference.
 
     The image is padded below and on the right to a multiple of 16 with its edge pixels, and the
     logits are cropped back.
