@@ -122,9 +122,9 @@ class EqualizeHistogramd(MapTransform):
         h(x) = round((cdf(x) − cdf_min) / (LW − cdf_min) · (S − 1))
 
     with LW the pixels of the slice, cdf(x) those of level x or lower, and cdf_min those of its
-    lowest level; the result is h / (S − 1). The paper on the Mixed U-Net for LiTS (eq. 3.3) prints
-    the round before the factor S − 1, which would leave black and white only. A slice of one grey
-    level, for which the fraction is 0/0, keeps it.
+    lowest level; the result is h / (S − 1). Mixed U-Net n.d. (eq. 3.3) prints the round before the
+    factor S − 1, which would leave black and white only. A slice of one grey level, for which the
+    fraction is 0/0, keeps it.
 
     The computation is OpenCV's `equalizeHist`. MONAI's `HistogramNormalize` takes the volume as a
     whole, interpolates between the levels instead of rounding, and works in float64.
@@ -166,8 +166,8 @@ class EqualizeHistogramd(MapTransform):
 class MedianSlicesd(MapTransform):
     """Replace each pixel of each slice along the last axis by the median of 3x3 pixels, in place.
 
-    Equation 2 of the cascade on LiTS, which gives no size. Beyond the border the edge pixels
-    repeat. MONAI's `MedianSmooth` takes the median over 3x3x3 voxels, across slices whatever their
+    Equation 2 of IJIES 2022, which gives no size. Beyond the border the edge pixels repeat.
+    MONAI's `MedianSmooth` takes the median over 3x3x3 voxels, across slices whatever their
     distance, and holds 27 copies.
 
     Args:

@@ -153,7 +153,7 @@ def _first_largest(components: NDArray[np.integer], sizes: NDArray[np.integer]) 
     equals = np.flatnonzero(sizes[1:] == sizes[1:].max()) + 1
     chosen = equals[0]
     if len(equals) > 1:
-        # The libraries number components in an order of their own.
+        # Each library numbers components in another order.
         chosen = components.reshape(-1)[np.isin(components, equals).argmax()]
     return (components == chosen).view(np.uint8)
 

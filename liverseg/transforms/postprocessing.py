@@ -2,9 +2,9 @@
 
 All work on label maps (1, H, W, D) of any bool, integer or floating type that hold whole numbers,
 as torch tensors, MetaTensors or NumPy arrays, and return the same type, with the same metadata.
-Each label is worked on as a mask of its own. A voxel that its label loses becomes background (0);
-where results overlap, the higher label wins, so a lesion inside the liver stays a lesion. A label
-that comes out empty is logged as a warning.
+Each label is its own mask. A voxel that its label loses becomes background (0); where results
+overlap, the higher label wins, so a lesion inside the liver stays a lesion. A label that comes out
+empty is logged as a warning.
 """
 
 from __future__ import annotations
