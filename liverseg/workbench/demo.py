@@ -47,10 +47,10 @@ def demo(
 ) -> None:
     """Segment a real CT with trained weights; train and evaluate on phantoms; write a report.
 
-    Weights and CT come with pip, once; without them the demo says so and goes on with phantoms,
-    and with a scan of your own. A second call fetches and trains nothing anew: it segments the
-    scan you name. Another bundle gets a folder of its own beside the first one's. Delete the
-    folder to start over.
+    Weights and CT come with pip, once; without them the demo says so and goes on with
+    phantoms, and with a scan of your own. A second call fetches and trains nothing anew: it
+    segments the scan you name. Another bundle gets its own folder beside the first one's.
+    Delete the folder to start over.
 
     Examples: liverseg demo; liverseg demo --scan ct.nii.gz; liverseg demo
     --bundle bundles/unet_liver

@@ -116,9 +116,7 @@ def split(
     out: Annotated[
         Path | None, typer.Option(help="File to write; FOLDER/dataset.json without it.")
     ] = None,
-    test_share: Annotated[
-        float, typer.Option(help="Share of the patients kept apart for testing.")
-    ] = 0.2,
+    test_share: Annotated[float, typer.Option(help="Share of the patients for testing.")] = 0.2,
     folds: Folds = 5,
     seed: Seed = 0,
 ) -> None:

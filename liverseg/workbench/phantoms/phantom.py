@@ -99,7 +99,7 @@ def make_phantom(
         noise_sd: standard deviation of the noise, in HU or in the units of the MRI.
 
     Raises:
-        InputError: for an argument outside what is said here.
+        InputError: for an argument outside these ranges.
     """
     if seed < 0:
         raise InputError(f"seed: found {seed}, expected a whole number from 0 on; choose another.")

@@ -90,7 +90,7 @@ def calibrate_study(
                 for fold, seed in product(study.folds, study.seeds)
             ]
 
-        runs(wanted.low)  # What is wrong with the choice is said before anything runs.
+        runs(wanted.low)  # A wrong choice is refused before anything runs.
         search = _open_search(f"sqlite:///{folder.trials}", name, study, wanted)
         while (count := len(_finished(search))) < wanted.trials:
             trial = search.ask()

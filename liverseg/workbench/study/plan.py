@@ -214,7 +214,7 @@ class _TablePlanner:
             if made:
                 derived[row] = made
             elif entry.column is not None:
-                # The row borrows the column's place for a number of its own.
+                # The row borrows the column's place for its own number.
                 column = entry.column
                 places[row] = {column: self._place(row, column, self.table.columns[column], entry)}
             else:

@@ -132,9 +132,9 @@ def run_all(
 ) -> dict[str, str]:
     """Run what is not done, several at once, and show how far it is.
 
-    Each command is a process of its own, with its output in the run's folder; the commands die with
-    this process. What is done is known from the files alone, so a killed study goes on where it was
-    when it is run again.
+    Each command is its own process, with its output in the run's folder; the commands die with
+    this process. What is done is known from the files alone, so a killed study goes on where it
+    was when it is run again.
 
     Args:
         runs: in this order.
@@ -229,7 +229,7 @@ class _Runner:
         started = time.monotonic()
         check_writable(run.folder)
         trainings = [step for step in steps(run) if step.trains]
-        # Models that were not kept are needed once more where an evaluation has been added.
+        # Models that were removed are needed once more where an evaluation has been added.
         if all(step.is_done() for step in trainings) and not any(
             (run.folder / "models").rglob("model.pt")
         ):

@@ -66,7 +66,7 @@ def train(
     The training is followed by a fine-tuning: batch norms of a few scans as different as these and
     phantoms have statistics that swing from batch to batch and fit none of them, until they are
     frozen and the weights fit them. Where labels, teacher or folds are not those that a training
-    was begun with, another is begun, and the one before is kept under its time.
+    was begun with, another is begun, and the one before stays under its time.
 
     Args:
         console: for what is going on.
@@ -93,7 +93,7 @@ def train(
     run_bundle(console, bundle, "training", ["train"], {**settings, **folders})
     start = {"pretrain_dir": first / "models"} if "pretrain_dir" in config else {}
     start = start or {"load_pretrain": first / "models" / "model.pt"}
-    # It has a rate and a length of its own.
+    # It has its own rate and length.
     kept = {name: value for name, value in settings.items() if name not in OF_ITS_OWN}
     folders = {"output_dir": second, "ckpt_dir": second / "models"}
     run_bundle(console, bundle, "training", ["train", "fine_tune"], {**kept, **folders, **start})
@@ -149,7 +149,7 @@ def _write_half(best: Path, path: Path, facts: Mapping[str, Any]) -> None:
     with atomic_write(path) as file:
         file.write(weights)
     record = best.with_suffix(".json")
-    # Weights that are several networks' together have none of their own.
+    # Weights of several networks together have no record.
     known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     write_json(
         path.with_suffix(".json"), {**known, "sha256": hashlib.sha256(weights).hexdigest(), **facts}

@@ -220,7 +220,7 @@ def _check_number(scans: Path, given: Mapping[str, Sequence[Item]], bare: Sequen
 
 
 def _check_masks(masks: Path) -> None:
-    """Refuse what was saved beside the masks under a name of its own, which nobody would read."""
+    """Refuse a file beside the masks under a name that nobody would read."""
     there = [path.name for path in masks.iterdir() if not is_hidden(path)] if masks.is_dir() else []
     recorded_scans(masks)
     known = recorded_masks(masks) | {SUMMARY}
