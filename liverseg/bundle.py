@@ -39,8 +39,8 @@ def require(version: str) -> ModuleType:
     if not is_version(version):
         raise InputError(
             f"{Path(liverseg.__file__).parent}: found liverseg {liverseg.__version__}, expected "
-            f"{version} for this bundle: run it in a process of its own, started in its folder if "
-            f"there is a liverseg in it, and else with liverseg {version} installed."
+            f"{version} for this bundle: run it in its own process, started in its folder if there "
+            f"is a liverseg in it, and else with liverseg {version} installed."
         )
     for part in ("chain", "data", "handlers", "networks"):
         importlib.import_module(f"liverseg.{part}")

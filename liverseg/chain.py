@@ -62,10 +62,10 @@ def run_rounds(
 ) -> None:
     """Fine-tune a trained network in rounds, each on labels of the round before, and keep the best.
 
-    Algorithm 1 of the cascade on LiTS. The id `run` with `--round N` labels patches with the model
-    of round N − 1 and trains in the folder `rounds/N`; round 0 is the model the rounds start from.
-    A round's metric is the best of its epochs on the validation scans. When the rounds end, the
-    model of the best one is the `model.pt` of `ckpt_dir`, and `rounds.csv` lists them all.
+    Algorithm 1 of IJIES 2022. The id `run` with `--round N` labels patches with the model of round
+    N − 1 and trains in the folder `rounds/N`; round 0 is the model the rounds start from. A round's
+    metric is the best of its epochs on the validation scans. When the rounds end, the model of the
+    best one is the `model.pt` of `ckpt_dir`, and `rounds.csv` lists them all.
 
     Args:
         rounds: at most this many.
