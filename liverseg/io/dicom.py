@@ -368,7 +368,7 @@ def _join_singles(by_series: dict[tuple[str, ...], dict[Path, list[Slice]]]) -> 
 
 
 def _with_damaged(found: list[Series], damaged: dict[Path, str]) -> list[Series]:
-    """Warn each series beside a file that cannot be read: it may lack that slice."""
+    """Give each series beside a file that cannot be read this problem: it may lack that slice."""
     for folder in {file.parent for file in damaged}:
         file = next(file for file in damaged if file.parent == folder)
         problem = damaged[file].replace(f"{file}: ", f"{file.name}: ")

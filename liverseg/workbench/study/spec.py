@@ -14,7 +14,16 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
 from monai.bundle import ConfigParser
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+)
+from pydantic_core import PydanticCustomError
 
 from liverseg.errors import InputError
 from liverseg.settings import check_name, nearest, read_setting
@@ -53,16 +62,17 @@ EXPECTED = {
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 
-def _empty(value: Any) -> Any:
-    """YAML reads a key without a value, `settings:` alone, as None."""
-    return {} if value is None else value
+def _each_once(numbers: list[int]) -> list[int]:
+    """Refuse a fold or seed that is there twice: its runs would be the same."""
+    if len(set(numbers)) < len(numbers):
+        raise PydanticCustomError("repeated", "each number once")
+    return numbers
 
 
-Settings = Annotated[dict[str, Any], BeforeValidator(_empty)]
-NamedSettings = Annotated[
-    dict[str, Annotated[dict[str, Any], Field(min_length=1)]], BeforeValidator(_empty)
-]
+Settings = dict[str, Any]
+NamedSettings = dict[str, Annotated[Settings, Field(min_length=1)]]
 Numbers = Annotated[list[int], Field(min_length=1)]
+UniqueNumbers = Annotated[Numbers, AfterValidator(_each_once)]
 Names = Annotated[list[str], Field(min_length=1)]
 
 
@@ -111,12 +121,12 @@ class Table(BaseModel):
 
     model_config = STRICT
     title: str | None = None
-    where: Annotated[Place, BeforeValidator(_empty)] = Place()
+    where: Place = Place()
     columns: dict[str, Place] = {}
     rows: dict[str, Place] = {}
     reference: str | None = None
     paper: dict[str, list[int | float | None]] = {}
-    folds: Numbers | None = None
+    folds: UniqueNumbers | None = None
 
 
 def _by_name(tables: Any) -> Any:
@@ -143,8 +153,8 @@ class Spec(BaseModel):
     losses: NamedSettings = {}
     evaluations: NamedSettings = {}
     settings: Settings = {}
-    folds: Numbers = [0]
-    seeds: Numbers = [0]
+    folds: UniqueNumbers = [0]
+    seeds: UniqueNumbers = [0]
     keep_models: bool = True
     tables: Annotated[dict[str, Table | None], Field(min_length=1), BeforeValidator(_by_name)]
 
@@ -295,7 +305,9 @@ def _message(model: type[BaseModel], place: str, error: Any) -> str:
     expected = EXPECTED.get(error["type"]) or error["msg"].removeprefix("Input should be ")
     if error["type"] == "too_short":
         expected = f"entries, {error['ctx']['min_length']} or more"
-    return f"{section}: {key}: found {error['input']!r}, expected {expected}: write it so."
+    # YAML reads a key with nothing after it as None.
+    found = "nothing" if error["input"] is None else repr(error["input"])
+    return f"{section}: {key}: found {found}, expected {expected}: write it so."
 
 
 def _check_data(place: str, data: Data) -> None:
