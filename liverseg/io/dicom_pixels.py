@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from liverseg.errors import InputError
-from liverseg.io.dicom_slices import read_dataset, uid_name, unreadable, value_of
+from liverseg.io.dicom_header import read_dataset, uid_name, unreadable, value_of
 
 RLE_LOSSLESS = "1.2.840.10008.1.2.5"
 PIXELS = [

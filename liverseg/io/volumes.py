@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from liverseg.errors import InputError
-from liverseg.io.dicom import grid_of, read_voxels, series_at
+from liverseg.io.dicom import series_at
+from liverseg.io.dicom_voxels import grid_of, read_voxels
 from liverseg.io.nifti import read_nifti, read_nifti_grid, write_nifti
 from liverseg.io.paths import nifti_suffix
 from liverseg.io.volume import Volume

@@ -19,10 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from liverseg.errors import InputError
-from liverseg.io.dicom import grid_of, read_voxels, series_at, stack
+from liverseg.io.dicom import series_at
+from liverseg.io.dicom_header import require_pydicom
 from liverseg.io.dicom_pixels import read_pixels
 from liverseg.io.dicom_series import Series
-from liverseg.io.dicom_slices import require_pydicom, slices_of
+from liverseg.io.dicom_slices import slices_of
+from liverseg.io.dicom_voxels import grid_of, read_voxels, stack
 from liverseg.io.paths import is_hidden
 from liverseg.workbench.datasets.layout import (
     LIVER_AND_LESION,
