@@ -19,7 +19,8 @@ from liverseg.files import atomic_write
 from liverseg.io.paths import absolute
 from liverseg.workbench.study.folder import StudyFolder
 from liverseg.workbench.study.results import check_metric
-from liverseg.workbench.study.spec import Bundle, Place, Study, Table, check_choice
+from liverseg.workbench.study.schema import Place, Table, check_choice
+from liverseg.workbench.study.spec import Bundle, Study
 
 # The setting of the bundles that chooses one of their `postprocessings`.
 POSTPROCESSING = "postprocessing"
