@@ -156,7 +156,7 @@ def _command(alias: str, run_id: str) -> Command:
     command = running_command()
     if command is None:
         raise InputError(
-            f"{alias}: found another program than MONAI's `run` or `create_workflow`, whose "
+            f"{alias}: found a program other than MONAI's `run` or `create_workflow`, whose "
             f"settings it repeats for each network: run the id `{run_id}` for one after the other."
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -67,7 +67,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BufferedRandom]:
                 "make it or choose another."
             ) from error
         raise NotSavedError(
-            f"{path}: could not be saved ({reason}), what was there before is kept: free some "
+            f"{path}: could not be saved ({reason}), what was there before stays: free some "
             "space or choose another folder."
         ) from error
 

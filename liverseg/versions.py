@@ -121,7 +121,7 @@ def new_version(bundle: Path, **facts: Any) -> Version:
 def version_in_use(bundle: Path) -> str | None:
     """Return the name of the version in use.
 
-    `None` where there are no weights, or they are of no version.
+    `None` where there are no weights, or where no version made them.
     """
     link = _versions(bundle) / "in_use"
     files = model_files(bundle / "models")
@@ -231,7 +231,7 @@ def rollback(bundle: Path) -> str:
 def evaluate(bundle: Path, weights: Path, version: Version, output_dir: Path) -> dict[str, float]:
     """Evaluate weights on the validation scans of a version, with the bundle's own evaluate.json.
 
-    What cleans the masks is that of inference.json, so that the masks are those that people get.
+    The postprocessing is that of inference.json, so that the masks are those that people get.
 
     Args:
         bundle: the bundle's folder.

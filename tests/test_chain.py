@@ -181,7 +181,7 @@ def test_outside_monais_workflows_the_way_to_run_one_network_is_named(tmp_path):
         ("iterate", "rounds", lambda: run_stages(STAGES, "iterate", "rounds")),
         ("rounds", "run", lambda: run_rounds(3, tmp_path / "models")),
     ]:
-        said = f"{alias}: found another program than MONAI's `run` or `create_workflow`.*run the id `{run_id}`"
+        said = f"{alias}: found a program other than MONAI's `run` or `create_workflow`.*run the id `{run_id}`"
         with pytest.raises(InputError, match=said):
             chain()
 

@@ -79,8 +79,8 @@ def read_datalist(datalist: str | os.PathLike[str]) -> Datalist:
     for item in sections.get("training", ()) if with_fold else ():
         if "fold" not in item:
             raise InputError(
-                f"{path}: {item['place']} has no fold, expected one as others "
-                "have: give each or none one."
+                f"{path}: {item['place']} has no fold, expected one as the others have: "
+                "give one to each or to none."
             )
     _check_patients_apart(path, sections)
     for item in every:
@@ -322,9 +322,8 @@ def _check_patients_apart(path: Path, sections: Mapping[str, Sequence[Item]]) ->
             )
             if same_name and (there != group or (section == "training" and will_be_split)):
                 raise InputError(
-                    f"{path}: {other['place']} and {here} are both called {patient} and "
-                    "have no patient, expected to know whether they are of the same one: "
-                    'give each item its "patient".'
+                    f"{path}: {other['place']} and {here} are both called {patient} and have no "
+                    'patient, expected one for each, the same or not: give each item its "patient".'
                 )
             if there != group:
                 raise InputError(

@@ -99,7 +99,7 @@ class BestModel:
         if self.path.is_file() and not self._comparable_record():
             made = datetime.fromtimestamp(self.path.stat().st_mtime)
             kept = self.path.with_name(f"model_{made:%Y-%m-%dT%H-%M-%S}.pt")
-            logger.info("%s was validated on other scans, so it is kept as %s.", self.path, kept)
+            logger.info("%s was validated on other scans, so it stays as %s.", self.path, kept)
             os.replace(self.path, kept)
         model = self.network.state_dict()
         with atomic_write(self.path) as file:

@@ -49,7 +49,7 @@ class Localiser:
     """Find a target in volumes with a localisation network, and a prior of where in the crop it is.
 
     The first stage of the cascade of IJIES 2022 (sections 3.3, 3.4 and 3.9): its network's mask,
-    post-processed, gives the region of interest; a box or Grad-CAM is the prior of the tuning
+    postprocessed, gives the region of interest; a box or Grad-CAM is the prior of the tuning
     network. The prior "box" is 1 inside the box around the mask, widened by `box_margin_mm`;
     "gradcam" is Grad-CAM; "none" is 1 everywhere.
 

@@ -223,8 +223,8 @@ def _tilted(slices: Sequence[Slice]) -> str:
         np.linalg.norm((slices[-1].position - slices[0].position) @ slices[0].orientation.T)
     )
     return (
-        f"the last slice lies {aside_mm:.1f} mm beside the first, as where the gantry was tilted; "
-        "the slices were shifted within their planes onto a grid with perpendicular axes."
+        f"the last slice lies {aside_mm:.1f} mm beside the first, as with a tilted gantry; the "
+        "slices were shifted within their planes onto a grid with perpendicular axes."
     )
 
 

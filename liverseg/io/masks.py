@@ -30,11 +30,11 @@ class MaskFolder:
 
     The mask of a scan is `<scan>_<postfix><suffix>`, the scan called by its file or folder, without
     the suffix. Where another scan of this run is called so too, or the name is that of a mask which
-    is another scan's or of which nobody knows whose it is, as many folders above the scan are put
-    before it as tell them apart: `s0001_ct_liver.nii.gz`. Where no folder does, as for `a.nii`
-    beside `a.nii.gz`, a short sha256 of the path follows: `a_1b2c3d4e_liver.nii.gz`. Upper and
-    lower case are the same here, as they are in the folders of macOS and Windows. A scan that comes
-    again, in this run or a later one, replaces its own mask.
+    is another scan's or of no known scan, as many folders above the scan are put before it as tell
+    them apart: `s0001_ct_liver.nii.gz`. Where no folder does, as for `a.nii` beside `a.nii.gz`, a
+    short sha256 of the path follows: `a_1b2c3d4e_liver.nii.gz`. Upper and lower case are the same
+    here, as they are in the folders of macOS and Windows. A scan that comes again, in this run or a
+    later one, replaces its own mask.
 
     What belongs to whom is in the folder's `summary.json`. Its `scans` is a list with, for each
     scan,
@@ -276,7 +276,7 @@ def class_names(metadata: Mapping[str, Any]) -> dict[int, str]:
     None where that does not say.
     """
     data_format = metadata.get("network_data_format", {})
-    # As the schema has it: the first where post-processing changes what the network gives.
+    # As the schema has it: the first where postprocessing changes what the network gives.
     outputs = data_format.get("post_processed_outputs") or data_format.get("outputs", {})
     output: dict[str, Any] = next(iter(outputs.values()), {})
     return {int(value): name for value, name in output.get("channel_def", {}).items()}

@@ -250,14 +250,14 @@ def _choose(
         return affine, [
             f"its sform and qform are up to {apart_mm:.1f} mm apart: it is read by its {taken}, as "
             f"ITK and 3D Slicer do, and programs that go by its {other} show its mask elsewhere, "
-            "until it is saved anew from 3D Slicer"
+            "until it is saved again from 3D Slicer"
         ]
     if affine is not sform:
         return affine, [
             f"its sform has voxels of {_sizes(nib.affines.voxel_sizes(sform))} mm and its "
             f"pixdim of {_sizes(sizes_mm)} mm: it is read by its pixdim, as ITK and 3D "
             "Slicer do, and programs that go by its sform show its mask elsewhere, until it "
-            "is saved anew from 3D Slicer"
+            "is saved again from 3D Slicer"
         ]
     if shear_degrees and qform is None:
         return affine, [
@@ -292,7 +292,7 @@ def _form(
 def _no_place(path: str | os.PathLike[str], found: str) -> InputError:
     return InputError(
         f"{path}: its header has {found}, expected three axes in space of finite length: save it "
-        "anew from 3D Slicer, if it lies right there, or make it anew from DICOM."
+        "again from 3D Slicer if it lies in the right place there, or convert it again from DICOM."
     )
 
 

@@ -160,7 +160,7 @@ def _check_ct(sample: np.ndarray) -> tuple[str, str] | None:
             "for MR, or convert it to HU",
         )
     if sample.min() >= FAT_AND_AIR_HU and _not_hu(sample - 1024) is None:
-        reason += ", and they are 1024 too high, as where the rescale intercept is lost"
+        reason += ", and they are 1024 too high, as when the rescale intercept is lost"
     return "intensities", f"a CT in HU ({reason}): convert it, or take a model for its modality"
 
 

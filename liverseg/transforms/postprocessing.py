@@ -1,4 +1,4 @@
-"""Post-processing of label maps: Algorithms 1, 2 and 3 of the papers, per label, exact and fast.
+"""Postprocess label maps, per label, exact and fast: Algorithms 1, 2 and 3 of Furtado 2021.
 
 All work on label maps (1, H, W, D) of any bool, integer or floating type that hold whole numbers,
 as torch tensors, MetaTensors or NumPy arrays, and return the same type, with the same metadata.
@@ -223,8 +223,8 @@ class CleanSlices(_PerLabel):
     (Algorithm 3). The rules for borders, equal sizes and empty results are those of
     `ErodeKeepLargestDilate` and `SmoothEdges`.
 
-    With the papers' three axes a concave organ loses true parts, and a volume of fewer than three
-    slices comes out empty; `axes=(2,)` cleans the axial slices alone.
+    With all three axes, as in the paper, a concave organ loses true parts, and a volume of fewer
+    than three slices comes out empty; `axes=(2,)` cleans the axial slices alone.
 
     Args:
         radius: of the disk, in pixels.

@@ -48,7 +48,7 @@ def demo(
     """Segment a real CT with trained weights; train and evaluate on phantoms; write a report.
 
     Weights and CT come with pip, once; without them the demo says so and goes on with
-    phantoms, and with a scan of your own. A second call fetches and trains nothing anew: it
+    phantoms, and with a scan of your own. A second call fetches and trains nothing again: it
     segments the scan you name. Another bundle gets its own folder beside the first one's.
     Delete the folder to start over.
 

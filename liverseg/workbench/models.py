@@ -62,7 +62,7 @@ def list_(bundle: BundleName) -> None:
         console.print(table)
     if in_use is None:
         found = versions.model_files(folder / "models")
-        console.print("The model in use is of no version." if found else "No model is in use.")
+        console.print("The model in use comes from no version." if found else "No model is in use.")
 
 
 @app.command()

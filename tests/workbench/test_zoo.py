@@ -172,7 +172,7 @@ NOT_MERGED = "no models/model.pt, which MONAI's model zoo and ckpt_export ask fo
 @pytest.mark.parametrize(
     ("folders", "words"),
     [
-        ([], ["no weights, for there are none in bundles/deeplabv3_liver/models"]),
+        ([], ["no weights: there are none in bundles/deeplabv3_liver/models"]),
         ([""], ["with the weights models/model.pt"]),
         (
             ["", "lesion/axial", "liver/localise"],

@@ -115,8 +115,7 @@ def check_case(
     if unknown := [str(value) for value in sorted(counts) if str(value) not in names]:
         more = f" and {len(unknown) - 5} others" if len(unknown) > 5 else ""
         found.broken.append(
-            f"the label holds {', '.join(unknown[:5])}{more}, which stands "
-            "for nothing in this data set"
+            f"the label holds {', '.join(unknown[:5])}{more}, which names no class of this data set"
         )
     livers = [int(value) for value, name in names.items() if name.strip().lower() == "liver"]
     mask = np.isin(label, livers) if livers else label > 0

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from liverseg.workbench.datasets.layout import Layout
 
 app = typer.Typer(
-    help="Write phantoms, take up public data sets as they are downloaded, split "
+    help="Write phantoms, convert public data sets as they are downloaded, split "
     "a folder, check a data set.",
     no_args_is_help=True,
 )

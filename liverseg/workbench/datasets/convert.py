@@ -67,7 +67,7 @@ def convert(layout: Layout, root: Path, out: Path, num_folds: int, seed: int) ->
     _complain(
         reports,
         out,
-        f"left out, and dataset.json is not written for want of patients ({num_folds} folds)",
+        f"left out, and dataset.json is not written, with too few patients ({num_folds} folds)",
     )
     return path
 

@@ -60,7 +60,7 @@ def write_phantoms(
     """Write phantoms as pairs of NIfTI files: the scan as int16, its labels as uint8.
 
     A case that is there already, made by this version with the same arguments, is left as it is;
-    one that is truncated or made otherwise is written anew. Files appear whole or not at all.
+    one that is truncated or made otherwise is written again. Files appear whole or not at all.
 
     Args:
         out_dir: folder for the files, made where missing.

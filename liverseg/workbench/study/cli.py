@@ -10,7 +10,7 @@ import typer
 from liverseg.errors import InputError
 
 app = typer.Typer(
-    help="Compare networks, losses and post-processing in one command.", no_args_is_help=True
+    help="Compare networks, losses and postprocessing in one command.", no_args_is_help=True
 )
 
 StudyFile = Annotated[
@@ -40,7 +40,7 @@ def run(
 ) -> None:
     """Train and evaluate all that the study's tables need, then write tables, plots and index.html.
 
-    What is done is not done again: after a stop, in whatever way, give the same command.
+    What is done is not done again: after any stop, give the same command.
 
     Examples: liverseg study run quick.yaml; liverseg study run paper_a.yaml --out results/paper_a
     """
@@ -80,7 +80,7 @@ def run(
 
 @app.command()
 def tables(folder: Annotated[Path, typer.Argument(help="Folder of a study, its --out.")]) -> None:
-    """Write the tables, plots and index.html of a study anew from what is there, and run nothing.
+    """Write the tables, plots and index.html of a study again from what is there, and run nothing.
 
     Example: liverseg study tables studies_out/quick
     """

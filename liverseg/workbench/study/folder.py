@@ -60,7 +60,7 @@ class StudyFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder for this process, until it ends in whatever way.
+        """Hold the folder for this process, until it ends.
 
         Raises:
             InputError: when another process holds it, or it cannot be written.
@@ -72,8 +72,8 @@ class StudyFolder:
         except Timeout as error:
             raise InputError(
                 f"{self.path}: another study runs in this folder (process "
-                f"{path.read_text().strip() or 'unknown'}): wait for its end, or give another "
-                "folder with --out."
+                f"{path.read_text().strip() or 'unknown'}): wait until it ends, or give "
+                "another folder with --out."
             ) from error
         try:
             path.write_text(f"{os.getpid()}\n")

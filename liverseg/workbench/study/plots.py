@@ -123,7 +123,7 @@ def overlays(
 ) -> Iterator[tuple[str, str, bytes]]:
     """Yield the best and the worst case of each data set and task: name, caption, PNG.
 
-    Of the network and loss with the best mean IoU of the cases, without post-processing.
+    Of the network and loss with the best mean IoU of the cases, without postprocessing.
     """
     rows = results[
         (results["evaluation"] == "none") & (results["case"] != "") & (results["metric"] == "iou")

@@ -149,7 +149,7 @@ class _Reader:
             return Value(metric, np.nanmean(np.array(values), axis=0), cases)
 
     def _number(self, run: str, metric: str, evaluations: Sequence[str]) -> float:
-        """Return the value of a run; with several post-processings, their seconds add up."""
+        """Return the value of a run; with several kinds of postprocessing, their seconds add up."""
         kind, _, of = metric.partition(":")
         names = evaluations if kind in SECONDS else [""] if kind in OF_TRAINING else evaluations[:1]
         return sum(self.numbers[run, name, kind, of] for name in names)

@@ -148,7 +148,7 @@ def build(
     print(
         f"with the weights {', '.join(weights)}"
         if weights
-        else f"no weights, for there are none in {folder / 'models'}"
+        else f"no weights: there are none in {folder / 'models'}"
     )
     if weights and "models/model.pt" not in weights:
         print("no models/model.pt, which MONAI's model zoo and ckpt_export ask for")
@@ -184,8 +184,8 @@ def render(
         print(path)
     if check and changed:
         raise InputError(
-            f"{len(changed)} configs: found them other than their sources say, expected the same: "
-            "change the sources, and run liverseg zoo render."
+            f"{len(changed)} configs: found differences from their sources, expected none: change "
+            "the sources, and run liverseg zoo render."
         )
     print(
         "All configs are as their sources say."

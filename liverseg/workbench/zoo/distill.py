@@ -129,8 +129,7 @@ def _begin(console: Console, folder: Path, trained_on: Mapping[str, Any]) -> Non
         kept = folder.with_name(f"training_{datetime.now():%Y-%m-%dT%H-%M-%S}")
         folder.rename(kept)
         console.print(
-            "The labels are others than before: a new training begins, and "
-            f"{kept} keeps the last one."
+            f"The labels have changed: a new training begins, and {kept} keeps the last one."
         )
     check_writable(folder)
     write_json(record, trained_on)

