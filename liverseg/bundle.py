@@ -1,4 +1,4 @@
-"""What the expressions of a bundle's config call."""
+"""Check versions and read options, for the expressions of a bundle's config."""
 
 from __future__ import annotations
 

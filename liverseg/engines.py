@@ -1,4 +1,4 @@
-"""Go through many scans, of which a bad one does not end the others."""
+"""Go through many scans; one that fails does not end the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kinds of values that the settings at the top of the bundles' configs take."""
+"""Define the kinds of values that the settings at the top of the bundles' configs take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The versions of a bundle's model: what was trained, how good it is, and which of them is in use.
+"""Manage the versions of a bundle's model: trained, evaluated, and one of them in use.
 
 A version is a folder `models/versions/<id>` with the files that a training writes into `models/`,
 and `version.json`, which says what it was made from and what it reached. `models/versions/in_use`

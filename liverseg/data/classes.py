@@ -1,4 +1,4 @@
-"""Whether a set of labels can teach the classes of a network."""
+"""Check that a set of labels can teach the classes of a network."""
 
 from __future__ import annotations
 

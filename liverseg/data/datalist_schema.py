@@ -22,7 +22,7 @@ OF_NNUNET = ("channel_names", "file_ending")
 
 @dataclass(frozen=True)
 class Datalist:
-    """What a datalist says, the same whatever form it was written in.
+    """The content of a datalist, the same whatever form it was written in.
 
     Attributes:
         path: its absolute path.

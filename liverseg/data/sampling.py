@@ -1,4 +1,4 @@
-"""Batches of different patients, and epochs of a fixed number of them."""
+"""Draw batches of different patients, and epochs of a fixed number of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names of segments: which of them mean the same, and which are known at all."""
+"""Compare the names of segments: which mean the same, and which are known at all."""
 
 from __future__ import annotations
 

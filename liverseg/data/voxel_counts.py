@@ -1,4 +1,4 @@
-"""How many voxels each class has in a training set, counted once and remembered."""
+"""Count the voxels of each class in a training set once, and remember them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Class weights from the voxel counts of a training set."""
+"""Compute class weights from the voxel counts of a training set."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class SegmentationReport:
-    """Handler of MONAI's `SupervisedEvaluator` that writes ``cases.csv`` and ``summary.json``.
+    """Write ``cases.csv`` and ``summary.json``; a handler of MONAI's `SupervisedEvaluator`.
 
     ``cases.csv`` has a row per case and foreground class with the values of
     `liverseg.metrics.case_metrics`; a value that does not exist (the distance to an empty mask) is

@@ -1,4 +1,4 @@
-"""Load a network's weights when a run starts, and not already when its config is read."""
+"""Load a network's weights when a run starts, not when its config is read."""
 
 from __future__ import annotations
 

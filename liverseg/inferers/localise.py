@@ -30,7 +30,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 class Localisation(NamedTuple):
-    """What `Localiser` gives.
+    """The result of `Localiser`.
 
     Args:
         mask: of the target, uint8, (1, H, W, D), on the grid of the volume.

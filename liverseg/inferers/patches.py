@@ -1,4 +1,4 @@
-"""Predict training volumes, for patches with labels of the network's own."""
+"""Predict training volumes, to cut patches with the network's own labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pixels of a DICOM file as they are stored, and which of them stand for no measurement."""
+"""Read the stored pixels of a DICOM file, and which of them stand for no measurement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A loss that counts clicked voxels more than others, so that a network does what a click says."""
+"""Count clicked voxels more than others in a loss, so that a network follows clicks."""
 
 from __future__ import annotations
 

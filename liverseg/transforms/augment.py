@@ -1,4 +1,4 @@
-"""Random changes that MONAI has none for: lesions, thick slices, scans that end in the organ."""
+"""Change scans at random as MONAI does not: lesions, thick slices, scans that end in the organ."""
 
 from __future__ import annotations
 

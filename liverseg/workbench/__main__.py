@@ -1,4 +1,4 @@
-"""The command `liverseg`, which says what to install where one of its packages is missing."""
+"""Run the command `liverseg`, and say what to install where a package is missing."""
 
 from __future__ import annotations
 

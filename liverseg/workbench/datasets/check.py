@@ -40,7 +40,7 @@ DIRECTIONS = ("left-right", "front-back", "head-foot")
 
 @dataclass
 class CaseCheck:
-    """What `check_case` finds of one case.
+    """The findings of `check_case` on one case.
 
     Attributes:
         facts: shape, spacing, orientation, intensities, voxels of each label, and of the liver

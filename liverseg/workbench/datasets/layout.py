@@ -1,4 +1,4 @@
-"""What the converters have in common: a case on disk, a layout, and how its files are found."""
+"""Describe how a data set lies on disk: its cases, its layout, and how to find its files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIVER_AND_LESION = {"0": "background", "1": "liver", "2": "lesion"}
 
 
 class Volume(NamedTuple):
-    """What a case of DICOM files holds.
+    """The content of a case of DICOM files.
 
     Attributes:
         image: (X, Y, Z), HU or intensities.

@@ -1,4 +1,4 @@
-"""The course of a training as a picture."""
+"""Draw the course of a training."""
 
 from __future__ import annotations
 

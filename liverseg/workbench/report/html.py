@@ -1,4 +1,4 @@
-"""One HTML file with everything that a run of the demo came to."""
+"""Write one HTML file with all results of a demo run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The surface of a mask, lit."""
+"""Draw the surface of a mask, lit."""
 
 from __future__ import annotations
 

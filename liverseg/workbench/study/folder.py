@@ -1,4 +1,4 @@
-"""Where the files of a study are."""
+"""Name the files of a study."""
 
 from __future__ import annotations
 

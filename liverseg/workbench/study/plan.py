@@ -1,4 +1,4 @@
-"""From a study to its runs, and to what each place of each table is made of."""
+"""Plan a study: its runs, and what each place of each table is made of."""
 
 from __future__ import annotations
 

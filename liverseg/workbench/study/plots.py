@@ -1,4 +1,4 @@
-"""Pictures of a study: bars, training curves, and the best and worst cases with their masks."""
+"""Draw a study: bars, training curves, and the best and worst cases with their masks."""
 
 from __future__ import annotations
 

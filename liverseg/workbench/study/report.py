@@ -1,4 +1,4 @@
-"""The tables of a study as CSV, Markdown and, with its pictures, as one page."""
+"""Write the tables of a study as CSV, Markdown and, with its pictures, as one page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the runs of a study reached, read out of the files that the bundles wrote."""
+"""Read the results of a study's runs from the files that the bundles wrote."""
 
 from __future__ import annotations
 

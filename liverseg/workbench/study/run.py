@@ -190,7 +190,7 @@ def _is_done(run: Run) -> bool:
 
 
 class _Runner:
-    """Runs the commands of a run, on one of the GPUs or some of the CPU cores."""
+    """Run the commands of a run, on one of the GPUs or some of the CPU cores."""
 
     def __init__(self, workers: int | None, keep_models: bool, progress: Progress) -> None:
         self.gpus = _visible_gpus()

@@ -1,4 +1,4 @@
-"""The tables of a study: our numbers, the paper's beside them, and a paired test."""
+"""Compute the tables of a study: our numbers, the paper's beside them, and a paired test."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def compute_table(results: pd.DataFrame, name: str, plan: Mapping[str, Any]) -> 
 
 
 class _Reader:
-    """Reads the places of a table out of the results."""
+    """Read the places of a table out of the results."""
 
     def __init__(self, results: pd.DataFrame, table: StudyTable) -> None:
         self.table = table

