@@ -20,13 +20,13 @@ __all__ = ["choose", "is_true", "local_device", "require", "select_device", "syn
 def require(version: str) -> ModuleType:
     """Return the package liverseg, once its version and the command are checked.
 
-    From a `python -m monai.bundle` command line, errors in the user's input are from here on
-    printed as one message; set LIVERSEG_TRACEBACK=1 to see where they came from. Its log takes any
-    character, also where the terminal does not.
+    On a `python -m monai.bundle` command line, errors in the user's input are printed as one
+    message from here on; set LIVERSEG_TRACEBACK=1 to see where they came from. The log takes any
+    character, even where the terminal does not.
 
     Args:
-        version: `MAJOR.MINOR`, as in the config; in an archive with the patch, for the
-            code is in the archive.
+        version: `MAJOR.MINOR`, as in the config; an archive adds the patch number,
+            as it holds the code.
 
     Raises:
         InputError: when the liverseg found is of another version, and as `check_command`.

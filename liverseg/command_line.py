@@ -1,8 +1,8 @@
 """Check what MONAI is asked to do with a bundle's config, before any of it is done.
 
 MONAI takes any name for a setting and any part of a config for something to run, and its command
-line makes Python of whatever looks like it. A config that asks for liverseg first gets this checked
-here, typed or called from Python.
+line reads as Python whatever looks like it. A config that asks for liverseg first gets all this
+checked here, typed or called from Python.
 """
 
 from __future__ import annotations
@@ -87,8 +87,7 @@ _commands: WeakKeyDictionary[ConfigWorkflow, Command] = WeakKeyDictionary()
 def check_command() -> None:
     """Check the command that a config is initialised for, and read its settings into the config.
 
-    Nothing is checked where a config is used in another way than by MONAI's commands
-    or `create_workflow`.
+    Nothing is checked where a config is used without MONAI's commands or `create_workflow`.
 
     Raises:
         InputError: for an id that runs nothing, a setting that the config does not use, and a

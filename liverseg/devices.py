@@ -13,7 +13,7 @@ def select_device(name: str | int | torch.device | None = None) -> torch.device:
     """Return the device called `name`, or the first GPU if there is one and else the CPU.
 
     Raises:
-        InputError: for a name that is none, and for a CUDA device that is not there.
+        InputError: for an unknown name, and for a CUDA device that is not there.
     """
     if name is None:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")

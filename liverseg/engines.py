@@ -32,8 +32,8 @@ LISTED = 10
 class ScanDataset(Dataset):
     """Load items as MONAI's `Dataset`; a bad one becomes a failed scan for `ScanEvaluator`.
 
-    A data set of one item raises its error, for there are no others to go on with. A batch is one
-    item.
+    A data set of one item raises its error, as there is no other to go on with.
+    A batch is one item.
 
     Args:
         data: items with at least `image`, a path.

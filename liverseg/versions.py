@@ -76,7 +76,7 @@ class Version:
 def model_files(folder: Path) -> list[Path]:
     """Return the files of the model in `folder`, by their paths in it.
 
-    Versions and rounds of a training are none.
+    Those of versions and of rounds do not count.
     """
     found = (path.relative_to(folder) for name in FILES for path in folder.rglob(name))
     return sorted(path for path in found if not {"versions", "rounds"} & set(path.parts))

@@ -125,8 +125,8 @@ def load_datalist(
             own `validation` list) or `"test"`.
         fold: the fold held out for validation. Items without a fold are first split into five by
             patient.
-        classes: as for `MapLabelsd`; with them, the labels are looked at as `check_label_names` and
-            `check_classes` do.
+        classes: as for `MapLabelsd`; with them, `check_label_names` and
+            `check_classes` check the labels.
         labelled: each scan must have a label.
 
     Returns:

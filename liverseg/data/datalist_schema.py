@@ -54,7 +54,7 @@ def patient_of(item: Mapping[str, Any]) -> str:
 def read_datalist(datalist: str | os.PathLike[str]) -> Datalist:
     """Read a datalist in the Medical Segmentation Decathlon's form.
 
-    Whether its files are there is not looked at.
+    It does not look whether the files are there.
 
     Raises:
         InputError: for a file that is missing or no datalist, an item of another form, one without

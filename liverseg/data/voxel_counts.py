@@ -39,9 +39,9 @@ def count_voxels(
     """Return the voxels of each class in all labels of `data`, float64, shape (num_classes,).
 
     With `datalist`, what each label file holds is remembered beside it, `dataset.json` in
-    `dataset.voxel_counts.json`: a file is read again only when its size or time of change is
-    another. As that is stored by file value, other folds and other classes count anew without
-    reading, and entries that come into the datalist are read once.
+    `dataset.voxel_counts.json`: a file is read again only when its size or time of change differs.
+    As that is stored by file value, other folds and other classes count anew without reading, and
+    entries that come into the datalist are read once.
 
     Args:
         data: items with `label`.

@@ -24,7 +24,7 @@ class Overlays:
 
     `overlays/case_1.png`, … in `output_dir` show the best so far; TensorBoard's files in
     `output_dir` keep each one. A picture shows the slice along the last axis in which the label is
-    largest. It bears no name, which may tell of a patient.
+    largest. It shows no name, which could identify a patient.
 
     Put it after `Checkpoints`, which keeps the best metric in the engine's state.
 

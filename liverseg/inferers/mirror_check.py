@@ -39,11 +39,11 @@ NO_CLICKS = torch.empty(1, 0, 4)
 class MirrorCheckInferer(VolumeInferer):
     """Segment with another inferer, and flag scans that seem to be mirrored.
 
-    Networks know left from right: of a mirrored scan they find parts of the liver, and what is
-    none. So the scan mirrored from left to right is segmented too. It gets the flag "mirrored" if a
-    liver is in its mirror image, on the right of the body, that is `LARGER` times as large, or
-    larger at all where next to nothing is found in the scan or not well on the right. The labels
-    stay what they are, and pieces apart from the largest do not count.
+    Networks know left from right: in a mirrored scan they find parts of the liver, and tissue that
+    is not liver. So the scan mirrored from left to right is segmented too. It gets the flag
+    "mirrored" if a liver is in its mirror image, on the right of the body, that is `LARGER` times
+    as large, or larger at all where next to nothing is found in the scan or not well on the right.
+    The labels stay what they are, and pieces apart from the largest do not count.
 
     Scans that show less body than a liver are not looked at twice, nor those whose intensities are
     flagged, which no network knows, nor those with clicks of an annotator, who has seen the mask.

@@ -12,10 +12,7 @@ LEVELS = 3
 
 
 class PreactivationUNet3D(nn.Module):
-    """Segment the liver, or lesions in it, with the networks of Tang et al.
-
-    "Whole liver segmentation based on deep learning and manual adjustment for clinical use in
-    SIRT", Eur J Nucl Med Mol Imaging 47, 2020.
+    """Segment the liver, or lesions in it, with the networks of Tang et al. 2020.
 
     Three resolutions and the bottom, two convolutions each; every convolution but the first follows
     instance norm and leaky ReLU. Feature maps lose voxels at their border on the way, so the logits

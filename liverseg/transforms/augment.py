@@ -21,7 +21,7 @@ class RandSyntheticLesionsd(RandomizableTransform, MapTransform):
     Their number is drawn from 1 to `max_lesions`, radii from `radius_mm` with small ones as likely
     as large ones on a logarithmic scale, each axis of a lesion stretched by up to a third. A third
     of them have a rim of the opposite sign. Lesions that leave the organ are cut off at its border.
-    Where the organ is not to be seen nothing is drawn.
+    Where the organ is not visible, nothing is drawn.
 
     Args:
         keys: images (C, H, W) or (C, H, W, D), float; they are changed in place.

@@ -22,7 +22,7 @@ CLICKS = "clicks"  # key of the metadata of an image
 class AddClicksd(MapTransform):
     """Write an annotator's clicks into the image's metadata, in mm.
 
-    There no later turn or crop of the voxels moves them.
+    In mm, no later turn or crop of the voxels moves them.
 
     They become `meta["clicks"]`, float64 of shape (N, 4): x, y, z in mm and the index of the class.
     Use it right after loading. MONAI's `AddGuidanceFromPointsDeepEditd` scales voxel indices by the
@@ -105,8 +105,7 @@ class SimulateClickd(MapTransform):
 
     The class is drawn among those that were missed somewhere, then a voxel of it with odds of
     exp(depth) − 1, the depth being the distance to the nearest voxel that is not such an error: the
-    middle of large errors. That is the rule of Diaz-Pinto et al., "DeepEdit: Deep Editable Learning
-    for Interactive Segmentation of 3D Medical Images" (2022) and of MONAI's
+    middle of large errors. That is the rule of Diaz-Pinto et al. 2022 and of MONAI's
     `AddRandomGuidanceDeepEditd`, with one click at a time. MONAI's is no use in batches: what it
     leaves unclicked gets the clicks of the sample before, and lists of clicks of different lengths
     do not collate. Here the click is drawn straight into the image's channels.

@@ -111,9 +111,9 @@ def check_intensities(image: np.ndarray, modality: str) -> tuple[str, str] | Non
     None where nothing does.
 
     A CT in HU has voxels of fat or air, and most of what is no air is soft tissue. That finds HU
-    with 1024 or another number added, scaled to 0…1 or 0…255 or negated, and MR. An MR image of
-    which it is true is a CT, and one with four bright corners is negated; its scale means nothing.
-    A mask, of whatever scan, is even and of whole numbers. What is not found: a negated CT with
+    with 1024 or another number added, scaled to 0…1 or 0…255 or negated, and MR. An MR image that
+    looks like this is a CT, and one with four bright corners is negated; its scale means nothing. A
+    mask, of whatever scan, is even and of whole numbers. What is not found: a negated CT with
     hardly any air, and a CT scaled to 0…255 that is taken for MR.
 
     Args:

@@ -54,7 +54,7 @@ def _average(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 class ResampleVolumed(MapTransform):
     """Resample volumes (1, H, W, D) to about `spacing` over the same extent.
 
-    It does so as `VolumeWindowInferer`.
+    `VolumeWindowInferer` does the same.
 
     The size is rounded to whole voxels and the affine says their spacing. MONAI's
     `Spacingd(scale_extent=True)` puts the voxels at the same places, but reads two per axis however
