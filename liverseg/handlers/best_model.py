@@ -98,9 +98,9 @@ class BestModel:
     def _save(self, metric: float, epoch: int) -> None:
         if self.path.is_file() and not self._comparable_record():
             made = datetime.fromtimestamp(self.path.stat().st_mtime)
-            kept = self.path.with_name(f"model_{made:%Y-%m-%dT%H-%M-%S}.pt")
-            logger.info("%s was validated on other scans, so it stays as %s.", self.path, kept)
-            os.replace(self.path, kept)
+            earlier = self.path.with_name(f"model_{made:%Y-%m-%dT%H-%M-%S}.pt")
+            logger.info("%s was validated on other scans, so it stays as %s.", self.path, earlier)
+            os.replace(self.path, earlier)
         model = self.network.state_dict()
         with atomic_write(self.path) as file:
             torch.save(model, file)

@@ -51,7 +51,8 @@ class MirrorCheckInferer(VolumeInferer):
 
     Args:
         inferer: segments volumes, as `VolumeSliceInferer` does.
-        look: segments the mirror image: one that finds the liver alone, say; None takes `inferer`.
+        mirror_inferer: segments the mirror image: one that finds the liver alone, say; None takes
+            `inferer`.
         class_names: of its labels' values; without "liver" among them nothing is looked at.
         slices_mm: for 2-D networks: the mirror image of slices so far apart is segmented, of every
             scan. None segments all of it, where less than `SMALL_ML` is found or not well on the
@@ -62,11 +63,11 @@ class MirrorCheckInferer(VolumeInferer):
         self,
         inferer: VolumeInferer,
         class_names: Mapping[int, str],
-        look: VolumeInferer | None = None,
+        mirror_inferer: VolumeInferer | None = None,
         slices_mm: float | None = None,
     ) -> None:
         self.inferer = inferer
-        self.look = inferer if look is None else look
+        self.mirror_inferer = inferer if mirror_inferer is None else mirror_inferer
         self.liver = torch.tensor(liver_values(class_names), dtype=torch.uint8)
         self.slices_mm = slices_mm
 
@@ -138,7 +139,7 @@ class MirrorCheckInferer(VolumeInferer):
             meta={"filename_or_obj": [f"the mirror image of {get_file_name(inputs, index)}"]},
         )
         mirrored = self._liver(
-            as_tensor(self.look(flipped, network, *args, **kwargs))[0, 0][sample]
+            as_tensor(self.mirror_inferer(flipped, network, *args, **kwargs))[0, 0][sample]
         )
         mirrored_ml = float(mirrored.sum()) * voxel_ml
         if mirrored_ml < max(VOLUME_ML[0], found_ml * (LARGER if well else 1)):

@@ -232,26 +232,26 @@ def _thinned(slices: Sequence[Slice]) -> str:
     """Return what shows that slices are missing between all of them, without a gap; or ""."""
     first = slices[0]
     step_mm = float((slices[-1].position - first.position) @ normal_of(first)) / (len(slices) - 1)
-    tag, said_mm, besides = "SpacingBetweenSlices", abs(first.between_mm), ""
+    tag, given_mm, besides = "SpacingBetweenSlices", abs(first.between_mm), ""
     if (
-        np.isclose(step_mm, said_mm + first.thickness_mm, rtol=0.01)
-        and said_mm < 0.99 * first.thickness_mm
+        np.isclose(step_mm, given_mm + first.thickness_mm, rtol=0.01)
+        and given_mm < 0.99 * first.thickness_mm
     ):
         # Some write the gap between two slices there.
         return ""
-    if not said_mm > 0:
+    if not given_mm > 0:
         # Without numbers left out, slices thinner than their spacing are how the scan was planned.
         if not np.ptp([each.number for each in slices]) + 1 >= THINNED * len(slices):
             return ""
-        tag, said_mm, besides = (
+        tag, given_mm, besides = (
             "SliceThickness",
             first.thickness_mm,
             " and InstanceNumbers are left out",
         )
-    if not 0 < THINNED * said_mm <= step_mm:
+    if not 0 < THINNED * given_mm <= step_mm:
         return ""
     return (
-        f"its slices lie {step_mm:.2f} mm apart, but {tag} is {said_mm:.2f} mm{besides}: where "
+        f"its slices lie {step_mm:.2f} mm apart, but {tag} is {given_mm:.2f} mm{besides}: where "
         "slices are missing between them, export the series again."
     )
 

@@ -94,9 +94,9 @@ def train(
     start = {"pretrain_dir": first / "models"} if "pretrain_dir" in config else {}
     start = start or {"load_pretrain": first / "models" / "model.pt"}
     # It has its own rate and length.
-    kept = {name: value for name, value in settings.items() if name not in OF_ITS_OWN}
+    others = {name: value for name, value in settings.items() if name not in OF_ITS_OWN}
     folders = {"output_dir": second, "ckpt_dir": second / "models"}
-    run_bundle(console, bundle, "training", ["train", "fine_tune"], {**kept, **folders, **start})
+    run_bundle(console, bundle, "training", ["train", "fine_tune"], {**others, **folders, **start})
     facts = {
         "command": shlex.join(command),
         **{key: trained_on[key] for key in ("scans", "phantoms", "teacher")},
@@ -126,10 +126,10 @@ def _begin(console: Console, folder: Path, trained_on: Mapping[str, Any]) -> Non
     if folder.exists() and (
         not record.is_file() or json.loads(record.read_text(encoding="utf-8")) != trained_on
     ):
-        kept = folder.with_name(f"training_{datetime.now():%Y-%m-%dT%H-%M-%S}")
-        folder.rename(kept)
+        earlier = folder.with_name(f"training_{datetime.now():%Y-%m-%dT%H-%M-%S}")
+        folder.rename(earlier)
         console.print(
-            f"The labels have changed: a new training begins, and {kept} keeps the last one."
+            f"The labels have changed: a new training begins, and {earlier} keeps the last one."
         )
     check_writable(folder)
     write_json(record, trained_on)

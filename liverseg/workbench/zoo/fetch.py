@@ -235,12 +235,12 @@ def fetch_wheel(package: Package, folder: Path, wheel: Path | None = None) -> Pa
         )
         wheels = sorted(folder.glob("*.whl"))
         if done.returncode or not wheels:
-            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
+            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
                 done.stderr or "no wheel"
             ]
             raise NotFetchedError(
                 f"{package.name} {package.version}: pip could not download it "
-                f"({said[-1].strip()}), expected its wheel: check the network."
+                f"({errors[-1].strip()}), expected its wheel: check the network."
             )
         wheel = wheels[0]
     try:
