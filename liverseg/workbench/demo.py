@@ -39,7 +39,7 @@ def demo(
         "demo"
     ),
     bundle: Annotated[
-        Path, typer.Option(help="The bundle to train, one that finds the liver alone.")
+        Path, typer.Option(help="The bundle to train, which segments the liver alone.")
     ] = Path("bundles/deeplabv3_liver"),
     starting_model: Annotated[Path, typer.Option(help="The bundle with trained weights.")] = Path(
         "bundles/unet3d_liver"

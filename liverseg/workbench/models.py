@@ -18,7 +18,7 @@ from liverseg.errors import InputError
 FOLDERS = (Path("bundles"), Path("monailabel_app/model"))
 
 app = typer.Typer(
-    help="The versions of a bundle's model: which there are, which is in use.", no_args_is_help=True
+    help="List, compare and publish the versions of a bundle's model.", no_args_is_help=True
 )
 BundleName = Annotated[
     str, typer.Argument(help="A bundle of this project, or the path of a bundle's folder.")
@@ -70,7 +70,7 @@ def compare(
     bundle: BundleName,
     version: Annotated[str, typer.Argument(help="The version to evaluate.")],
     other: Annotated[
-        str | None, typer.Argument(help="The one to compare with; without it, the one in use.")
+        str | None, typer.Argument(help="The one to compare with; by default the one in use.")
     ] = None,
 ) -> None:
     """Evaluate two versions on the validation scans of the first one, and show their Dice.

@@ -110,7 +110,7 @@ def split(
         str,
         typer.Option(
             help="Names of the values in the labels, as 1=liver,2=lesion; without it, those of a "
-            "dataset.json in FOLDER, or of LiTS for files that are called as in LiTS."
+            "dataset.json in FOLDER, or of LiTS for files with the names of LiTS."
         ),
     ] = "",
     out: Annotated[
@@ -157,7 +157,7 @@ def chaos_mr(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
 
 @app.command()
 def lits(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
-    """List LiTS, volume-N.nii with segmentation-N.nii, used where it is; 1 liver, 2 lesion.
+    """Make a datalist of LiTS (volume-N.nii, segmentation-N.nii) in place; 1 liver, 2 lesion.
 
     Example: liverseg data lits downloads/LiTS --out data/lits
     """
@@ -168,7 +168,7 @@ def lits(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
 
 @app.command()
 def msd(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
-    """List Task03_Liver of the Decathlon: NIfTI, used where it is; 1 liver, 2 lesion.
+    """Make a datalist of the Decathlon's Task03_Liver, NIfTI, in place; 1 liver, 2 lesion.
 
     Example: liverseg data msd downloads/Task03_Liver --out data/msd
     """
@@ -190,7 +190,7 @@ def ircadb(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
 
 @app.command()
 def btcv(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
-    """List BTCV, abdomen: NIfTI, used where it is; 13 organs, 6 is the liver.
+    """Make a datalist of BTCV, abdomen, NIfTI, in place; 13 organs, 6 is the liver.
 
     Example: liverseg data btcv downloads/Abdomen --out data/btcv
     """

@@ -1,4 +1,4 @@
-"""List data sets that are NIfTI as downloaded: LiTS, Task03 of the Decathlon, and BTCV."""
+"""Find the cases of data sets that are NIfTI: LiTS, Task03 of the Decathlon, and BTCV."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def calibrate(
         bool, typer.Option("--log", help="Draw values evenly on a logarithmic scale.")
     ] = False,
     trials: Annotated[
-        int, typer.Option(min=1, help="Values to try, those of earlier calls included.")
+        int, typer.Option(min=1, help="Number of values to try, with those of earlier calls.")
     ] = 20,
     data: Annotated[
         str | None, typer.Option(help="Data set of the study; by default its first.")

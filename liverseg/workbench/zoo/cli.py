@@ -36,7 +36,7 @@ def fetch(
         ),
     ] = None,
 ) -> None:
-    """Get trained weights for a bundle from the package that they are published in, with pip; once.
+    """Get trained weights for a bundle from the package that they are published in, with pip, once.
 
     Example: liverseg zoo fetch unet3d_liver
     """
@@ -71,12 +71,14 @@ def distill(
         Path | None,
         typer.Option(
             help="Folder for labels, check.html, dataset.json and the training; "
-            "distilled/BUNDLE without it."
+            "by default distilled/BUNDLE."
         ),
     ] = None,
     leave_out: Annotated[
         list[str] | None,
-        typer.Option(help="A scan whose label is bad, as check.html names it; again for others."),
+        typer.Option(
+            help="A scan whose label is bad, as check.html names it; repeat it for others."
+        ),
     ] = None,
     phantoms: Annotated[int, typer.Option(min=0, help="Phantoms that train as well.")] = 12,
     labels_only: Annotated[
@@ -85,10 +87,11 @@ def distill(
 ) -> None:
     """Train a bundle on scans without labels, with the masks of a trained one.
 
-    First --labels-only: then look at check.html, correct masks in OUT/labels or leave scans out,
-    and call it again, which trains, or goes on with a training of the same labels. Scans under
-    "test" in a dataset.json get masks; those under "training" and "validation" have labels of their
-    own, 1 liver and 2 lesion, and these validate. What is no option here goes to the training.
+    First --labels-only: then look at check.html, correct masks in OUT/labels or leave scans
+    out, and call it again, which trains, or goes on with a training of the same labels. Scans
+    under "test" in a dataset.json get masks; those under "training" and "validation" have
+    their own labels, 1 liver and 2 lesion, and these validate. Options that are not listed
+    here go to the training.
 
     Examples: liverseg zoo distill deeplabv3_liver --scans data/scans --labels-only;
     liverseg zoo distill deeplabv3_liver --scans data/scans --leave-out case7 --max_epochs 200
@@ -159,7 +162,7 @@ def build(
 def render(
     bundles: Annotated[
         list[str] | None,
-        typer.Argument(help="Bundles in ./bundles, or paths of their folders; all without."),
+        typer.Argument(help="Bundles in ./bundles, or paths of their folders; by default all."),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing, and fail where something would change.")

@@ -62,8 +62,8 @@ def make_data(
         bundle: the bundle to train, of the liver, with or without lesions.
         teacher: the bundle that segments the scans.
         scans: a folder of scans, or with a `dataset.json`: what it lists under "test"
-            without a label gets a mask; "training" and "validation" have labels of their
-            own, 1 liver and 2 lesion.
+            without a label gets a mask; "training" and "validation" have their own labels,
+            1 liver and 2 lesion.
         out: the folder to write.
         leave_out: names of scans that are not to be used, as `check.html` names them.
         num_phantoms: phantoms to add.
