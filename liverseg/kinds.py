@@ -140,7 +140,7 @@ def _path(name: str, value: Any, shipped: Any) -> Any:
     ):
         found = "nothing" if value in ("", True) else repr(value)
         raise InputError(
-            f"{name}: found {found}, expected a path: give one, and see whether a "
+            f"{name}: found {found}, expected a path: give one, and check whether a "
             "variable of your shell is empty."
         )
     return os.path.expanduser(str(value))

@@ -245,7 +245,7 @@ def test_short_and_other_forms_mean_what_they_say(typed, words, key, meaning):
         ("--amp no", "amp: found 'no', expected true or false"),
         (
             "--dataset_dir --amp",
-            "dataset_dir: found nothing, expected a path: give one, and see whether a variable",
+            "dataset_dir: found nothing, expected a path: give one, and check whether a variable",
         ),
         ("--dataset_dir=", "dataset_dir: found nothing, expected a path"),
         (

@@ -147,7 +147,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(
-            f"{path} can not be read ({reason}): check the path of the weights file, "
+            f"{path} cannot be read ({reason}): check the path of the weights file, "
             "or train the network first."
         ) from error
     # Damaged bytes make the unpickler raise a dozen types, KeyError and AssertionError among them.
@@ -181,7 +181,7 @@ def check_finite(state: Mapping[str, Tensor], source: str | os.PathLike[str]) ->
             count = int((~finite).sum())
             raise InputError(
                 f"{source}: found NaN or infinity for {count} of {value.numel()} numbers of "
-                f"{key}, expected finite weights: the training that wrote them had failed, so "
+                f"{key}, expected finite weights: the training that wrote them failed, so "
                 "take those of another one."
             )
 

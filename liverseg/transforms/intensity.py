@@ -99,8 +99,7 @@ class ScaleFromMinimumd(MapTransform):
                     else key
                 )
                 raise InputError(
-                    f"{name}: found nothing but the intensity {low:g}, "
-                    "expected an image: look at it."
+                    f"{name}: found nothing but the intensity {low:g}, expected an image: check it."
                 )
             scale(image, low, high, -0.5)
         return dict(data)

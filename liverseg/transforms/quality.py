@@ -176,8 +176,8 @@ def check_volume(volume_ml: float, cut_off: bool) -> str | None:
             else "no liver was found"
         )
         return (
-            f"{found}, expected {least:g} to {most:g} ml: look whether the mask leaves parts out "
-            "or takes in other organs, and whether the scan shows the liver."
+            f"{found}, expected {least:g} to {most:g} ml: check whether the mask leaves parts out "
+            "or includes other organs, and whether the scan shows the liver."
         )
     return None
 
@@ -204,7 +204,7 @@ def check_components(volumes_ml: np.ndarray, axis: int, ends: list[bool]) -> str
     sizes = ", ".join(f"{ml:.0f}" for ml in large)
     return (
         f"the liver is in {len(large)} pieces of at least {LARGE_ML:g} ml ({sizes} ml), expected "
-        "one: remove what is no liver, or fill what is missing between them."
+        "one: remove what is not liver, or fill what is missing between them."
     )
 
 
@@ -214,9 +214,9 @@ def check_hu(mean_hu: float) -> str | None:
     if least <= mean_hu <= most:
         return None
     return (
-        f"the mean in the liver is {mean_hu:.0f} HU, expected {least:g} to {most:g} HU: look "
-        "whether the mask is on the liver and the scan in HU; a very fatty liver is darker, one "
-        "full of contrast agent brighter."
+        f"the mean in the liver is {mean_hu:.0f} HU, expected {least:g} to {most:g} HU: check "
+        "that the mask is on the liver and the scan in HU; a very fatty liver is darker, one full "
+        "of contrast agent brighter."
     )
 
 
@@ -235,7 +235,7 @@ def check_ends(ends: list[bool], upwards: bool) -> str | None:
     reached = " and ".join(name for name, end in zip(names, ends, strict=True) if end)
     return (
         f"the liver reaches the scan's {reached} slice, expected it to end before: it is cut off "
-        "there and its volume that of a part, so take a scan of the whole liver to measure it."
+        "there and its volume is that of a part, so take a scan of the whole liver to measure it."
     )
 
 

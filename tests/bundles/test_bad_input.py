@@ -226,7 +226,7 @@ def test_weights_of_another_network(dataset, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"ckpt_path": "gone.pt"}, "gone.pt can not be read (No such file or directory)"),
+        ({"ckpt_path": "gone.pt"}, "gone.pt cannot be read (No such file or directory)"),
         ({"dataset_dir": "/gone"}, "/gone: there is no such"),
     ],
 )

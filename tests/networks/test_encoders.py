@@ -190,7 +190,7 @@ def test_digest_is_required(weights: Path) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"absent.pth can not be read \(No such file"):
+    with pytest.raises(InputError, match=r"absent.pth cannot be read \(No such file"):
         load_imagenet_weights(ResNet18Encoder(3), tmp_path / "absent.pth", "a" * 64)
 
 
