@@ -92,7 +92,7 @@ class ASPP(nn.Module):
         in_channels: channels of the input.
         rates: dilation of each branch; rate 1 is a 1x1 convolution, the others are 3x3.
         image_pooling: add a branch that averages over the whole map. It has a bias in place of
-            batch norm, which can not be computed from the single value per channel that a batch of
+            batch norm, which cannot be computed from the single value per channel that a batch of
             one image leaves in training.
         image_pooling_norm: give that branch batch norm all the same, as Chen et al. do; a batch of
             one image is then normalised with the running statistics.

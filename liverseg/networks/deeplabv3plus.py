@@ -41,7 +41,7 @@ class DeepLabV3Plus(nn.Module):
             f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec.
 
     Raises:
-        InputError: ``output_stride`` is neither 16 nor 8, or the encoder weights can not be used.
+        InputError: ``output_stride`` is neither 16 nor 8, or the encoder weights cannot be used.
     """
 
     def __init__(

@@ -237,7 +237,7 @@ def load_imagenet_weights(
         sha256: SHA-256 of the file in hexadecimal, checked before anything is read from it.
 
     Raises:
-        InputError: the file can not be had, has another SHA-256, or holds other weights.
+        InputError: the file cannot be had, has another SHA-256, or holds other weights.
     """
     state = read_state_dict(_verified_file(source, sha256))
     own = encoder.state_dict()
@@ -299,7 +299,7 @@ def _verified_file(source: str | Path, sha256: str | None) -> Path:
                 torch.hub.download_url_to_file(str(source), str(path), hash_prefix=expected)
             except OSError as error:
                 advice = "download the file elsewhere and give its path as encoder_weights"
-                raise InputError(f"{source} can not be downloaded ({error}): {advice}.") from error
+                raise InputError(f"{source} cannot be downloaded ({error}): {advice}.") from error
             except (
                 RuntimeError
             ) as error:  # raised for a wrong hash only, and the message holds both digests
@@ -312,7 +312,7 @@ def _verified_file(source: str | Path, sha256: str | None) -> Path:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         reason = error.strerror or str(error)
-        raise InputError(f"{path} can not be read ({reason}): check encoder_weights.") from error
+        raise InputError(f"{path} cannot be read ({reason}): check encoder_weights.") from error
     if found != expected:
         advice = "correct encoder_weights_sha256, or replace the file"
         raise InputError(f"{path} has SHA-256 {found}; expected {expected}: {advice}.")

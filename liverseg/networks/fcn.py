@@ -41,7 +41,7 @@ class FCN8s(nn.Module):
             397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0.
 
     Raises:
-        InputError: the encoder weights can not be used.
+        InputError: the encoder weights cannot be used.
     """
 
     def __init__(

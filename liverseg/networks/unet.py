@@ -56,7 +56,7 @@ class UNet(nn.Module):
 
     Raises:
         InputError: ``encoder`` or ``pooling`` is neither of its two, ``first_filters`` is not
-            VGG-16's, or the encoder weights can not be used.
+            VGG-16's, or the encoder weights cannot be used.
     """
 
     def __init__(

@@ -130,7 +130,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     """Read what ``torch.save`` wrote, onto the CPU.
 
-    Only tensors and plain containers are unpickled (``weights_only=True``), so a file can not run
+    Only tensors and plain containers are unpickled (``weights_only=True``), so a file cannot run
     code.
 
     Raises:
