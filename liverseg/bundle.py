@@ -1,4 +1,4 @@
-"""What the expressions of a bundle's config call."""
+"""Check versions and read options, for the expressions of a bundle's config."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import liverseg
-from liverseg.command_line import check_command, is_command_line, print_sentence
+from liverseg.command_line import check_command, is_command_line, print_message
 from liverseg.devices import local_device, select_device, sync_batch_norm
 from liverseg.errors import InputError
 
@@ -18,26 +18,29 @@ __all__ = ["choose", "is_true", "local_device", "require", "select_device", "syn
 
 
 def require(version: str) -> ModuleType:
-    """Return the package liverseg if it is of the version that a config was made for, and the command makes sense.
+    """Return the package liverseg, once its version and the command are checked.
 
-    From a `python -m monai.bundle` command line, errors in the user's input are from here on printed as one sentence;
-    set LIVERSEG_TRACEBACK=1 to see where they came from. Its log takes any character, also where the terminal does not.
+    On a `python -m monai.bundle` command line, errors in the user's input are printed as one
+    message from here on; set LIVERSEG_TRACEBACK=1 to see where they came from. The log takes any
+    character, even where the terminal does not.
 
     Args:
-        version: `MAJOR.MINOR`, as in the config; in an archive with the patch, for the code is in the archive.
+        version: `MAJOR.MINOR`, as in the config; an archive adds the patch number,
+            as it holds the code.
 
     Raises:
         InputError: when the liverseg found is of another version, and as `check_command`.
     """
     if is_command_line():
-        sys.excepthook = print_sentence
-        # The log goes there, in whose encoding a scan's name or a × may not be; MONAI lets no logging.conf say so.
+        sys.excepthook = print_message
+        # The log goes there, in whose encoding a scan's name or a × may not be; MONAI lets no
+        # logging.conf say so.
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if not is_version(version):
         raise InputError(
-            f"{Path(liverseg.__file__).parent}: found liverseg {liverseg.__version__}, expected {version} for this "
-            "bundle: run it in a process of its own, started in its folder if there is a liverseg in it, and else with "
-            f"liverseg {version} installed."
+            f"{Path(liverseg.__file__).parent}: found liverseg {liverseg.__version__}, expected "
+            f"{version} for this bundle: run it in its own process, started in its folder if there "
+            f"is a liverseg in it, and else with liverseg {version} installed."
         )
     for part in ("chain", "data", "handlers", "networks"):
         importlib.import_module(f"liverseg.{part}")
@@ -46,12 +49,12 @@ def require(version: str) -> ModuleType:
 
 
 def is_version(version: str) -> bool:
-    """Whether this liverseg is of `version`, as far as that says: of 0.1 are all 0.1.x."""
+    """Return whether this liverseg is of `version`: all 0.1.x are of 0.1."""
     return liverseg.__version__.split(".")[: len(version.split("."))] == version.split(".")
 
 
 def is_true(value: bool | str) -> bool:
-    """The meaning of `true` or `false` as a config or a command line gives it: there, `false` arrives as text.
+    """Return the bool that a config or a command line means, where `false` may be text.
 
     Raises:
         InputError: for anything else.
@@ -64,7 +67,7 @@ def is_true(value: bool | str) -> bool:
 
 
 def choose(key: str, value: str, choices: Mapping[str, Any]) -> Any:
-    """The one of `choices` that `value`, the setting called `key`, names.
+    """Return the one of `choices` that `value` names; `key` is the setting.
 
     Raises:
         InputError: for a name that is not there.

@@ -1,7 +1,7 @@
-"""Train several networks one after the other, or one in several rounds: a process for each, with the same settings.
+"""Train several networks one after the other, or one in several rounds, with the same settings.
 
-A process of its own frees a network's memory and its cached data before the next one starts, and leaves a chain that
-was killed where `--resume true` finds it.
+Each training is its own process. This frees a network's memory and its cached data before the next
+one starts, and leaves a chain that was killed where `--resume true` finds it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ PR_SET_PDEATHSIG = 1
 def run_stages(
     stages: Sequence[Mapping[str, str]], alias: str = "training", run_id: str = "run"
 ) -> None:
-    """Run the stages of a training one after the other, each in a process of its own.
+    """Run the stages of a training one after the other, each in its own process.
 
-    What MONAI was asked to run, on the command line or from Python, is repeated for each stage with the stage's
-    settings, such as `--stage lesion`. A setting that was given already chooses the stages that have this value or do
-    not have the setting; the first stage that fails ends the chain.
+    What MONAI was asked to run, on the command line or from Python, is repeated for each stage
+    with the stage's settings, such as `--stage lesion`. A setting that was given already
+    chooses the stages that have this value or do not have the setting; the first stage that
+    fails ends the chain.
 
     Args:
         stages: the settings of each, in order.
@@ -59,28 +60,30 @@ def run_stages(
 def run_rounds(
     rounds: int, ckpt_dir: str | os.PathLike[str], resume: bool = False, patience: int = 1
 ) -> None:
-    """Fine-tune a trained network in rounds, each on what the round before has labelled, and keep the best.
+    """Fine-tune a trained network in rounds, each on labels of the round before, and keep the best.
 
-    Algorithm 1 of the cascade on LiTS. The id `run` with `--round N` labels patches with the model of round N − 1 and
-    trains in the folder `rounds/N`; round 0 is the model the rounds start from. A round's metric is the best of its
-    epochs on the validation scans. When the rounds end, the model of the best one is the `model.pt` of `ckpt_dir`, and
-    `rounds.csv` lists them all.
+    Algorithm 1 of IJIES 2022. The id `run` with `--round N` labels patches with the model of round
+    N − 1 and trains in the folder `rounds/N`; round 0 is the model the rounds start from. A round's
+    metric is the best of its epochs on the validation scans. When the rounds end, the model of the
+    best one is the `model.pt` of `ckpt_dir`, and `rounds.csv` lists them all.
 
     Args:
         rounds: at most this many.
-        ckpt_dir: the folder of the trained `model.pt` and `model.json`; rounds go into its folder `rounds`.
+        ckpt_dir: the folder of the trained `model.pt` and `model.json`; rounds go into
+            its folder `rounds`.
         resume: go on with rounds that were begun before; finished ones stay as they are.
         patience: stop after this many rounds in a row that bring no better model; 0 never stops.
 
     Raises:
-        InputError: outside MONAI's `run` and `create_workflow`, where there is no model to start from, or are rounds
-            already and `resume` is not set.
+        InputError: outside MONAI's `run` and `create_workflow`, where there is no model to start
+            from, or are rounds already and `resume` is not set.
     """
     command = _command("rounds", "run")
     trained, folder = Path(ckpt_dir), Path(ckpt_dir) / "rounds"
     if folder.exists() and not resume:
         raise InputError(
-            f"{folder}: found rounds of an earlier run, expected none: go on with --resume true, or move the folder."
+            f"{folder}: found rounds of an earlier run, expected none: go on with "
+            "--resume true, or move the folder."
         )
     for name in ("model.pt", "model.json"):
         if not (trained / name).is_file():
@@ -98,7 +101,8 @@ def run_rounds(
         results.append(_result(folder, number))
         best = max(results, key=lambda result: result["val_mean_dice"])
         print(
-            f"Round {number}: val_mean_dice {results[-1]['val_mean_dice']:.4f}, the best is round {best['round']}."
+            f"Round {number}: val_mean_dice {results[-1]['val_mean_dice']:.4f}, the best "
+            f"is round {best['round']}."
         )
         _write_table(folder / "rounds.csv", results)
         for name in ("model.pt", "model.json"):
@@ -108,7 +112,9 @@ def run_rounds(
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """For a child process, on Linux: die with the parent, and do not write on where the next one starts again.
+    """Make this child process, on Linux, die with its parent.
+
+    So it does not write on where the next run starts.
 
     Args:
         parent: its process id, for a child that asks late: the parent may be gone by then.
@@ -146,17 +152,17 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _command(alias: str, run_id: str) -> Command:
-    """What is repeated, as `run_id` in place of `alias`."""
+    """Return the command to repeat, as `run_id` in place of `alias`."""
     command = running_command()
     if command is None:
         raise InputError(
-            f"{alias}: found another program than MONAI's `run` or `create_workflow`, whose settings it repeats for "
-            f"each network: run the id `{run_id}` for one after the other."
+            f"{alias}: found a program other than MONAI's `run` or `create_workflow`, whose "
+            f"settings it repeats for each network: run the id `{run_id}` for one after the other."
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
-            f"{alias}: found {os.environ['WORLD_SIZE']} processes of torchrun, expected one: run one network at a time "
-            f"under torchrun, with the id `{run_id}`."
+            f"{alias}: found {os.environ['WORLD_SIZE']} processes of torchrun, expected one: run "
+            f"one network at a time under torchrun, with the id `{run_id}`."
         )
     return command
 
@@ -175,7 +181,7 @@ def _run(command: Command, run_id: str, settings: Mapping[str, Any]) -> None:
 
 
 def _word(name: str, value: Any) -> str:
-    """A value as MONAI's command line reads it: Python, or text as it is where that is no Python."""
+    """Return a value as MONAI's command line reads it: as Python, or else as text."""
     from fire.parser import DefaultParseValue
 
     text = str(value)

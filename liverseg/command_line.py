@@ -1,7 +1,8 @@
-"""What MONAI was asked to do with a bundle's config, checked before any of it is done.
+"""Check what MONAI is asked to do with a bundle's config, before any of it is done.
 
-MONAI takes any name for a setting and any part of a config for something to run, and its command line makes Python of
-whatever looks like it. A config that asks for liverseg first gets this checked here, typed or called from Python.
+MONAI takes any name for a setting and any part of a config for something to run, and its command
+line reads as Python whatever looks like it. A config that asks for liverseg first gets all this
+checked here, typed or called from Python.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from monai.bundle.scripts import (
 )
 from monai.utils import ensure_tuple
 
-from liverseg.errors import InputError, sentence
+from liverseg.errors import InputError, message
 from liverseg.kinds import is_text
 from liverseg.settings import (
     ELSEWHERE,
@@ -44,7 +45,7 @@ from liverseg.settings import (
 
 
 def _names(*functions: Callable) -> set[str]:
-    """The options that MONAI has of its own, besides those that it passes on to the config."""
+    """Return MONAI's own options, without those that it passes on to the config."""
     parameters = (
         parameter
         for function in functions
@@ -84,12 +85,13 @@ _commands: WeakKeyDictionary[ConfigWorkflow, Command] = WeakKeyDictionary()
 
 
 def check_command() -> None:
-    """Check the command that a config is initialised for, and give its settings the values that they mean.
+    """Check the command that a config is initialised for, and read its settings into the config.
 
-    Nothing is checked where a config is used in another way than by MONAI's commands or `create_workflow`.
+    Nothing is checked where a config is used without MONAI's commands or `create_workflow`.
 
     Raises:
-        InputError: for an id that runs nothing, a setting that the config does not use, and a value that none can have.
+        InputError: for an id that runs nothing, a setting that the config does not use, and a
+            value that none can have.
     """
     for frame, _ in traceback.walk_stack(None):
         values = frame.f_locals
@@ -98,7 +100,8 @@ def check_command() -> None:
                 _check_workflow(values["workflow_"], _paths(values["config_file"]), values["_args"])
             return
         if frame.f_code in (run.__code__, run_workflow.__code__):
-            # MONAI has left out `initialize`, as it was given another id for it which the config does not have.
+            # MONAI has left out `initialize`, as it was given another id for it which the
+            # config does not have.
             workflow = values.get("workflow") or values["workflow_"]
             _check_ids(workflow.parser, {"init_id": workflow.init_id})
             return
@@ -109,7 +112,7 @@ def check_command() -> None:
 
 
 def running_command() -> Command | None:
-    """The command whose workflow runs the expression that calls this; None where there is none."""
+    """Return the command whose workflow runs the expression that calls this, or None."""
     for frame, _ in traceback.walk_stack(None):
         if frame.f_code is ConfigWorkflow._run_expr.__code__:
             return _commands.get(frame.f_locals["self"])
@@ -117,16 +120,19 @@ def running_command() -> Command | None:
 
 
 def is_command_line() -> bool:
-    """Whether this process was started as `python -m monai.bundle`."""
+    """Return whether this process was started as `python -m monai.bundle`."""
     main = getattr(sys.modules.get("__main__"), "__spec__", None)
     return main is not None and main.name == "monai.bundle.__main__"
 
 
-def print_sentence(
+def print_message(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Print an error in the user's input as one sentence; a `sys.excepthook`. LIVERSEG_TRACEBACK=1 shows all of it."""
-    found = sentence(error)
+    """Print an error in the user's input as one message; a `sys.excepthook`.
+
+    LIVERSEG_TRACEBACK=1 shows the traceback too.
+    """
+    found = message(error)
     if found is None or os.environ.get("LIVERSEG_TRACEBACK"):
         sys.__excepthook__(kind, error, trace)
     else:
@@ -156,14 +162,14 @@ def _check_ids(config: ConfigParser, options: Mapping[str, Any]) -> None:
         if options["run_id"] not in known:
             near = nearest(str(options["run_id"]), known)
             raise InputError(
-                f"run {options['run_id']}: found no id of this config that runs anything, expected one of "
-                f"{', '.join(known)}: choose one{f', perhaps {near}' if near else ''}."
+                f"run {options['run_id']}: found no id of this config that runs anything, expected "
+                f"one of {', '.join(known)}: choose one{f', perhaps {near}' if near else ''}."
             )
     for name in ("init_id", "final_id"):
         if name in options and options[name] not in config:
             raise InputError(
-                f"{name}: found {options[name]!r}, expected a name of the config: put a value with spaces in quotes, "
-                "and several files as --config_file \"['a.json','b.json']\"."
+                f"{name}: found {options[name]!r}, expected a name of the config: put a value with "
+                "spaces in quotes, and several files as --config_file \"['a.json','b.json']\"."
             )
 
 
@@ -190,8 +196,9 @@ def _read_settings(
         check_name(name, shipped, config, options)
         if not is_used(name, shipped, config) and not _runs(config.get(name)):
             raise InputError(
-                f"{name}: found a setting that nothing in {', '.join(map(os.path.basename, files))} uses, expected one "
-                "that changes something: leave it out."
+                f"{name}: found a setting that nothing in "
+                f"{', '.join(map(os.path.basename, files))} uses, expected one that "
+                "changes something: leave it out."
             )
     # Of several files, the first is the bundle's own.
     own: dict[str, Any] = {}
@@ -218,7 +225,7 @@ def _read_settings(
 
 
 def _typed(known: Collection[str]) -> dict[str, Any]:
-    """What this process's command line says and MONAI's parser of it does not: text as it is, and None."""
+    """Return the options of the command line that MONAI's parser loses: text and None."""
     arguments = [*sys.argv[1:], "--"]
     typed = {}
     for argument, following in itertools.pairwise(arguments[: arguments.index("--") + 1]):
@@ -235,7 +242,7 @@ def _is_nested(name: str) -> bool:
 
 
 def _places(name: str, shipped: ConfigParser) -> Iterator[str]:
-    """The id `name`, and those to which MONAI has copied it for a macro such as `%network_def`."""
+    """Yield the id `name`, and those to which MONAI copied it for a macro, as `%network_def`."""
     identifier = ReferenceResolver.normalize_id(name)
     yield identifier
     for copy, value in walk(shipped.get()):

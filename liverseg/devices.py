@@ -13,7 +13,7 @@ def select_device(name: str | int | torch.device | None = None) -> torch.device:
     """Return the device called `name`, or the first GPU if there is one and else the CPU.
 
     Raises:
-        InputError: for a name that is none, and for a CUDA device that is not there.
+        InputError: for an unknown name, and for a CUDA device that is not there.
     """
     if name is None:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
@@ -27,8 +27,8 @@ def select_device(name: str | int | torch.device | None = None) -> torch.device:
         ) from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
-            f"device: {device} was asked for, found {torch.cuda.device_count()} CUDA devices: use cpu, or install "
-            "the GPU's driver and a CUDA build of torch."
+            f"device: {device} was asked for, found {torch.cuda.device_count()} CUDA devices: use "
+            "cpu, or install the GPU's driver and a CUDA build of torch."
         )
     return device
 
@@ -41,14 +41,15 @@ def local_device() -> torch.device:
     """
     if "LOCAL_RANK" not in os.environ:
         raise InputError(
-            "multi_gpu_train.json: found no LOCAL_RANK in the environment, expected torchrun to set it: start with "
-            "`torchrun --nproc_per_node 2 -m monai.bundle run …`, or leave this file out for one process."
+            "multi_gpu_train.json: found no LOCAL_RANK in the environment, expected torchrun to "
+            "set it: start with `torchrun --nproc_per_node 2 -m monai.bundle run …`, or leave "
+            "this file out for one process."
         )
     rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if 0 < gpus <= rank:
         raise InputError(
-            f"nproc_per_node: found {gpus} GPUs for {os.environ['LOCAL_WORLD_SIZE']} processes, expected one each: "
-            f"start {gpus} processes on this machine."
+            f"nproc_per_node: found {gpus} GPUs for {os.environ['LOCAL_WORLD_SIZE']} processes, "
+            f"expected one each: start {gpus} processes on this machine."
         )
     return torch.device("cuda", rank) if gpus else torch.device("cpu")
 

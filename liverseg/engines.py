@@ -1,4 +1,4 @@
-"""Go through many scans, of which a bad one does not end the others."""
+"""Go through many scans; one that fails does not end the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from monai.engines import SupervisedEvaluator
 from monai.utils import CommonKeys
 from torch.nn.parallel import DistributedDataParallel
 
-from liverseg.errors import InputError, sentence
+from liverseg.errors import InputError, message
 from liverseg.inferers.utils import get_file_name
 
 logger = logging.getLogger(__name__)
@@ -30,10 +30,10 @@ LISTED = 10
 
 
 class ScanDataset(Dataset):
-    """MONAI's `Dataset`, but an item that cannot be loaded comes as what `ScanEvaluator` takes for a failed scan.
+    """Load items as MONAI's `Dataset`; a bad one becomes a failed scan for `ScanEvaluator`.
 
-    A data set of one item raises its error, for there are no others to go on with. A batch is one
-    item.
+    A data set of one item raises its error, as there is no other to go on with.
+    A batch is one item.
 
     Args:
         data: items with at least `image`, a path.
@@ -52,7 +52,7 @@ class ScanDataset(Dataset):
 
 
 class ScanEvaluator(SupervisedEvaluator):
-    """MONAI's evaluator, but a scan that fails does not end the others.
+    """Evaluate as MONAI's evaluator; a scan that fails does not end the others.
 
     A scan that cannot be loaded (by a `ScanDataset`), segmented, postprocessed, saved or measured
     is logged and left out: metrics and handlers of ITERATION_COMPLETED see none that failed before.
@@ -103,8 +103,9 @@ class ScanEvaluator(SupervisedEvaluator):
             listed = "; ".join(map(_named, self.failures[:LISTED]))
             more = len(self.failures) - LISTED
             raise InputError(
-                f"{len(self.failures)} of {len(self.failures) + self.done} scans failed, expected none; the others are "
-                f"done, and summary.json lists all: {listed}{f'; and {more} more' if more > 0 else ''}."
+                f"{len(self.failures)} of {len(self.failures) + self.done} scans failed, expected "
+                "none; the others are done, and summary.json lists all: "
+                f"{listed}{f'; and {more} more' if more > 0 else ''}."
             )
 
     def _iteration(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> Any:
@@ -145,7 +146,7 @@ class ScanEvaluator(SupervisedEvaluator):
         logger.warning("Failed: %s", _named(self.failures[-1]))
 
     def _gather(self) -> bool:
-        """Gather the failures of all ranks, and return whether each rank has a scan that did not fail."""
+        """Gather the failures of all ranks; return whether each has a scan that did not fail."""
         parts: list[Any] = [(self.failures, self.done)]
         if dist.is_available() and dist.is_initialized():
             parts = [None] * dist.get_world_size()
@@ -165,16 +166,16 @@ def _named(failure: Mapping[str, str]) -> str:
 
 def reason_of(error: BaseException) -> str:
     """Return the message of an expected error, or the error behind an unexpected one."""
-    message = sentence(error)
-    if message is not None:
-        return message
+    expected = message(error)
+    if expected is not None:
+        return expected
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _log_reason(error: Exception) -> str:
-    if sentence(error) is None:
+    if message(error) is None:
         logger.error("Unexpected error", exc_info=error)
     return reason_of(error)
 

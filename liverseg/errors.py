@@ -1,16 +1,16 @@
-"""The one exception for input that the user can fix, and the sentence behind any other."""
+"""The one exception for input that the user can fix, and the message behind any other."""
 
 from __future__ import annotations
 
 # Parts of other libraries' messages, and what is wrong in words that help.
 FOREIGN = {
     "gloo/transport": (
-        "the connection to another process of this training is lost, expected all to run to the end: see the other "
-        "processes' output for the first error, and go on with --resume true."
+        "the connection to another process of this training is lost, expected all to run to the "
+        "end: see the other processes' output for the first error, and go on with --resume true."
     ),
     "the dataset length is less than the number of participating ranks": (
-        "validation: found fewer scans than processes, expected at least one for each: start fewer processes, or hold "
-        "out more scans."
+        "validation: found fewer scans than processes, expected at least one for each: start fewer "
+        "processes, or hold out more scans."
     ),
 }
 
@@ -18,16 +18,16 @@ FOREIGN = {
 class InputError(ValueError):
     """A file, key or value that the user gave is wrong.
 
-    The message is one sentence: the file or key, what was found, what was expected, what to do.
+    One sentence: the file or key, what was found, what was expected, what to do.
     """
 
 
-def sentence(error: BaseException | None) -> str | None:
-    """The sentence that says what is wrong outside the code behind `error`, or `None` where none is known."""
+def message(error: BaseException | None) -> str | None:
+    """Return the message for what is wrong outside the code behind `error`, or None."""
     while error is not None:
         if isinstance(error, InputError):
             return str(error)
-        foreign = next((said for part, said in FOREIGN.items() if part in str(error)), None)
+        foreign = next((text for part, text in FOREIGN.items() if part in str(error)), None)
         if foreign:
             return foreign
         error = error.__cause__ or error.__context__

@@ -32,7 +32,8 @@ def check_writable(folder: str | os.PathLike[str]) -> Path:
             return folder
     except OSError as error:
         raise NotSavedError(
-            f"{folder}: the folder cannot be written ({error.strerror}), expected a writable one: choose another."
+            f"{folder}: the folder cannot be written ({error.strerror}), expected a "
+            "writable one: choose another."
         ) from error
 
 
@@ -62,12 +63,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BufferedRandom]:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         if not path.parent.is_dir():
             raise NotSavedError(
-                f"{path}: could not be saved ({reason}), expected a folder {path.parent}: make it or "
-                "choose another."
+                f"{path}: could not be saved ({reason}), expected a folder {path.parent}: "
+                "make it or choose another."
             ) from error
         raise NotSavedError(
-            f"{path}: could not be saved ({reason}), what was there before is kept: free some space "
-            "or choose another folder."
+            f"{path}: could not be saved ({reason}), what was there before stays: free some "
+            "space or choose another folder."
         ) from error
 
 

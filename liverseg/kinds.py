@@ -1,4 +1,4 @@
-"""The kinds of values that the settings at the top of the bundles' configs take."""
+"""Define the kinds of values that the settings at the top of the bundles' configs take."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from liverseg.devices import select_device
 from liverseg.errors import InputError
 from liverseg.io.volume import SPACING_MM
 
-# Of a setting its name, the value that it is given and the one that the bundle ships; returns the value as the config
-# needs it, or raises InputError.
+# Of a setting its name, the value that it is given and the one that the bundle ships; returns the
+# value as the config needs it, or raises InputError.
 Kind = Callable[[str, Any, Any], Any]
 
 
 def is_text(name: str) -> bool:
-    """Whether a setting is a path or other text, which stays text whatever it looks like."""
+    """Return whether a setting is a path or other text, which stays text whatever it looks like."""
     return KINDS.get(name) in (_path, _text)
 
 
@@ -41,7 +41,7 @@ def _span(least: float, most: float) -> str:
 def _number(
     least: float, most: float = math.inf, *, above: bool = False, whole: bool = False
 ) -> Kind:
-    """A number from `least`, or only above it, to `most`."""
+    """Return the kind "a number from `least`, or only above it, to `most`"."""
     span = f"above {least}" if above else _span(least, most)
 
     def read(name: str, value: Any, shipped: Any) -> Any:
@@ -56,7 +56,7 @@ def _number(
 def _axes(
     what: str, least: float, most: float = math.inf, *, whole: bool = False, keep: bool = False
 ) -> Kind:
-    """A number for each axis, or −1 to `keep` it; a single one is that of all axes that ship with one."""
+    """Return the kind "a number for each axis", −1 to `keep` it; one number may stand for all."""
 
     def valid(number: Any) -> bool:
         return (keep and number == -1) or _is_number(number, least, most, whole)
@@ -109,7 +109,7 @@ def _one_of(*known: str) -> Kind:
 
 
 def _some_of(*known: str) -> Kind:
-    """Some of the names; one may go without a list."""
+    """Return the kind "some of the names"; one may go without a list."""
 
     def read(name: str, value: Any, shipped: Any) -> Any:
         names = [value] if isinstance(value, str) else value
@@ -140,7 +140,8 @@ def _path(name: str, value: Any, shipped: Any) -> Any:
     ):
         found = "nothing" if value in ("", True) else repr(value)
         raise InputError(
-            f"{name}: found {found}, expected a path: give one, and see whether a variable of your shell is empty."
+            f"{name}: found {found}, expected a path: give one, and check whether a "
+            "variable of your shell is empty."
         )
     return os.path.expanduser(str(value))
 

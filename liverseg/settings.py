@@ -1,4 +1,4 @@
-"""The settings that a user gives to a bundle's config: which names there are, and how short one may write a value."""
+"""Check the settings that a user gives to a bundle's config, and read their short forms."""
 
 from __future__ import annotations
 
@@ -82,11 +82,12 @@ def check_name(
 
 
 def is_used(name: str, shipped: ConfigParser, config: ConfigParser) -> bool:
-    """Whether anything in a config refers to a setting, to what it is in, or to what is in it.
+    """Return whether a config refers to a setting, to what it is in, or to what is in it.
 
     Args:
         name: of the setting.
-        shipped: the config as its files have it, with macros such as `%network_def`, which MONAI replaces.
+        shipped: the config as its files have it, with macros such as `%network_def`,
+            which MONAI replaces.
         config: the config with all settings that the user gave.
     """
     texts = [
@@ -103,7 +104,7 @@ def is_used(name: str, shipped: ConfigParser, config: ConfigParser) -> bool:
 
 
 def read_setting(name: str, value: Any, shipped: Mapping[str, Any], config: ConfigParser) -> Any:
-    """What a setting means.
+    """Return what a setting means.
 
     Args:
         name: of the top of a config.
@@ -112,8 +113,9 @@ def read_setting(name: str, value: Any, shipped: Mapping[str, Any], config: Conf
         config: the config with all that the user gave, which may have more entries to choose from.
 
     Returns:
-        The value as the config needs it: `dice` becomes `@losses#dice`, and a single number for `spacing` one for each
-        axis. Expressions, references and settings that are not declared in `KINDS` stay as they are.
+        The value as the config needs it: `dice` becomes `@losses#dice`, and a single number for
+        `spacing` one for each axis. Expressions, references and settings that are not declared in
+        `KINDS` stay as they are.
 
     Raises:
         InputError: for a value that the setting cannot have.
@@ -137,20 +139,24 @@ def read_setting(name: str, value: Any, shipped: Mapping[str, Any], config: Conf
         known = _keys(config.get(section))
         if value not in known:
             raise InputError(
-                f"{name}: found {value!r}, expected one of {', '.join(known)}: {_choose(value, known)}."
+                f"{name}: found {value!r}, expected one of "
+                f"{', '.join(known)}: {_choose(value, known)}."
             )
         return f"@{group}::{value}" if group else value
     return KINDS[name](name, value, shipped.get(name)) if name in KINDS else value
 
 
 def reference(value: Any) -> tuple[str, str] | None:
-    """The section and its entry that a value refers to: `("losses", "dice")` for `@losses#dice`."""
+    """Return the section and entry that a value refers to: `("losses", "dice")`.
+
+    The value is then `@losses#dice`.
+    """
     chosen = re.fullmatch(r"@(\w+)(?:#|::)(\w+)", str(value))
     return (chosen[1], chosen[2]) if chosen else None
 
 
 def read_words(value: Any) -> Any:
-    """`value`, with what JSON means by `true`, `false` and `null` for these words."""
+    """Return `value`, with what JSON means by `true`, `false` and `null` for these words."""
     if isinstance(value, dict):
         return {key: read_words(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
@@ -159,12 +165,12 @@ def read_words(value: Any) -> Any:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The name that is most like `word`, if one is like it."""
+    """Return the name that is most like `word`, if one is like it."""
     return next(iter(difflib.get_close_matches(word, known, 1, 0.7)), None)
 
 
 def walk(content: Any, identifier: str = "") -> Iterator[tuple[str, Any]]:
-    """The id and the value of everything in a config."""
+    """Yield the id and the value of everything in a config."""
     if identifier:
         yield identifier, content
     if isinstance(content, (dict, list)):
@@ -186,13 +192,13 @@ def _choose(value: Any, known: Iterable[str]) -> str:
 
 
 def _group(name: str, shipped: Mapping[str, Any]) -> str | None:
-    """The section whose entries a setting chooses from: `losses` for `loss`, which ships as `@losses#dice_ce`."""
+    """Return the section that a setting chooses from: `losses` for `loss`, `@losses#dice_ce`."""
     chosen = reference(shipped.get(name))
     return chosen[0] if chosen else f"{name}es" if f"{name}es" in shipped else None
 
 
 def _indexed(name: str, shipped: Mapping[str, Any]) -> str | None:
-    """The section whose keys a setting chooses from: `intensities` where a value is `$@intensities[@modality]`."""
+    """Return the section whose keys a setting names: `intensities` of `$@intensities[…]`."""
     for _, text in walk(shipped):
         found = re.search(rf"@(\w+)\[@{name}\]", text) if isinstance(text, str) else None
         if found:
@@ -203,7 +209,8 @@ def _indexed(name: str, shipped: Mapping[str, Any]) -> str | None:
 def _check_reference(name: str, value: str, config: ConfigParser) -> None:
     if is_text(name) and re.fullmatch(r"\$[\w./-]+", value):
         raise InputError(
-            f"{name}: found {value}, expected text or a path: write ./{value} for a path that begins so."
+            f"{name}: found {value}, expected text or a path: write ./{value} "
+            "for a path that begins so."
         )
     identifier = ReferenceResolver.normalize_id(value[1:])
     if value[0] != "@" or not re.fullmatch(r"\w+(::\w+)*", identifier) or identifier in config:
@@ -218,7 +225,7 @@ def _check_reference(name: str, value: str, config: ConfigParser) -> None:
 
 
 def _arguments(component: Mapping[str, Any], config: ConfigParser) -> list[str] | None:
-    """What a component takes; None where it takes anything, or is not there to ask."""
+    """Return what a component takes; None where it takes anything, or is not there to ask."""
     target = ConfigComponent(component, locator=config.locator).resolve_module_name()
     function = (
         locate(target) if isinstance(target, str) and not target.startswith(ELSEWHERE) else None

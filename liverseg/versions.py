@@ -1,4 +1,4 @@
-"""The versions of a bundle's model: what was trained, how good it is, and which of them is in use.
+"""Manage the versions of a bundle's model: trained, evaluated, and one of them in use.
 
 A version is a folder `models/versions/<id>` with the files that a training writes into `models/`,
 and `version.json`, which says what it was made from and what it reached. `models/versions/in_use`
@@ -76,7 +76,7 @@ class Version:
 def model_files(folder: Path) -> list[Path]:
     """Return the files of the model in `folder`, by their paths in it.
 
-    Versions and rounds of a training are none.
+    Those of versions and of rounds do not count.
     """
     found = (path.relative_to(folder) for name in FILES for path in folder.rglob(name))
     return sorted(path for path in found if not {"versions", "rounds"} & set(path.parts))
@@ -121,7 +121,7 @@ def new_version(bundle: Path, **facts: Any) -> Version:
 def version_in_use(bundle: Path) -> str | None:
     """Return the name of the version in use.
 
-    `None` where there are no weights, or they are of no version.
+    `None` where there are no weights, or where no version made them.
     """
     link = _versions(bundle) / "in_use"
     files = model_files(bundle / "models")
@@ -136,7 +136,7 @@ def version_in_use(bundle: Path) -> str | None:
 
 
 def weights_in_use(bundle: Path) -> Path:
-    """The folder to load the weights in use from, in which no publication changes anything."""
+    """Return the folder to load the weights in use from, which no publication changes."""
     name = version_in_use(bundle)
     return _versions(bundle) / name if name else bundle / "models"
 
@@ -161,7 +161,8 @@ def publish(bundle: Path, name: str, instead_of: Collection[str | None] | None =
     files = version.files()
     if version.state == "training":
         raise InputError(
-            f"{version.folder}: found it still training, expected one that is ready: wait or stop it."
+            f"{version.folder}: found it still training, expected one that "
+            "is ready: wait or stop it."
         )
     check_writable(_versions(bundle))
     with FileLock(_versions(bundle) / ".lock"):
@@ -174,8 +175,8 @@ def publish(bundle: Path, name: str, instead_of: Collection[str | None] | None =
         missing = [str(file) for file in needed if file.name == "model.pt" and file not in files]
         if missing:
             raise InputError(
-                f"{version.folder}: found no {', '.join(missing)}, expected all that the version in use has: train the "
-                "version to its end, or choose another."
+                f"{version.folder}: found no {', '.join(missing)}, expected all that the version "
+                "in use has: train the version to its end, or choose another."
             )
         _link_files(bundle, files)
         _point_to(bundle, name)
@@ -230,7 +231,7 @@ def rollback(bundle: Path) -> str:
 def evaluate(bundle: Path, weights: Path, version: Version, output_dir: Path) -> dict[str, float]:
     """Evaluate weights on the validation scans of a version, with the bundle's own evaluate.json.
 
-    What cleans the masks is that of inference.json, so that the masks are those that people get.
+    The postprocessing is that of inference.json, so that the masks are those that people get.
 
     Args:
         bundle: the bundle's folder.

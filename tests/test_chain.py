@@ -14,7 +14,7 @@ from monai.bundle import create_workflow
 from monai.bundle import run as run_bundle
 
 from liverseg.chain import die_with_parent, run_rounds, run_stages
-from liverseg.errors import InputError, sentence
+from liverseg.errors import InputError, message
 
 STAGES = [
     {"target": target, **stage}
@@ -150,7 +150,7 @@ def test_another_id_may_run_a_stage(tmp_path):
 def test_an_unknown_value_is_refused_before_anything_runs(tmp_path, given, said):
     with pytest.raises(RuntimeError) as error:
         run_bundle("training", config_file="train.json", **given)
-    assert sentence(error.value).startswith(said)
+    assert message(error.value).startswith(said)
     assert calls(tmp_path) == []
 
 
@@ -171,7 +171,7 @@ def test_torchrun_is_told_to_run_one_network(tmp_path, monkeypatch, alias, run_i
         run_bundle(alias, config_file="train.json")
     said = f"{alias}: found 2 processes of torchrun, expected one: "
     said += "run one network at a time under torchrun, with the id"
-    assert sentence(error.value) == f"{said} `{run_id}`."
+    assert message(error.value) == f"{said} `{run_id}`."
     assert calls(tmp_path) == []
 
 
@@ -181,7 +181,7 @@ def test_outside_monais_workflows_the_way_to_run_one_network_is_named(tmp_path):
         ("iterate", "rounds", lambda: run_stages(STAGES, "iterate", "rounds")),
         ("rounds", "run", lambda: run_rounds(3, tmp_path / "models")),
     ]:
-        said = f"{alias}: found another program than MONAI's `run` or `create_workflow`.*run the id `{run_id}`"
+        said = f"{alias}: found a program other than MONAI's `run` or `create_workflow`.*run the id `{run_id}`"
         with pytest.raises(InputError, match=said):
             chain()
 
@@ -206,7 +206,7 @@ def rounds(tmp_path):
                 **settings,
             )
         except RuntimeError as error:
-            raise InputError(sentence(error)) from error
+            raise InputError(message(error)) from error
         with (models / "rounds" / "rounds.csv").open(newline="") as file:
             return list(csv.reader(file))
 

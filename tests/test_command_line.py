@@ -13,7 +13,7 @@ from helpers.bundle_runs import BUNDLE, monai_bundle, monai_bundle_here
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 from monai.bundle import run as run_bundle
 
-from liverseg.errors import sentence
+from liverseg.errors import message
 
 CONFIG = {
     "imports": ["$import json", "$from pkgutil import resolve_name"],
@@ -84,7 +84,7 @@ def typed(monkeypatch):
             monai_bundle_here(monkeypatch, "run", *words)
         except RuntimeError as error:
             assert not Path("seen.json").exists()
-            found = sentence(error)
+            found = message(error)
             assert found is not None and "\n" not in found, error
             return found
         (names, modules, max_epochs, amp) = json.loads(Path("seen.json").read_text())
@@ -245,7 +245,7 @@ def test_short_and_other_forms_mean_what_they_say(typed, words, key, meaning):
         ("--amp no", "amp: found 'no', expected true or false"),
         (
             "--dataset_dir --amp",
-            "dataset_dir: found nothing, expected a path: give one, and see whether a variable",
+            "dataset_dir: found nothing, expected a path: give one, and check whether a variable",
         ),
         ("--dataset_dir=", "dataset_dir: found nothing, expected a path"),
         (
@@ -335,10 +335,10 @@ def test_from_python_the_same_is_checked_and_meant(folder):
     assert workflow.parser.get_parsed_content("loss").jaccard
     with pytest.raises(RuntimeError) as error:
         create_workflow(config_file="train.json", loss="dise")
-    assert sentence(error.value).startswith("loss: found 'dise'")
+    assert message(error.value).startswith("loss: found 'dise'")
     with pytest.raises(RuntimeError) as error:
         run_bundle("train", config_file="train.json")
-    assert sentence(error.value).startswith("run train: found no id")
+    assert message(error.value).startswith("run train: found no id")
 
 
 def test_a_network_is_taken_out_of_a_config_by_the_same_rule(folder, monkeypatch):
@@ -354,7 +354,7 @@ def test_a_network_is_taken_out_of_a_config_by_the_same_rule(folder, monkeypatch
     ]
     with pytest.raises(RuntimeError) as error:
         monai_bundle_here(monkeypatch, *command, "--network_def#bais", "false")
-    assert sentence(error.value).endswith("correct it, perhaps to --network_def#bias.")
+    assert message(error.value).endswith("correct it, perhaps to --network_def#bias.")
     monai_bundle_here(monkeypatch, *command, "--network_def#bias", "false")
     assert [name for name, _ in torch.jit.load(folder / "model.ts").named_parameters()] == [
         "weight"

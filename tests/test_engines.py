@@ -14,7 +14,7 @@ from monai.handlers import MeanDice, from_engine
 from monai.transforms import AsDiscreted, Compose, CopyItemsd
 
 from liverseg.engines import ScanDataset, ScanEvaluator
-from liverseg.errors import InputError, sentence
+from liverseg.errors import InputError, message
 from liverseg.transforms import LoadVolumed
 
 
@@ -187,7 +187,7 @@ def test_a_disk_that_is_full_ends_the_run(scans, code):
     engine = evaluator(scans, postprocessing=save)
     with pytest.raises(RuntimeError) as error:
         engine.run()
-    assert sentence(error.value) == "the mask could not be saved."
+    assert message(error.value) == "the mask could not be saved."
     assert engine.state.iteration == 1
 
 
@@ -197,7 +197,7 @@ def test_what_the_first_two_fail_with_is_no_fault_of_theirs(scans):
     )
     with pytest.raises(RuntimeError) as error:
         engine.run()
-    assert sentence(error.value) == "found no package."
+    assert message(error.value) == "found no package."
     assert engine.state.iteration == 2
 
 
@@ -208,7 +208,7 @@ def test_a_single_scan_fails_with_its_own_error(scans):
     spoil(scans, 1)
     with pytest.raises(RuntimeError) as error:
         evaluator(scans[:1]).run()
-    assert "1.nii.gz: not readable as a volume" in sentence(error.value)
+    assert "1.nii.gz: not readable as a volume" in message(error.value)
 
 
 def test_a_second_run_begins_with_none_that_failed(scans):

@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 from monai.data import DistributedSampler
 
-from liverseg.errors import InputError, sentence
+from liverseg.errors import InputError, message
 
 
 def test_fewer_scans_than_processes_are_said_in_a_sentence():
     with pytest.raises(ValueError, match="ranks") as caught:
         DistributedSampler([1, 2], even_divisible=False, num_replicas=3, rank=0)
-    assert sentence(caught.value).startswith("validation: found fewer scans than processes")
+    assert message(caught.value).startswith("validation: found fewer scans than processes")
 
 
 def test_the_sentence_is_found_behind_other_errors_and_only_there():
@@ -19,5 +19,5 @@ def test_the_sentence_is_found_behind_other_errors_and_only_there():
         except InputError as error:
             raise RuntimeError("applying transform") from error
     except RuntimeError as error:
-        assert sentence(error) == "a.nii: broken."
-    assert sentence(KeyError("a fault of ours")) is None
+        assert message(error) == "a.nii: broken."
+    assert message(KeyError("a fault of ours")) is None

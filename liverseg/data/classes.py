@@ -1,4 +1,4 @@
-"""Whether a set of labels can teach the classes of a network."""
+"""Check that a set of labels can teach the classes of a network."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ Classes = Mapping[str, Sequence[int] | None]
 def check_label_names(what: str, labels: Mapping[int, str], classes: Classes) -> None:
     """Check that classes name the values of labels as the data set does.
 
-    Names of which nothing is known say nothing, the background may be anything, and a lesion may be
-    liver.
+    Unknown names are not checked, the background may be anything, and a lesion may be liver.
 
     Args:
         what: the data set, for the message.
-        labels: name of each value; of those that are missing nothing is known.
+        labels: name of each value; missing ones are not checked.
         classes: as for `MapLabelsd`.
 
     Raises:
@@ -39,8 +38,8 @@ def check_label_names(what: str, labels: Mapping[int, str], classes: Classes) ->
                 and our_name(other) not in accepted
             ):
                 raise InputError(
-                    f"{what}: labels: found {other!r} for the value {value}, expected {name!r}: choose the "
-                    "classes, or the data set, that fit."
+                    f"{what}: labels: found {other!r} for the value {value}, expected {name!r}: "
+                    "choose the classes, or the data set, that fit."
                 )
 
 
@@ -50,7 +49,7 @@ def check_classes(
     """Check that each class has a voxel in the labels.
 
     Labels are read until every class was found, and what was read is remembered as by
-    `count_voxels`. A class with an empty list of values is one that the data are known not to have.
+    `count_voxels`. An empty list of values says that the data do not have the class.
 
     Args:
         what: the labels, for the message.
@@ -71,6 +70,7 @@ def check_classes(
             f"{name} ({', '.join(map(str, classes[name] or ()))})" for name in missing
         )
         raise InputError(
-            f"{what}: found no voxel of {values} in the labels of {len(data)} scans, expected some of each class: add "
-            f"scans that show it, hold out others, or say with --classes#{missing[0]} [] that the data have none."
+            f"{what}: found no voxel of {values} in the labels of {len(data)} scans, expected some "
+            "of each class: add scans that show it, hold out others, or say with "
+            f"--classes#{missing[0]} [] that the data have none."
         )

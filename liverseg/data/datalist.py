@@ -1,4 +1,4 @@
-"""Datalists in the Medical Segmentation Decathlon's form (`dataset.json`), split by patient into k folds."""
+"""Write and load datalists of the Medical Segmentation Decathlon's form, with folds of patients."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def check_folds(num_folds: int, num_patients: int) -> None:
     """
     if num_folds < 2 or num_patients < num_folds:
         raise InputError(
-            f"num_folds is {num_folds} for {num_patients} patients: it must be at least 2 and at most the number "
-            "of patients; ask for fewer folds or add scans."
+            f"num_folds is {num_folds} for {num_patients} patients: it must be at least 2 and at "
+            "most the number of patients; ask for fewer folds or add scans."
         )
 
 
@@ -84,7 +84,8 @@ def write_datalist(
     both = {item["patient"] for item in training} & {patient_of(item) for item in test}
     if both:
         raise InputError(
-            f"{path}: patient {min(both)} is in both training and test: move all scans to one of them."
+            f"{path}: patient {min(both)} is in both training and test: "
+            "move all scans to one of them."
         )
     content = {
         "name": name,
@@ -124,8 +125,8 @@ def load_datalist(
             own `validation` list) or `"test"`.
         fold: the fold held out for validation. Items without a fold are first split into five by
             patient.
-        classes: as for `MapLabelsd`; with them, the labels are looked at as `check_label_names` and
-            `check_classes` do.
+        classes: as for `MapLabelsd`; with them, `check_label_names` and
+            `check_classes` check the labels.
         labelled: each scan must have a label.
 
     Returns:
@@ -140,7 +141,8 @@ def load_datalist(
     items = _section(known, section, read_fold(f"{known.path}: fold", fold))
     if not items:
         raise InputError(
-            f"{known.path}: the section {section!r} (fold {fold}) is empty: add at least one scan to it."
+            f"{known.path}: the section {section!r} (fold {fold}) is empty: "
+            "add at least one scan to it."
         )
     for item in items:
         if labelled and "label" not in item:
@@ -148,8 +150,8 @@ def load_datalist(
         for key in ("image", "label"):
             if key in item and not Path(item[key]).exists():
                 raise InputError(
-                    f"{item[key]}: the {key} named in {known.path} ({item['place']}) is not there: correct the path or "
-                    "remove the item."
+                    f"{item[key]}: the {key} named in {known.path} ({item['place']}) is not there: "
+                    "correct the path or remove the item."
                 )
     if classes is not None:
         check_label_names(str(known.path), known.labels, classes)
@@ -163,7 +165,8 @@ def _section(known: Datalist, section: str, fold: int) -> list[Item]:
     held_out = section in ("training", "validation")
     if section not in known.sections and not (held_out and "training" in known.sections):
         raise InputError(
-            f"{known.path}: there is no section {section!r}, only {sorted(known.sections)}: name one of these."
+            f"{known.path}: there is no section {section!r}, only "
+            f"{sorted(known.sections)}: name one of these."
         )
     items = known.sections.get("training", []) if held_out else known.sections[section]
     has_folds = any("fold" in item for item in items)
@@ -171,7 +174,8 @@ def _section(known: Datalist, section: str, fold: int) -> list[Item]:
         if has_folds or fold:
             found = "folds in training" if has_folds else f"fold {fold}"
             raise InputError(
-                f"{known.path}: found a list of validation scans and {found}, expected one way to hold scans out: "
+                f"{known.path}: found a list of validation scans and {found}, expected one way to "
+                "hold scans out: "
                 f"{'remove the list or the folds' if has_folds else 'leave fold out'}."
             )
         return known.sections[section]
@@ -181,13 +185,14 @@ def _section(known: Datalist, section: str, fold: int) -> list[Item]:
         patients = {item["patient"] for item in items}
         if len(patients) < 2:
             raise InputError(
-                f"{known.path}: found 1 patient in training, expected 2 or more, one of whom validates: add scans, or "
-                'give each item its "patient".'
+                f"{known.path}: found 1 patient in training, expected 2 or more, one of whom "
+                'validates: add scans, or give each item its "patient".'
             )
         items = split_by_patient(items, min(5, len(patients)))
     folds = {item["fold"] for item in items}
     if fold not in folds:
         raise InputError(
-            f"{known.path}: there is no fold {fold}, only {sorted(folds)}: set fold to one of these."
+            f"{known.path}: there is no fold {fold}, only "
+            f"{sorted(folds)}: set fold to one of these."
         )
     return [item for item in items if (item["fold"] == fold) == (section == "validation")]

@@ -1,4 +1,4 @@
-"""Read a datalist (`dataset.json`) and check its form: what is wrong is named with its section, number and key."""
+"""Read a datalist (`dataset.json`) and check it; errors name section, number and key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OF_NNUNET = ("channel_names", "file_ending")
 
 @dataclass(frozen=True)
 class Datalist:
-    """What a datalist says, the same whatever form it was written in.
+    """The content of a datalist, the same whatever form it was written in.
 
     Attributes:
         path: its absolute path.
@@ -54,7 +54,7 @@ def patient_of(item: Mapping[str, Any]) -> str:
 def read_datalist(datalist: str | os.PathLike[str]) -> Datalist:
     """Read a datalist in the Medical Segmentation Decathlon's form.
 
-    Whether its files are there is not looked at.
+    It does not look whether the files are there.
 
     Raises:
         InputError: for a file that is missing or no datalist, an item of another form, one without
@@ -79,7 +79,8 @@ def read_datalist(datalist: str | os.PathLike[str]) -> Datalist:
     for item in sections.get("training", ()) if with_fold else ():
         if "fold" not in item:
             raise InputError(
-                f"{path}: {item['place']} has no fold, expected one as others have: give each or none one."
+                f"{path}: {item['place']} has no fold, expected one as the others have: "
+                "give one to each or to none."
             )
     _check_patients_apart(path, sections)
     for item in every:
@@ -106,7 +107,7 @@ def read_fold(what: str, value: Any) -> int:
 
 
 def read_label_names(path: Path, labels: Any) -> dict[int, str]:
-    """Name of each value, from `{"1": "liver"}` as the Decathlon has it or `{"liver": 1}` as nnU-Net has it.
+    """Return the name of each value, from `{"1": "liver"}` (Decathlon) or `{"liver": 1}` (nnU-Net).
 
     Raises:
         InputError: for another form, and a value of two names.
@@ -120,18 +121,23 @@ def read_label_names(path: Path, labels: Any) -> dict[int, str]:
             or names.setdefault(int(value), str(name)) != name
         ):
             raise InputError(
-                f"{path}: labels: found {_short({key: other} if key else labels)}, expected one name for each value in "
-                'the label files, as {"0": "background", "1": "liver"}: correct it.'
+                f"{path}: labels: found {_short({key: other} if key else labels)}, "
+                'expected one name for each value in the label files, as {"0": '
+                '"background", "1": "liver"}: correct it.'
             )
     return names
 
 
 def missing_label(path: Path, item: Item) -> InputError:
-    """Return what to say of an item that needs a label and has none."""
-    of_test = item["place"].startswith("test")
+    """Return the error for an item that needs a label and has none."""
+    advice = (
+        "evaluate other scans with --section validation, or add it"
+        if item["place"].startswith("test")
+        else "add it, or remove the item"
+    )
     return InputError(
-        f"{path}: {item['place']}, label: found none for {item['image']}, expected the label's file: "
-        f"{'evaluate other scans with --section validation, or add it' if of_test else 'add it, or remove the item'}."
+        f"{path}: {item['place']}, label: found none for {item['image']}, expected the label's "
+        f"file: {advice}."
     )
 
 
@@ -142,15 +148,17 @@ def _is_number(value: Any) -> bool:
 def _read_content(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(
-            f"{path}: there is no such datalist; write one with `liverseg data split {path.parent}` or set datalist."
+            f"{path}: there is no such datalist; write one with `liverseg data split "
+            f"{path.parent}` or set datalist."
         )
     content = read_json(path)
     if not any(name in content for name in (*SECTIONS, *MISNAMED)):
         if any(key in content for key in OF_NNUNET):
             raise InputError(
-                f"{path}: found nnU-Net's dataset.json, which lists no scans, expected a Decathlon datalist: to "
-                f"segment, name the folder of the scans, as {path.parent / 'imagesTs'}; to train or evaluate, write a "
-                f'datalist with `liverseg data split {path.parent} --images "imagesTr/{{}}_0000.nii.gz" --labels '
+                f"{path}: found nnU-Net's dataset.json, which lists no scans, expected a Decathlon "
+                "datalist: to segment, name the folder of the scans, as "
+                f"{path.parent / 'imagesTs'}; to train or evaluate, write a datalist with "
+                f'`liverseg data split {path.parent} --images "imagesTr/{{}}_0000.nii.gz" --labels '
                 '"labelsTr/{}.nii.gz" --out FILE` and set datalist to that file.'
             )
         raise InputError(
@@ -206,14 +214,16 @@ def _item(path: Path, folder: Path, place: str, entry: Any) -> Item:
         _check_spelling(f"{path}: {place}", entry, KEYS)
     if not isinstance(entry, dict) or "image" not in entry:
         raise InputError(
-            f'{path}: {place}: found {_short(entry)}, expected {{"image": file, "label": file}}: correct it.'
+            f'{path}: {place}: found {_short(entry)}, expected {{"image": file, '
+            '"label": file}: correct it.'
         )
     item: Item = {"place": place, "image": _file(path, folder, f"{place}, image", entry["image"])}
     if entry.get("label") is not None:
         item["label"] = _file(path, folder, f"{place}, label", entry["label"])
         if os.path.realpath(item["label"]) == os.path.realpath(item["image"]):
             raise InputError(
-                f"{path}: {place}: found {entry['image']} as image and as label: name the label's file."
+                f"{path}: {place}: found {entry['image']} as image and as "
+                "label: name the label's file."
             )
     elif not place.startswith("test"):
         raise missing_label(path, item)
@@ -225,8 +235,8 @@ def _item(path: Path, folder: Path, place: str, entry: Any) -> Item:
             patient = int(patient)
         if isinstance(patient, bool) or not isinstance(patient, int | str) or patient == "":
             raise InputError(
-                f"{path}: {place}, patient: found {_short(patient)}, expected a name or a number: correct it, or leave "
-                "it out if each scan is another patient's."
+                f"{path}: {place}, patient: found {_short(patient)}, expected a name or a number: "
+                "correct it, or leave it out if each scan is another patient's."
             )
         item["patient"] = str(patient)
     return item
@@ -235,7 +245,7 @@ def _item(path: Path, folder: Path, place: str, entry: Any) -> Item:
 def _check_spelling(what: str, entry: Mapping[str, Any], known: Sequence[str]) -> None:
     """Refuse what is meant for a key that is not there.
 
-    Datalists may have keys of their own, as `pseudo_label`.
+    Datalists may have other keys, as `pseudo_label`.
     """
     for meant in known:
         for key in entry:
@@ -244,7 +254,7 @@ def _check_spelling(what: str, entry: Mapping[str, Any], known: Sequence[str]) -
 
 
 def _is_slip(word: str, meant: str) -> bool:
-    """Whether a letter too many, too few, another, or two that changed places are all that is between two words."""
+    """Return whether one letter added, left out, replaced or swapped makes one word the other."""
     return any(
         word[:at] == meant[:at]
         and (
@@ -259,12 +269,13 @@ def _is_slip(word: str, meant: str) -> bool:
 def _file(path: Path, folder: Path, what: str, value: Any) -> str:
     if isinstance(value, list):
         raise InputError(
-            f"{path}: {what}: found a list of {len(value)}, expected one file with one volume: give each scan an item "
-            "of its own, or choose one."
+            f"{path}: {what}: found a list of {len(value)}, expected one file with one volume: "
+            "give each scan its own item, or choose one."
         )
     if not isinstance(value, str) or not value.strip():
         raise InputError(
-            f"{path}: {what}: found {_short(value)}, expected the path of a file: add it or remove the item."
+            f"{path}: {what}: found {_short(value)}, expected the path of a file: "
+            "add it or remove the item."
         )
     file = absolute(folder / os.path.expanduser(value))
     if "\\" in value and not file.exists():
@@ -290,8 +301,9 @@ def _check_files_of_one_patient(path: Path, items: Sequence[Item]) -> None:
             other = seen.setdefault(os.path.realpath(item[key]), item) if key in item else item
             if patient_of(other) != patient_of(item):
                 raise InputError(
-                    f"{path}: {other['place']} and {item['place']} are of two patients and have the same {key} "
-                    f"({item[key]}), expected one for each: correct one of them, or the patient."
+                    f"{path}: {other['place']} and {item['place']} are of two patients and "
+                    f"have the same {key} ({item[key]}), expected one for each: correct "
+                    "one of them, or the patient."
                 )
 
 
@@ -310,11 +322,12 @@ def _check_patients_apart(path: Path, sections: Mapping[str, Sequence[Item]]) ->
             )
             if same_name and (there != group or (section == "training" and will_be_split)):
                 raise InputError(
-                    f"{path}: {other['place']} and {here} are both called {patient} and have no patient, expected to "
-                    'know whether they are of the same one: give each item its "patient".'
+                    f"{path}: {other['place']} and {here} are both called {patient} and have no "
+                    'patient, expected one for each, the same or not: give each item its "patient".'
                 )
             if there != group:
                 raise InputError(
-                    f"{path}: patient {patient} is in {there} ({other['place']}) and in {group} ({here}), expected in "
-                    "one of them: give all scans of a patient the same fold or section."
+                    f"{path}: patient {patient} is in {there} ({other['place']}) and in "
+                    f"{group} ({here}), expected in one of them: give all scans of a "
+                    "patient the same fold or section."
                 )

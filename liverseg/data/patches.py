@@ -31,10 +31,10 @@ def cut_patches(
 ) -> None:
     """Cut training volumes into patches with predicted labels, into files of `folder`.
 
-    Steps 2 and 4 of Algorithm 1 of the cascade on LiTS. Slices along the last axis are tiled
-    without overlap, once for each level f with patches of `spatial_size` / f pixels. A patch is
-    kept where at least `min_area` of it is annotated (μ, eq. 7). Its label is the prediction for
-    the whole slice, cut out. Patches that are there already stay, and no volume is asked for.
+    Steps 2 and 4 of Algorithm 1 of IJIES 2022. Slices along the last axis are tiled without
+    overlap, once for each level f with patches of `spatial_size` / f pixels. A patch is used where
+    at least `min_area` of it is annotated (μ, eq. 7). Its label is the prediction for the whole
+    slice, cut out. Patches that are there already stay, and no volume is asked for.
 
     Each volume with patches gives one file `<number>.npz` with `image_<f>`, `prior_<f>` and
     `label_<f>`, (N, h, w), and `patches.json` has the numbers of each level.
@@ -58,7 +58,8 @@ def cut_patches(
         return
     if any(size % level for size in spatial_size for level in levels):
         raise InputError(
-            f"spatial_size is {list(spatial_size)}, expected multiples of {list(levels)}: change it."
+            f"spatial_size is {list(spatial_size)}, expected multiples of "
+            f"{list(levels)}: change it."
         )
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)
@@ -96,7 +97,7 @@ def _volume(item: Any) -> Tensor:
 
 
 def _tiles(volume: Tensor, size: tuple[int, int]) -> Tensor:
-    """(H, W, D) to non-overlapping tiles (N, *size), slice by slice.
+    """Cut (H, W, D) into non-overlapping tiles (N, *size), slice by slice.
 
     Zeros fill up the last row and column of tiles.
     """
@@ -108,7 +109,7 @@ def _tiles(volume: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def find_patches(folder: str | os.PathLike[str]) -> list[dict[str, str]]:
-    """`{"patches": path}` for each file that `cut_patches` wrote.
+    """Return `{"patches": path}` for each file that `cut_patches` wrote.
 
     Raises:
         InputError: when there is none.
@@ -116,6 +117,7 @@ def find_patches(folder: str | os.PathLike[str]) -> list[dict[str, str]]:
     files = sorted(Path(folder).glob("*.npz"), key=lambda path: int(path.stem))
     if not files:
         raise InputError(
-            f"{folder}: found no patches, expected those of a round: start rounds with the id iterate."
+            f"{folder}: found no patches, expected those of a round: start "
+            "rounds with the id iterate."
         )
     return [{"patches": str(path)} for path in files]

@@ -1,4 +1,4 @@
-"""Batches of different patients, and epochs of a fixed number of them."""
+"""Draw batches of different patients, and epochs of a fixed number of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from liverseg.data.datalist_schema import patient_of
 
 
 class PatientSampler(DistributedSampler):
-    """Draw scans so that every `batch_size` in a row are of different patients, `num_batches` times an epoch.
+    """Draw scans so that each batch is of different patients, `num_batches` times an epoch.
 
     Each patient is as likely as another, and so is each scan of a patient. Patients repeat in a
     batch only where there are fewer of them than the batch has places. In a group of processes each
@@ -42,7 +42,7 @@ class PatientSampler(DistributedSampler):
         self.scans = list(scans.values())
 
     def __iter__(self) -> Iterator[int]:
-        """Indices into `data`, `len(self)` of them."""
+        """Yield `len(self)` indices into `data`."""
         generator = np.random.default_rng([self.seed, self.epoch])
         places = self.batch_size * self.num_replicas
         for _ in range(self.num_batches):
@@ -55,7 +55,7 @@ class PatientSampler(DistributedSampler):
 
 
 def class_ratios(num_classes: int, foreground_ratio: float) -> list[float]:
-    """Return the share of crops that are centred on each class: `foreground_ratio` is for all but the background.
+    """Return the share of crops to centre on each class; all but the background share the ratio.
 
     For the `ratios` of MONAI's `RandCropByLabelClassesd`.
     """

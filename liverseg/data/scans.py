@@ -21,8 +21,8 @@ from liverseg.io.volumes import read_volume_grid
 
 logger = logging.getLogger(__name__)
 
-# What data sets call the masks that lie beside their scans, in a file or folder of their own, and
-# what comes after the name of a scan in that of its mask, as `MaskFolder` writes it too.
+# What data sets call the masks that lie beside their scans, in their own file or folder, and what
+# comes after the name of a scan in that of its mask, as `MaskFolder` writes it too.
 MASKS = re.compile(
     r"(.*[-_ .])?(segs?|segmentations?|masks?|labels?(tr|va|ts)?|gt|ground.?truth)([-_ .]?\d+)?",
     re.I,
@@ -50,7 +50,8 @@ def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     root = absolute(path)
     if not root.exists():
         raise InputError(
-            f"{root}: there is no such file or folder: set dataset_dir to a scan or a folder of scans."
+            f"{root}: there is no such file or folder: set dataset_dir to a "
+            "scan or a folder of scans."
         )
     if root.is_file():
         return [{"image": str(root)}]
@@ -89,8 +90,8 @@ def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if not scans:
         found = f" (only {describe(left_out)})" if left_out else ""
         raise InputError(
-            f"{root}: no scan in it{found}, expected NIfTI files in it or one folder below, or DICOM series: name the "
-            "folder that holds them."
+            f"{root}: no scan in it{found}, expected NIfTI files in it or one folder below, or "
+            "DICOM series: name the folder that holds them."
         )
     if left_out:
         logger.warning("%s: %d scans; left out: %s.", root, len(scans), describe(left_out))
@@ -119,7 +120,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _nifti_files(folder: Path) -> list[Path]:
-    """Those that no run has made from scans."""
+    """Return the files that no run has made from scans."""
     made = recorded_masks(folder)
     return [
         file
@@ -131,7 +132,7 @@ def _nifti_files(folder: Path) -> list[Path]:
 def cache_num(
     data: Sequence[Mapping[str, Any]], cache_gb: float, spacing: Sequence[float] = (-1, -1, -1)
 ) -> int:
-    """How many of the first items of `data` fit in `cache_gb` once decoded and resampled to `spacing`.
+    """Return how many of the first items of `data` fit in `cache_gb`, resampled to `spacing`.
 
     For `monai.data.CacheDataset(cache_num=…)`, which bounds a count and not bytes. Sizes come from
     the files' headers: 4 bytes a voxel for the image and 1 for the label.

@@ -1,4 +1,4 @@
-"""The names of segments: which of them mean the same, and which are known at all."""
+"""Compare the names of segments: which mean the same, and which are known at all."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _OURS |= {
 
 
 def our_name(name: str) -> str:
-    """What a segment is called here: `Kidney_Left` is "left kidney", and `tumour 2` one of several a "lesion".
+    """Return our name of a segment: `Kidney_Left` is "left kidney", `tumour 2` is "lesion".
 
     Of a name that is not known, the words in lower case.
     """

@@ -1,4 +1,4 @@
-"""How many voxels each class has in a training set, counted once and remembered."""
+"""Count the voxels of each class in a training set once, and remember them."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def count_voxels(
     """Return the voxels of each class in all labels of `data`, float64, shape (num_classes,).
 
     With `datalist`, what each label file holds is remembered beside it, `dataset.json` in
-    `dataset.voxel_counts.json`: a file is read again only when its size or time of change is
-    another. As that is kept by file value, other folds and other classes count anew without
-    reading, and entries that come into the datalist are read once.
+    `dataset.voxel_counts.json`: a file is read again only when its size or time of change differs.
+    As that is stored by file value, other folds and other classes count anew without reading, and
+    entries that come into the datalist are read once.
 
     Args:
         data: items with `label`.
@@ -91,7 +91,8 @@ def _read_label(label: str) -> dict[str, Any]:
     low, high = (int(value) for value in values.aminmax())
     if high - low > MOST_VALUES:
         raise InputError(
-            f"{label}: found values from {low} to {high}, expected classes: is it a scan? Replace it."
+            f"{label}: found values from {low} to {high}, expected "
+            "classes: is it a scan? Replace it."
         )
     counts = torch.zeros(high - low + 1, dtype=torch.int64)
     for slab in values.split(SLAB, dim=-1):

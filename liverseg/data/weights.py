@@ -1,4 +1,4 @@
-"""Class weights from the voxel counts of a training set."""
+"""Compute class weights from the voxel counts of a training set."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ def inverse_frequency_weights(
 
     Shape (num_classes,).
 
-    The class-frequency-inverse weights of the papers' `crossE` (paper A, section 2.4; paper B, section 3.3). A class
-    that never occurs gets weight 0: no voxel could use it.
+    The class-frequency-inverse weights of `crossE` (Furtado 2021, section 2.4; Furtado n.d.,
+    section 3.3). A class that never occurs gets weight 0: no voxel could use it.
 
     Args:
         data: items with `label`.
         classes: as for `MapLabelsd`.
-        datalist: the file that `data` was read from, beside which the counts are remembered; None counts each time.
+        datalist: the file that `data` was read from, beside which the counts are remembered;
+            None counts each time.
 
     Raises:
         InputError: as `count_voxels`.
@@ -45,26 +46,29 @@ def dice_weights(
     datalist: str | os.PathLike[str] | None = None,
     spacing: Sequence[float] = (-1, -1, -1),
 ) -> torch.Tensor:
-    """Weights w_c = N / (L·n_c^power + 1) of the Dice of each class, for `DiceLoss(weight=…)`; shape (num_classes,).
+    """Return Dice weights w_c = N / (L·n_c^power + 1) for `DiceLoss(weight=…)`; (num_classes,).
 
-    n_c is the voxels of class c in all labels of `data`, N their sum, L the number of classes, the background included:
-    the simple (power 1) and square (power 2) weights of Shen et al., "On the influence of Dice loss function in
-    multi-class organ segmentation of abdominal CT using 3D fully convolutional networks" (2018), eqs. 4 and 5.
-    MONAI's `GeneralizedDiceLoss` is another loss: weights from each batch, and a ratio of sums over the classes.
+    n_c is the voxels of class c in all labels of `data`, N their sum, L the number of classes, the
+    background included: the simple (power 1) and square (power 2) weights of Shen et al. 2018, eqs.
+    4 and 5. MONAI's `GeneralizedDiceLoss` is another loss: weights from each batch, and a ratio of
+    sums over the classes.
 
-    The square weights are tiny, 1e-10 for a background of 1e9 voxels. Adam divides a gradient by its own size plus
-    1e-8, so that loss as small as that hardly trains. `normalize` takes this out and leaves the ratios.
+    The square weights are tiny, 1e-10 for a background of 1e9 voxels. Adam divides a gradient by
+    its own size plus 1e-8, so that loss as small as that hardly trains. `normalize` takes this out
+    and leaves the ratios.
 
     Args:
         data: items with `label`.
         classes: as for `MapLabelsd`.
         power: 1 or 2.
         normalize: scale the weights to mean 1.
-        datalist: the file that `data` was read from, beside which the counts are remembered; None counts each time.
+        datalist: the file that `data` was read from, beside which the counts are remembered;
+            None counts each time.
         spacing: mm of the voxels to count, those that the network sees.
 
     Returns:
-        float64, for the square of a count is beyond float32's digits; a class that never occurs gets 0.
+        float64, for the square of a count is beyond float32's digits; a class that
+        never occurs gets 0.
 
     Raises:
         InputError: for another `power`, and as `count_voxels`.

@@ -25,7 +25,7 @@ class BestModel:
     """Write `model.pt` when a validation beats all before, and `model.json`, its metric and scans.
 
     A model of an earlier training is only replaced by a better one on the same validation scans; on
-    other scans the two cannot be compared, and the earlier one is kept under the time it was made.
+    other scans the two cannot be compared, and the earlier one stays under the time it was made.
     Ignite's `Checkpoint` and MONAI's `CheckpointSaver` know no training but their own.
 
     Args:
@@ -98,9 +98,9 @@ class BestModel:
     def _save(self, metric: float, epoch: int) -> None:
         if self.path.is_file() and not self._comparable_record():
             made = datetime.fromtimestamp(self.path.stat().st_mtime)
-            kept = self.path.with_name(f"model_{made:%Y-%m-%dT%H-%M-%S}.pt")
-            logger.info("%s was validated on other scans, so it is kept as %s.", self.path, kept)
-            os.replace(self.path, kept)
+            earlier = self.path.with_name(f"model_{made:%Y-%m-%dT%H-%M-%S}.pt")
+            logger.info("%s was validated on other scans, so it stays as %s.", self.path, earlier)
+            os.replace(self.path, earlier)
         model = self.network.state_dict()
         with atomic_write(self.path) as file:
             torch.save(model, file)
@@ -115,7 +115,7 @@ class BestModel:
         logger.info("New best %s %.4f at epoch %d: %s", self.key_metric, metric, epoch, self.path)
 
     def _comparable_record(self) -> dict[str, Any]:
-        """What `model.json` says; nothing without a model that was validated on the same scans."""
+        """Return `model.json`, or nothing without a model that was validated on the same scans."""
         if not (self.path.is_file() and self.record_path.is_file()):
             return {}
         record = json.loads(self.record_path.read_text())

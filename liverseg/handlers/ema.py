@@ -11,7 +11,7 @@ from liverseg.errors import InputError
 
 
 class EMA(EMAHandler):
-    """Ignite's `EMAHandler` from the loaded weights on; `evaluator` validates the average.
+    """Average the loaded weights with Ignite's `EMAHandler`; `evaluator` validates the average.
 
     The average is w ← (1 − m)·w + m·θ of the weights θ after every iteration (Tarvainen and
     Valpola, "Mean teachers are better role models", NeurIPS 2017, with α = 1 − m); the buffers are

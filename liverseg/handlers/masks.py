@@ -1,4 +1,4 @@
-"""What a run of an inference leaves beside its masks."""
+"""Record what a run of an inference leaves beside its masks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from liverseg.io.masks import MaskFolder
 
 
 class MaskSummary:
-    """Check the folder of the masks before the first scan is read, and at the end record in it the scans that failed.
+    """Check the folder of the masks before the first scan, and record the failed scans at the end.
 
     Args:
         masks: the folder that the masks go to.
@@ -39,7 +39,7 @@ class MaskSummary:
             self.masks.record_failure(failure["image"], failure["error"])
 
     def failed(self, engine: Any, error: Exception) -> None:
-        """Record what a run over a single scan ends with; Ignite leaves it to its handlers to raise the error."""
+        """Record the error that ends a run over a single scan, and raise it as Ignite asks."""
         scans = engine.data_loader.dataset.data
         # Before the epoch, when weights are loaded, nothing is the scan's fault.
         if len(scans) == 1 and engine.state.epoch > 0:

@@ -24,7 +24,7 @@ class Overlays:
 
     `overlays/case_1.png`, … in `output_dir` show the best so far; TensorBoard's files in
     `output_dir` keep each one. A picture shows the slice along the last axis in which the label is
-    largest. It bears no name, which may tell of a patient.
+    largest. It shows no name, which could identify a patient.
 
     Put it after `Checkpoints`, which keeps the best metric in the engine's state.
 
@@ -177,7 +177,7 @@ def encode_png(picture: np.ndarray) -> bytes:
 def _largest_slice(
     image: MetaTensor, label: torch.Tensor, prediction: torch.Tensor
 ) -> dict[str, Any]:
-    """The slice along Z where the label is largest, or the prediction where there is no label, or else the middle."""
+    """Return the slice along Z with most of the label, else of the prediction, else the middle."""
     areas = [(classes[0] > 0).sum((0, 1)) for classes in (label, prediction)]
     index = next((int(area.argmax()) for area in areas if area.any()), image.shape[-1] // 2)
     image_xy, label_xy, prediction_xy = (

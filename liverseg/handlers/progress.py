@@ -1,4 +1,4 @@
-"""A bar with the time left."""
+"""Show a progress bar with the time left."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from monai.engines import Trainer
 
 
 class Progress:
-    """A bar over a trainer's epochs with the last loss, or over an evaluator's scans; on rank 0 only.
+    """Show a bar over a trainer's epochs with the last loss, or an evaluator's scans, on rank 0.
 
     Args:
         desc: what the bar says.

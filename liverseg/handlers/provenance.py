@@ -1,4 +1,4 @@
-"""What a training is made with."""
+"""Find what a training is made with: versions of packages, and the commit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import liverseg
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of what decides the result of a training."""
+    """Return the versions of what decides the result of a training."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -25,7 +25,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit(folder: str | os.PathLike[str]) -> str | None:
-    """The commit of the repository around `folder`, `-dirty` for changes; None without one."""
+    """Return the commit of the repository around `folder`, with `-dirty` for changes, or None."""
     options = ("--always", "--dirty", "--abbrev=40", "--exclude=*")
     command = ["git", "-C", os.fspath(folder), "describe", *options]
     try:

@@ -27,16 +27,16 @@ logger = logging.getLogger(__name__)
 
 
 class SegmentationReport:
-    """Handler of MONAI's `SupervisedEvaluator` that writes ``cases.csv`` and ``summary.json``.
+    """Write ``cases.csv`` and ``summary.json``; a handler of MONAI's `SupervisedEvaluator`.
 
     ``cases.csv`` has a row per case and foreground class with the values of
     `liverseg.metrics.case_metrics`; a value that does not exist (the distance to an empty mask) is
     an empty cell. ``summary.json``, where it is null, holds
 
     - ``number_of_cases``; ``versions`` of torch, monai and liverseg;
-    - ``failures``, of a `ScanEvaluator`: ``image`` and ``error`` of each scan that failed, which is
-      in none of the figures; ``warnings``, by case: sentences on what is odd about the scan or its
-      label;
+    - ``failures``, of a `ScanEvaluator`: ``image`` and ``error`` of each scan that failed,
+      which is in none of the figures; ``warnings``, by case: messages on what is odd about
+      the scan or its label;
     - ``pooled``: `pooled_metrics` over all voxels and ``mean_bf_score`` over all axial slices,
       background included;
     - ``cases``: for each class and metric of ``cases.csv`` the mean, sd (of a sample, n − 1) and
@@ -213,7 +213,7 @@ def _warnings(image: Any, label: Any) -> list[str]:
 
 
 def _null_for_nan(value: Any) -> Any:
-    """JSON has no NaN."""
+    """Replace NaN by None, as JSON has no NaN."""
     if isinstance(value, dict):
         return {key: _null_for_nan(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value

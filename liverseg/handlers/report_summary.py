@@ -1,4 +1,4 @@
-"""What the cases of an evaluation amount to."""
+"""Summarise the cases of an evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training reached, for people as a curve and for scripts as one line of JSON."""
+"""Write what a training reached, for people as a curve and for scripts as one line of JSON."""
 
 from __future__ import annotations
 

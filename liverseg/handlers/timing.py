@@ -1,4 +1,4 @@
-"""How long an evaluator takes over a scan."""
+"""Measure how long an evaluator takes over a scan."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ScanTimer:
             engine.add_event_handler(event, self._note)
 
     def seconds(self, batch_size: int, num_slices: int) -> dict[str, float]:
-        """The times of one scan of a batch, all of which count in equal parts.
+        """Return the times of one scan of a batch, all of which count in equal parts.
 
         Args:
             batch_size: scans of this iteration.

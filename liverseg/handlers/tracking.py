@@ -1,4 +1,4 @@
-"""A training as a run of MLflow."""
+"""Log a training as a run of MLflow."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Tracking(MLFlowHandler):
             self.run_id = self._open_run(resumed=engine.state.epoch > 0)
             self.cur_run = self.client.get_run(self.run_id)
         params = self._params()
-        # Parameters of a run never change; the config of each start is kept.
+        # Parameters of a run never change; the config of each start stays.
         self._delete_exist_param_in_dict(params)
         self._log_params(params)
         self._set_tags(
@@ -243,14 +243,14 @@ def _check_mlflow() -> None:
 
 
 def _database(tracking_uri: str) -> Path | None:
-    """The SQLite file, or None for a server."""
+    """Return the SQLite file, or None for a server."""
     if not tracking_uri.startswith(SQLITE):
         return None
     return Path(unquote(tracking_uri.removeprefix(SQLITE))).resolve()
 
 
 def _written_config(path: str) -> Path:
-    """The file that MONAI has written, by what it has set `save_execute_config` to."""
+    """Return the config that MONAI has written, by what it has set `save_execute_config` to."""
     if Path(path).is_file():
         return Path(path)
     # It appends code, " + '/config_….json'", to an output_dir that is plain text too.
@@ -259,7 +259,7 @@ def _written_config(path: str) -> Path:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a config's value is one to compare runs by, and no expression, macro or component."""
+    """Return whether a value may compare runs, and is no expression, macro or component."""
     if isinstance(value, list):
         return all(_is_plain(item) and not isinstance(item, list) for item in value)
     return not isinstance(value, dict) and not str(value).startswith(("$", "%"))

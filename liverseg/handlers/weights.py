@@ -1,4 +1,4 @@
-"""Load a network's weights when a run starts, and not already when its config is read."""
+"""Load a network's weights when a run starts, not when its config is read."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class WeightsCheckpointLoader:
         self.path = path
         if freeze_norms and path is None:
             raise InputError(
-                "freeze_norms: found no weights to start from, expected some whose statistics stay as they are: name "
-                "them with --load_pretrain (--pretrain_dir where a bundle has several networks), or leave "
-                "configs/fine_tune.json out."
+                "freeze_norms: found no weights to start from, expected some whose statistics stay "
+                "as they are: name them with --load_pretrain (--pretrain_dir where a bundle has "
+                "several networks), or leave configs/fine_tune.json out."
             )
         for module in self.network.modules() if freeze_norms else ():
             if isinstance(module, _BatchNorm):
@@ -62,8 +62,9 @@ class WeightsCheckpointLoader:
             self.network.load_weights(self.path)
         elif isinstance(self.path, Mapping):
             raise InputError(
-                f"found weights for {', '.join(self.path)}, expected one path for "
-                f"{type(self.network).__name__}: give one path, or use the config of several networks."
+                f"found weights for {', '.join(self.path)}, expected one path "
+                f"for {type(self.network).__name__}: give one path, or use the "
+                "config of several networks."
             )
         else:
             load_weights(self.network, self.path)

@@ -11,7 +11,7 @@ from monai.inferers import Inferer
 def bf16_autocast(device: torch.device | str, amp: bool = True) -> torch.autocast:
     """Return a context for bfloat16, if `amp` and the device computes it natively.
 
-    CPUs without AVX512-BF16 or AMX, or kept from AVX512 by ATEN_CPU_CAPABILITY, emulate bfloat16
+    CPUs without AVX512-BF16 or AMX, or whose AVX512 is off by ATEN_CPU_CAPABILITY, emulate bfloat16
     more slowly than float32; there, and on GPUs before Ampere, everything stays in float32.
     bfloat16 has float32's range, so training needs no loss scaling.
     """

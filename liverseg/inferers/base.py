@@ -1,4 +1,4 @@
-"""The base of inferers that give label maps, and the probabilities behind them on request."""
+"""Base class of inferers that give label maps and, on request, probabilities."""
 
 from __future__ import annotations
 

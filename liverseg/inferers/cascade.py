@@ -32,14 +32,14 @@ SLAB = 16
 
 
 class CascadeInferer(VolumeInferer):
-    """Segment the liver, then the lesions in it, each localised first and then tuned in several planes.
+    """Segment the liver, then its lesions, each localised first and then tuned in several planes.
 
-    The cascade on LiTS, for `CascadeNetworks`. For each target a localisation network gives the
-    prior; the tuning networks of the planes then see image and prior of the region, and the mean of
-    their probabilities (soft voting, section 3.10, eq. 8) decides. The liver's region is the box
-    around what its localisation finds. The lesions' region is the box around the tuned liver, so
-    that a lesion the localisation has missed can still be found, and a lesion is one inside the
-    tuned liver only. Where the localisation finds no lesion, there is none.
+    The cascade of IJIES 2022, for `CascadeNetworks`. For each target a localisation network gives
+    the prior; the tuning networks of the planes then see image and prior of the region, and the
+    mean of their probabilities (soft voting, section 3.10, eq. 8) decides. The liver's region is
+    the box around what its localisation finds. The lesions' region is the box around the tuned
+    liver, so that a lesion the localisation has missed can still be found, and a lesion is one
+    inside the tuned liver only. Where the localisation finds no lesion, there is none.
 
     The planes share one grid: the region, resampled in the axial plane to `spacing`, its slices
     where they are. A coronal or sagittal slice of it is further resampled along z to `spacing`.
@@ -83,7 +83,8 @@ class CascadeInferer(VolumeInferer):
         unknown = [plane for plane in planes if plane not in PLANE_AXES or plane not in slices]
         if unknown or not planes:
             raise InputError(
-                f"planes: found {', '.join(unknown) or 'none'}, expected some of {', '.join(PLANE_AXES)}: set it as "
+                f"planes: found {', '.join(unknown) or 'none'}, expected some of "
+                f"{', '.join(PLANE_AXES)}: set it as "
                 '["axial"].'
             )
         self.localise, self.slices, self.planes, self.targets = localise, slices, planes, targets
@@ -96,9 +97,9 @@ class CascadeInferer(VolumeInferer):
     ) -> tuple[Tensor, Tensor | None]:
         """Segment a batch to 0 background, 1 liver and 2 lesion; see `VolumeInferer.segment`.
 
-        The probabilities are the means over the planes: that of the lesion is the product of those
-        of both targets, that of the liver what is left of its own. Outside the liver's region they
-        are 0.
+        The probabilities are the means over the planes: that of the lesion is the product
+        of those of both targets, that of the liver what is left of it. Outside the
+        liver's region they are 0.
         """
         labels = torch.zeros_like(inputs, dtype=torch.uint8)
         found = None

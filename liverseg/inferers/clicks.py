@@ -1,4 +1,4 @@
-"""3-D networks that see clicks beside the image: whole volumes, and how good a few clicks make the result."""
+"""Run 3-D networks that see clicks beside the image, and measure what a few clicks change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from liverseg.transforms.spacing import spaced_size
 
 
 class ClickWindowInferer(VolumeWindowInferer):
-    """`VolumeWindowInferer` for networks whose input is the image and one channel of clicks for each class.
+    """Run a network on windows whose input is the image and one channel of clicks for each class.
 
     The clicks are those of `meta["clicks"]`, as `AddClicksd` writes them. They are drawn on the
     network's grid, so no channel of them exists on the scan's own; without clicks the channels are
@@ -80,7 +80,8 @@ class EvaluateWithClicks:
         )
         if len(inputs) != 1:
             raise InputError(
-                f"batch_size: found {len(inputs)} scans in a validation batch, expected 1: set it to 1."
+                f"batch_size: found {len(inputs)} scans in a validation "
+                "batch, expected 1: set it to 1."
             )
         output: dict[str, Any] = {CommonKeys.IMAGE: inputs, CommonKeys.LABEL: label}
         engine.state.output = output
@@ -116,7 +117,7 @@ class EvaluateWithClicks:
 
 
 def both_predictions(cases: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:
-    """Return the predictions of each case without and with clicks, and its label for each of the two.
+    """Return each case's predictions without and with clicks, and its label for each of the two.
 
     For the `output_transform` of a metric that is the mean over both.
     """

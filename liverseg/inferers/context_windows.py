@@ -1,4 +1,7 @@
-"""3-D networks whose logits are those of a window's centre: tiles of an organ, or one window of the whole body."""
+"""Run 3-D networks whose logits are those of a window's centre.
+
+The windows are tiles of an organ, or one window of the whole body.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,8 @@ class ContextTileInferer(VolumeInferer):
         """Segment a batch to 0 background and 1 foreground; see `VolumeInferer.segment`."""
         if inputs.ndim != 5 or inputs.shape[1] != 1:
             raise InputError(
-                f"the inferer got shape {tuple(inputs.shape)}, expected (B, 1, H, W, D): check the keys."
+                f"the inferer got shape {tuple(inputs.shape)}, expected (B, "
+                "1, H, W, D): check the keys."
             )
         network = getattr(network, "module", network)  # of DistributedDataParallel
         labels = torch.zeros_like(inputs, dtype=torch.uint8)
@@ -97,7 +101,10 @@ class ContextTileInferer(VolumeInferer):
     def _window(
         self, volume: Tensor, start: Sequence[int], size: Sequence[int], network: Any
     ) -> Tensor:
-        """Probabilities of the foreground of the box of `size` from `start` on, which may reach beyond the volume."""
+        """Return the foreground's probabilities in a box, which may reach beyond the volume.
+
+        The box has `size` and begins at `start`.
+        """
         device = next(network.parameters()).device
         window = network.window(size)
         first = [
@@ -117,7 +124,9 @@ class ContextTileInferer(VolumeInferer):
 
 
 class BodyWindowInferer(ContextTileInferer):
-    """The liver's network of Tang et al. on one window around the body, which its instance norm needs.
+    """Run the liver's network of Tang et al. on one window around the body.
+
+    Its instance norm needs the whole body.
 
     The window is centred on the box around the body, the largest component above `body_threshold`
     in-plane, and on the whole of the slices; beyond the volume it is 0. Two things help where the
@@ -193,7 +202,7 @@ def _tiles(size: Sequence[int], roi_size: Sequence[int]) -> Iterator[tuple[int, 
 def _overlap(
     start: Sequence[int], size: Sequence[int], total: Sequence[int]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Where a box of `size` from `start` on and a volume of size `total` overlap: in the box, in the volume."""
+    """Return where a box of `size` at `start` overlaps a volume: in the box, in the volume."""
     outside = [
         slice(max(n, 0), min(n + length, end))
         for n, length, end in zip(start, size, total, strict=True)

@@ -30,7 +30,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 class Localisation(NamedTuple):
-    """What `Localiser` gives.
+    """The result of `Localiser`.
 
     Args:
         mask: of the target, uint8, (1, H, W, D), on the grid of the volume.
@@ -48,8 +48,8 @@ class Localisation(NamedTuple):
 class Localiser:
     """Find a target in volumes with a localisation network, and a prior of where in the crop it is.
 
-    The first stage of the cascade on LiTS (sections 3.3, 3.4 and 3.9): its network's mask,
-    post-processed, gives the region of interest; a box or Grad-CAM is the prior of the tuning
+    The first stage of the cascade of IJIES 2022 (sections 3.3, 3.4 and 3.9): its network's mask,
+    postprocessed, gives the region of interest; a box or Grad-CAM is the prior of the tuning
     network. The prior "box" is 1 inside the box around the mask, widened by `box_margin_mm`;
     "gradcam" is Grad-CAM; "none" is 1 everywhere.
 
@@ -104,7 +104,8 @@ class Localiser:
     ) -> None:
         if prior not in PRIORS:
             raise InputError(
-                f"prior: found {prior!r}, expected one of {', '.join(PRIORS)}: set it to one of these."
+                f"prior: found {prior!r}, expected one of "
+                f"{', '.join(PRIORS)}: set it to one of these."
             )
         if prior == "gradcam" and target_layer not in dict(network.named_modules()):
             layers = [
@@ -217,8 +218,8 @@ class _GradCAM(nn.Module):
         maps = torch.cat(self.maps)
         if len(maps) != shape[2]:
             raise InputError(
-                f"the localisation's inferer gave the network {len(maps)} slices of {shape[2]}, expected each once: "
-                "use VolumeSliceInferer."
+                f"the localisation's inferer gave the network {len(maps)} slices of {shape[2]}, "
+                "expected each once: use VolumeSliceInferer."
             )
         maps = maps / maps.max().clamp(min=torch.finfo(maps.dtype).tiny)
         rows, columns, slices = region

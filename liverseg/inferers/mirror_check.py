@@ -37,13 +37,13 @@ NO_CLICKS = torch.empty(1, 0, 4)
 
 
 class MirrorCheckInferer(VolumeInferer):
-    """Segment with another inferer, and flag scans in whose mirror image it finds the liver that it misses in them.
+    """Segment with another inferer, and flag scans that seem to be mirrored.
 
-    Networks know left from right: of a mirrored scan they find parts of the liver, and what is
-    none. So the scan mirrored from left to right is segmented too. It gets the flag "mirrored" if a
-    liver is in its mirror image, on the right of the body, that is `LARGER` times as large, or
-    larger at all where next to nothing is found in the scan or not well on the right. The labels
-    stay what they are, and pieces apart from the largest do not count.
+    Networks know left from right: in a mirrored scan they find parts of the liver, and tissue that
+    is not liver. So the scan mirrored from left to right is segmented too. It gets the flag
+    "mirrored" if a liver is in its mirror image, on the right of the body, that is `LARGER` times
+    as large, or larger at all where next to nothing is found in the scan or not well on the right.
+    The labels stay what they are, and pieces apart from the largest do not count.
 
     Scans that show less body than a liver are not looked at twice, nor those whose intensities are
     flagged, which no network knows, nor those with clicks of an annotator, who has seen the mask.
@@ -51,7 +51,8 @@ class MirrorCheckInferer(VolumeInferer):
 
     Args:
         inferer: segments volumes, as `VolumeSliceInferer` does.
-        look: segments the mirror image: one that finds the liver alone, say; None takes `inferer`.
+        mirror_inferer: segments the mirror image: one that finds the liver alone, say; None takes
+            `inferer`.
         class_names: of its labels' values; without "liver" among them nothing is looked at.
         slices_mm: for 2-D networks: the mirror image of slices so far apart is segmented, of every
             scan. None segments all of it, where less than `SMALL_ML` is found or not well on the
@@ -62,11 +63,11 @@ class MirrorCheckInferer(VolumeInferer):
         self,
         inferer: VolumeInferer,
         class_names: Mapping[int, str],
-        look: VolumeInferer | None = None,
+        mirror_inferer: VolumeInferer | None = None,
         slices_mm: float | None = None,
     ) -> None:
         self.inferer = inferer
-        self.look = inferer if look is None else look
+        self.mirror_inferer = inferer if mirror_inferer is None else mirror_inferer
         self.liver = torch.tensor(liver_values(class_names), dtype=torch.uint8)
         self.slices_mm = slices_mm
 
@@ -138,14 +139,17 @@ class MirrorCheckInferer(VolumeInferer):
             meta={"filename_or_obj": [f"the mirror image of {get_file_name(inputs, index)}"]},
         )
         mirrored = self._liver(
-            as_tensor(self.look(flipped, network, *args, **kwargs))[0, 0][sample]
+            as_tensor(self.mirror_inferer(flipped, network, *args, **kwargs))[0, 0][sample]
         )
         mirrored_ml = float(mirrored.sum()) * voxel_ml
         if mirrored_ml < max(VOLUME_ML[0], found_ml * (LARGER if well else 1)):
             return None
         if _offset(mirrored, np.flip(body, axis), axis) * right < RIGHT_MM:
             return None
-        return f"{found_ml:.0f} ml of liver are found in it and {mirrored_ml:.0f} ml in its mirror image"
+        return (
+            f"{found_ml:.0f} ml of liver are found in it and {mirrored_ml:.0f} ml in its mirror "
+            "image"
+        )
 
     def _liver(self, labels: Tensor) -> np.ndarray:
         found: np.ndarray = largest(

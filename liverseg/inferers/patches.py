@@ -1,4 +1,4 @@
-"""Predict training volumes, for patches with labels of the network's own."""
+"""Predict training volumes, to cut patches with the network's own labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def predict_volumes(
     amp: bool = True,
     keys: Sequence[str] = ("image", "prior"),
 ) -> Iterator[dict[str, Any]]:
-    """Yield volumes with the network's prediction; step 1 of Algorithm 1 of the cascade on LiTS.
+    """Yield volumes with the network's prediction; step 1 of Algorithm 1 of IJIES 2022.
 
     Nothing is loaded or predicted until the first is asked for.
 

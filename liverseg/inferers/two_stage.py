@@ -18,12 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 class TwoStageInferer(VolumeInferer):
-    """Segment the liver in whole slices and the lesions in the box around it, as classes on the input's grid.
+    """Segment the liver in whole slices and the lesions in the box around it.
 
-    The two stages of the paper on the Mixed U-Net for LiTS, for `LiverLesionNetworks`.
-    `CropToLabeld` shows the lesion network in training what it sees here. Where the liver stage
-    finds no liver there is no lesion, and a volume without liver gets an empty mask and a warning
-    in the log.
+    The two stages of Mixed U-Net n.d., for `LiverLesionNetworks`. `CropToLabeld` shows the lesion
+    network in training what it sees here. Where the liver stage finds no liver there is no lesion,
+    and a volume without liver gets an empty mask and a warning in the log.
 
     It is called with a `MetaTensor` (B, 1, H, W, D) and `LiverLesionNetworks`, or any other with
     two-class networks as `liver` and `lesion`.
@@ -33,8 +32,8 @@ class TwoStageInferer(VolumeInferer):
     Args:
         liver: how the liver network runs over the volume.
         lesion: how the lesion network runs over the crop.
-        liver_postprocessing: transform of the liver mask (1, H, W, D), a `MetaTensor` of 0 and 1, before
-            it is used, for instance `ErodeKeepLargestDilate`; None leaves it.
+        liver_postprocessing: transform of the liver mask (1, H, W, D), a `MetaTensor` of 0 and 1,
+            before it is used, for instance `ErodeKeepLargestDilate`; None leaves it.
         margin_mm: by which the box of the liver is widened in the plane of the slices, to either
             side.
         outside_value: the value that the lesion network sees outside the liver; None leaves the
@@ -67,7 +66,7 @@ class TwoStageInferer(VolumeInferer):
         """Segment a batch to 0 background, 1 liver and 2 lesion; see `VolumeInferer.segment`.
 
         The probability of the lesion is the product of what both networks find, that of the liver
-        what is left of its own; `liver_postprocessing` does not change them.
+        what is left of it; `liver_postprocessing` does not change them.
         """
         affines = [get_affine(inputs, index) for index in range(inputs.shape[0])]
         labels, found = self.liver.segment(

@@ -1,4 +1,4 @@
-"""What inferers share: affines and file names of a batch, planes at another size, probabilities."""
+"""Helpers that inferers share: affines and file names of a batch, resized planes, probabilities."""
 
 from __future__ import annotations
 

@@ -67,12 +67,13 @@ class VolumeSliceInferer(VolumeInferer):
         self.flips = [[2 + axis for axis in axes] for axes in flips]
         if self.size is not None and any(value > 0 for value in self.spacing):
             raise InputError(
-                f"found spacing {list(self.spacing)} with size {list(self.size)}, expected one of the two: set spacing "
-                "to [-1, -1] or leave out size."
+                f"found spacing {list(self.spacing)} with size {list(self.size)}, expected one of "
+                "the two: set spacing to [-1, -1] or leave out size."
             )
         if any(axis not in (2, 3) for axes in self.flips for axis in axes):
             raise InputError(
-                f"flips is {list(flips)}, expected axes 0 and 1 of the slices: set it as [[0], [1]]."
+                f"flips is {list(flips)}, expected axes 0 and 1 of the "
+                "slices: set it as [[0], [1]]."
             )
         self.num_slices = num_slices
         self.sw_batch_size = sw_batch_size
@@ -80,7 +81,7 @@ class VolumeSliceInferer(VolumeInferer):
         self.progress = progress
 
     def iterate_probabilities(self, inputs: Tensor, network: Any) -> Iterator[tuple[slice, Tensor]]:
-        """Yield, slab by slab, where the slices of one volume lie and their probabilities.
+        """Yield, slab by slab, the position of the slices of one volume and their probabilities.
 
         Args:
             inputs: as of a call, with B = 1.

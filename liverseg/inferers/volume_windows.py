@@ -108,7 +108,7 @@ class VolumeWindowInferer(VolumeInferer):
     def _finished_planes(
         self, volume: Tensor, network: Any, device: torch.device, *args: Any, **kwargs: Any
     ) -> Iterator[Tensor]:
-        """Yield the blended logits of `volume` (C, h, w, d): (planes, num_classes, h, w) along d."""
+        """Yield the blended logits (planes, num_classes, h, w) of `volume` (C, h, w, d) along d."""
         missing = [
             max(roi - length, 0)
             for roi, length in zip(self.roi_size, volume.shape[1:], strict=True)

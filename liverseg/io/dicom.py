@@ -1,4 +1,4 @@
-"""Read DICOM series as volumes: which files belong together, and where their voxels lie."""
+"""Find DICOM series: which files belong together."""
 
 from __future__ import annotations
 
@@ -7,36 +7,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from liverseg.errors import InputError
-from liverseg.io.dicom_pixels import read_pixels
-from liverseg.io.dicom_series import (
-    Series,
-    interlaced,
-    name_of,
-    normal_of,
-    repeats,
-    shifts_of,
-    some_of,
-    volumes_of,
-)
-from liverseg.io.dicom_slices import SERIES, DamagedError, Slice, slices_of
+from liverseg.io.dicom_header import DamagedError
+from liverseg.io.dicom_series import Series, interlaced, repeats, some_of, volumes_of
+from liverseg.io.dicom_slices import SERIES, Slice, slices_of
 from liverseg.io.paths import LeftOut, is_hidden, nifti_suffix, walk
-
-# LPS, the axes of DICOM, to RAS, those of NIfTI.
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-# Above this, padding is no air: it is stored as tissue is.
-TISSUE_HU = -500
-
-SLAB = (
-    16  # slices that are put in place at a time: one by one, each voxel would be a write of its own
-)
 
 
 def find_series(folder: Path) -> tuple[list[Series], LeftOut]:
@@ -90,8 +69,8 @@ def series_at(path: Path) -> Series:
         if not found:
             what = (reasons or ["neither NIfTI nor DICOM"])[0]
             raise InputError(
-                f"{path}: not readable as a volume ({what}), expected a whole NIfTI file or a file of one DICOM series "
-                "of CT or MRI: replace it or remove the scan."
+                f"{path}: not readable as a volume ({what}), expected a whole NIfTI file or a file "
+                "of one DICOM series of CT or MRI: replace it or remove the scan."
             )
         if len(found) > 1:
             raise InputError(f"{path}: {_not_one(found, left_out)}")
@@ -99,8 +78,8 @@ def series_at(path: Path) -> Series:
         if elsewhere := _elsewhere(found[0], path.parent):
             names = some_of(elsewhere)
             notes = (
-                f"more of its series lies in other folders ({names}) and was not read: where it is one scan, put all "
-                "in one folder.",
+                f"more of its series lies in other folders ({names}) and was not read: where it is "
+                "one scan, put all in one folder.",
             )
     (series,) = found
     if series.problem:
@@ -109,7 +88,7 @@ def series_at(path: Path) -> Series:
 
 
 def files_at(path: Path) -> list[Path]:
-    """The files that `series_at` looks at: those in a folder and below, or those beside a file.
+    """Return the files that `series_at` reads: those in a folder and below, or those beside a file.
 
     Raises:
         OSError: for a file in a folder that may not be opened.
@@ -119,119 +98,11 @@ def files_at(path: Path) -> list[Path]:
     return _files(path.parent)
 
 
-def read_voxels(series: Series) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Read the voxels (columns, rows, slices) on the grid of `grid_of`, float32, and warnings.
-
-    Voxels for which nothing was measured (PixelPaddingValue, and what lies beside a slice where the
-    gantry was tilted) are as dark as the darkest of the others, or 0 where that is how padding is
-    stored.
-
-    Raises:
-        InputError: for pixels that cannot be read, and for a copy of a slice that is another
-            picture.
-    """
-    for original, copy in series.copies:
-        if not np.array_equal(
-            *(read_pixels(each.file)[0][each.frame] for each in (original, copy))
-        ):
-            raise InputError(
-                f"{series.path}: {name_of(original)} and {name_of(copy)} have the same SOPInstanceUID and "
-                "position, but other pixels, expected one slice there: remove the wrong one."
-            )
-    padding: Counter[float] = Counter()
-    volume = stack(series, _planes(series, padding), np.float32(np.nan), order=1)
-    unknown = np.isnan(volume)
-    if unknown.any():
-        darkest = 0 if unknown.all() else np.nanmin(volume)
-        # The background of MRI stays 0.
-        volume[unknown] = min(darkest, *padding) if padding and min(padding) >= 0 else darkest
-    tissue = [value for value in padding if value > TISSUE_HU]
-    if not tissue or series.slices[0].modality != "CT":
-        return volume, ()
-    count = sum(padding[value] for value in tissue)
-    return volume, (
-        f"{count} voxels of {min(tissue):g} HU are marked as padding (PixelPaddingValue) and were read as "
-        f"{volume[unknown][0]:g} HU: where they show tissue, export the series without PixelPaddingValue.",
-    )
-
-
-def grid_of(series: Series) -> tuple[tuple[int, int, int], np.ndarray]:
-    """The shape (columns, rows, slices) of a series, and its affine (4, 4) from voxels to RAS mm.
-
-    The axes are perpendicular. Where the gantry was tilted, so that each slice lies a little beside
-    the one before, the grid is wide enough for all of them and `stack` puts each in its place:
-    NIfTI could say how they lie, but ITK, and 3D Slicer with it, refuses axes that are not
-    perpendicular.
-    """
-    slices, shifts = series.slices, shifts_of(series.slices)
-    low, high = np.floor(shifts.min(axis=0)), np.ceil(shifts.max(axis=0))
-    rows, columns = slices[0].size
-    shape = int(columns + high[0] - low[0]), int(rows + high[1] - low[1]), len(slices)
-    (row, column), normal = slices[0].orientation, normal_of(slices[0])
-    row_mm, column_mm = slices[0].spacing
-    affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1] = row * column_mm, column * row_mm
-    affine[:3, 2] = normal * (
-        (slices[-1].position - slices[0].position) @ normal / (len(slices) - 1)
-    )
-    affine[:3, 3] = slices[0].position + affine[:3, :2] @ low
-    return shape, LPS_TO_RAS @ affine
-
-
-def stack(series: Series, planes: Iterable[np.ndarray], fill: np.generic, order: int) -> np.ndarray:
-    """Stack the planes (rows, columns) of the slices to a volume on the grid of `grid_of`.
-
-    Args:
-        series: where they lie.
-        planes: images or masks.
-        fill: what lies beside a slice where the gantry was tilted; the volume is of its dtype.
-        order: of the interpolation there: 1 for images, 0 for masks.
-    """
-    shape, _ = grid_of(series)
-    volume = np.empty(shape, fill.dtype)
-    shifts = shifts_of(series.slices)
-    shifts = shifts - np.floor(shifts.min(axis=0))
-
-    def placed(plane: np.ndarray, shift: np.ndarray) -> np.ndarray:
-        if not shifts.any():
-            return plane.T
-        return ndimage.affine_transform(
-            plane.T, np.ones(2), -shift, shape[:2], order=order, cval=fill, output=volume.dtype
-        )
-
-    slices = (placed(plane, shift) for plane, shift in zip(planes, shifts, strict=True))
-    for start in range(0, len(shifts), SLAB):
-        volume[:, :, start : start + SLAB] = np.stack(list(islice(slices, SLAB)), axis=-1)
-    return volume
-
-
 def describe(left_out: LeftOut) -> str:
     """Return what was left out, in one line: each kind with the names of some files."""
     return ", ".join(
         f"{reason} ({some_of([file.name for file in files])})" for reason, files in left_out.items()
     )
-
-
-def _planes(series: Series, padding: Counter[float]) -> Iterator[np.ndarray]:
-    """Yield the slices, NaN where they say that nothing was measured.
-
-    What they hold there is counted in `padding`.
-    """
-    file, stored, empty = None, np.empty(0), None
-    for each in series.slices:
-        # The frames of a file follow each other, mostly.
-        if each.file != file:
-            file, (stored, empty) = each.file, read_pixels(each.file, each.inverted)
-            if stored.shape[1:] != each.size:
-                raise InputError(
-                    f"{file}: its pixels have the shape {stored.shape}, expected {each.size}: export it again."
-                )
-        plane = stored[each.frame] * np.float32(each.slope) + np.float32(each.intercept)
-        if empty is not None and empty[each.frame].any():
-            values, counts = np.unique(plane[empty[each.frame]], return_counts=True)
-            padding.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-            plane[empty[each.frame]] = np.nan
-        yield plane
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -288,7 +159,7 @@ def _find(folders: Iterable[tuple[Path, Sequence[Path]]], left_out: LeftOut) -> 
 
 
 def _is_one(volume: Series) -> bool:
-    """Whether slices from several folders are one scan, and not some with the same identifiers."""
+    """Return whether slices from several folders are one scan, and not only share identifiers."""
     by_folder: dict[Path, list[Slice]] = defaultdict(list)
     for each in volume.slices:
         by_folder[each.file.parent].append(each)
@@ -332,7 +203,7 @@ def _goes_on(series: Series, file: Path) -> bool:
 
 
 def _join_singles(by_series: dict[tuple[str, ...], dict[Path, list[Slice]]]) -> list[Series]:
-    """Take out of `by_series` the folders in which every file is a series of its own, as some anonymise them."""
+    """Take out of `by_series`, and join, files of a folder that are each their own series."""
     single = {
         key: next(iter(parts))
         for key, parts in by_series.items()
@@ -355,7 +226,10 @@ def _join_singles(by_series: dict[tuple[str, ...], dict[Path, list[Slice]]]) -> 
             if len(some) < 3:
                 continue
             slices = [each for key in some for each in by_series.pop(key)[folder]]
-            warning = f"each of {len(slices)} files has a SeriesInstanceUID of its own; they are taken as one series."
+            warning = (
+                f"each of {len(slices)} files has its own SeriesInstanceUID; they are taken as one "
+                "series."
+            )
             joined += [
                 replace(each, warnings=(*each.warnings, warning)) for each in volumes_of(slices)
             ]
@@ -363,7 +237,7 @@ def _join_singles(by_series: dict[tuple[str, ...], dict[Path, list[Slice]]]) -> 
 
 
 def _with_damaged(found: list[Series], damaged: dict[Path, str]) -> list[Series]:
-    """Whoever has a file that cannot be read beside its own may lack that slice."""
+    """Give each series beside a file that cannot be read this problem: it may lack that slice."""
     for folder in {file.parent for file in damaged}:
         file = next(file for file in damaged if file.parent == folder)
         problem = damaged[file].replace(f"{file}: ", f"{file.name}: ")
@@ -406,8 +280,8 @@ def _not_one(found: Sequence[Series], left_out: LeftOut) -> str:
     held = Counter(file for each in found for file in each.files)
     shared = sorted(file.name for file, volumes in held.items() if volumes > 1)
     cure = (
-        f"export each volume in {some_of(shared)} as a series of its own"
+        f"export each volume in {some_of(shared)} as its own series"
         if shared
-        else "name a file of it, or give each a folder of its own"
+        else "name a file of it, or give each its own folder"
     )
     return f"{len(found)} series in it ({series}), expected one: {cure}."

@@ -1,4 +1,4 @@
-"""The pixels of a DICOM file as they are stored, and which of them stand for no measurement."""
+"""Read the stored pixels of a DICOM file, and which of them stand for no measurement."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from liverseg.errors import InputError
-from liverseg.io.dicom_slices import read_dataset, uid_name, unreadable, value_of
+from liverseg.io.dicom_header import read_dataset, uid_name, unreadable, value_of
 
 RLE_LOSSLESS = "1.2.840.10008.1.2.5"
 PIXELS = [
@@ -55,8 +55,8 @@ def read_pixels(file: Path, inverted: bool = False) -> tuple[np.ndarray, np.ndar
         name = uid_name(str(syntax))
         if _lacks_decoder(syntax, error):
             raise InputError(
-                f"{file}: its pixels are compressed as {name}, for which no decoder is installed: pip install "
-                "python-gdcm, or export the series uncompressed."
+                f"{file}: its pixels are compressed as {name}, for which no decoder is installed: "
+                "pip install python-gdcm, or export the series uncompressed."
             ) from error
         raise unreadable(file, f"{name}: {error}") from error
     stored = stored.reshape(-1, *stored.shape[-2:]).astype(

@@ -1,4 +1,4 @@
-"""The volumes in the slices of a DICOM series: which slices, in which order, and what keeps them from being one.
+"""Find the volumes in the slices of a DICOM series, or what keeps the slices from being one.
 
 Slices are ordered by where they lie along their normal; nothing else that a file says of its order
 counts. A series whose slices are not evenly spaced is refused, for what lies between them is not
@@ -69,8 +69,8 @@ def volumes_of(slices: Sequence[Slice]) -> list[Series]:
     bad = next((each for each in slices if each.problem), None)
     if bad is not None:
         problem = (
-            f"{name_of(bad)} cannot be placed ({bad.problem}), expected position, orientation and spacing of each "
-            "slice: export the series again."
+            f"{name_of(bad)} cannot be placed ({bad.problem}), expected position, orientation and "
+            "spacing of each slice: export the series again."
         )
         return [Series("", tuple(slices), problem=problem)]
     alike: list[list[Slice]] = []
@@ -84,14 +84,14 @@ def volumes_of(slices: Sequence[Slice]) -> list[Series]:
 
 
 def _beside_turned(volume: Series, groups: Sequence[Sequence[Slice]]) -> Series:
-    """A volume with a warning where others of its series lie between its slices, turned by 180° within their plane."""
+    """Return a volume, with a warning where slices turned by 180° lie between its own."""
     first = volume.slices[0]
     for group in groups:
         turned = replace(group[0], orientation=-group[0].orientation)
         if _same_plane(first, turned) and interlaced([volume.slices, _in_order(group)]):
             odd = (
-                f"{len(group)} slices of its series ({name_of(group[0])} and others) lie between its own, turned by "
-                "180°, and were not read: export the series again."
+                f"{len(group)} slices of its series ({name_of(group[0])} and others) lie between "
+                "its own, turned by 180°, and were not read: export the series again."
             )
             return replace(volume, warnings=(*volume.warnings, odd))
     return volume
@@ -135,7 +135,7 @@ def _parts(slices: Sequence[Slice], keywords: Sequence[str]) -> list[list[Slice]
 
 
 def interlaced(parts: Sequence[Sequence[Slice]]) -> bool:
-    """Whether slices, in their order, are volumes by themselves that lie between each other's slices."""
+    """Return whether slices, in order, are volumes that lie between each other's slices."""
     if any(len(part) < FEW or _uneven(part) for part in parts):
         return False
     ranges = sorted(
@@ -179,18 +179,14 @@ def _check(slices: Sequence[Slice], copies: Sequence[tuple[Slice, Slice]]) -> Se
 
 
 def _uneven(slices: Sequence[Slice]) -> str:
-    """What keeps slices, in their order, from being a volume: two at one place, a gap, a step aside; "" for nothing."""
+    """Return why ordered slices are no volume: two at one place, a gap, a step aside; or ""."""
     if len(slices) < 2:
         return ""
     places = _same_place(slices)
     if len(places) < len(slices):
         first, second, *_ = next(group for group in places if len(group) > 1)
         volumes = {len(group) for group in places} == {len(places[0])}
-        cure = (
-            "export each volume as a series of its own"
-            if volumes
-            else "remove the one that is wrong"
-        )
+        cure = "export each volume as its own series" if volumes else "remove the one that is wrong"
         both = f"{name_of(first)} and {name_of(second)}"
         return f"{both} lie at the same position, {_at(first)}, expected one there: {cure}."
     positions = np.array([each.position for each in slices])
@@ -208,13 +204,14 @@ def _uneven(slices: Sequence[Slice]) -> str:
     if abs(steps[worst] - median_mm) > EVEN_MM:
         return (
             f"{steps[worst]:.2f} mm between {name_of(slices[worst])} at {_at(slices[worst])} and "
-            f"{name_of(slices[worst + 1])} at {_at(slices[worst + 1])}, {median_mm:.2f} mm between most slices, "
-            "expected the same everywhere: a slice is missing or does not belong to them; export the series again."
+            f"{name_of(slices[worst + 1])} at {_at(slices[worst + 1])}, {median_mm:.2f} mm between "
+            "most slices, expected the same everywhere: a slice is missing or does not belong to "
+            "them; export the series again."
         )
     worst = int(off_mm.argmax())
     return (
-        f"{name_of(slices[worst])} at {_at(slices[worst])} lies {off_mm[worst]:.2f} mm from where the others have it, "
-        "expected all slices in one straight row: export the series again."
+        f"{name_of(slices[worst])} at {_at(slices[worst])} lies {off_mm[worst]:.2f} mm from where "
+        "the others have it, expected all slices in one straight row: export the series again."
     )
 
 
@@ -226,36 +223,36 @@ def _tilted(slices: Sequence[Slice]) -> str:
         np.linalg.norm((slices[-1].position - slices[0].position) @ slices[0].orientation.T)
     )
     return (
-        f"the last slice lies {aside_mm:.1f} mm beside the first, as where the gantry was tilted; the slices were "
-        "shifted within their planes onto a grid with perpendicular axes."
+        f"the last slice lies {aside_mm:.1f} mm beside the first, as with a tilted gantry; the "
+        "slices were shifted within their planes onto a grid with perpendicular axes."
     )
 
 
 def _thinned(slices: Sequence[Slice]) -> str:
-    """What tells that slices are missing between all of them, which leaves no gap to be seen; "" where nothing does."""
+    """Return what shows that slices are missing between all of them, without a gap; or ""."""
     first = slices[0]
     step_mm = float((slices[-1].position - first.position) @ normal_of(first)) / (len(slices) - 1)
-    tag, said_mm, besides = "SpacingBetweenSlices", abs(first.between_mm), ""
+    tag, given_mm, besides = "SpacingBetweenSlices", abs(first.between_mm), ""
     if (
-        np.isclose(step_mm, said_mm + first.thickness_mm, rtol=0.01)
-        and said_mm < 0.99 * first.thickness_mm
+        np.isclose(step_mm, given_mm + first.thickness_mm, rtol=0.01)
+        and given_mm < 0.99 * first.thickness_mm
     ):
         # Some write the gap between two slices there.
         return ""
-    if not said_mm > 0:
+    if not given_mm > 0:
         # Without numbers left out, slices thinner than their spacing are how the scan was planned.
         if not np.ptp([each.number for each in slices]) + 1 >= THINNED * len(slices):
             return ""
-        tag, said_mm, besides = (
+        tag, given_mm, besides = (
             "SliceThickness",
             first.thickness_mm,
             " and InstanceNumbers are left out",
         )
-    if not 0 < THINNED * said_mm <= step_mm:
+    if not 0 < THINNED * given_mm <= step_mm:
         return ""
     return (
-        f"its slices lie {step_mm:.2f} mm apart, but {tag} is {said_mm:.2f} mm{besides}: where slices are missing "
-        "between them, export the series again."
+        f"its slices lie {step_mm:.2f} mm apart, but {tag} is {given_mm:.2f} mm{besides}: where "
+        "slices are missing between them, export the series again."
     )
 
 
@@ -264,14 +261,18 @@ def _in_turns(slices: Sequence[Slice]) -> str:
         parts = _parts(slices, [keyword])
         if len(parts) > 1 and interlaced(parts):
             return (
-                f"its slices take turns between {len(parts)} values of {keyword}, as where every other one was taken "
-                "first: where they are several scans, export each as a series of its own."
+                f"its slices take turns between {len(parts)} values of {keyword}, as "
+                "where every other one was taken first: where they are several scans, "
+                "export each as its own series."
             )
     return ""
 
 
 def shifts_of(slices: Sequence[Slice]) -> np.ndarray:
-    """How far each slice lies beside the first: (n, 2) voxels along the columns' and rows' index; 0 for rounding."""
+    """Return how far each slice lies beside the first: (n, 2) voxels along columns and rows.
+
+    Within rounding it is 0.
+    """
     aside_mm = (
         np.array([each.position - slices[0].position for each in slices]) @ slices[0].orientation.T
     )
@@ -290,7 +291,7 @@ def _in_order(slices: Sequence[Slice]) -> list[Slice]:
 
 
 def _same_place(slices: Sequence[Slice]) -> list[list[Slice]]:
-    """Slices, in their order, in groups that lie at one place."""
+    """Return slices, in their order, in groups that lie at one place."""
     normal = normal_of(slices[0])
     groups = [[slices[0]]]
     for before, each in pairwise(slices):

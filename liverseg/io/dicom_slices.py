@@ -1,12 +1,7 @@
-"""The slices in a DICOM file: what its header says of each.
-
-Needs pydicom (extra `dicom`), which is imported where a file is one of DICOM and not before.
-"""
+"""Find the slices in a DICOM file: what its header says of each."""
 
 from __future__ import annotations
 
-import re
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +11,15 @@ from typing import Any
 import numpy as np
 
 from liverseg.errors import InputError
+from liverseg.io.dicom_header import (
+    begins_as_dicom,
+    number_or_nan,
+    numbers_of,
+    read_dataset,
+    uid_name,
+    unreadable,
+    value_of,
+)
 from liverseg.io.paths import DICOM_SUFFIXES
 
 # These bear planes with a position, but are made from scans.
@@ -91,10 +95,6 @@ HEADER = [
 REMEMBERED = 2**16
 
 
-class DamagedError(InputError):
-    """A file that may be a slice cannot be read."""
-
-
 @dataclass(frozen=True, eq=False)
 class Slice:
     """An image of a series: a file, or a frame of one.
@@ -146,17 +146,6 @@ class Slice:
         return self.series[SERIES.index("Modality")] if self.series else ""
 
 
-def require_pydicom(path: Path) -> None:
-    """Raise InputError where pydicom, which the DICOM files at `path` need, is not installed."""
-    try:
-        import pydicom  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"{path}: pydicom is not installed, expected it for DICOM files: pip install pydicom pylibjpeg "
-            "pylibjpeg-openjpeg."
-        ) from error
-
-
 def slices_of(file: Path) -> tuple[Slice, ...] | str:
     """Return the slices of a file, without their pixels.
 
@@ -184,32 +173,13 @@ def _remembered(file: Path, size: int, mtime_ns: int) -> tuple[Slice, ...] | str
         raise unreadable(file, str(error)) from error
 
 
-def _begins_as_dicom(start: bytes) -> bool:
-    """Whether the first 132 bytes are those of a DICOM file, with or without the preamble and its `DICM`."""
-    if start[128:] == b"DICM":
-        return True
-    if len(start) < 132:
-        return False
-    # Without it, the first element is of the group 2 or 8.
-    for order in "<>":
-        group, element, kind, _ = struct.unpack(f"{order}HH2sH", start[:8])
-        (length,) = struct.unpack(f"{order}L", start[4:8])
-        if (
-            group in (2, 8)
-            and element < 0x100
-            and (re.fullmatch(rb"[A-Z]{2}", kind) or length < 1000)
-        ):
-            return True
-    return False
-
-
 def _slices_of(file: Path) -> tuple[Slice, ...] | str:
     try:
         with file.open("rb") as stream:
             start: Any = stream.read(132)
     except OSError as error:
         raise unreadable(file, str(error.strerror)) from error
-    if not _begins_as_dicom(start):
+    if not begins_as_dicom(start):
         # By its name it is a slice of which nothing is left.
         if file.name.lower().endswith(DICOM_SUFFIXES) or (not start and "." not in file.name):
             raise unreadable(file, "it does not begin as one" if start else "it is empty")
@@ -243,7 +213,7 @@ def _slices_of(file: Path) -> tuple[Slice, ...] | str:
 
 def _slice(file: Path, frame: int, kind: str, dataset: Any, groups: Sequence[Any]) -> Slice:
     def find(sequence: str, keyword: str) -> Any:
-        """Where an element lies: in the functional groups of the frame, in those of all frames, or in the file's."""
+        """Return the data set that holds an element: the frame's, all frames', or the file's."""
         for group in groups:
             for item in group.get(sequence) or ():
                 if keyword in item:
@@ -253,7 +223,7 @@ def _slice(file: Path, frame: int, kind: str, dataset: Any, groups: Sequence[Any
     missing = np.zeros(3), np.zeros((2, 3)), np.zeros(2)
     try:
         place, axes, sizes = (
-            _numbers(find(sequence, keyword), keyword, count)
+            numbers_of(find(sequence, keyword), keyword, count)
             for sequence, keyword, count in (
                 ("PlanePositionSequence", "ImagePositionPatient", 3),
                 ("PlaneOrientationSequence", "ImageOrientationPatient", 6),
@@ -261,9 +231,9 @@ def _slice(file: Path, frame: int, kind: str, dataset: Any, groups: Sequence[Any
             )
         )
         slope, intercept = (
-            float(
-                _numbers(find("PixelValueTransformationSequence", keyword), keyword, 1, default)[0]
-            )
+            numbers_of(
+                find("PixelValueTransformationSequence", keyword), keyword, 1, default
+            ).item()
             for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
         )
         if value_of(dataset, "ModalityLUTSequence"):
@@ -277,7 +247,7 @@ def _slice(file: Path, frame: int, kind: str, dataset: Any, groups: Sequence[Any
     except ValueError as error:
         geometry, slope, intercept, problem = missing, 1.0, 0.0, str(error)
     between_mm, thickness_mm, number = (
-        _number_or_nan(find("PixelMeasuresSequence", keyword), keyword)
+        number_or_nan(find("PixelMeasuresSequence", keyword), keyword)
         for keyword in ("SpacingBetweenSlices", "SliceThickness", "InstanceNumber")
     )
     description = (
@@ -312,86 +282,14 @@ def _slice(file: Path, frame: int, kind: str, dataset: Any, groups: Sequence[Any
     )
 
 
-def read_dataset(file: Path, tags: list[str], pixels: bool) -> Any:
-    """Return some tags of a file, whatever else is in it.
-
-    Raises:
-        DamagedError: for a file that cannot be parsed.
-        InputError: without pydicom.
-    """
-    require_pydicom(file)
-    from pydicom import dcmread
-
-    try:
-        with file.open("rb") as stream:
-            return dcmread(stream, stop_before_pixels=not pixels, specific_tags=tags, force=True)
-    # Whatever a broken header makes the parser raise.
-    except Exception as error:
-        raise unreadable(file, str(error)) from error
-
-
-def unreadable(file: Path, reason: str) -> DamagedError:
-    """Return the error for a file that may be a slice and cannot be read."""
-    lines = reason.strip().splitlines() or ["damaged"]
-    return DamagedError(
-        f"{file}: not readable as a DICOM image ({lines[0].rstrip('.')}), expected a whole file: replace it."
-    )
-
-
-def value_of(dataset: Any, keyword: str) -> Any:
-    """Return the value of an element; None where there is none.
-
-    Raises:
-        ValueError: for one that is damaged, which is not one that is absent.
-    """
-    try:
-        return dataset.get(keyword)
-    # Whatever pydicom raises.
-    except Exception as error:
-        raise ValueError(f"its {keyword} is damaged") from error
-
-
-def _numbers(dataset: Any, keyword: str, count: int, default: float | None = None) -> np.ndarray:
-    """Decimal numbers as they are written, however long: pydicom asks for 16 characters at most."""
-    if keyword not in dataset:
-        if default is None:
-            raise ValueError(f"it has no {keyword}")
-        return np.full(count, default)
-    value = dataset.get_item(keyword).value
-    text = (value or b"").decode("latin-1") if isinstance(value, bytes | None) else str(value)
-    try:
-        numbers = np.array([float(part) for part in text.rstrip("\0 ").split("\\")])
-    except ValueError:
-        numbers = np.zeros(0)
-    if len(numbers) != count or not np.isfinite(numbers).all():
-        raise ValueError(
-            f"its {keyword} is {text.strip()!r}, expected {count} number{'s' * (count > 1)}"
-        )
-    return numbers
-
-
-def _number_or_nan(dataset: Any, keyword: str) -> float:
-    """Return a number on which only a warning rests: odd ones are as good as none."""
-    try:
-        return float(_numbers(dataset, keyword, 1, np.nan)[0])
-    except ValueError:
-        return np.nan
-
-
 def _perpendicular(axes: np.ndarray) -> np.ndarray:
-    """Two directions (2, 3) as unit vectors, perpendicular where rounding has left them nearly so."""
+    """Return two directions (2, 3) as unit vectors, with a right angle where rounding spoilt it."""
     lengths = np.linalg.norm(axes, axis=1)
     if (np.abs(lengths - 1) > 0.01).any() or abs(axes[0] @ axes[1]) > 2e-3:
         raise ValueError(
-            f"its ImageOrientationPatient is {axes.ravel().tolist()}, expected perpendicular directions"
+            f"its ImageOrientationPatient is {axes.ravel().tolist()}, "
+            "expected perpendicular directions"
         )
     row = axes[0] / lengths[0]
     column = axes[1] - (axes[1] @ row) * row
     return np.array([row, column / np.linalg.norm(column)])
-
-
-def uid_name(uid: str) -> str:
-    """Return what DICOM calls a kind of file or compression."""
-    from pydicom.uid import UID
-
-    return UID(uid).name.removesuffix(" Storage") if uid else "DICOM file of no kind"

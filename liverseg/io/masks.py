@@ -1,4 +1,4 @@
-"""Masks of scans in a folder: each under a name of its own, and a summary that says whose mask each one is."""
+"""Write masks of scans in a folder, each under its own name, and a summary of whose each is."""
 
 from __future__ import annotations
 
@@ -30,19 +30,18 @@ class MaskFolder:
 
     The mask of a scan is `<scan>_<postfix><suffix>`, the scan called by its file or folder, without
     the suffix. Where another scan of this run is called so too, or the name is that of a mask which
-    is another scan's or of which nobody knows whose it is, as many folders above the scan are put
-    before it as tell them apart: `s0001_ct_liver.nii.gz`. Where no folder does, as for `a.nii`
-    beside `a.nii.gz`, a short sha256 of the path follows: `a_1b2c3d4e_liver.nii.gz`. Upper and
-    lower case are the same here, as they are in the folders of macOS and Windows. A scan that comes
-    again, in this run or a later one, replaces its own mask.
+    is another scan's or of no known scan, as many folders above the scan are put before it as tell
+    them apart: `s0001_ct_liver.nii.gz`. Where no folder does, as for `a.nii` beside `a.nii.gz`, a
+    short sha256 of the path follows: `a_1b2c3d4e_liver.nii.gz`. Upper and lower case are the same
+    here, as they are in the folders of macOS and Windows. A scan that comes again, in this run or a
+    later one, replaces its own mask.
 
     What belongs to whom is in the folder's `summary.json`. Its `scans` is a list with, for each
     scan,
 
     - `image`, its path, and `mask`, the name of its mask in this folder;
-    - `volume_ml` of each class of the mask; `warnings`, sentences on what is odd about the scan;
-    - `flags`, by a short name the sentences on why the mask may be wrong, where masks are looked
-      at;
+    - `volume_ml` of each class of the mask; `warnings`, messages on what is odd about the scan;
+    - `flags`, by a short name the messages on why the mask may be wrong, where masks are looked at;
     - `bundle` and `version` of the bundle, and `liverseg`, the version of this package;
     - `error`, where the scan failed in the last run; a `mask` beside it is of a run before.
 
@@ -70,12 +69,13 @@ class MaskFolder:
     ) -> None:
         if suffix not in NIFTI_SUFFIXES:
             raise InputError(
-                f"output_ext: found {suffix!r}, expected {' or '.join(NIFTI_SUFFIXES)}, the formats that masks are "
-                "written in: set it to one of these."
+                f"output_ext: found {suffix!r}, expected {' or '.join(NIFTI_SUFFIXES)}, the "
+                "formats that masks are written in: set it to one of these."
             )
         if not postfix or Path(postfix).name != postfix:
             raise InputError(
-                f"output_postfix: found {postfix!r}, expected a word that ends the masks' names: set it to liver."
+                f"output_postfix: found {postfix!r}, expected a word that ends the "
+                "masks' names: set it to liver."
             )
         self.folder = Path(folder)
         self.tail = f"_{postfix}{suffix}"
@@ -161,7 +161,7 @@ class MaskFolder:
         return next(free, names[-1])
 
     def _is_of(self, entry: Mapping[str, Any], image: str) -> bool:
-        """Whether an entry is of this scan and, where it has a mask, the mask of this name's kind."""
+        """Return whether an entry is of this scan and, where it has a mask, of this name's kind."""
         # First, as a folder may have thousands of entries.
         if entry["image"] != image:
             return False
@@ -264,7 +264,7 @@ def recorded_flags(mask: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def scan_names(images: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """A name for each scan that no other of them has, as `MaskFolder` begins the names of their masks."""
+    """Return a name for each scan that no other has, as `MaskFolder` begins their masks' names."""
     paths = [str(absolute(image)) for image in images]
     choices = _first_choices(paths)
     return [_stems(path)[choices[path]] for path in paths]
@@ -276,14 +276,14 @@ def class_names(metadata: Mapping[str, Any]) -> dict[int, str]:
     None where that does not say.
     """
     data_format = metadata.get("network_data_format", {})
-    # As the schema has it: the first where post-processing changes what the network gives.
+    # As the schema has it: the first where postprocessing changes what the network gives.
     outputs = data_format.get("post_processed_outputs") or data_format.get("outputs", {})
     output: dict[str, Any] = next(iter(outputs.values()), {})
     return {int(value): name for value, name in output.get("channel_def", {}).items()}
 
 
 def _stems(image: str) -> list[str]:
-    """What a scan may be called, from the shortest, which others may be called too, to one that no other is."""
+    """Return the names a scan may have, from the shortest, maybe shared, to one that is unique."""
     path = Path(image)
     stems = [stem_of(path)]
     for folder in reversed(path.parent.relative_to(path.anchor).parts):
@@ -296,7 +296,7 @@ def _stems(image: str) -> list[str]:
 
 
 def _first_choices(images: Sequence[str]) -> dict[str, int]:
-    """For each scan, the first of its `_stems` that no other of the scans is called."""
+    """Return, for each scan, the first of its `_stems` that no other of the scans is called."""
     stems = {image: _stems(image) for image in images}
     choice = dict.fromkeys(stems, 0)
     while True:
@@ -329,6 +329,6 @@ def _read(folder: Path) -> dict[str, Any]:
         return {**content, "scans": [*content.get("scans", [])]}
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{file}: not readable ({error}), expected the record of whose masks these are: move it away, or choose "
-            "another folder."
+            f"{file}: not readable ({error}), expected the record of whose masks these are: move "
+            "it away, or choose another folder."
         ) from error

@@ -64,12 +64,13 @@ def open_nifti(path: str | os.PathLike[str]) -> Any:
     shape, dtype = image.shape, image.get_data_dtype()
     if len(shape) < 3 or any(length != 1 for length in shape[3:]):
         raise InputError(
-            f"{path}: the volume is {len(shape)}-D with shape {'×'.join(map(str, shape))}, expected one 3-D volume: "
-            "save each channel or time point as a file of its own."
+            f"{path}: the volume is {len(shape)}-D with shape {'×'.join(map(str, shape))}, "
+            "expected one 3-D volume: save each channel or time point as its own file."
         )
     if min(shape) < 1:
         raise InputError(
-            f"{path}: the volume of shape {'×'.join(map(str, shape))} holds no voxel: replace the file."
+            f"{path}: the volume of shape {'×'.join(map(str, shape))} holds "
+            "no voxel: replace the file."
         )
     if dtype.kind not in "iuf":
         kind = (
@@ -92,8 +93,9 @@ def open_nifti(path: str | os.PathLike[str]) -> Any:
     least = image.header.single_vox_offset
     if voxels.offset < least:
         raise InputError(
-            f"{path}: its header says that voxels begin at byte {voxels.offset} (vox_offset), in the header itself, "
-            f"expected {least} or more: correct vox_offset, or replace it or remove it."
+            f"{path}: its header says that voxels begin at byte {voxels.offset} "
+            f"(vox_offset), in the header itself, expected {least} or more: correct "
+            "vox_offset, or replace it or remove it."
         )
     return image
 
@@ -113,7 +115,7 @@ def read_nifti(path: str | os.PathLike[str]) -> Volume:
 
 
 def read_nifti_grid(path: str | os.PathLike[str]) -> Volume:
-    """As `read_nifti`, but the array holds zeros that take no memory: only the header is read."""
+    """Read only the header as `read_nifti` does; the array holds zeros that take no memory."""
     image = open_nifti(path)
     return _placed(path, image, np.broadcast_to(np.float32(0), image.shape[:3]))
 
@@ -194,8 +196,9 @@ def _placed(path: str | os.PathLike[str], image: Any, array: np.ndarray) -> Volu
     affine, warnings = _choose(sform, qform, int(header["sform_code"]), mm_per_unit * pixdim, shape)
     if mm_per_unit != 1:
         warnings.append(
-            f"its header gives lengths in {'metres' if mm_per_unit > 1 else 'microns'}: they are read as mm, as ITK "
-            "and 3D Slicer do, and programs that do not, as nibabel, show its mask elsewhere"
+            f"its header gives lengths in {'metres' if mm_per_unit > 1 else 'microns'}: "
+            "they are read as mm, as ITK and 3D Slicer do, and programs that do not, as "
+            "nibabel, show its mask elsewhere"
         )
     # nibabel's own reading is one of the others, where it is another.
     others = [other for other in (sform, qform, image.affine) if other is not None]
@@ -219,8 +222,8 @@ def _choose(
         if qform is not None:
             return qform, []
         warning = (
-            "it has neither sform nor qform, so that its orientation is a guess: it is read as ITK and 3D Slicer do, "
-            "its first axis to the left and its second to the back"
+            "it has neither sform nor qform, so that its orientation is a guess: it is read as ITK "
+            "and 3D Slicer do, its first axis to the left and its second to the back"
         )
         return np.diag([-sizes_mm[0], -sizes_mm[1], sizes_mm[2], 1.0]), [warning]
     shear_degrees = _shear_degrees(sform)
@@ -245,19 +248,21 @@ def _choose(
         by_qform = largest_offset_mm(shape, affine, qform) <= SAME_MM
         taken, other = ("qform", "sform") if by_qform else ("sform", "qform")
         return affine, [
-            f"its sform and qform are up to {apart_mm:.1f} mm apart: it is read by its {taken}, as ITK and 3D Slicer "
-            f"do, and programs that go by its {other} show its mask elsewhere, until it is saved anew from 3D Slicer"
+            f"its sform and qform are up to {apart_mm:.1f} mm apart: it is read by its {taken}, as "
+            f"ITK and 3D Slicer do, and programs that go by its {other} show its mask elsewhere, "
+            "until it is saved again from 3D Slicer"
         ]
     if affine is not sform:
         return affine, [
-            f"its sform has voxels of {_sizes(nib.affines.voxel_sizes(sform))} mm and its pixdim of {_sizes(sizes_mm)} "
-            "mm: it is read by its pixdim, as ITK and 3D Slicer do, and programs that go by its sform show its mask "
-            "elsewhere, until it is saved anew from 3D Slicer"
+            f"its sform has voxels of {_sizes(nib.affines.voxel_sizes(sform))} mm and its "
+            f"pixdim of {_sizes(sizes_mm)} mm: it is read by its pixdim, as ITK and 3D "
+            "Slicer do, and programs that go by its sform show its mask elsewhere, until it "
+            "is saved again from 3D Slicer"
         ]
     if shear_degrees and qform is None:
         return affine, [
-            f"its axes are sheared by {shear_degrees:.2f}°, as by a tilted gantry: ITK and 3D Slicer do not open it, "
-            "until it is resampled to axes at right angles"
+            f"its axes are sheared by {shear_degrees:.2f}°, as by a tilted gantry: ITK and 3D "
+            "Slicer do not open it, until it is resampled to axes at right angles"
         ]
     return affine, []
 
@@ -286,8 +291,8 @@ def _form(
 
 def _no_place(path: str | os.PathLike[str], found: str) -> InputError:
     return InputError(
-        f"{path}: its header has {found}, expected three axes in space of finite length: save it anew from 3D Slicer, "
-        "if it lies right there, or make it anew from DICOM."
+        f"{path}: its header has {found}, expected three axes in space of finite length: save it "
+        "again from 3D Slicer if it lies in the right place there, or convert it again from DICOM."
     )
 
 

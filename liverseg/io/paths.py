@@ -1,4 +1,4 @@
-"""Which files are scans, and what they are called: one rule for all that lists, reads or names them."""
+"""Tell which files are scans, and what they are called, for all that lists, reads or names them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LeftOut = defaultdict[str, list[Path]]
 
 
 def is_hidden(path: str | os.PathLike[str]) -> bool:
-    """Whether a file or folder is no one's scan, as what macOS writes: `.DS_Store`, `._scan.nii.gz`, `__MACOSX`."""
+    """Return whether a file is no scan, as those of macOS: `.DS_Store`, `._scan.nii.gz`."""
     name = Path(path).name
     return name.startswith(".") or name == "__MACOSX"
 
@@ -45,7 +45,7 @@ def absolute(path: str | os.PathLike[str]) -> Path:
 
 
 def walk(folder: Path, left_out: LeftOut) -> Iterator[tuple[Path, list[Path]]]:
-    """Folder by folder, the files that are not hidden, in the order of their names.
+    """Yield, folder by folder, the files that are not hidden, in the order of their names.
 
     Args:
         folder: where to begin.

@@ -1,4 +1,4 @@
-"""Read a scan or a label from wherever it lies: the one way in for bundles, data sets, reports and the label server."""
+"""Read a scan or a label of any format, for bundles, data sets, reports and the label server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from liverseg.errors import InputError
-from liverseg.io.dicom import grid_of, read_voxels, series_at
+from liverseg.io.dicom import series_at
+from liverseg.io.dicom_voxels import grid_of, read_voxels
 from liverseg.io.nifti import read_nifti, read_nifti_grid, write_nifti
 from liverseg.io.paths import nifti_suffix
 from liverseg.io.volume import Volume
@@ -18,7 +19,9 @@ logger = logging.getLogger(__name__)
 
 
 def read_volume(path: str) -> Volume:
-    """Read a NIfTI file, a folder with one DICOM series, or the series of a DICOM file (extra `dicom`).
+    """Read a NIfTI file, a folder with one DICOM series, or the series of a DICOM file.
+
+    DICOM needs the extra `dicom`.
 
     Raises:
         InputError: for a missing file, and as `read_nifti`, `series_at` and `read_voxels`.
@@ -31,7 +34,7 @@ def read_volume(path: str) -> Volume:
 
 
 def read_volume_grid(path: str) -> Volume:
-    """As `read_volume`, but the array holds zeros that take no memory: only headers are read.
+    """Read only headers as `read_volume` does; the array holds zeros that take no memory.
 
     Raises:
         InputError: for a missing file, and as `read_nifti_grid` and `series_at`.
@@ -44,7 +47,7 @@ def read_volume_grid(path: str) -> Volume:
 
 
 def save_as_nifti(scan: str, target: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Write a scan as NIfTI on the grid of `read_volume`: int16 where that holds every voxel, as scanners store them.
+    """Write a scan as NIfTI on the grid of `read_volume`, as int16 where that holds every voxel.
 
     Returns:
         What is odd about the scan, which the file does not say; each is logged.
@@ -60,7 +63,7 @@ def save_as_nifti(scan: str, target: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def as_int16(array: np.ndarray) -> np.ndarray:
-    """`array` as int16 where that holds every voxel; else as it is."""
+    """Return `array` as int16 where that holds every voxel, or else as it is."""
     low, high = np.iinfo(np.int16).min, np.iinfo(np.int16).max
     if array.min() < low or array.max() > high:
         return array

@@ -1,4 +1,4 @@
-"""A loss that counts clicked voxels more than others, so that a network does what a click says."""
+"""Count clicked voxels more than others in a loss, so that a network follows clicks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from liverseg.errors import InputError
 
 
 class ClickLoss(nn.Module):
-    """loss(p, g) + weight · Σ w_v · CE(p_v, g_v) / Σ w_v, with w_v how much of a click there is in voxel v, 0 to 1.
+    """Add a cross entropy at clicks to a loss: loss(p, g) + weight · Σ w_v · CE(p_v, g_v) / Σ w_v.
+
+    w_v is how much of a click there is in voxel v, from 0 to 1.
 
     A click covers some dozen voxels of millions, and where errors are thin it tells little else, so
     a network that learns from few scans can leave clicks alone at no cost to a Dice or a mean cross
@@ -32,12 +34,16 @@ class ClickLoss(nn.Module):
         super().__init__()
         if weight < 0:
             raise InputError(
-                f"click_weight is {weight}, expected 0 or more: set it to 0.5, or to 0 to leave it out."
+                f"click_weight is {weight}, expected 0 or more: set it to "
+                "0.5, or to 0 to leave it out."
             )
         self.loss, self.weight = loss, float(weight)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss, a scalar, from logits (B, C, H, W, D) and `target` (B, 2, H, W, D) as of `label_and_clicks`."""
+        """Return the loss of logits (B, C, H, W, D) and `target` (B, 2, H, W, D), a scalar.
+
+        The target is that of `label_and_clicks`.
+        """
         label, clicks = target[:, :1], target[:, 1].float()
         loss: Tensor = self.loss(logits, label)
         if not self.weight or not clicks.any():

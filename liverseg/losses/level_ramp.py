@@ -12,12 +12,12 @@ from liverseg.errors import InputError
 
 
 class LevelRampLoss(nn.Module):
-    """Σ over the decoder levels i = 2 … N of ((N − i) · BCE_i + i · Dice_i) / N, for a binary target.
+    """Sum ((N − i) · BCE_i + i · Dice_i) / N over the decoder levels i = 2 … N of a binary target.
 
-    The multi-level loss of the cascade on LiTS (section 3.6, eqs. 4 to 6). Level 1 is the
-    bottleneck, which has no side output, level 2 the deepest decoder stage, level N full
-    resolution, where Dice alone is left. The division by N is ours: it gives the last level, and
-    with it the loss without levels, the weight 1.
+    The multi-level loss of IJIES 2022 (section 3.6, eqs. 4 to 6). Level 1 is the bottleneck, which
+    has no side output, level 2 the deepest decoder stage, level N full resolution, where Dice alone
+    is left. The division by N is ours: it gives the last level, and with it the loss without
+    levels, the weight 1.
 
     BCE is the mean over all pixels, from logits. Dice is 1 − (2 Σŷy + 1) / (Σŷ + Σy + 1), the sums
     over the batch.
@@ -51,7 +51,8 @@ class LevelRampLoss(nn.Module):
         low, high = (float(value) for value in target.aminmax())
         if low < 0 or high > 1:
             raise InputError(
-                f"label: found values from {low:g} to {high:g}, expected the class indices 0 and 1: name two classes."
+                f"label: found values from {low:g} to {high:g}, expected the class indices "
+                "0 and 1: name two classes."
             )
         if not self.levels:
             sides = sides[:1]
@@ -63,9 +64,10 @@ class LevelRampLoss(nn.Module):
             label = F.max_pool2d(target.to(total.dtype), factor, ceil_mode=True)
             if logits.shape != label.shape:
                 raise InputError(
-                    f"side output {last - level + 1} of {len(sides)}: found shape {tuple(side.shape)}, expected "
-                    f"{tuple(label.shape)} for a label of shape {tuple(target.shape)}: give those of one channel, from "
-                    "full resolution to the deepest."
+                    f"side output {last - level + 1} of {len(sides)}: found shape "
+                    f"{tuple(side.shape)}, expected {tuple(label.shape)} for a label of "
+                    f"shape {tuple(target.shape)}: give those of one channel, from full "
+                    "resolution to the deepest."
                 )
             if level < last:
                 total = total + (last - level) * F.binary_cross_entropy_with_logits(logits, label)

@@ -21,7 +21,7 @@ class TopKLoss(nn.Module):
     background is left out.
 
     Args:
-        k: percent, above 0 and up to 100; 100 is plain cross entropy. At least one voxel is kept.
+        k: percent, above 0 and up to 100; 100 is plain cross entropy. At least one voxel counts.
 
     Raises:
         InputError: for another `k`.
@@ -31,12 +31,15 @@ class TopKLoss(nn.Module):
         super().__init__()
         if not 0 < k <= 100:
             raise InputError(
-                f"k is {k}, expected a percentage above 0 and up to 100 for the top-k loss: set k to 10."
+                f"k is {k}, expected a percentage above 0 and up to 100 for "
+                "the top-k loss: set k to 10."
             )
         self.k = k
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss, a scalar, from logits (B, C, H, W[, D]) and class indices of any dtype (B, 1, H, W[, D]).
+        """Return the loss, a scalar, of logits (B, C, H, W[, D]) and class indices.
+
+        These are (B, 1, H, W[, D]), of any dtype.
 
         One channel is the logit of the foreground, whose sigmoid is its probability.
         """
@@ -69,7 +72,7 @@ class DiceTopKLoss(nn.Module):
         self.lambda_top_k = lambda_top_k
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss, a scalar, from logits and class indices as `TopKLoss` takes them."""
+        """Return the loss, a scalar, of logits and class indices as `TopKLoss` takes them."""
         logits = two_class_logits(logits)
         return self.lambda_dice * self.dice(logits, target) + self.lambda_top_k * self.top_k(
             logits, target

@@ -62,7 +62,7 @@ def bf_scores(prediction: np.ndarray, reference: np.ndarray, num_classes: int) -
 
 
 def mean_bf_score(scores: np.ndarray) -> float:
-    """Mean over images of each image's mean over the classes in it: MATLAB's MeanBFScore of the data set.
+    """Return MATLAB's MeanBFScore: the mean over images of each image's mean over its classes.
 
     Args:
         scores: (images, classes), the rows of `bf_scores` of all cases; every image holds at least

@@ -11,22 +11,28 @@ from liverseg.errors import InputError
 
 
 def check_label_maps(prediction: np.ndarray, reference: np.ndarray, num_classes: int) -> None:
-    """Raise InputError unless both label maps have one shape (H, W, D) and hold values from 0 to `num_classes` - 1."""
+    """Check that two label maps (H, W, D) have one shape and values from 0 to `num_classes` - 1.
+
+    Raises:
+        InputError: when they do not.
+    """
     if prediction.shape != reference.shape:
         raise InputError(
-            f"the prediction has shape {prediction.shape} and the reference {reference.shape}, expected the same "
-            "(H, W, D); bring the prediction back to the reference's grid before the metrics (Invertd)."
+            f"the prediction has shape {prediction.shape} and the reference {reference.shape}, "
+            "expected the same (H, W, D); bring the prediction back to the reference's grid "
+            "before the metrics (Invertd)."
         )
     if prediction.ndim != 3:
         raise InputError(
-            f"the label maps have {prediction.ndim} axes, shape {prediction.shape}, expected three (H, W, D); "
-            "pass one volume at a time, without a channel axis."
+            f"the label maps have {prediction.ndim} axes, shape {prediction.shape}, expected three "
+            "(H, W, D); pass one volume at a time, without a channel axis."
         )
     for what, label_map in (("prediction", prediction), ("reference", reference)):
         if label_map.size and (label_map.min() < 0 or label_map.max() >= num_classes):
             raise InputError(
-                f"the {what} holds label values from {label_map.min()} to {label_map.max()}, expected 0 to "
-                f"{num_classes - 1}; correct the file, map its values, or name every class in class_names."
+                f"the {what} holds label values from {label_map.min()} to {label_map.max()}, "
+                f"expected 0 to {num_classes - 1}; correct the file, map its values, or name "
+                "every class in class_names."
             )
 
 
@@ -39,15 +45,16 @@ def confusion_matrix(prediction: np.ndarray, reference: np.ndarray, num_classes:
         num_classes: number of classes with the background.
 
     Returns:
-        (num_classes, num_classes) int64; entry (i, j) counts voxels of class i (reference) predicted as j. Matrices of
-        several cases add up.
+        (num_classes, num_classes) int64; entry (i, j) counts voxels of class i (reference)
+        predicted as j. Matrices of several cases add up.
 
     Raises:
         InputError: shapes differ, not three axes, or a value is outside the classes.
     """
     check_label_maps(prediction, reference, num_classes)
     counts = np.zeros(num_classes**2, dtype=np.int64)
-    # One plane at a time: bincount turns its input into int64, eight times the size of the label map.
+    # One plane at a time: bincount turns its input into int64, eight times the
+    # size of the label map.
     for predicted, true in zip(prediction, reference, strict=True):
         counts += np.bincount(
             (true.astype(np.int64) * num_classes + predicted).ravel(), minlength=num_classes**2
@@ -56,16 +63,18 @@ def confusion_matrix(prediction: np.ndarray, reference: np.ndarray, num_classes:
 
 
 def pooled_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """Overlap metrics of a whole data set, as MATLAB's `evaluateSemanticSegmentation` defines its DataSetMetrics.
+    """Return the overlap metrics of a whole data set, as MATLAB's `evaluateSemanticSegmentation`.
 
     - ``global_accuracy``: correct voxels / all voxels.
-    - ``classes[name]["accuracy"]``: TP / (TP + FN), the recall of the class; ``mean_accuracy`` is their mean.
-    - ``classes[name]["iou"]``: TP / (TP + FP + FN); ``mean_iou`` is their mean, background included.
+    - ``classes[name]["accuracy"]``: TP / (TP + FN), the recall of the class;
+      ``mean_accuracy`` is their mean.
+    - ``classes[name]["iou"]``: TP / (TP + FP + FN); ``mean_iou`` is their mean,
+      background included.
     - ``classes[name]["dice"]``: 2 TP / (2 TP + FP + FN), not MATLAB's; what LiTS calls Dice global.
     - ``weighted_iou``: mean of the IoUs weighted by the number of reference voxels of the class.
 
-    Where a ratio is 0/0 (accuracy: the class is not in the reference; IoU and Dice: nor in the prediction) it is NaN
-    and left out of the mean.
+    Where a ratio is 0/0 (accuracy: the class is not in the reference; IoU and Dice: nor in the
+    prediction) it is NaN and left out of the mean.
 
     Args:
         confusion: (C, C) sum of `confusion_matrix` over the data set.

@@ -144,14 +144,14 @@ def _voxels(components: np.ndarray, count: int) -> np.ndarray:
 def _count_pairs(
     first: np.ndarray, second: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The different pairs of component numbers, in order, and the sum of the weights of each."""
+    """Return the different pairs of component numbers, in order, and the sum of weights of each."""
     base = int(second.max(initial=0)) + 1
     pairs, index = np.unique(first.astype(np.int64) * base + second, return_inverse=True)
     return pairs // base, pairs % base, np.bincount(index, weights=weights, minlength=len(pairs))
 
 
 def _first_largest(owners: np.ndarray, shared: np.ndarray) -> np.ndarray:
-    """For each value of `owners` the position of its largest `shared`, of the first among equals."""
+    """Return the position of the largest `shared` of each of `owners`, the first among equals."""
     order = np.lexsort((-shared, owners))
     _, first = np.unique(owners[order], return_index=True)
     return order[first]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Pad images (B, C, H, W) below and on the right until height and width are multiples of ``multiple``.
+    """Pad images (B, C, H, W) below and on the right to multiples of ``multiple``.
 
     The padding repeats the edge pixels: zeros would draw an edge into any image whose background is
     not 0, and the value of air depends on the intensity scaling before the network.
@@ -26,7 +26,9 @@ def crop(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def two_class_logits(logits: Tensor) -> Tensor:
-    """Logits (B, 2, …) of background and foreground for those of the foreground alone, (B, 1, …); others as they are.
+    """Return logits (B, 2, …) of two classes for those of the foreground alone, (B, 1, …).
+
+    Logits of more channels stay as they are.
 
     Their softmax is the sigmoid of the one.
     """
@@ -34,7 +36,7 @@ def two_class_logits(logits: Tensor) -> Tensor:
 
 
 def centre(x: Tensor, like: Tensor) -> Tensor:
-    """The centre of `x` (B, C, …) that has the size of `like` along all axes but the first two."""
+    """Return the centre of `x` (B, C, …), as large as `like` along all but the first two axes."""
     for axis in range(2, x.ndim):
         more = x.shape[axis] - like.shape[axis]
         x = x.narrow(axis, more // 2, like.shape[axis])
@@ -84,13 +86,13 @@ def initialise_he(network: nn.Module) -> None:
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: parallel convolutions of different dilation (Chen et al. 2017, section 3.3).
+    """Pool with parallel convolutions of different dilation: ASPP (Chen et al. 2017, section 3.3).
 
     Args:
         in_channels: channels of the input.
         rates: dilation of each branch; rate 1 is a 1x1 convolution, the others are 3x3.
         image_pooling: add a branch that averages over the whole map. It has a bias in place of
-            batch norm, which can not be computed from the single value per channel that a batch of
+            batch norm, which cannot be computed from the single value per channel that a batch of
             one image leaves in training.
         image_pooling_norm: give that branch batch norm all the same, as Chen et al. do; a batch of
             one image is then normalised with the running statistics.
@@ -128,7 +130,10 @@ class ASPP(nn.Module):
 
 
 class _PooledNorm(nn.BatchNorm2d):
-    """Batch norm of (B, C, 1, 1) that takes the running statistics where B is 1, as there is nothing to estimate."""
+    """Normalise (B, C, 1, 1) by batch, or by the running statistics where B is 1.
+
+    Of one value there is nothing to estimate.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         training = self.training and x.shape[0] > 1
@@ -140,7 +145,7 @@ class _PooledNorm(nn.BatchNorm2d):
 def conv_bn_relu(
     in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1
 ) -> nn.Sequential:
-    """Convolution that keeps the size, batch norm in place of its bias, and ReLU."""
+    """Return a convolution that keeps the size, batch norm in place of its bias, and ReLU."""
     padding = dilation * (kernel_size // 2)
     return nn.Sequential(
         nn.Conv2d(

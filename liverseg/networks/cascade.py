@@ -1,4 +1,4 @@
-"""The networks of a cascade by name: one that localises each target, and one that tunes it in each plane."""
+"""Hold the networks of a cascade: one that localises each target, and one for each plane."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TARGETS = ("liver", "lesion")
 
 
 class CascadeNetworks(NetworkContainer, nn.ModuleDict):
-    """`<target>_localise` and `<target>_<plane>` for each target and plane, which `CascadeInferer` runs.
+    """Hold `<target>_localise` and `<target>_<plane>` for each target, for `CascadeInferer`.
 
     As one network they map a region and the priors in it to a segmentation, as export and checks of
     a network need it: each tuning network sees all slices of its plane, and the mean of the planes'
@@ -104,8 +104,8 @@ class CascadeNetworks(NetworkContainer, nn.ModuleDict):
             self,
             state,
             str(paths),
-            "give weights made with these networks and this config, or leave out what they lack with planes and "
-            "segmented_targets",
+            "give weights made with these networks and this config, or leave out what they lack "
+            "with planes and segmented_targets",
         )
 
 

@@ -1,4 +1,4 @@
-"""Several networks as one, with weights from one file or from one for each."""
+"""Join several networks to one, with weights from one file or from one for each."""
 
 from __future__ import annotations
 

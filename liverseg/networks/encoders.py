@@ -60,10 +60,11 @@ class ResNet18Encoder(nn.Module):
 
     He et al. 2016; Chen et al. 2018.
 
-    ResNet-18 halves the image five times, to 1/32. For ``output_stride`` 16 the last halving is left out, for 8 the
-    last two, and every later 3x3 convolution has its taps spread by the factor left out, so that the weights see the
-    same neighbours as before: the output at every second (fourth) position is what the plain ResNet-18 gives.
-    The parameter names are those of torchvision's ``resnet18`` without ``fc``.
+    ResNet-18 halves the image five times, to 1/32. For ``output_stride`` 16 the last halving is
+    left out, for 8 the last two, and every later 3x3 convolution has its taps spread by the factor
+    left out, so that the weights see the same neighbours as before: the output at every second
+    (fourth) position is what the plain ResNet-18 gives. The parameter names are those of
+    torchvision's ``resnet18`` without ``fc``.
 
     Args:
         in_channels: channels of the input.
@@ -113,7 +114,7 @@ class ResNet18Encoder(nn.Module):
 def _stage(
     in_channels: int, out_channels: int, stride: int, dilation: int, dilate: bool = False
 ) -> nn.Sequential:
-    """Two blocks.
+    """Return a stage of two blocks.
 
     ``dilate`` says that their stride of 2 is replaced by doubling the ``dilation`` before them.
     """
@@ -130,19 +131,21 @@ POOLINGS = {"max": nn.MaxPool2d, "mixed": MixedPool2d}
 
 
 class VGGEncoder(nn.Module):
-    """Stages of 3x3 convolutions with ReLU and 2x2 pooling between them (Simonyan & Zisserman 2015).
+    """Encode with stages of 3x3 convolutions, ReLU and 2x2 pooling (Simonyan & Zisserman 2015).
 
-    With the default ``stages`` it is VGG-16, with the parameter names of torchvision's ``vgg16``. The fully connected
-    layers fc6 and fc7 are there on request, as convolutions (Long et al. 2015): at the middle of the 7x7 map that a
-    224x224 image leaves, they give what the fully connected layers give.
+    With the default ``stages`` it is VGG-16, with the parameter names of torchvision's ``vgg16``.
+    The fully connected layers fc6 and fc7 are there on request, as convolutions (Long et al.
+    2015): at the middle of the 7x7 map that a 224x224 image leaves, they give what the fully
+    connected layers give.
 
     Args:
         in_channels: channels of the input.
         stages: output channels of the convolutions of each stage.
-        dropout: probability with which a value is dropped in training at the end of the fourth and the fifth stage.
+        dropout: probability with which a value is dropped in training at the end of the fourth
+            and the fifth stage.
         pooling: "max" or "mixed" (`MixedPool2d`) between the stages.
-        fc_channels: output channels of fc6 (7x7, same padding) and fc7 (1x1), each followed by ReLU and dropout 0.5;
-            None leaves them out.
+        fc_channels: output channels of fc6 (7x7, same padding) and fc7 (1x1), each followed by ReLU
+            and dropout 0.5; None leaves them out.
 
     Raises:
         InputError: ``pooling`` is neither of the two.
@@ -196,8 +199,9 @@ class VGGEncoder(nn.Module):
             x: (B, in_channels, H, W).
 
         Returns:
-            the map at the end of each stage, (B, C, H / 2^i, W / 2^i) for i = 0, 1, ..., then with ``fc_channels``
-            that of fc7 at half the last size; and the map after each pooling between stages. Sizes are rounded down.
+            the map at the end of each stage, (B, C, H / 2^i, W / 2^i) for i = 0, 1, ..., then with
+            ``fc_channels`` that of fc7 at half the last size; and the map after each pooling
+            between stages. Sizes are rounded down.
         """
         ends: list[Tensor] = []
         pooled: list[Tensor] = []
@@ -219,19 +223,21 @@ def load_imagenet_weights(
 ) -> None:
     """Load torchvision's ``resnet18`` or ``vgg16`` state dict into ``encoder``.
 
-    The layer that gives the 1000 classes is left out. So are fc6 and fc7 of VGG-16, unless the encoder has them with as
-    many channels as the file (torchvision: 4096). If the encoder does not have three channels, each of its k channels
-    gets the mean over R, G and B of the first convolution, times 3 / k (for one channel: the sum). On k equal channels
-    the convolution then gives what the original gives on the same grey image as R = G = B, so the layers that follow,
+    The layer that gives the 1000 classes is left out. So are fc6 and fc7 of VGG-16, unless the
+    encoder has them with as many channels as the file (torchvision: 4096). If the encoder does not
+    have three channels, each of its k channels gets the mean over R, G and B of the first
+    convolution, times 3 / k (for one channel: the sum). On k equal channels the convolution then
+    gives what the original gives on the same grey image as R = G = B, so the layers that follow,
     which know the scale of ImageNet's activations, stay right.
 
     Args:
         encoder: the encoder to fill, in place.
-        source: path or URL of the file. A URL is downloaded once, to ``torch.hub.get_dir()/checkpoints``.
+        source: path or URL of the file. A URL is downloaded once, to
+            ``torch.hub.get_dir()/checkpoints``.
         sha256: SHA-256 of the file in hexadecimal, checked before anything is read from it.
 
     Raises:
-        InputError: the file can not be had, has another SHA-256, or holds other weights.
+        InputError: the file cannot be had, has another SHA-256, or holds other weights.
     """
     state = read_state_dict(_verified_file(source, sha256))
     own = encoder.state_dict()
@@ -255,7 +261,10 @@ def load_imagenet_weights(
 def _fully_connected_as_convolutions(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return fc6 and fc7 of ``state`` in the shapes of ``own``, or those of ``own`` where their channels differ."""
+    """Return fc6 and fc7 of ``state`` in the shapes of ``own``.
+
+    Where their channels differ, those of ``own`` stay.
+    """
     convolutions = {key: value for key, value in own.items() if key.startswith("classifier.")}
     bias = state.get("classifier.0.bias")
     if bias is None or not convolutions:
@@ -263,7 +272,8 @@ def _fully_connected_as_convolutions(
     if bias.shape != convolutions["classifier.0.bias"].shape:
         return convolutions
     return {
-        # The columns of fc6 run over channel, row and column of the last map, as the dimensions of a kernel do.
+        # The columns of fc6 run over channel, row and column of the last map, as the
+        # dimensions of a kernel do.
         key: state[key].reshape(value.shape)
         for key, value in convolutions.items()
         if key in state and state[key].numel() == value.numel()
@@ -271,10 +281,12 @@ def _fully_connected_as_convolutions(
 
 
 def _verified_file(source: str | Path, sha256: str | None) -> Path:
-    """Return the local path of ``source``, downloaded if it is a URL, once its SHA-256 is known to be ``sha256``."""
+    """Return the local path of ``source``, file or URL, once its SHA-256 is ``sha256``."""
     if not sha256:
-        message = f"encoder_weights_sha256 is not set for {source}; set it to the SHA-256 of the file you trust"
-        raise InputError(f"{message} (sha256sum FILE prints it).")
+        raise InputError(
+            f"encoder_weights_sha256 is not set for {source}; set it to the SHA-256 of the file "
+            "you trust (sha256sum FILE prints it)."
+        )
     expected = sha256.lower()
     path = Path(source)
     if "://" in str(source):
@@ -287,7 +299,7 @@ def _verified_file(source: str | Path, sha256: str | None) -> Path:
                 torch.hub.download_url_to_file(str(source), str(path), hash_prefix=expected)
             except OSError as error:
                 advice = "download the file elsewhere and give its path as encoder_weights"
-                raise InputError(f"{source} can not be downloaded ({error}): {advice}.") from error
+                raise InputError(f"{source} cannot be downloaded ({error}): {advice}.") from error
             except (
                 RuntimeError
             ) as error:  # raised for a wrong hash only, and the message holds both digests
@@ -300,7 +312,7 @@ def _verified_file(source: str | Path, sha256: str | None) -> Path:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         reason = error.strerror or str(error)
-        raise InputError(f"{path} can not be read ({reason}): check encoder_weights.") from error
+        raise InputError(f"{path} cannot be read ({reason}): check encoder_weights.") from error
     if found != expected:
         advice = "correct encoder_weights_sha256, or replace the file"
         raise InputError(f"{path} has SHA-256 {found}; expected {expected}: {advice}.")

@@ -9,7 +9,9 @@ from liverseg.networks.container import NetworkContainer
 
 
 class LiverLesionNetworks(NetworkContainer):
-    """Two two-class networks as one network of 0 background, 1 liver and 2 lesion, lesions inside the liver only.
+    """Join two two-class networks to one of 0 background, 1 liver and 2 lesion.
+
+    Lesions are inside the liver only.
 
     `lesions_in_liver` merges their margins, foreground minus background logit.
 
@@ -34,7 +36,7 @@ class LiverLesionNetworks(NetworkContainer):
 
 
 def lesions_in_liver(liver: Tensor, lesion: Tensor) -> Tensor:
-    """Logits (B, 3, …) of background, liver and lesion from the margins (B, 1, …) of liver and of lesion:
+    """Return logits (B, 3, …) of background, liver and lesion from two margins (B, 1, …):
 
         background = −liver,  liver = min(liver, −lesion),  lesion = min(liver, lesion).
 

@@ -12,16 +12,17 @@ LEVELS = 3
 
 
 class PreactivationUNet3D(nn.Module):
-    """The networks of Tang et al., "Whole liver segmentation based on deep learning and manual adjustment for clinical
-    use in SIRT", Eur J Nucl Med Mol Imaging 47, 2020, for the liver and for lesions in it.
+    """Segment the liver, or lesions in it, with the networks of Tang et al. 2020.
 
-    Three resolutions and the bottom, two convolutions each; every convolution but the first follows instance norm and
-    leaky ReLU. Feature maps lose voxels at their border on the way, so the logits of a window are those of its centre.
-    `context` says how many voxels are lost: what a voxel's logits are worked out from goes on beyond the window.
+    Three resolutions and the bottom, two convolutions each; every convolution but the first follows
+    instance norm and leaky ReLU. Feature maps lose voxels at their border on the way, so the logits
+    of a window are those of its centre. `context` says how many voxels are lost: what a voxel's
+    logits are worked out from goes on beyond the window.
 
-    The liver's network pads its convolutions with zeros, pools by 3 and upsamples linearly, which takes a voxel of
-    either border: 3,874,961 parameters. With `valid` it is the lesions': convolutions without padding, pooled by 2,
-    upsampled by repetition, the input of each stage added to its output: 3,464,221 parameters.
+    The liver's network pads its convolutions with zeros, pools by 3 and upsamples linearly, which
+    takes a voxel of either border: 3,874,961 parameters. With `valid` it is the lesions':
+    convolutions without padding, pooled by 2, upsampled by repetition, the input of each stage
+    added to its output: 3,464,221 parameters.
 
     Args:
         in_channels: channels of the volume.
@@ -39,7 +40,8 @@ class PreactivationUNet3D(nn.Module):
         # Attributes, for TorchScript knows no constants of a module and no whole power.
         self.step = self.scale**LEVELS
         self.context = [88, 88, 44] if valid else [26, 26, 26]
-        # What convolutions without padding take away before the last pooling is no multiple of its step.
+        # What convolutions without padding take away before the last pooling is no
+        # multiple of its step.
         taken = sum(self.scale**level for level in range(LEVELS)) if valid else 0
         self.taken = [4 * taken, 4 * taken, 2 * taken]
         down = [in_channels, *(width * 2**level for level in range(1, LEVELS + 1))]
@@ -57,7 +59,7 @@ class PreactivationUNet3D(nn.Module):
         self.classifier = nn.Conv3d(middle[0], 1, 1)
 
     def window(self, size: list[int]) -> list[int]:
-        """The least window (H, W, D) whose logits cover `size` and that all poolings divide without remainder."""
+        """Return the least window (H, W, D) that poolings divide and whose logits cover `size`."""
         found: list[int] = []
         for axis in range(3):
             needed = size[axis] + self.context[axis] - self.taken[axis]
@@ -69,8 +71,8 @@ class PreactivationUNet3D(nn.Module):
 
         Args:
             x: intensities from −0.5 to 0.5.
-            padded: put zeros around `x` in place of its context: the logits have the size of `x`. Else they have that
-                of `x` less `context`, and `x` that of a `window`.
+            padded: put zeros around `x` in place of its context: the logits have the size of `x`.
+                Else they have that of `x` less `context`, and `x` that of a `window`.
         """
         size = list(x.shape[2:])
         if padded:
@@ -149,7 +151,7 @@ class _Stage(nn.Module):
 
 
 def _activate(x: Tensor, slope: float = 0.01, channels: int = 8) -> Tensor:
-    """Norm and leaky ReLU.
+    """Return norm and leaky ReLU.
 
     By a few channels, as float32 beside bfloat16 would be the most that memory holds.
     """

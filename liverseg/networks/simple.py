@@ -10,12 +10,14 @@ from liverseg.networks.blocks import crop, initialise_he, pad_to_multiple
 class SimpleNet(nn.Module):
     """Down and up once: the "Simple" baseline, for 2-D images of any size.
 
-    The paper on liver segmentation from CT and MRI that compares its networks with "Simple" never defines it. This is
-    our reading: the ten-layer network of MATLAB's introduction to semantic segmentation, as the paper's other networks
-    are MATLAB's. 3x3 convolution with ReLU, 2x2 max pooling, 3x3 convolution with ReLU, 4x4 up-convolution of stride 2,
-    1x1 classifier; 64 filters everywhere.
+    The paper on liver segmentation from CT and MRI that compares its networks with "Simple"
+    never defines it. This is our reading: the ten-layer network of MATLAB's introduction to
+    semantic segmentation, as the paper's other networks are MATLAB's. 3x3 convolution with ReLU,
+    2x2 max pooling, 3x3 convolution with ReLU, 4x4 up-convolution of stride 2, 1x1 classifier;
+    64 filters everywhere.
 
-    The image is padded below and on the right to even sizes with its edge pixels, and the logits are cropped back.
+    The image is padded below and on the right to even sizes with its edge pixels, and the
+    logits are cropped back.
 
     Args:
         in_channels: channels of the input: 1, or 3 or 5 neighbouring slices.

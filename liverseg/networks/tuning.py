@@ -1,4 +1,4 @@
-"""The tuning network of the cascade: patches of the image in the encoder, a location map on every skip."""
+"""Tune a segmentation: patches of the image in the encoder, a location map on every skip."""
 
 from __future__ import annotations
 
@@ -20,34 +20,43 @@ class TuningNet(nn.Module):
 
     Any image size.
 
-    The tuning network of the cascade on LiTS (sections 3.4, 3.5 and 3.7). The paper gives its parts and its number of
-    parameters, 38,059,141, of which 3,072 are not trained; widths and layers are in figures without numbers. With the
-    defaults this reading has 38,057,992, of which 3,072 are the running statistics of six batch norms of 256:
+    The tuning network of IJIES 2022 (sections 3.4, 3.5 and 3.7). The paper gives its parts and its
+    number of parameters, 38,059,141, of which 3,072 are not trained; widths and layers are in
+    figures without numbers. With the defaults this reading has 38,057,992, of which 3,072 are the
+    running statistics of six batch norms of 256:
 
-    - five encoder levels of 64 to 1024 filters with 2x2 max pooling between them, as in U-Net. The first starts with
-      four parallel 3x3 convolutions of 16 filters and dilations 1, 2, 4, 8. Each level is a residual block: two 3x3
-      convolutions, and the input added, through a 1x1 convolution where the widths differ.
-    - at 1/2, 1/4 and 1/8, patches of the image, stacked as channels, pass a 1x1 convolution to as many channels as the
-      pooled map has and are joined with it, so that the block keeps its width.
-    - ASPP as in DeepLab v3: 1x1, 3x3 at rates 6, 12, 18, and image pooling, each with batch norm; 1x1 to 256.
-    - decoder: up-sampling without parameters (nearest), the skip, two 3x3 convolutions, as in U-Net.
-    - ConvBox, one a level: the prior max-pooled to the level's size, 3x3 convolutions to 64, 64 and 1 channels, a
-      sigmoid. This location map multiplies the skip.
+    - five encoder levels of 64 to 1024 filters with 2x2 max pooling between them, as in U-Net. The
+      first starts with four parallel 3x3 convolutions of 16 filters and dilations 1, 2, 4, 8. Each
+      level is a residual block: two 3x3 convolutions, and the input added, through a 1x1
+      convolution where the widths differ.
+    - at 1/2, 1/4 and 1/8, patches of the image, stacked as channels, pass a 1x1 convolution to as
+      many channels as the pooled map has and are joined with it, so that the block keeps its width.
+    - ASPP as in DeepLab v3: 1x1, 3x3 at rates 6, 12, 18, and image pooling, each with
+      batch norm; 1x1 to 256.
+    - decoder: up-sampling without parameters (nearest), the skip, two 3x3
+      convolutions, as in U-Net.
+    - ConvBox, one a level: the prior max-pooled to the level's size, 3x3 convolutions to 64, 64 and
+      1 channels, a sigmoid. This location map multiplies the skip.
     - a 1x1 side output at each decoder level; that at full resolution is the network's output.
     - dropout between the two convolutions of every block.
 
-    The image is padded below and on the right to a multiple of 16 with its edge pixels, and the logits are cropped
-    back. Batch norm needs more than one value a channel, so training needs images larger than 16 x 16.
+    The image is padded below and on the right to a multiple of 16 with its edge pixels, and the
+    logits are cropped back. Batch norm needs more than one value a channel, so training needs
+    images larger than 16 x 16.
 
     Args:
         in_channels: channels of the image, without the prior.
-        first_filters: filters of the first level, a multiple of four; they double from level to level.
+        first_filters: filters of the first level, a multiple of four; they double
+            from level to level.
         dropout: probability with which a value is dropped in training.
-        patches: "tiles" cuts the image into f x f non-overlapping tiles, as the paper says; "unshuffle" takes every
-            f-th pixel, so that a channel shows the whole image and stays aligned with the map it is joined with; None
-            leaves them out. Both stack f² channels at 1/f.
-        patch_levels: the f at which patches are joined, any of 2, 4, 8 (at 512 x 512: 256, 128 and 64 pixels).
-        use_prior: False leaves the ConvBoxes out; the input keeps its prior channel, which is then ignored.
+        patches: "tiles" cuts the image into f x f non-overlapping tiles, as the paper
+            says; "unshuffle" takes every f-th pixel, so that a channel shows the whole
+            image and stays aligned with the map it is joined with; None leaves them out.
+            Both stack f² channels at 1/f.
+        patch_levels: the f at which patches are joined, any of 2, 4, 8 (at 512 x 512:
+            256, 128 and 64 pixels).
+        use_prior: False leaves the ConvBoxes out; the input keeps its prior channel,
+            which is then ignored.
 
     Raises:
         InputError: ``patches``, ``patch_levels`` or ``first_filters`` is none of these.
@@ -66,15 +75,18 @@ class TuningNet(nn.Module):
         super().__init__()
         if patches not in ("tiles", "unshuffle", None):
             raise InputError(
-                f"patches is {patches!r}; expected 'tiles', 'unshuffle' or null: set one of the three."
+                f"patches is {patches!r}; expected 'tiles', 'unshuffle' or "
+                "null: set one of the three."
             )
         if not set(patch_levels) <= {2, 4, 8}:
             raise InputError(
-                f"patch_levels is {list(patch_levels)}; expected some of 2, 4 and 8: leave others out."
+                f"patch_levels is {list(patch_levels)}; expected some of 2, "
+                "4 and 8: leave others out."
             )
         if first_filters < 4 or first_filters % 4:
             raise InputError(
-                f"first_filters is {first_filters}; expected a multiple of 4: 64 is the paper's size."
+                f"first_filters is {first_filters}; expected a multiple of "
+                "4: 64 is the paper's size."
             )
         self.in_channels = in_channels
         widths = [first_filters * 2**level for level in range(5)]
@@ -101,15 +113,17 @@ class TuningNet(nn.Module):
         initialise_he(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images with the prior as last channel to logits of the target (sigmoid gives its probability).
+        """Map images, with the prior as last channel, to logits of the target.
+
+        Their sigmoid is its probability.
 
         Args:
             x: (B, in_channels + 1, H, W), the prior from 0 to 1.
 
         Returns:
-            In eval mode (B, 1, H, W). In training mode, but not in TorchScript, a list of the side outputs from full
-            resolution to 1/8, (B, 1, H, W), …, (B, 1, H / 8, W / 8) with sizes rounded up, for `LevelRampLoss` or
-            MONAI's `DeepSupervisionLoss`.
+            In eval mode (B, 1, H, W). In training mode, but not in TorchScript, a list of the side
+            outputs from full resolution to 1/8, (B, 1, H, W), …, (B, 1, H / 8, W / 8) with sizes
+            rounded up, for `LevelRampLoss` or MONAI's `DeepSupervisionLoss`.
         """
         height, width = x.shape[-2], x.shape[-1]
         image, prior = pad_to_multiple(x, 16).split([self.in_channels, 1], dim=1)
@@ -196,7 +210,10 @@ class _ResidualBlock(nn.Module):
 
 
 class _Patches(nn.Module):
-    """Patches of the image (B, C, H, W) as channels, C · factor² at 1 / factor, through a 1x1 convolution with ReLU."""
+    """Stack patches of the image (B, C, H, W) as C · factor² channels at 1 / factor; convolve 1x1.
+
+    ReLU follows.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, factor: int, unshuffle: bool) -> None:
         super().__init__()
@@ -216,7 +233,7 @@ class _Patches(nn.Module):
 
 
 class _EncoderStage(nn.Module):
-    """2x2 max pooling of (B, in_channels, H, W), the patches of the image if there are any, and a residual block."""
+    """Pool (B, in_channels, H, W) 2x2, join patches of the image, and pass a residual block."""
 
     def __init__(
         self, in_channels: int, width: int, patches: nn.Module | None, dropout: float
@@ -235,7 +252,7 @@ class _EncoderStage(nn.Module):
 
 
 class _DecoderStage(nn.Module):
-    """(B, in_channels, H, W) up-sampled by 2, joined with the skip (B, width, 2H, 2W), and two 3x3 convolutions."""
+    """Up-sample (B, in_channels, H, W), join the skip (B, width, 2H, 2W), convolve twice 3x3."""
 
     def __init__(self, in_channels: int, width: int, dropout: float) -> None:
         super().__init__()

@@ -17,41 +17,46 @@ ENCODERS = ("plain", "vgg16")
 class UNet(nn.Module):
     """U-Net with four halvings and 64 first filters, for 2-D images of any size.
 
-    Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015, in the form of
-    MATLAB's ``unetLayers`` (58 layers): two 3x3 convolutions with ReLU per stage, 2x2 max pooling between stages;
-    after the fifth stage, the bridge, four times a 2x2 up-convolution with ReLU, joined with the map at the end of the
-    encoder's stage of the same size, and two 3x3 convolutions with ReLU; a 1x1 classifier. The 3x3 convolutions keep
-    the size (same padding), none has batch norm, and all start from He's weights. Dropout is at the end of the fourth
-    stage, before skip and pooling, and at the end of the bridge.
+    Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI
+    2015, in the form of MATLAB's ``unetLayers`` (58 layers): two 3x3 convolutions with ReLU per
+    stage, 2x2 max pooling between stages; after the fifth stage, the bridge, four times a 2x2
+    up-convolution with ReLU, joined with the map at the end of the encoder's stage of the same
+    size, and two 3x3 convolutions with ReLU; a 1x1 classifier. The 3x3 convolutions keep the size
+    (same padding), none has batch norm, and all start from He's weights. Dropout is at the end of
+    the fourth stage, before skip and pooling, and at the end of the bridge.
 
-    The papers on losses and networks for liver and abdominal organs say that the encoder is VGG-16, while their layer
-    counts (22 encoder, 5 bridge, 28 decoder, 3 output) are those of the plain network. ``encoder="vgg16"`` is what
-    their text describes: the five groups of VGG-16's 13 convolutions take the place of the five stages, the last group
-    that of the bridge, so that depth, skips (before each of the four poolings) and decoder stay as they are. VGG-16's
-    fifth pooling, after which nothing would follow, is left out.
+    The papers on losses and networks for liver and abdominal organs say that the encoder is VGG-16,
+    while their layer counts (22 encoder, 5 bridge, 28 decoder, 3 output) are those of the plain
+    network. ``encoder="vgg16"`` is what their text describes: the five groups of VGG-16's 13
+    convolutions take the place of the five stages, the last group that of the bridge, so that
+    depth, skips (before each of the four poolings) and decoder stay as they are. VGG-16's fifth
+    pooling, after which nothing would follow, is left out.
 
-    With ``pooling="mixed"`` it is the "Mixed U-Net" of the paper on liver and lesions in LiTS: nine levels of two 3x3
-    convolutions with ReLU, dropout 0.5, and mixed pooling in the place of max pooling. What that paper calls
-    "upsampling", with no more detail, is read as the U-Net's up-convolution. Its sigmoid belongs to the loss: two
-    logits whose softmax is the sigmoid of their difference.
+    With ``pooling="mixed"`` it is the network of Mixed U-Net n.d.: nine levels of two 3x3
+    convolutions with ReLU, dropout 0.5, and mixed pooling in the place of max pooling. What that
+    paper calls "upsampling", with no more detail, is read as the U-Net's up-convolution. Its
+    sigmoid belongs to the loss: two logits whose softmax is the sigmoid of their difference.
 
-    The image is padded below and on the right to a multiple of 16 with its edge pixels, and the logits are cropped
-    back.
+    The image is padded below and on the right to a multiple of 16 with its edge pixels, and the
+    logits are cropped back.
 
     Args:
         in_channels: channels of the input: 1, or 3 or 5 neighbouring slices.
         num_classes: channels of the output, background included.
         encoder: "plain" or "vgg16".
         pooling: "max" or "mixed" (`MixedPool2d`). The weights of one fit the other.
-        dropout: probability with which a value is dropped in training at the end of the fourth stage and the bridge.
+        dropout: probability with which a value is dropped in training at the end of the fourth
+            stage and the bridge.
         first_filters: of the first stage of the plain encoder; they double from stage to stage.
-        encoder_weights: path or URL of torchvision's ``vgg16`` state dict; None starts from random weights.
-        encoder_weights_sha256: SHA-256 of that file, needed with it. For torchvision's ``vgg16-397923af.pth`` it is
+        encoder_weights: path or URL of torchvision's ``vgg16`` state dict; None starts
+            from random weights.
+        encoder_weights_sha256: SHA-256 of that file, needed with it. For torchvision's
+            ``vgg16-397923af.pth`` it is
             397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0.
 
     Raises:
-        InputError: ``encoder`` or ``pooling`` is neither of its two, ``first_filters`` is not VGG-16's, or the encoder
-            weights can not be used.
+        InputError: ``encoder`` or ``pooling`` is neither of its two, ``first_filters`` is not
+            VGG-16's, or the encoder weights cannot be used.
     """
 
     def __init__(
@@ -74,7 +79,8 @@ class UNet(nn.Module):
         if encoder_weights is not None and encoder != "vgg16":
             found = f"encoder_weights is {str(encoder_weights)!r} with encoder {encoder!r}"
             raise InputError(
-                f"{found}; expected weights with 'vgg16' only: set encoder to 'vgg16' or leave them out."
+                f"{found}; expected weights with 'vgg16' only: set encoder to "
+                "'vgg16' or leave them out."
             )
         if encoder == "vgg16" and first_filters != 64:
             raise InputError(
@@ -104,7 +110,7 @@ class UNet(nn.Module):
 
 
 class _UpStage(nn.Module):
-    """Up-convolution of (B, in_channels, H, W), and two convolutions of it and the skip (B, width, 2H, 2W)."""
+    """Up-convolve (B, in_channels, H, W), join the skip (B, width, 2H, 2W), and convolve twice."""
 
     def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()

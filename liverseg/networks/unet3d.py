@@ -8,14 +8,17 @@ from torch import Tensor, nn
 
 
 class UNet3D(nn.Module):
-    """The 3-D U-Net of Çiçek et al., "3D U-Net: learning dense volumetric segmentation from sparse annotation",
-    MICCAI 2016, with convolutions that keep the size. For 3 channels in and 3 classes it has the 19,069,955 parameters
-    named there, and batch norm's 2,336 scales.
+    """Segment with the 3-D U-Net of Çiçek et al., with convolutions that keep the size.
 
-    Four resolutions. Each stage of the encoder is two 3x3x3 convolutions with batch norm and ReLU, of which the second
-    doubles the width, before a 2x2x2 max pooling; each stage of the decoder a 2x2x2 up-convolution that keeps the
-    width, the encoder's features beside it, and two convolutions. MONAI's `BasicUNet` is another network: five
-    resolutions, the width doubled by the first convolution and halved by the up-convolution.
+    "3D U-Net: learning dense volumetric segmentation from sparse annotation", MICCAI 2016. For 3
+    channels in and 3 classes it has the 19,069,955 parameters named there, and batch norm's 2,336
+    scales.
+
+    Four resolutions. Each stage of the encoder is two 3x3x3 convolutions with batch norm and ReLU,
+    of which the second doubles the width, before a 2x2x2 max pooling; each stage of the decoder a
+    2x2x2 up-convolution that keeps the width, the encoder's features beside it, and two
+    convolutions. MONAI's `BasicUNet` is another network: five resolutions, the width doubled by the
+    first convolution and halved by the up-convolution.
 
     Args:
         in_channels: channels of the volume.
@@ -39,7 +42,8 @@ class UNet3D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map volumes (B, in_channels, H, W, D) to logits (B, num_classes, H, W, D).
 
-        Sizes that are no multiple of 8 are padded to one by repeating the border, and the padding is taken off again.
+        Sizes that are no multiple of 8 are padded to one by repeating the border, and the
+        padding is taken off again.
         """
         height, width, depth = x.shape[-3], x.shape[-2], x.shape[-1]
         y = F.pad(x, (0, -depth % 8, 0, -width % 8, 0, -height % 8), mode="replicate")

@@ -14,12 +14,10 @@ from liverseg.networks.container import NetworkContainer
 class UniclassNetworks(NetworkContainer):
     """Two-class networks, one per organ, as one network of background and all organs.
 
-    The uniclass alternative of Furtado, "Investigation of loss functions for improving deep
-    segmentation of abdominal organs from MRI". The logit of organ k is the margin of its own
-    network, foreground minus background, and that of the background is 0. So the largest logit
-    belongs to the organ of the largest margin above zero. With two classes the margin m is the
-    probability 1 / (1 + exp(−m)), so this is the organ of highest probability, where any exceeds
-    0.5.
+    The uniclass alternative of Furtado n.d. The logit of organ k is the margin of its own network,
+    foreground minus background, and that of the background is 0. So the largest logit belongs to
+    the organ of the largest margin above zero. With two classes the margin m is the probability 1 /
+    (1 + exp(−m)), so this is the organ of highest probability, where any exceeds 0.5.
 
     Args:
         networks: for each organ, in the order of the mask's values 1, 2, …, its name and its

@@ -43,7 +43,10 @@ def load_weights(network: Network, path: str | os.PathLike[str]) -> Network:
         InputError: the file is missing, damaged, holds no state dict, the weights of another
             network, or NaN.
     """
-    advice = "give weights made with this network and config (check num_classes, in_channels and the network's options)"
+    advice = (
+        "give weights made with this network and config (check num_classes, in_channels and the "
+        "network's options)"
+    )
     load_strictly(network, read_state_dict(path), str(path), advice)
     return network
 
@@ -68,7 +71,8 @@ def merge_weights(
     missing = [os.fspath(path) for path in paths.values() if not Path(path).is_file()]
     if missing and Path(merged).exists():
         logger.warning(
-            "%s stays as it is, without what was trained since: there is no %s. Copy it there, or move %s away.",
+            "%s stays as it is, without what was trained since: there is no %s. Copy "
+            "it there, or move %s away.",
             *(merged, ", ".join(missing), merged),
         )
     elif missing:
@@ -85,7 +89,7 @@ def merge_weights(
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the state dict in ``path``, or the one in a checkpoint under one of `STATE_KEYS`, onto the CPU.
+    """Read the state dict in ``path``, or in a checkpoint under one of `STATE_KEYS`, onto the CPU.
 
     Raises:
         InputError: as `read_checkpoint`, and when the file holds no state dict, several, or NaN and
@@ -96,7 +100,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         inside = [key for key in STATE_KEYS if isinstance(content.get(key), Mapping)]
         if len(inside) > 1:
             raise InputError(
-                f"{path} holds a dict with several state dicts, under {', '.join(inside)}; {WANTED}: save one alone."
+                f"{path} holds a dict with several state dicts, under {', '.join(inside)}; "
+                f"{WANTED}: save one alone."
             )
         state = content[inside[0]] if inside else content
     if not isinstance(state, Mapping):
@@ -125,7 +130,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     """Read what ``torch.save`` wrote, onto the CPU.
 
-    Only tensors and plain containers are unpickled (``weights_only=True``), so a file can not run
+    Only tensors and plain containers are unpickled (``weights_only=True``), so a file cannot run
     code.
 
     Raises:
@@ -142,15 +147,19 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(
-            f"{path} can not be read ({reason}): check the path of the weights file, or train the network first."
+            f"{path} cannot be read ({reason}): check the path of the weights file, "
+            "or train the network first."
         ) from error
-    except Exception as error:  # the unpickler meets damaged bytes with a dozen types, KeyError and AssertionError too
+    # Damaged bytes make the unpickler raise a dozen types, KeyError and AssertionError among them.
+    except Exception as error:
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
             raise
-        if "GLOBAL" in str(error) or "TorchScript" in str(
-            error
-        ):  # GLOBAL is pickle's opcode for a class or function
-            found = "holds Python objects or TorchScript code, which are not loaded because they can run code"
+        # GLOBAL is pickle's opcode for a class or function.
+        if "GLOBAL" in str(error) or "TorchScript" in str(error):
+            found = (
+                "holds Python objects or TorchScript code, which are not loaded because they can "
+                "run code"
+            )
             raise InputError(f"{path} {found}; {WANTED}: save the state dict alone.") from error
         found = "is truncated, damaged or no weights file"
         raise InputError(f"{path} {found}; {WANTED}: copy or download it again.") from error
@@ -171,8 +180,9 @@ def check_finite(state: Mapping[str, Tensor], source: str | os.PathLike[str]) ->
         if value.is_floating_point() and not (finite := value.float().isfinite()).all():
             count = int((~finite).sum())
             raise InputError(
-                f"{source}: found NaN or infinity for {count} of {value.numel()} numbers of {key}, expected finite "
-                "weights: the training that wrote them had failed, so take those of another one."
+                f"{source}: found NaN or infinity for {count} of {value.numel()} numbers of "
+                f"{key}, expected finite weights: the training that wrote them failed, so "
+                "take those of another one."
             )
 
 
@@ -251,7 +261,7 @@ def load_strictly(
 
 
 def _without_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """`state` with the names of `own`, where what wrapped the network has put something before each of them."""
+    """Return `state` with the names of `own`, without what a wrapper put before each of them."""
     first, first_own = (
         min((key for key in keys if not key.endswith(COUNTER)), default="") for keys in (state, own)
     )

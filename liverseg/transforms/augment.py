@@ -1,4 +1,4 @@
-"""Random changes that MONAI has none for: lesions, thick slices, scans that end in the organ."""
+"""Change scans at random as MONAI does not: lesions, thick slices, scans that end in the organ."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 class RandSyntheticLesionsd(RandomizableTransform, MapTransform):
-    """Draw lesions into an organ: round bodies with an uneven, soft border, darker or brighter than what is around.
+    """Draw lesions into an organ: round bodies with a soft border, darker or brighter than it.
 
     Their number is drawn from 1 to `max_lesions`, radii from `radius_mm` with small ones as likely
     as large ones on a logarithmic scale, each axis of a lesion stretched by up to a third. A third
     of them have a rim of the opposite sign. Lesions that leave the organ are cut off at its border.
-    Where the organ is not to be seen nothing is drawn.
+    Where the organ is not visible, nothing is drawn.
 
     Args:
         keys: images (C, H, W) or (C, H, W, D), float; they are changed in place.
@@ -107,7 +107,7 @@ class RandSyntheticLesionsd(RandomizableTransform, MapTransform):
 
 
 class RandSliceThicknessd(RandomizableTransform, MapTransform):
-    """Average an image over thick slices along one axis and interpolate back, as if it had been acquired with these.
+    """Average an image over thick slices along an axis and interpolate back, as if acquired so.
 
     Args:
         keys: images (C, H, W) or (C, H, W, D), float.
@@ -148,7 +148,7 @@ class RandSliceThicknessd(RandomizableTransform, MapTransform):
 
 
 class RandCutOffd(RandomizableTransform, MapTransform):
-    """Cut the lower or upper end of volumes off along one axis, as of scans that begin or end in the organ.
+    """Cut off the lower or upper end of volumes along one axis, as in scans that cut the organ.
 
     Args:
         keys: images and labels (1, H, W, D); beyond the cut they are 0. They are changed in place.

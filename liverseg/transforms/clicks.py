@@ -1,4 +1,4 @@
-"""Clicks that say which class a voxel is, an annotator's or simulated ones, and the channels that show them."""
+"""Add clicks, an annotator's or simulated ones, and draw the channels that show them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ CLICKS = "clicks"  # key of the metadata of an image
 
 
 class AddClicksd(MapTransform):
-    """Write an annotator's clicks into the image's metadata, in mm, where no later turn or crop of the voxels moves
-    them.
+    """Write an annotator's clicks into the image's metadata, in mm.
+
+    In mm, no later turn or crop of the voxels moves them.
 
     They become `meta["clicks"]`, float64 of shape (N, 4): x, y, z in mm and the index of the class.
     Use it right after loading. MONAI's `AddGuidanceFromPointsDeepEditd` scales voxel indices by the
@@ -52,7 +53,8 @@ class AddClicksd(MapTransform):
         self.names = list(classes)
         if not isinstance(clicks, Mapping):
             raise InputError(
-                f"clicks: found {clicks!r}, expected positions by class: write them as \"{{'{self.names[-1]}': [[x, y, "
+                f"clicks: found {clicks!r}, expected positions by class: write them as "
+                f"\"{{'{self.names[-1]}': [[x, y, "
                 'z]]}".'
             )
         self.positions: list[list[float]] = []
@@ -60,20 +62,21 @@ class AddClicksd(MapTransform):
         for name, positions in clicks.items():
             if name not in self.names:
                 raise InputError(
-                    f"clicks: found the class {name!r}, expected one of {', '.join(self.names)}: rename or remove it."
+                    f"clicks: found the class {name!r}, expected one of "
+                    f"{', '.join(self.names)}: rename or remove it."
                 )
             for position in positions if isinstance(positions, Sequence) else [positions]:
                 if not _is_position(position):
                     raise InputError(
-                        f"clicks: found {position!r} for {name}, expected three numbers [x, y, z] for each click: fix "
-                        "it."
+                        f"clicks: found {position!r} for {name}, expected three numbers [x, y, "
+                        "z] for each click: fix it."
                     )
                 self.positions.append([float(value) for value in position])
                 self.indices.append(self.names.index(name))
         if self.positions and len(scans) > 1:
             raise InputError(
-                f"clicks: found {len(self.positions)} for {len(scans)} scans, expected one scan that they belong to: "
-                "give this scan alone as dataset_dir."
+                f"clicks: found {len(self.positions)} for {len(scans)} scans, expected one scan "
+                "that they belong to: give this scan alone as dataset_dir."
             )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -87,9 +90,9 @@ class AddClicksd(MapTransform):
                     -0.5 <= at < length - 0.5 for at, length in zip(position, shape, strict=True)
                 ):
                     raise InputError(
-                        f"{image.meta.get('filename_or_obj', key)}: found a click {position} for {self.names[index]}, "
-                        f"expected voxels from [0, 0, 0] to {[length - 1 for length in shape]}: give it in the voxels "
-                        "of this scan."
+                        f"{image.meta.get('filename_or_obj', key)}: found a click {position} for "
+                        f"{self.names[index]}, expected voxels from [0, 0, 0] to "
+                        f"{[length - 1 for length in shape]}: give it in the voxels of this scan."
                     )
             voxels = torch.tensor(self.positions, dtype=torch.float64).reshape(-1, 3)
             classes = torch.tensor(self.indices, dtype=torch.float64)
@@ -98,12 +101,11 @@ class AddClicksd(MapTransform):
 
 
 class SimulateClickd(MapTransform):
-    """Click once, mostly into the error of a prediction: one of the `transforms` of MONAI's `Interaction` in training.
+    """Click once, mostly into the error of a prediction; for MONAI's `Interaction` in training.
 
     The class is drawn among those that were missed somewhere, then a voxel of it with odds of
     exp(depth) − 1, the depth being the distance to the nearest voxel that is not such an error: the
-    middle of large errors. That is the rule of Diaz-Pinto et al., "DeepEdit: Deep Editable Learning
-    for Interactive Segmentation of 3D Medical Images" (2022) and of MONAI's
+    middle of large errors. That is the rule of Diaz-Pinto et al. 2022 and of MONAI's
     `AddRandomGuidanceDeepEditd`, with one click at a time. MONAI's is no use in batches: what it
     leaves unclicked gets the clicks of the sample before, and lists of clicks of different lengths
     do not collate. Here the click is drawn straight into the image's channels.
@@ -195,7 +197,9 @@ def find_error(
 
 
 def draw_clicks(channels: Tensor, voxels: Tensor, classes: Sequence[int], sigma: float) -> None:
-    """Draw clicks into the channels of their classes, in place: exp(−r² / 2 sigma²), 1 at the click, 0 from 3 sigma on.
+    """Draw clicks into the channels of their classes, in place, as exp(−r² / 2 sigma²).
+
+    A click is 1 at its centre and 0 from 3 sigma on.
 
     Where clicks overlap the larger value counts, so that each looks the same whatever the others
     are. MONAI's `AddGuidanceSignalDeepEditd` adds them up and divides by the sum's largest value,

@@ -1,4 +1,4 @@
-"""Fully connected conditional random field: move a segmentation's borders to the edges of the image."""
+"""Move a segmentation's borders to the edges of the image, by a fully connected CRF."""
 
 from __future__ import annotations
 
@@ -40,26 +40,29 @@ def _import_densecrf() -> Any:
 
 
 def _to_labels(pred: torch.Tensor) -> NDArray[np.uint8]:
-    """The label map (H, W, D) of a label map (1, H, W, D) or of probabilities (C, H, W, D)."""
+    """Return the label map (H, W, D) of one (1, H, W, D) or of probabilities (C, H, W, D)."""
     if pred.shape[0] == 1:
         labels = pred[0].to(torch.uint8)
         if not torch.equal(labels.to(pred.dtype), pred[0]):
             raise InputError(
-                "segmentation: found one channel with values other than the whole numbers 0 to 255, expected a label "
-                "map: threshold a probability or give those of all classes, background first."
+                "segmentation: found one channel with values other than the whole numbers 0 to "
+                "255, expected a label map: threshold a probability or give those of all "
+                "classes, background first."
             )
         return labels.cpu().numpy()
     low, high = (float(value) for value in pred.aminmax())
     if not (low >= 0 and high <= 1 + 1e-3):
         raise InputError(
-            f"segmentation: found {pred.shape[0]} channels with values from {low:g} to {high:g}, expected "
-            "probabilities: apply a softmax first."
+            f"segmentation: found {pred.shape[0]} channels with values from {low:g} to {high:g}, "
+            "expected probabilities: apply a softmax first."
         )
     return pred.max(0).indices.to(torch.uint8).cpu().numpy()  # on CPU a quarter of argmax's time
 
 
 class DenseCRF(Transform):
-    """Most probable labels under a fully connected conditional random field (CRF) on a segmentation and its image.
+    """Find the most probable labels under a fully connected conditional random field (CRF).
+
+    The field is on a segmentation and its image.
 
     Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
     Potentials", NIPS 2011: mean-field approximation, filtering on the permutohedral lattice, by the
@@ -144,7 +147,8 @@ class DenseCRF(Transform):
             )
         if not 0.5 < label_confidence < 1:
             raise InputError(
-                f"label_confidence: found {label_confidence}, expected more than 0.5 and below 1: give a probability."
+                f"label_confidence: found {label_confidence}, expected more than 0.5 and "
+                "below 1: give a probability."
             )
         self.spatial_dims = spatial_dims
         self.smoothness_mm, self.smoothness_weight = smoothness_mm, smoothness_weight
@@ -173,18 +177,19 @@ class DenseCRF(Transform):
         """
         if pred.ndim != 4 or 0 in pred.shape:
             raise InputError(
-                f"segmentation: found shape {tuple(pred.shape)}, expected (1, H, W, D) or (C, H, W, D) with at least "
-                "one voxel: give one volume with a channel axis."
+                f"segmentation: found shape {tuple(pred.shape)}, expected (1, H, W, D) or (C, H, "
+                "W, D) with at least one voxel: give one volume with a channel axis."
             )
         if tuple(image.shape) != (1, *pred.shape[1:]):
             raise InputError(
-                f"image: found shape {tuple(image.shape)}, expected {(1, *pred.shape[1:])} as the segmentation: give "
-                "an image of one channel on its grid, before the segmentation is inverted to that of the file."
+                f"image: found shape {tuple(image.shape)}, expected {(1, *pred.shape[1:])} as the "
+                "segmentation: give an image of one channel on its grid, before the segmentation "
+                "is inverted to that of the file."
             )
         if not isinstance(pred, MetaTensor):
             raise InputError(
-                "segmentation: found no affine, expected a MetaTensor, for widths are in mm: load the image with its "
-                "metadata."
+                "segmentation: found no affine, expected a MetaTensor, for widths are in mm: load "
+                "the image with its metadata."
             )
         spacing = np.asarray(affine_to_spacing(pred.affine.cpu().numpy()), dtype=np.float64)
         volume = convert_to_tensor(pred, track_meta=False).detach()
@@ -235,12 +240,13 @@ class DenseCRF(Transform):
     def _infer(
         self, unary: NDArray[np.float32], image: NDArray[np.float32], spacing: NDArray[np.float64]
     ) -> NDArray[np.intp]:
-        """Index of the most probable label of each voxel, flat, from energies (labels, voxels) in C order."""
+        """Return the most probable label of each voxel, flat, from energies (labels, voxels)."""
         low, high = float(image.min()), float(image.max())
         if not high - low <= WIDEST_SPAN * self.appearance_intensity:
             raise InputError(
-                f"image: found intensities from {low:g} to {high:g}, expected a span of at most {WIDEST_SPAN} times "
-                f"appearance_intensity={self.appearance_intensity:g}: give it in units of the image."
+                f"image: found intensities from {low:g} to {high:g}, expected a span of at "
+                f"most {WIDEST_SPAN} times appearance_intensity={self.appearance_intensity:g}: "
+                "give it in units of the image."
             )
         crf = _import_densecrf().DenseCRF(image.size, len(unary))
         crf.setUnaryEnergy(unary)
@@ -300,8 +306,8 @@ class DenseCRFd(MapTransform):
         d = dict(data)
         if self.image_key not in d:
             raise InputError(
-                f"image_key: found no {self.image_key!r} among {sorted(map(str, d))}, expected the image of the "
-                "prediction: name its key."
+                f"image_key: found no {self.image_key!r} among {sorted(map(str, d))}, expected the "
+                "image of the prediction: name its key."
             )
         for key in self.key_iterator(d):
             try:

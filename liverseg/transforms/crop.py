@@ -80,7 +80,7 @@ class CropToBodyd(MapTransform):
 
 
 class CropToLabeld(MapTransform):
-    """Crop volumes to the box of a label's foreground, and leave nothing to see outside the foreground if asked to.
+    """Crop volumes to the box of a label's foreground, and hide what is outside it if asked to.
 
     This is what `TwoStageInferer` shows the lesion network, with the reference in the place of the
     predicted liver. MONAI's `CropForegroundd` takes its margin in voxels, which differ in mm from
@@ -120,7 +120,8 @@ class CropToLabeld(MapTransform):
         if box is None:
             file = label.meta.get("filename_or_obj", self.label_key)
             raise InputError(
-                f"{file}: found no foreground, expected some to crop to: take the case out of the data."
+                f"{file}: found no foreground, expected some to crop to: "
+                "take the case out of the data."
             )
         cropped = _cropped(data, self.keys, box)
         if self.outside_value is not None:
@@ -132,7 +133,7 @@ class CropToLabeld(MapTransform):
 
 
 def widened(label: torch.Tensor, affine: torch.Tensor, margin_mm: float) -> torch.Tensor:
-    """The foreground of a label volume (H, W, D), bool, and what lies within `margin_mm` of it."""
+    """Return the foreground of a label (H, W, D), bool, with what lies within `margin_mm` of it."""
     radii = [margin_mm / mm for mm in affine_to_spacing(affine, r=3).tolist()]
     mask = dilate((label > 0).cpu().numpy().view(np.uint8), ellipsoid(radii))
     return torch.from_numpy(mask.view(np.bool_)).to(label.device)

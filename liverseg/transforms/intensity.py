@@ -45,7 +45,8 @@ class ScaleWindowd(MapTransform):
         self.lowest = lowest
         if not self.low < self.high:
             raise InputError(
-                f"hu_window is {list(window)}, expected the lower bound first: set it as [-160, 240]."
+                f"hu_window is {list(window)}, expected the lower bound "
+                "first: set it as [-160, 240]."
             )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -56,7 +57,9 @@ class ScaleWindowd(MapTransform):
 
 
 class ScaleFromMinimumd(MapTransform):
-    """Map the intensities from the minimum to a share of a high percentile to −0.5…0.5 and clip the rest, in place.
+    """Map intensities from the minimum to a share of a high percentile to −0.5…0.5, in place.
+
+    The rest is clipped.
 
     How Tang et al. (see `PreactivationUNet3D`) scale MRI: up to the minimum + `share` · (percentile
     − minimum).
@@ -96,7 +99,7 @@ class ScaleFromMinimumd(MapTransform):
                     else key
                 )
                 raise InputError(
-                    f"{name}: found nothing but the intensity {low:g}, expected an image: look at it."
+                    f"{name}: found nothing but the intensity {low:g}, expected an image: check it."
                 )
             scale(image, low, high, -0.5)
         return dict(data)
@@ -118,9 +121,9 @@ class EqualizeHistogramd(MapTransform):
         h(x) = round((cdf(x) − cdf_min) / (LW − cdf_min) · (S − 1))
 
     with LW the pixels of the slice, cdf(x) those of level x or lower, and cdf_min those of its
-    lowest level; the result is h / (S − 1). The paper on the Mixed U-Net for LiTS (eq. 3.3) prints
-    the round before the factor S − 1, which would leave black and white only. A slice of one grey
-    level, for which the fraction is 0/0, keeps it.
+    lowest level; the result is h / (S − 1). Mixed U-Net n.d. (eq. 3.3) prints the round before the
+    factor S − 1, which would leave black and white only. A slice of one grey level, for which the
+    fraction is 0/0, keeps it.
 
     The computation is OpenCV's `equalizeHist`. MONAI's `HistogramNormalize` takes the volume as a
     whole, interpolates between the levels instead of rounding, and works in float64.
@@ -142,8 +145,8 @@ class EqualizeHistogramd(MapTransform):
                 low, high = (float(value) for value in slab.aminmax())
                 if not (low >= 0 and high <= 1):
                     raise InputError(
-                        f"{key}: found intensities from {low:g} to {high:g}, expected 0 to 1: scale them first, for CT "
-                        "with ScaleWindowd."
+                        f"{key}: found intensities from {low:g} to {high:g}, expected 0 to 1: "
+                        "scale them first, for CT with ScaleWindowd."
                     )
                 levels = (
                     slab.mul(255)
@@ -160,10 +163,10 @@ class EqualizeHistogramd(MapTransform):
 
 
 class MedianSlicesd(MapTransform):
-    """Replace each pixel of each slice along the last axis by the median of the 3x3 pixels around it, in place.
+    """Replace each pixel of each slice along the last axis by the median of 3x3 pixels, in place.
 
-    Equation 2 of the cascade on LiTS, which gives no size. Beyond the border the edge pixels
-    repeat. MONAI's `MedianSmooth` takes the median over 3x3x3 voxels, across slices whatever their
+    Equation 2 of IJIES 2022, which gives no size. Beyond the border the edge pixels repeat.
+    MONAI's `MedianSmooth` takes the median over 3x3x3 voxels, across slices whatever their
     distance, and holds 27 copies.
 
     Args:

@@ -23,7 +23,7 @@ CHUNK = 2**16
 
 
 def whole_values(label: torch.Tensor, name: str = "") -> torch.Tensor:
-    """A label with whole numbers: those closer than `WHOLE_TOLERANCE` to one are taken for it.
+    """Return a label with whole numbers; those closer than `WHOLE_TOLERANCE` to one become it.
 
     Args:
         label: of any shape and type; it is returned as it is where all values are whole.
@@ -43,8 +43,9 @@ def whole_values(label: torch.Tensor, name: str = "") -> torch.Tensor:
         return label.round()
     between = values[~((values - values.round()).abs() <= WHOLE_TOLERANCE)].unique()
     raise InputError(
-        f"{name or file_of(label)}: found label values {', '.join(f'{value:.4g}' for value in between[:5].tolist())}, "
-        "expected whole numbers: it is no label, or was resampled as an image; resample it with nearest neighbours, or "
+        f"{name or file_of(label)}: found label values "
+        f"{', '.join(f'{value:.4g}' for value in between[:5].tolist())}, expected whole numbers: "
+        "it is no label, or was resampled as an image; resample it with nearest neighbours, or "
         "save a mask of a threshold."
     )
 
@@ -83,7 +84,8 @@ class MapLabelsd(MapTransform):
         rest = [index for index, named in enumerate(self.classes.values()) if named is None]
         if len(values) != len(set(values)) or len(rest) > 1:
             raise InputError(
-                f"classes: {self.classes} names a value twice, expected each value in one class: fix it."
+                f"classes: {self.classes} names a value twice, expected each "
+                "value in one class: fix it."
             )
         self.rest = rest[0] if rest else None
 
@@ -107,9 +109,11 @@ class MapLabelsd(MapTransform):
         if self.rest is None and matched != label.numel():
             unknown = sorted(set(torch.unique(torch.as_tensor(label)).tolist()) - set(known))
             raise InputError(
-                f"{file_of(label)}: label values {', '.join(f'{value:g}' for value in unknown[:5])} are in no class, "
-                f"expected only {known}: list in `classes` under each class the values that stand for it in this file; "
-                "only then may background be null, for all values that are listed nowhere."
+                f"{file_of(label)}: label values "
+                f"{', '.join(f'{value:g}' for value in unknown[:5])} are in no class, "
+                f"expected only {known}: list in `classes` under each class the values that "
+                "stand for it in this file; only then may background be null, for all "
+                "values that are listed nowhere."
             )
         if self.rest is not None and matched == 0 and label.any():
             logger.warning(

@@ -147,8 +147,8 @@ def _check_finite(volume: MetaTensor) -> None:
     if not -LARGEST <= float(lowest) <= float(highest) <= LARGEST:
         bad = int((~(voxels.abs() <= LARGEST)).sum())
         raise InputError(
-            f"{volume.meta['filename_or_obj']}: {bad} voxels are NaN or infinite, or beyond ±{LARGEST:.0e}, expected "
-            "intensities: replace them."
+            f"{volume.meta['filename_or_obj']}: {bad} voxels are NaN or infinite, or beyond "
+            f"±{LARGEST:.0e}, expected intensities: replace them."
         )
 
 
@@ -180,8 +180,8 @@ def check_same_grid(first: MetaTensor, other: MetaTensor) -> MetaTensor:
             )
     names = [str(volume.meta["filename_or_obj"]) for volume in (other, first)]
     raise InputError(
-        f"{names[0]}: its grid is not that of {names[1]} ({matches[0].difference}): draw or export it on that scan, or "
-        "resample it onto that scan with nearest neighbours."
+        f"{names[0]}: its grid is not that of {names[1]} ({matches[0].difference}): draw or export "
+        "it on that scan, or resample it onto that scan with nearest neighbours."
     )
 
 
@@ -222,6 +222,7 @@ class _Match:
         distances_mm = np.linalg.norm(self.offsets_mm, axis=1)
         worst = int(distances_mm.argmax())
         return (
-            f"its corner at voxel {tuple(self.corners[worst].tolist())} lies {distances_mm[worst]:.3g} mm off, "
-            f"expected {GRID_TOLERANCE * min(1, self.sizes_mm.min()):.2g} mm at most"
+            f"its corner at voxel {tuple(self.corners[worst].tolist())} lies "
+            f"{distances_mm[worst]:.3g} mm off, expected "
+            f"{GRID_TOLERANCE * min(1, self.sizes_mm.min()):.2g} mm at most"
         )

@@ -21,7 +21,7 @@ class LocalisePriord(MapTransform, InvertibleTransform):
     the dictionary, both (1, h, w, d) on the cropped grid: "prior", float32 from 0 to 1, and
     "localised", the mask, uint8.
 
-    Where nothing is found the whole volume is kept: training goes on.
+    Where nothing is found the whole volume stays: training goes on.
 
     Args:
         keys: the image, (1, H, W, D) with an affine, then what else is cropped with it, such as the

@@ -77,7 +77,10 @@ def bounding_box(mask: Mask | NDArray[np.bool_], margin: Sequence[int] = (0, 0, 
 
 
 def _dilate_words(words: NDArray[np.uint64], element: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """Dilate (X, Y, words along Z), whose rows end in at least as many zero bits as the element reaches along Z."""
+    """Dilate (X, Y, words along Z).
+
+    Rows must end in at least as many zero bits as the element reaches along Z.
+    """
     reach_x, reach_y, reach_z = (n // 2 for n in element.shape)
     half_lengths = (element.sum(axis=2) - 1) // 2
     columns = [(int(x) - reach_x, int(y) - reach_y) for x, y in np.argwhere(element.any(axis=2))]
@@ -124,7 +127,8 @@ def dilate(mask: Mask, element: NDArray[np.bool_]) -> Mask:
     reach = element.shape[2] // 2
     if reach >= WORD_BITS:
         raise InputError(
-            f"radius: found {reach} voxels along the last axis, expected at most 63: give a smaller one."
+            f"radius: found {reach} voxels along the last axis, expected at "
+            "most 63: give a smaller one."
         )
     size = mask.shape[2]
     packed = np.zeros(
@@ -149,13 +153,13 @@ def _first_largest(components: NDArray[np.integer], sizes: NDArray[np.integer]) 
     equals = np.flatnonzero(sizes[1:] == sizes[1:].max()) + 1
     chosen = equals[0]
     if len(equals) > 1:
-        # The libraries number components in an order of their own.
+        # Each library numbers components in another order.
         chosen = components.reshape(-1)[np.isin(components, equals).argmax()]
     return (components == chosen).view(np.uint8)
 
 
 def open_largest(mask: Mask, radii: Sequence[float], keep_largest: bool = True) -> Mask:
-    """Erosion with an ellipsoid, the largest 26-connected component, dilation.
+    """Erode with an ellipsoid, keep the largest 26-connected component, and dilate.
 
     `radii` in voxels per axis.
 
@@ -236,7 +240,10 @@ def _by_slice(mask: Mask, axis: int, function: Callable[[Mask], Mask]) -> Mask:
 
 
 def smooth_slices(mask: Mask, axis: int) -> Mask:
-    """Keep, in each slice along `axis`, the pixels whose 5 × 5 mean, zero outside, is above one half."""
+    """Keep, in each slice along `axis`, the pixels whose 5 × 5 mean is above one half.
+
+    Outside is zero.
+    """
     return _by_slice(mask, axis, _smooth)
 
 
@@ -246,7 +253,9 @@ def clean_slices(
     radii: Sequence[float],
     keep_largest: bool = True,
 ) -> Mask:
-    """In each slice along `axis`: erode, keep the largest 8-connected component, dilate, fill holes, smooth.
+    """Erode, keep the largest 8-connected component, dilate, fill holes and smooth, in each slice.
+
+    The slices are those along `axis`.
 
     `radii` in voxels for the three axes, of which the two of the slice are used. A hole is
     background that no 4-connected path joins to the edge of the slice. A slice that the erosion

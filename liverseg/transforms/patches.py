@@ -11,7 +11,7 @@ from monai.transforms import RandomizableTransform
 
 
 class RandPatchesd(RandomizableTransform):
-    """Draw `num_samples` patches of a file that `cut_patches` wrote, each in the middle of an empty slice.
+    """Draw `num_samples` patches of a file of `cut_patches`, each in the middle of an empty slice.
 
     Levels are drawn at equal odds among those that have patches, then a patch of the level; with
     replacement. They keep their scale: around a patch, image, prior and label are 0.
@@ -35,7 +35,10 @@ class RandPatchesd(RandomizableTransform):
         self.spatial_size = tuple(spatial_size)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
-        """Return a dictionary for each patch: tensors (1, *spatial_size), float32, the label uint8."""
+        """Return a dictionary of tensors (1, *spatial_size) for each patch.
+
+        They are float32, the label uint8.
+        """
         with np.load(data[self.path_key], allow_pickle=False) as content:
             arrays = dict(content)
         levels = [name.rpartition("_")[2] for name in arrays if name.startswith(f"{self.keys[0]}_")]

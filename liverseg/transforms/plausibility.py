@@ -1,4 +1,7 @@
-"""Notice scans that cannot be what they are taken for, because a network segments those, too, without a word."""
+"""Flag scans that cannot be what they are taken for.
+
+A network segments those, too, without a word.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ UNTIL_THEN = "; until then, a mask of this scan means nothing."
 
 
 class CheckPlausibilityd(MapTransform):
-    """Warn of scans whose spacing, and flag those whose intensities cannot be those of their modality.
+    """Warn of spacings, and flag intensities, that cannot be those of a scan's modality.
 
     The scans themselves stay as they are. What is found is logged and added to the scan's `meta`: a
     spacing to `meta["warnings"]`, intensities to `meta["flags"]`. Use it right after `LoadVolumed`,
@@ -96,7 +99,10 @@ def check_spacing(spacing_mm: Sequence[float]) -> str | None:
     ]
     wrong = f"is not in mm but seems to be in {units[0]}" if units else "is wrong"
     sizes = "×".join(f"{mm:.3g}" for mm in spacing_mm)
-    return f"the spacing is {sizes} mm, expected {least:g} to {most:g} mm: the header {wrong}, so correct it"
+    return (
+        f"the spacing is {sizes} mm, expected {least:g} to {most:g} mm: the header {wrong}, so "
+        "correct it"
+    )
 
 
 def check_intensities(image: np.ndarray, modality: str) -> tuple[str, str] | None:
@@ -105,9 +111,9 @@ def check_intensities(image: np.ndarray, modality: str) -> tuple[str, str] | Non
     None where nothing does.
 
     A CT in HU has voxels of fat or air, and most of what is no air is soft tissue. That finds HU
-    with 1024 or another number added, scaled to 0…1 or 0…255 or negated, and MR. An MR image of
-    which it is true is a CT, and one with four bright corners is negated; its scale means nothing.
-    A mask, of whatever scan, is even and of whole numbers. What is not found: a negated CT with
+    with 1024 or another number added, scaled to 0…1 or 0…255 or negated, and MR. An MR image that
+    looks like this is a CT, and one with four bright corners is negated; its scale means nothing. A
+    mask, of whatever scan, is even and of whole numbers. What is not found: a negated CT with
     hardly any air, and a CT scaled to 0…255 that is taken for MR.
 
     Args:
@@ -138,7 +144,8 @@ def _check_mask(lines: np.ndarray) -> tuple[str, str] | None:
         return None
     return (
         "intensities",
-        f"a scan but of a mask ({len(values)} different whole numbers): take the scan it was drawn on",
+        f"a scan but of a mask ({len(values)} different whole numbers): "
+        "take the scan it was drawn on",
     )
 
 
@@ -149,10 +156,11 @@ def _check_ct(sample: np.ndarray) -> tuple[str, str] | None:
     if _seems_mr(sample):
         return (
             "modality",
-            f"a CT in HU but seem to be those of MR ({reason}): take a model for MR, or convert it to HU",
+            f"a CT in HU but seem to be those of MR ({reason}): take a model "
+            "for MR, or convert it to HU",
         )
     if sample.min() >= FAT_AND_AIR_HU and _not_hu(sample - 1024) is None:
-        reason += ", and they are 1024 too high, as where the rescale intercept is lost"
+        reason += ", and they are 1024 too high, as when the rescale intercept is lost"
     return "intensities", f"a CT in HU ({reason}): convert it, or take a model for its modality"
 
 
@@ -180,7 +188,7 @@ _CHECKS: dict[str, Callable[[np.ndarray], tuple[str, str] | None]] = {
 
 
 def _seems_mr(sample: np.ndarray) -> bool:
-    """Whether intensities that are not HU are rather those of MR than of a CT in another unit."""
+    """Return whether intensities that are not HU are rather of MR than of a CT in another unit."""
     low, high = np.percentile(sample, (0.1, 99.9))
     if low == high:
         return False
@@ -203,5 +211,8 @@ def _not_hu(sample: np.ndarray) -> str | None:
     if soft < SOFT_SHARE * sample.size:
         return f"only {soft / sample.size:.1%} lie from {low:g} to {high:g}, where soft tissue is"
     if soft < SOFT_SHARE_OF_BODY * body.size:
-        return f"of those above air only {soft / body.size:.0%} lie below {high:g}, where soft tissue ends"
+        return (
+            f"of those above air only {soft / body.size:.0%} lie below {high:g}, where soft tissue "
+            "ends"
+        )
     return None

@@ -1,10 +1,10 @@
-"""Post-processing of label maps: Algorithms 1, 2 and 3 of the papers, per label, exact and fast.
+"""Postprocess label maps, per label, exact and fast: Algorithms 1, 2 and 3 of Furtado 2021.
 
 All work on label maps (1, H, W, D) of any bool, integer or floating type that hold whole numbers,
 as torch tensors, MetaTensors or NumPy arrays, and return the same type, with the same metadata.
-Each label is worked on as a mask of its own. A voxel that its label loses becomes background (0);
-where results overlap, the higher label wins, so a lesion inside the liver stays a lesion. A label
-that comes out empty is logged as a warning.
+Each label is its own mask. A voxel that its label loses becomes background (0); where results
+overlap, the higher label wins, so a lesion inside the liver stays a lesion. A label that comes out
+empty is logged as a warning.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def _to_array(img: NdarrayOrTensor) -> NDArray[Any]:
         img = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     if img.ndim != 4 or img.shape[0] != 1 or img.size == 0:
         raise InputError(
-            f"label map: found shape {tuple(img.shape)}, expected (1, H, W, D) with at least one voxel: give one "
-            "volume with a channel axis (argmax of the network's output, keepdim)."
+            f"label map: found shape {tuple(img.shape)}, expected (1, H, W, D) with at least one "
+            "voxel: give one volume with a channel axis (argmax of the network's output, keepdim)."
         )
     return img[0]
 
@@ -64,14 +64,14 @@ def _to_labels(array: NDArray[Any]) -> NDArray[Any]:
         return small
     if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
         raise InputError(
-            "label map: found values that are not whole numbers, expected labels: take the argmax of probabilities or "
-            "threshold them first."
+            "label map: found values that are not whole numbers, expected labels: take the argmax "
+            "of probabilities or threshold them first."
         )
     return np.ascontiguousarray(array)
 
 
 def _label_spans(labels: NDArray[Any]) -> dict[int, tuple[int, int]]:
-    """For each non-zero label, the first index along the first axis where it occurs and one past the last."""
+    """Return each non-zero label's first index along the first axis, and one past its last."""
 
     def values(section: NDArray[Any]) -> list[int]:
         if labels.dtype != np.uint8:
@@ -92,7 +92,7 @@ def _label_spans(labels: NDArray[Any]) -> dict[int, tuple[int, int]]:
 
 
 class _PerLabel(Transform):
-    """Applies `process` to the mask of each label, cropped to the label and one voxel of background around it."""
+    """Apply `process` to the mask of each label, cropped to it and one voxel around it."""
 
     backend = [TransformBackends.NUMPY]  # noqa: RUF012 MONAI's own name and type
 
@@ -137,8 +137,8 @@ def _radii(
         return [radius] * 3
     if spacing is None:
         raise InputError(
-            f"radius_mm: found {radius_mm} with a label map that has no affine, expected a MetaTensor: load the image "
-            "with its metadata or give radius in voxels."
+            f"radius_mm: found {radius_mm} with a label map that has no affine, expected a "
+            "MetaTensor: load the image with its metadata or give radius in voxels."
         )
     return [radius_mm / mm for mm in spacing]
 
@@ -146,12 +146,13 @@ def _radii(
 def _check_axes(axes: Sequence[int]) -> None:
     if not axes or not set(axes) <= {0, 1, 2}:
         raise InputError(
-            f"axes: found {list(axes)}, expected one or more of 0, 1, 2: name the axes of (H, W, D)."
+            f"axes: found {list(axes)}, expected one or more of 0, 1, 2: "
+            "name the axes of (H, W, D)."
         )
 
 
 class ErodeKeepLargestDilate(_PerLabel):
-    """Algorithm 1, in 3-D: erode with a ball, keep the largest 26-connected component, dilate with the same ball.
+    """Erode with a ball, keep the largest 26-connected component, and dilate, in 3-D (Algorithm 1).
 
     The ball holds the offsets with dx² + dy² + dz² <= radius². Outside the image is foreground for
     the erosion and background for the dilation. Of components of equal size the first in C order
@@ -213,15 +214,17 @@ class SmoothEdges(_PerLabel):
 
 
 class CleanSlices(_PerLabel):
-    """Algorithm 2, in 2-D: clean all slices along each axis in turn, each axis working on the result of the one before.
+    """Postprocess all slices along each axis in turn, in 2-D (Algorithm 2).
+
+    Each axis works on the result of the one before.
 
     In each slice: erode with a disk, keep the largest 8-connected component, dilate with the same
     disk, fill holes (background that no 4-connected path joins to the edge), smooth the edges
     (Algorithm 3). The rules for borders, equal sizes and empty results are those of
     `ErodeKeepLargestDilate` and `SmoothEdges`.
 
-    With the papers' three axes a concave organ loses true parts, and a volume of fewer than three
-    slices comes out empty; `axes=(2,)` cleans the axial slices alone.
+    With all three axes, as in the paper, a concave organ loses true parts, and a volume of fewer
+    than three slices comes out empty; `axes=(2,)` cleans the axial slices alone.
 
     Args:
         radius: of the disk, in pixels.

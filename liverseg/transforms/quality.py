@@ -1,4 +1,7 @@
-"""Notice masks of the liver that cannot be right, from their volume, pieces, intensities and place in the body."""
+"""Flag masks of the liver that are probably wrong.
+
+What counts is their volume, pieces, intensities and place in the body.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +39,13 @@ SAMPLE_MM = 4.0
 BODY_HU, BODY_OF_MR = -300.0, 0.1
 
 MIRRORED = (
-    "the scan seems to be mirrored from left to right ({}): compare it with its source, correct the orientation in its "
-    "header and segment it again, unless the patient's organs are mirrored."
+    "the scan seems to be mirrored from left to right ({}): compare it with its source, correct "
+    "the orientation in its header and segment it again, unless the patient's organs are mirrored."
 )
 
 
 class SampleVoxelsd(MapTransform):
-    """Keep one voxel of a scan every few mm in its `meta`, where `FlagMaskd` finds the intensities of the file.
+    """Keep one voxel of a scan every few mm in its `meta`, for `FlagMaskd`.
 
     `meta["sample"]` has the shape (h, w, d) and `meta["sample_steps"]` the voxels from one to the
     next along each axis. Use it before the scan is turned or its intensities are changed.
@@ -67,7 +70,7 @@ class SampleVoxelsd(MapTransform):
 
 
 class FlagMaskd(MapTransform):
-    """Flag masks of the liver that are probably wrong, or are of a part of it. The masks stay as they are.
+    """Flag masks of the liver that are probably wrong or incomplete; the masks stay as they are.
 
     Each flag is a message in the mask's `meta["flags"]`, and in the log:
 
@@ -173,8 +176,8 @@ def check_volume(volume_ml: float, cut_off: bool) -> str | None:
             else "no liver was found"
         )
         return (
-            f"{found}, expected {least:g} to {most:g} ml: look whether the mask leaves parts out or takes in other "
-            "organs, and whether the scan shows the liver."
+            f"{found}, expected {least:g} to {most:g} ml: check whether the mask leaves parts out "
+            "or includes other organs, and whether the scan shows the liver."
         )
     return None
 
@@ -200,8 +203,8 @@ def check_components(volumes_ml: np.ndarray, axis: int, ends: list[bool]) -> str
         return None
     sizes = ", ".join(f"{ml:.0f}" for ml in large)
     return (
-        f"the liver is in {len(large)} pieces of at least {LARGE_ML:g} ml ({sizes} ml), expected one: remove what is "
-        "no liver, or fill what is missing between them."
+        f"the liver is in {len(large)} pieces of at least {LARGE_ML:g} ml ({sizes} ml), expected "
+        "one: remove what is not liver, or fill what is missing between them."
     )
 
 
@@ -211,8 +214,9 @@ def check_hu(mean_hu: float) -> str | None:
     if least <= mean_hu <= most:
         return None
     return (
-        f"the mean in the liver is {mean_hu:.0f} HU, expected {least:g} to {most:g} HU: look whether the mask is on "
-        "the liver and the scan in HU; a very fatty liver is darker, one full of contrast agent brighter."
+        f"the mean in the liver is {mean_hu:.0f} HU, expected {least:g} to {most:g} HU: check "
+        "that the mask is on the liver and the scan in HU; a very fatty liver is darker, one full "
+        "of contrast agent brighter."
     )
 
 
@@ -230,8 +234,8 @@ def check_ends(ends: list[bool], upwards: bool) -> str | None:
     names = ("lowest", "uppermost") if upwards else ("uppermost", "lowest")
     reached = " and ".join(name for name, end in zip(names, ends, strict=True) if end)
     return (
-        f"the liver reaches the scan's {reached} slice, expected it to end before: it is cut off there and its volume "
-        "that of a part, so take a scan of the whole liver to measure it."
+        f"the liver reaches the scan's {reached} slice, expected it to end before: it is cut off "
+        "there and its volume is that of a part, so take a scan of the whole liver to measure it."
     )
 
 
@@ -264,7 +268,7 @@ def _every(steps: Any) -> tuple[slice, ...]:
 
 
 def _counts(voxels: np.ndarray, is_liver: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Voxels of the liver in each block of `steps` voxels, of which a scan has as many as samples."""
+    """Return the liver's voxels in each block of `steps` voxels, as many blocks as samples."""
     rows, columns = (
         np.arange(0, length, step) for length, step in zip(voxels.shape[1:], steps[1:], strict=True)
     )
@@ -277,14 +281,14 @@ def _counts(voxels: np.ndarray, is_liver: np.ndarray, steps: np.ndarray) -> np.n
 
 
 def _slice_axis(affine: np.ndarray) -> tuple[int, bool]:
-    """The axis of a volume that is the nearest to inferior-superior, and whether it leads upwards."""
+    """Return the axis that is the nearest to inferior-superior, and whether it leads upwards."""
     axes = io_orientation(affine)
     axis = int(np.flatnonzero(axes[:, 0] == 2)[0])
     return axis, bool(axes[axis, 1] > 0)
 
 
 def _shown(sample: np.ndarray, axis: int) -> tuple[int, int]:
-    """The first and the last slice of a sample that are not of one value, as those added to a scan are."""
+    """Return the first and last slice of a sample that are not of one value, as added ones are."""
     others = _others(axis)
     shown = np.flatnonzero(sample.max(others) > sample.min(others))
     return (int(shown[0]), int(shown[-1])) if len(shown) else (0, sample.shape[axis] - 1)

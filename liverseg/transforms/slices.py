@@ -1,4 +1,4 @@
-"""Draw 2-D training slices from a volume, so that 2-D networks read the same files as everything else."""
+"""Draw 2-D training slices from a volume, so that 2-D networks read the same files as others."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ class RandSlicesd(RandomizableTransform, MapTransform):
             )
         if not 0 <= foreground_ratio <= 1:
             raise InputError(
-                f"foreground_ratio is {foreground_ratio}, expected a share between 0 and 1: change it."
+                f"foreground_ratio is {foreground_ratio}, expected a share "
+                "between 0 and 1: change it."
             )
         self.label_key = label_key
         self.num_samples = num_samples

@@ -52,7 +52,9 @@ def _average(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 class ResampleVolumed(MapTransform):
-    """Resample volumes (1, H, W, D) to about `spacing` over the same extent, as `VolumeWindowInferer` does.
+    """Resample volumes (1, H, W, D) to about `spacing` over the same extent.
+
+    `VolumeWindowInferer` does the same.
 
     The size is rounded to whole voxels and the affine says their spacing. MONAI's
     `Spacingd(scale_extent=True)` puts the voxels at the same places, but reads two per axis however
@@ -82,7 +84,8 @@ class ResampleVolumed(MapTransform):
         unknown = [mode for mode in self.modes if mode not in MODES]
         if unknown:
             raise InputError(
-                f"mode: found {unknown[0]!r}, expected one of {', '.join(MODES)}: set it to one of these."
+                f"mode: found {unknown[0]!r}, expected one of "
+                f"{', '.join(MODES)}: set it to one of these."
             )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -1,1 +1,1 @@
-"""What people run: the command `liverseg`, a module a verb."""
+"""The command `liverseg`, with a module for each verb."""

@@ -1,4 +1,4 @@
-"""The command `liverseg`, which says what to install where one of its packages is missing."""
+"""Run the command `liverseg`, and say what to install where a package is missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXTRAS = {
 
 
 def main() -> None:
-    """Run the command; a missing package ends it with one sentence and status 1."""
+    """Run the command; a missing package ends it with one message and status 1."""
     try:
         from liverseg.workbench import cli
 

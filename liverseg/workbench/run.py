@@ -27,7 +27,7 @@ def run_bundle(
         options: settings by name.
 
     Raises:
-        InputError: when the command fails; it has said why.
+        InputError: when the command fails; it has printed why.
     """
     files = [str(bundle / "configs" / f"{name}.json") for name in configs]
     command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", str(files)]

@@ -27,11 +27,11 @@ def serve(
     studies: Annotated[
         str | None,
         typer.Option(
-            help="Folder of NIfTI scans, or address of a DICOMweb server; a real CT without it."
+            help="Folder of NIfTI scans, or address of a DICOMweb server; by default a real CT."
         ),
     ] = None,
     models: Annotated[
-        str | None, typer.Option(help="Bundles to take, separated by commas; all without it.")
+        str | None, typer.Option(help="Bundles to serve, separated by commas; by default all.")
     ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
@@ -137,7 +137,7 @@ def _fetch_starting_model(console: Console, bundle: Path) -> bool:
 
 
 def _fetch_studies(console: Console, out: Path) -> Path | None:
-    """A folder with the real CT that comes with the weights; None where it cannot be had."""
+    """Return a folder with the real CT that comes with the weights, or None."""
     from liverseg.workbench.zoo.fetch import fetch_ct
 
     try:

@@ -19,7 +19,7 @@ from monai.bundle import ConfigParser
 from monailabel.utils.others.generic import device_map, name_to_device
 
 from liverseg.devices import select_device
-from liverseg.errors import InputError, sentence
+from liverseg.errors import InputError, message
 from liverseg.io.masks import class_names
 from liverseg.settings import reference
 from liverseg.versions import list_versions, model_files, version_in_use, weights_in_use
@@ -218,7 +218,7 @@ def find_bundles(
             # A config may run anything, and the other bundles must not suffer.
             except Exception as error:
                 refused[where] = (
-                    sentence(error) or f"{type(error).__name__}: {error}".splitlines()[0]
+                    message(error) or f"{type(error).__name__}: {error}".splitlines()[0]
                 )
     return taken, refused
 

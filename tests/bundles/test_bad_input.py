@@ -21,7 +21,7 @@ from helpers.bundle_runs import (
 )
 from monai.bundle import create_workflow
 
-from liverseg.errors import sentence
+from liverseg.errors import message
 
 TRAIN = str(BUNDLE / "configs" / "train.json")
 INFERENCE = str(BUNDLE / "configs" / "inference.json")
@@ -62,7 +62,7 @@ def test_what_is_typed_is_checked(dataset, tmp_path, monkeypatch, setting, words
     settings = {**SHORT, "dataset_dir": dataset, **setting}
     with pytest.raises(RuntimeError) as error:
         monai_bundle_here(monkeypatch, "run", "training", "--config_file", TRAIN, **settings)
-    found = sentence(error.value)
+    found = message(error.value)
     assert all(word in found for word in words), found
 
 
@@ -78,7 +78,7 @@ def test_a_setting_that_a_bundle_lacks_is_refused(tmp_path, monkeypatch, bundle,
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RuntimeError) as error:
         monai_bundle_here(monkeypatch, "run", "training", "--config_file", config, **{setting: 3})
-    assert sentence(error.value).startswith(f"{setting}: found no {setting} in the config")
+    assert message(error.value).startswith(f"{setting}: found no {setting} in the config")
 
 
 @pytest.mark.parametrize("bundle", ["cascade_lits", "mixed_unet_lits", "deepedit_liver"])
@@ -87,11 +87,11 @@ def test_mri_is_refused_by_a_bundle_for_ct(tmp_path, monkeypatch, bundle):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RuntimeError) as error:
         monai_bundle_here(monkeypatch, "run", "training", "--config_file", config, modality="mr")
-    assert sentence(error.value) == "modality: found 'mr', expected one of ct: choose one."
+    assert message(error.value) == "modality: found 'mr', expected one of ct: choose one."
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
+    ("setting", "advice"),
     [
         (
             {"mask_cleaning": "none"},
@@ -105,11 +105,11 @@ def test_mri_is_refused_by_a_bundle_for_ct(tmp_path, monkeypatch, bundle):
         ),
     ],
 )
-def test_what_an_old_or_misspelt_name_is_now_called(tmp_path, monkeypatch, setting, message):
+def test_what_an_old_or_misspelt_name_is_now_called(tmp_path, monkeypatch, setting, advice):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RuntimeError) as error:
         monai_bundle_here(monkeypatch, "run", "training", "--config_file", TRAIN, **setting)
-    assert sentence(error.value).endswith(message)
+    assert message(error.value).endswith(advice)
 
 
 def test_lesions_in_mri_are_refused(dataset, tmp_path, monkeypatch):
@@ -118,7 +118,7 @@ def test_lesions_in_mri_are_refused(dataset, tmp_path, monkeypatch):
     settings = {"dataset_dir": dataset, "modality": "mr", "segmented_targets": "lesion"}
     with pytest.raises(RuntimeError) as error:
         monai_bundle_here(monkeypatch, "run", "inference", "--config_file", config, **settings)
-    assert sentence(error.value) == (
+    assert message(error.value) == (
         "segmented_targets, with modality mr: found 'lesion', expected one of liver: set it to one of these."
     )
 
@@ -128,7 +128,7 @@ def test_a_section_is_not_run(tmp_path, monkeypatch, run_id):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RuntimeError) as error:
         monai_bundle_here(monkeypatch, "run", run_id, "--config_file", TRAIN)
-    assert sentence(error.value).startswith(
+    assert message(error.value).startswith(
         f"run {run_id}: found no id of this config that runs anything, expected one"
     )
 
@@ -149,7 +149,7 @@ def run_workflow(config: str | list[str], kind: str, settings: dict) -> str:
         create_workflow(
             config_file=config, workflow_type=kind, bundle_root=str(BUNDLE), **settings
         ).run()
-    found = sentence(error.value)
+    found = message(error.value)
     assert found is not None, repr(error.value)
     assert "\n" not in found
     return found
@@ -226,7 +226,7 @@ def test_weights_of_another_network(dataset, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"ckpt_path": "gone.pt"}, "gone.pt can not be read (No such file or directory)"),
+        ({"ckpt_path": "gone.pt"}, "gone.pt cannot be read (No such file or directory)"),
         ({"dataset_dir": "/gone"}, "/gone: there is no such"),
     ],
 )

@@ -16,7 +16,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, create_workflow, verify_metadata, verify_net_in_out
 
-from liverseg.errors import sentence
+from liverseg.errors import message
 from liverseg.io.masks import class_names
 from liverseg.settings import read_setting
 
@@ -330,4 +330,4 @@ def test_a_class_without_a_voxel_stops_a_training_before_it_begins(bundle, secti
     assert len(parser.get_parsed_content(data[whole])) == 1
     with pytest.raises(RuntimeError) as error:
         parser.get_parsed_content(data[section])
-    assert f"dataset.json: {section}: found no voxel of {missing} (" in sentence(error.value)
+    assert f"dataset.json: {section}: found no voxel of {missing} (" in message(error.value)

@@ -9,7 +9,7 @@ import torch
 from helpers.bundle_runs import BUNDLE, monai_bundle_here
 from monai.bundle import ConfigParser
 
-from liverseg.errors import sentence
+from liverseg.errors import message
 from liverseg.networks import CascadeNetworks, cascade_weights
 from liverseg.networks.cascade import PLANE_AXES
 
@@ -126,4 +126,4 @@ def test_an_unknown_stage_or_plane_is_one_sentence(tmp_path, monkeypatch, settin
     arguments = ["run", "--config_file", CONFIGS / "train.json"]
     with pytest.raises(RuntimeError) as error:
         monai_bundle_here(monkeypatch, "run", *arguments, **setting)
-    assert sentence(error.value).startswith(words)
+    assert message(error.value).startswith(words)

@@ -13,7 +13,7 @@ import torch
 from helpers.bundle_runs import BUNDLE, monai_bundle, save
 from monai.bundle import create_workflow
 
-from liverseg.errors import sentence
+from liverseg.errors import message
 
 CONFIGS = BUNDLE.parent / "deepedit_liver" / "configs"
 SIGMA_VOXELS = 2.0
@@ -124,7 +124,7 @@ def test_clicks_that_mean_nothing_end_with_a_sentence(clicks, words, painter, tm
     save(tmp_path / "scan.nii.gz", np.zeros((20, 20, 20), np.int16))
     with pytest.raises(Exception) as error:
         segment(tmp_path / "out", tmp_path / "scan.nii.gz", clicks=clicks, **painter)
-    found = sentence(error.value)
+    found = message(error.value)
     assert found is not None
     assert all(word in found for word in words), found
 
@@ -134,7 +134,7 @@ def test_clicks_for_several_scans_end_with_a_sentence(painter, tmp_path):
         save(tmp_path / f"{name}.nii.gz", np.zeros((20, 20, 20), np.int16))
     with pytest.raises(Exception) as error:
         segment(tmp_path / "out", tmp_path, clicks={"liver": [[1, 2, 3]]}, **painter)
-    assert "2 scans" in str(sentence(error.value))
+    assert "2 scans" in str(message(error.value))
 
 
 def two_balls(seed: int) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:

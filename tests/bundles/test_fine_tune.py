@@ -12,7 +12,7 @@ import torch
 from helpers.bundle_runs import ROOT
 from monai.bundle import ConfigParser, create_workflow
 
-from liverseg.errors import sentence
+from liverseg.errors import message
 
 BUNDLES = sorted(path.parents[1] for path in ROOT.glob("bundles/*/configs/fine_tune.json"))
 FLAT = {"spacing": [6.0, 6.0, -1.0], "spatial_size": [32, 32]}
@@ -192,4 +192,4 @@ def test_without_weights_it_says_what_is_missing(dataset, tmp_path):
     )
     with pytest.raises(Exception, match="freeze_norms") as caught:
         workflow.run()
-    assert "found no weights to start from, expected" in str(sentence(caught.value))
+    assert "found no weights to start from, expected" in str(message(caught.value))

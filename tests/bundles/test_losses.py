@@ -157,7 +157,7 @@ def test_iou_xy_takes_alpha_with_alpha_plus_beta_two(bundle):
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize(("name", "power"), [("dice_simple", 1), ("dice_square", 2)])
 def test_global_weights_are_those_of_the_training_sets_voxels(dataset, name, power, normalize):
-    """From the labels of fold 1 to 3 at the network's spacing, counted by hand: paper D, eqs. 4 to 6."""
+    """From the labels of fold 1 to 3 at the network's spacing, counted by hand: Shen et al. 2018, eqs. 4 to 6."""
     parser = ConfigParser()
     parser.read_config(config("unet3d_abdomen"))
     classes = {"background": [0], "liver": [1], "spleen": [2]}

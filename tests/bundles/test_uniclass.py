@@ -14,7 +14,7 @@ import torch
 from helpers.bundle_runs import BUNDLE, SHORT
 from monai.bundle import create_workflow
 
-from liverseg.errors import sentence
+from liverseg.errors import message
 from liverseg.networks import DeepLabV3Plus
 
 ABDOMEN = BUNDLE.parent / "deeplabv3_abdomen_mr"
@@ -116,7 +116,7 @@ def test_models_are_given_by_organ_and_a_missing_one_is_named(
     assert (mask != np.array([0, 4, 2, 3, 1])[merged_by_hand]).mean() < 1e-3
     with pytest.raises(Exception) as error:
         run(bundle, dataset, tmp_path, "inference", organ_models={"liver": models["liver"]})
-    assert f"found weights for liver, expected {', '.join(ORGANS)}" in (sentence(error.value) or "")
+    assert f"found weights for liver, expected {', '.join(ORGANS)}" in (message(error.value) or "")
 
 
 def test_the_organs_stand_in_the_order_of_the_classes():

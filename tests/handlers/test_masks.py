@@ -10,7 +10,7 @@ from monai.data import DataLoader
 from monai.transforms import AsDiscreted, Compose
 
 from liverseg.engines import ScanDataset, ScanEvaluator
-from liverseg.errors import InputError, sentence
+from liverseg.errors import InputError, message
 from liverseg.handlers import MaskSummary, WeightsCheckpointLoader
 from liverseg.io.masks import MaskFolder
 from liverseg.transforms import LoadVolumed, SaveMaskd
@@ -42,7 +42,7 @@ def test_scans_that_fail_are_recorded_whether_alone_or_not(tmp_path, write_nifti
     run(tmp_path / "each", [right])
     with pytest.raises(RuntimeError) as error:
         run(tmp_path / "each", [wrong])
-    said = sentence(error.value)
+    said = message(error.value)
     assert said is not None and "the volume is 2-D" in said
     assert (
         errors(tmp_path / "both")

@@ -162,7 +162,7 @@ def test_a_scan_without_clicks_is_looked_at_by_a_bundle_that_takes_some():
 
 def test_another_inferer_may_look_at_the_mirror_image():
     x, first, second = patient(LEFT), Looks(blind=(0, 0.5)), Looks(blind=(0, 0.5))
-    MirrorCheckInferer(first, LIVER_ONLY, look=second)(x, "the network")
+    MirrorCheckInferer(first, LIVER_ONLY, mirror_inferer=second)(x, "the network")
     assert len(first.seen) == len(second.seen) == 1
     assert torch.equal(second.seen[0], x.as_tensor().flip(2)) and x.meta["flags"][0].startswith(
         "mirrored"

@@ -456,7 +456,7 @@ def test_folders_are_joined_where_they_continue_each_other_and_have_an_identifie
 def test_files_that_are_each_a_series_of_their_own(tmp_path):
     write_series(tmp_path, ARRAY, AXIAL, [f"{k}.dcm" for k in range(6)])
     (warning,) = assert_is(tmp_path)
-    assert "each of 6 files has a SeriesInstanceUID of its own" in warning
+    assert "each of 6 files has its own SeriesInstanceUID" in warning
     (tmp_path / "2.dcm").unlink()
     assert "5.00 mm between 1.dcm" in refusal(tmp_path)
 
@@ -472,7 +472,7 @@ def test_files_of_two_patients_or_modalities_are_not_joined(tmp_path, tag, value
     )
     assert "2 series in it" in refusal(tmp_path)
     (warning,) = assert_is(tmp_path / "1.dcm", ARRAY[:, :, :3])
-    assert "each of 3 files has a SeriesInstanceUID of its own" in warning
+    assert "each of 3 files has its own SeriesInstanceUID" in warning
     # What is left of one is no series.
     (tmp_path / "5.dcm").unlink()
     assert "single slice (3.dcm, 4.dcm)" in read_volume(str(tmp_path)).warnings[-1]
@@ -552,7 +552,7 @@ def test_volumes_that_nothing_tells_apart_are_refused(tmp_path):
     write(tmp_path, ARRAY // 2, name="b{}.dcm")
     message = refusal(tmp_path)
     assert "0.dcm and b0.dcm lie at the same position" in message
-    assert "export each volume as a series of its own" in message
+    assert "export each volume as its own series" in message
 
 
 def test_slices_that_are_turned_by_turns_are_said(tmp_path):
@@ -967,7 +967,7 @@ def test_an_enhanced_file_with_two_volumes_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "IM0"):
         message = refusal(path)
         assert "2 series in it" in message
-        assert message.endswith("expected one: export each volume in IM0 as a series of its own.")
+        assert message.endswith("expected one: export each volume in IM0 as its own series.")
 
 
 def test_frames_without_positions_are_left_out(tmp_path):

@@ -185,7 +185,5 @@ def test_missing_weights_are_refused(tmp_path):
         match=re.escape("found weights for liver_axial, expected liver_localise, liver_ax"),
     ):
         network.load_weights({"liver_axial": "model.pt"})
-    with pytest.raises(
-        InputError, match=r"liver/localise/model\.pt can not be read \(No such file"
-    ):
+    with pytest.raises(InputError, match=r"liver/localise/model\.pt cannot be read \(No such file"):
         network.load_weights(cascade_weights(tmp_path, ["liver"], ["axial"]))

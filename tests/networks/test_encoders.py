@@ -162,7 +162,7 @@ def test_url_with_another_digest_leaves_no_file(
 def test_url_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(
-        InputError, match=r"absent.pth can not be downloaded .*give its path as encoder_weights"
+        InputError, match=r"absent.pth cannot be downloaded .*give its path as encoder_weights"
     ):
         load_imagenet_weights(ResNet18Encoder(3), (tmp_path / "absent.pth").as_uri(), "0" * 64)
 
@@ -190,7 +190,7 @@ def test_digest_is_required(weights: Path) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"absent.pth can not be read \(No such file"):
+    with pytest.raises(InputError, match=r"absent.pth cannot be read \(No such file"):
         load_imagenet_weights(ResNet18Encoder(3), tmp_path / "absent.pth", "a" * 64)
 
 

@@ -221,8 +221,8 @@ def damage(path: Path, case: str) -> None:
 @pytest.mark.parametrize(
     ("case", "found", "advice"),
     [
-        ("missing", "can not be read (No such file or directory)", "check the path"),
-        ("folder", "can not be read (Is a directory)", "check the path"),
+        ("missing", "cannot be read (No such file or directory)", "check the path"),
+        ("folder", "cannot be read (Is a directory)", "check the path"),
         ("empty", "is empty", "copy or download it again"),
         ("truncated", "is truncated, damaged or no weights file", "copy or download it again"),
         (

@@ -362,7 +362,7 @@ def test_weights_are_read_at_the_first_call_and_then_frozen(tmp_path):
     path = tmp_path / "model.pt"
     data, source, network = volume(), Tiny(seed=3), Tiny(seed=4).train()
     transform = localise(network, weights=path, prior="gradcam")
-    with pytest.raises(InputError, match=r"model\.pt can not be read"):
+    with pytest.raises(InputError, match=r"model\.pt cannot be read"):
         transform(data)
     torch.save(source.state_dict(), path)
     found = transform(data)["prior"]

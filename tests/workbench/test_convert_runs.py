@@ -165,7 +165,7 @@ def test_broken_cases_are_named_and_left_out(tmp_path, broken_lits):
     assert len(json.loads((out / "dataset.json").read_text())["training"]) == 3
 
     with pytest.raises(
-        InputError, match=r"dataset\.json is not written for want of patients \(4 folds\)"
+        InputError, match=r"dataset\.json is not written, with too few patients \(4 folds\)"
     ):
         convert(LITS, root, out, 4, 0)
 

@@ -128,8 +128,8 @@ def test_what_cannot_be_had_is_said_in_one_sentence(bundle, networks, index, tmp
     half.write_bytes(wheel.read_bytes()[:1000])
     wheel.unlink()
     wrong = {
-        None: r"pyliverlesionseg 0\.3: pip could not download it .*: look at the network",
-        half: r"half\.whl: found sha256 .* expected .* no whole one, so download it again",
+        None: r"pyliverlesionseg 0\.3: pip could not download it .*: check the network",
+        half: r"half\.whl: found sha256 .* expected .* incomplete, so download it again",
         tmp_path
         / "none.whl": r"none\.whl: No such file or directory, expected the wheel of pyliverlesionseg",
     }
@@ -143,7 +143,7 @@ def test_what_cannot_be_had_is_said_in_one_sentence(bundle, networks, index, tmp
 def test_weights_of_ones_own_are_kept(bundle, networks):
     (bundle / "models").mkdir()
     (bundle / "models" / "model.pt").write_bytes(b"mine")
-    with pytest.raises(InputError, match="found other weights than those that are fetched"):
+    with pytest.raises(InputError, match="found weights other than the published ones"):
         fetch.fetch_weights(bundle)
     assert (bundle / "models" / "model.pt").read_bytes() == b"mine"
 
@@ -154,7 +154,7 @@ def test_one_of_its_networks_that_was_trained_here_is_kept(bundle, networks, ind
     torch.save({"bias": torch.zeros(1)}, mine)
     before = mine.read_bytes()
     with pytest.raises(
-        InputError, match=r"lesion.model\.pt: found other weights than those that are fetched"
+        InputError, match=r"lesion.model\.pt: found weights other than the published ones"
     ):
         fetch.fetch_weights(bundle)
     assert mine.read_bytes() == before and not (bundle / "models" / "model.pt").exists()
@@ -172,7 +172,7 @@ def test_a_fetch_that_was_cut_short_goes_on(bundle, networks, index):
 def test_a_record_that_is_torn_says_nothing(record, bundle, networks, index):
     fetch.fetch_weights(bundle)
     (bundle / "models" / "fetched.json").write_text(record)
-    with pytest.raises(InputError, match="found other weights than those that are fetched"):
+    with pytest.raises(InputError, match="found weights other than the published ones"):
         fetch.fetch_weights(bundle)
 
 

@@ -312,7 +312,10 @@ def test_literal_is_what_python_reads():
         ),
         ({"losses": ["dice"]}, r"losses: found \['dice'\], expected names with values"),
         ({"evaluations": ["a"]}, r"evaluations: found \['a'\], expected names with values"),
-        ({"evaluations": {"a": None}}, r"evaluations: a: found None, expected names with values"),
+        (
+            {"evaluations": {"a": None}},
+            r"evaluations: a: found nothing, expected names with values",
+        ),
         (
             {"networks": {"A": {"bundle": "fcn_liver", "settings": ["x"]}}},
             r"A: settings: found \['x'\]",
@@ -343,6 +346,20 @@ def test_literal_is_what_python_reads():
         ({"folds": [7]}, r"there is no fold 7"),
         ({"seeds": [True]}, r"seeds: 0: found True, expected a whole number"),
         ({"seeds": []}, r"seeds: found \[\], expected entries, 1 or more"),
+        ({"folds": [0, 0]}, r"folds: found \[0, 0\], expected each number once"),
+        ({"seeds": [1, 0, 1]}, r"seeds: found \[1, 0, 1\], expected each number once"),
+        (
+            {"tables": {"B4": {"folds": [0, 0]}}},
+            r"tables: B4: folds: found \[0, 0\], expected each number once",
+        ),
+        (
+            {"networks": {"A": {"bundle": "fcn_liver", "settings": None}}},
+            r"networks: A: settings: found nothing, expected names with values",
+        ),
+        (
+            {"tables": {"mine": {"where": None, "rows": {"r": {}}, "columns": {"c": {}}}}},
+            r"mine: where: found nothing, expected keys with values",
+        ),
         (
             {
                 "data": {
@@ -394,12 +411,12 @@ def test_what_is_wrong_is_said_before_anything_runs(folder, changes, sentence):
         plan_of(folder, **changes)
 
 
-@pytest.mark.parametrize("key", ["settings", "evaluations"])
-def test_a_section_may_be_empty(folder, key):
+@pytest.mark.parametrize("key", ["settings", "losses", "evaluations", "folds"])
+def test_a_section_with_nothing_after_it(folder, key):
     path = study_file(folder, **{key: None})
-    without = read_study(path, BUNDLES)
     path.write_text(f"{path.read_text()}{key}:\n")
-    assert read_study(path, BUNDLES) == without
+    with pytest.raises(InputError, match=f"study.yaml: {key}: found nothing, expected .* as in"):
+        read_study(path, BUNDLES)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +453,7 @@ def test_a_wrong_place_of_a_table_is_named(folder, where, sentence):
         ("- data", "found list, expected keys like data"),
         ("data: {}\nfolds: [0]\nfolds: [1]", "found the key folds twice"),
         ("data:\n  ct: {labels: 1}\n  ct: {labels: 2}", "found the key ct twice"),
-        ("data:", "data: found None, expected names with values"),
+        ("data:", "data: found nothing, expected names with values"),
         ("data: {}", "data: found {}, expected entries, 1 or more"),
         ("data: {1: {}}", "data: 1: found 1, expected text"),
         ("[a]: 1\ndata: {}", "not readable as YAML"),
@@ -477,7 +494,8 @@ def test_every_table_of_the_papers_has_a_number_or_null_in_every_place():
     for table in papers.values():
         assert list(table["paper"]) == list(table["rows"])
         assert {len(numbers) for numbers in table["paper"].values()} == {len(table["columns"])}
-    # Paper B's averages are those of the rows above them, uniclass with the background of .99 that Table 4 leaves out.
+    # The averages of Furtado n.d. are those of the rows above them, uniclass with the background of
+    # .99 that Table 4 leaves out.
     for name, column in (("B1", 0), ("B1", 1), ("B3", 3), ("B4", 3), ("B4", 5)):
         numbers = [papers[name]["paper"][row][column] for row in papers["B1"]["rows"]]
         values = [0.99 if value is None else value for value in numbers[:-1]]

@@ -172,7 +172,7 @@ NOT_MERGED = "no models/model.pt, which MONAI's model zoo and ckpt_export ask fo
 @pytest.mark.parametrize(
     ("folders", "words"),
     [
-        ([], ["no weights, for there are none in bundles/deeplabv3_liver/models"]),
+        ([], ["no weights: there are none in bundles/deeplabv3_liver/models"]),
         ([""], ["with the weights models/model.pt"]),
         (
             ["", "lesion/axial", "liver/localise"],
@@ -468,17 +468,18 @@ def test_archive_of_another_patch_in_one_process_stops(clean_python, downloaded,
     done = clean_python("-c", LOAD, first, newer, check=False)
     assert done.returncode != 0
     assert len(done.stdout.splitlines()) == 1
-    sentence = (
-        f"{first}/liverseg: found liverseg 0.1.0, expected 0.1.1 for this bundle: run it in a process of its own, "
-        "started in its folder if there is a liverseg in it, and else with liverseg 0.1.1 installed."
+    message = (
+        f"{first}/liverseg: found liverseg 0.1.0, expected 0.1.1 for this bundle: run it in its own "
+        "process, started in its folder if there is a liverseg in it, and else with liverseg 0.1.1 "
+        "installed."
     )
-    assert f"InputError: {sentence}\n" in done.stderr
+    assert f"InputError: {message}\n" in done.stderr
 
     # In one bundle's folder, with the config of the other.
     options = ["--config_file", config, "--bundle_root", newer]
     done = clean_python("-m", "monai.bundle", "run", "training", *options, cwd=first, check=False)
     assert done.returncode != 0
-    assert done.stderr.splitlines()[-1] == f"error: {sentence}"
+    assert done.stderr.splitlines()[-1] == f"error: {message}"
     assert "Traceback" not in done.stderr
 
 

@@ -1,10 +1,13 @@
-"""CHAOS as it is downloaded: DICOM series with masks as PNG files (Kavur et al. 2019, doi 10.5281/zenodo.3431873).
+"""Convert CHAOS as downloaded: DICOM series, masks as PNG.
+
+Kavur et al. 2019, doi 10.5281/zenodo.3431873.
 
     Train_Sets/CT/<patient>/DICOM_anon/*.dcm, Ground/*.png
     Train_Sets/MR/<patient>/T1DUAL/DICOM_anon/{InPhase,OutPhase}/*.dcm, Ground/*.png
 
-A PNG belongs to the DICOM file of the same place in the order of the file names. The names run from head to foot in CT,
-against the positions, so that slices sorted by position meet the masks in reverse.
+A PNG belongs to the DICOM file of the same place in the order of the file names. The names
+run from head to foot in CT, against the positions, so that slices sorted by position meet
+the masks in reverse.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from liverseg.errors import InputError
-from liverseg.io.dicom import grid_of, read_voxels, series_at, stack
-from liverseg.io.dicom_slices import require_pydicom
+from liverseg.io.dicom import series_at
+from liverseg.io.dicom_header import require_pydicom
+from liverseg.io.dicom_voxels import grid_of, read_voxels, stack
 from liverseg.io.paths import is_hidden
 from liverseg.workbench.datasets.layout import (
     Case,
@@ -43,7 +47,7 @@ def find_ct(root: Path) -> list[Case]:
 
 
 def find_mr(root: Path) -> list[Case]:
-    """List the in-phase and out-phase series of T1-DUAL, which share one mask. T2-SPIR is left out."""
+    """List the in-phase and out-phase series of T1-DUAL, which share a mask, without T2-SPIR."""
     require_pydicom(root)
     folder = first_folder(root, "Train_Sets/MR", "MR", "*/Train_Sets/MR")
     cases = [
@@ -74,14 +78,16 @@ def _read(image: Path, label: Path, greys: dict[int, range] | None) -> Volume:
     for folder in (image, label):
         if not folder.is_dir():
             raise InputError(
-                f"{folder}: there is no such folder, expected it beside the others: unpack CHAOS again."
+                f"{folder}: there is no such folder, expected it beside the "
+                "others: unpack CHAOS again."
             )
     series = series_at(image)
     scans = sorted(series.files, key=by_number)
     masks = sorted((file for file in label.glob("*.png") if not is_hidden(file)), key=by_number)
     if len(masks) != len(scans):
         raise InputError(
-            f"{label}: {len(masks)} masks for {len(scans)} DICOM files, expected one for each: unpack CHAOS again."
+            f"{label}: {len(masks)} masks for {len(scans)} DICOM files, expected one "
+            "for each: unpack CHAOS again."
         )
     mask_of = dict(zip(scans, masks, strict=True))
     planes = [_read_mask(mask_of[each.file], each.size, greys) for each in series.slices]
@@ -98,8 +104,8 @@ def _read_mask(path: Path, shape: tuple[int, int], greys: dict[int, range] | Non
         raise InputError(f"{path}: not readable as a picture, expected a PNG: unpack CHAOS again.")
     if grey.shape != shape:
         raise InputError(
-            f"{path}: the mask has {grey.shape[0]}×{grey.shape[1]} pixels, the scan {shape[0]}×{shape[1]}, expected "
-            "the same: unpack CHAOS again."
+            f"{path}: the mask has {grey.shape[0]}×{grey.shape[1]} pixels, the scan "
+            f"{shape[0]}×{shape[1]}, expected the same: unpack CHAOS again."
         )
     if greys is None:
         return (grey > 0).astype(np.uint8)
@@ -109,7 +115,8 @@ def _read_mask(path: Path, shape: tuple[int, int], greys: dict[int, range] | Non
     mask = values[grey]
     if (unknown := grey[(mask == 0) & (grey > 0)]).size:
         raise InputError(
-            f"{path}: {unknown.size} pixels of grey {unknown[0]}, expected 0, 63, 126, 189 and 252: unpack CHAOS again."
+            f"{path}: {unknown.size} pixels of grey {unknown[0]}, expected 0, 63, 126, 189 "
+            "and 252: unpack CHAOS again."
         )
     return mask
 

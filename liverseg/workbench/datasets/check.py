@@ -1,4 +1,4 @@
-"""Judge a scan and its label: is the geometry sound, and does the mask lie over the organ?"""
+"""Check a scan and its label: is the geometry sound, and does the mask lie over the organ?"""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DIRECTIONS = ("left-right", "front-back", "head-foot")
 
 @dataclass
 class CaseCheck:
-    """What `check_case` finds of one case.
+    """The findings of `check_case` on one case.
 
     Attributes:
         facts: shape, spacing, orientation, intensities, voxels of each label, and of the liver
@@ -115,7 +115,7 @@ def check_case(
     if unknown := [str(value) for value in sorted(counts) if str(value) not in names]:
         more = f" and {len(unknown) - 5} others" if len(unknown) > 5 else ""
         found.broken.append(
-            f"the label holds {', '.join(unknown[:5])}{more}, which stands for nothing in this data set"
+            f"the label holds {', '.join(unknown[:5])}{more}, which names no class of this data set"
         )
     livers = [int(value) for value, name in names.items() if name.strip().lower() == "liver"]
     mask = np.isin(label, livers) if livers else label > 0
@@ -187,14 +187,17 @@ def _check_organ(found: CaseCheck, scan: Scan, *, ct: bool) -> None:
         low, high = LIVER_HU
         if not low <= median <= high:
             found.broken.append(
-                f"the median under the liver's mask is {median:.0f} HU, expected {low:.0f} to {high:.0f} HU: "
-                "the mask does not lie over the liver"
+                f"the median under the liver's mask is {median:.0f} HU, expected {low:.0f} to "
+                f"{high:.0f} HU: the mask does not lie over the liver"
             )
     else:
         brightest = float(np.percentile(sample, MR_BRIGHTEST_PERCENTILE))
         body_from = MR_DARK_SHARE * brightest
         clip, plausible = (float(sample.min()), brightest), (body_from, math.inf)
-        dark = f"the median under the liver's mask is {median:.0f}, as dark as air (brightest tissue: {brightest:.0f})"
+        dark = (
+            f"the median under the liver's mask is {median:.0f}, as dark as air (brightest "
+            f"tissue: {brightest:.0f})"
+        )
         if median < body_from and _outside(sample > body_from, scan.mask[coarse]) > 0.5:
             found.broken.append(
                 f"{dark}, and most of it is outside the body: the mask does not lie over the liver"
@@ -206,8 +209,8 @@ def _check_organ(found: CaseCheck, scan: Scan, *, ct: bool) -> None:
     # A mask that is flipped itself says nothing about the scan.
     elif (left_mm := _left_of_body(scan, sample, body_from)) > LEFT_MM:
         found.suspicious.append(
-            f"the liver lies {left_mm:.0f} mm to the left of the body's middle: the scan is flipped left-right, its "
-            "affine is wrong, or the organs are mirrored (situs inversus)"
+            f"the liver lies {left_mm:.0f} mm to the left of the body's middle: the scan is "
+            "flipped left-right, its affine is wrong, or the organs are mirrored (situs inversus)"
         )
 
 

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from liverseg.workbench.datasets.layout import Layout
 
 app = typer.Typer(
-    help="Write phantoms, take up public data sets as they are downloaded, split a folder, check a data set.",
+    help="Write phantoms, convert public data sets as they are downloaded, split "
+    "a folder, check a data set.",
     no_args_is_help=True,
 )
 
@@ -108,23 +109,21 @@ def split(
     names: Annotated[
         str,
         typer.Option(
-            help="Names of the values in the labels, as 1=liver,2=lesion; without it, those of a dataset.json in "
-            "FOLDER, or of LiTS for files that are called as in LiTS."
+            help="Names of the values in the labels, as 1=liver,2=lesion; without it, those of a "
+            "dataset.json in FOLDER, or of LiTS for files with the names of LiTS."
         ),
     ] = "",
     out: Annotated[
         Path | None, typer.Option(help="File to write; FOLDER/dataset.json without it.")
     ] = None,
-    test_share: Annotated[
-        float, typer.Option(help="Share of the patients kept apart for testing.")
-    ] = 0.2,
+    test_share: Annotated[float, typer.Option(help="Share of the patients for testing.")] = 0.2,
     folds: Folds = 5,
     seed: Seed = 0,
 ) -> None:
     """Write a datalist for pairs of images and labels, split by patient.
 
-    Examples: liverseg data split data/lits;
-    liverseg data split data/msd --images "imagesTr/{}.nii.gz" --labels "labelsTr/{}.nii.gz" --out data/msd/folds.json
+    Examples: liverseg data split data/lits; liverseg data split data/msd --images
+    "imagesTr/{}.nii.gz" --labels "labelsTr/{}.nii.gz" --out data/msd/folds.json
     """
     from liverseg.workbench.datasets.split import split_folder
 
@@ -133,7 +132,7 @@ def split(
 
 @app.command("chaos-ct")
 def chaos_ct(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
-    """CHAOS, CT: DICOM with PNG masks to NIfTI; 1 liver.
+    """Convert CHAOS, CT: DICOM with PNG masks to NIfTI; 1 liver.
 
     Example: liverseg data chaos-ct downloads/CHAOS --out data/chaos_ct
     """
@@ -144,9 +143,10 @@ def chaos_ct(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
 
 @app.command("chaos-mr")
 def chaos_mr(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
-    """CHAOS, MR T1-DUAL: DICOM with PNG masks to NIfTI; 1 liver, 2 right kidney, 3 left kidney, 4 spleen.
+    """Convert CHAOS, MR T1-DUAL, to NIfTI; 1 liver, 2 right kidney, 3 left kidney, 4 spleen.
 
-    The in-phase and the out-phase series share a mask and stay together in a fold. T2-SPIR is left out.
+    The in-phase and the out-phase series share a mask and stay together in a fold.
+    T2-SPIR is left out.
 
     Example: liverseg data chaos-mr downloads/CHAOS --out data/chaos_mr
     """
@@ -157,7 +157,7 @@ def chaos_mr(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
 
 @app.command()
 def lits(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
-    """LiTS: volume-N.nii with segmentation-N.nii, used where they are; 1 liver, 2 lesion.
+    """Make a datalist of LiTS (volume-N.nii, segmentation-N.nii) in place; 1 liver, 2 lesion.
 
     Example: liverseg data lits downloads/LiTS --out data/lits
     """
@@ -168,7 +168,7 @@ def lits(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
 
 @app.command()
 def msd(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
-    """Medical Segmentation Decathlon, Task03_Liver: NIfTI, used where it is; 1 liver, 2 lesion.
+    """Make a datalist of the Decathlon's Task03_Liver, NIfTI, in place; 1 liver, 2 lesion.
 
     Example: liverseg data msd downloads/Task03_Liver --out data/msd
     """
@@ -179,7 +179,7 @@ def msd(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
 
 @app.command()
 def ircadb(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
-    """3D-IRCADb-01: DICOM folders or zips to NIfTI, the lesions joined; 1 liver, 2 lesion.
+    """Convert 3D-IRCADb-01: DICOM folders or zips to NIfTI, lesions joined; 1 liver, 2 lesion.
 
     Example: liverseg data ircadb downloads/3Dircadb1 --out data/ircadb
     """
@@ -190,7 +190,7 @@ def ircadb(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
 
 @app.command()
 def btcv(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
-    """BTCV, abdomen: NIfTI, used where it is; 13 organs, 6 is the liver.
+    """Make a datalist of BTCV, abdomen, NIfTI, in place; 13 organs, 6 is the liver.
 
     Example: liverseg data btcv downloads/Abdomen --out data/btcv
     """
@@ -201,7 +201,7 @@ def btcv(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
 
 @app.command()
 def check(datalist: Annotated[Path, typer.Argument(help="A dataset.json.")]) -> None:
-    """Write check.html and check.json beside DATALIST: geometry, intensities, labels, a picture and a verdict each.
+    """Write check.html and check.json beside DATALIST: a picture and a verdict for each case.
 
     Example: liverseg data check data/lits/dataset.json
     """

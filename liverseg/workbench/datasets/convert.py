@@ -1,4 +1,4 @@
-"""Turn a data set as it is downloaded into a checked datalist: case by case, again only where something is new."""
+"""Turn a data set as it is downloaded into a checked datalist, case by case."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ NIFTI, CASES = ("images", "labels"), "check"
 
 
 def convert(layout: Layout, root: Path, out: Path, num_folds: int, seed: int) -> Path:
-    """Write `dataset.json`, `check.html`, `check.json` and, for DICOM, `images/` and `labels/` as NIfTI.
+    """Write `dataset.json`, `check.html`, `check.json` and, of DICOM, `images/` and `labels/`.
+
+    The last two hold NIfTI.
 
     A case that is finished is not read again, as long as its files are what they were; a broken one
     is.
@@ -65,7 +67,7 @@ def convert(layout: Layout, root: Path, out: Path, num_folds: int, seed: int) ->
     _complain(
         reports,
         out,
-        f"left out, and dataset.json is not written for want of patients ({num_folds} folds)",
+        f"left out, and dataset.json is not written, with too few patients ({num_folds} folds)",
     )
     return path
 
@@ -80,8 +82,8 @@ def check_datalist(path: Path) -> Path:
     known = read_datalist(path)
     if not known.labels:
         raise InputError(
-            f'{path}: labels: found none, expected the name of each value, as {{"0": "background", "1": "liver"}}: add '
-            "them."
+            f'{path}: labels: found none, expected the name of each value, as {{"0": '
+            '"background", "1": "liver"}: add them.'
         )
     pairs = [item for items in known.sections.values() for item in items if "label" in item]
     names = scan_names([item["image"] for item in pairs])
@@ -109,8 +111,9 @@ def check_datalist(path: Path) -> Path:
 def _complain(reports: Sequence[Report], out: Path, consequence: str) -> None:
     if broken := [report["name"] for report in reports if report["verdict"] == BROKEN]:
         raise InputError(
-            f"{out}: {len(broken)} of {len(reports)} cases are broken and {consequence} ({', '.join(broken)}), "
-            "expected none: see check.html for the reasons, fix them and run again."
+            f"{out}: {len(broken)} of {len(reports)} cases are broken and "
+            f"{consequence} ({', '.join(broken)}), expected none: see check.html for "
+            "the reasons, fix them and run again."
         )
 
 
@@ -187,7 +190,7 @@ def _report(case: Case, out: Path, image: Path, label: Path, found: CaseCheck) -
 
 
 def _finished(record: Path, signature: str, out: Path) -> Report | None:
-    """The report of a case that needs no second look: not broken, and all its files are as they were."""
+    """Return the report of a case that is not broken and whose files are as they were, or None."""
     try:
         report = json.loads(record.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -201,7 +204,10 @@ def _finished(record: Path, signature: str, out: Path) -> Report | None:
 
 
 def _signature(case: Case, layout: Layout) -> str:
-    """Changes when a file of the case does, or what is made of it; needs no look into the files."""
+    """Return text that changes when a file of the case does, or what is made of it.
+
+    It needs no look into the files.
+    """
     states: list[Any] = [__version__, layout.modality, dict(layout.labels)]
     for source in (case.image, case.label):
         for path in sorted(source.rglob("*")) if source.is_dir() else [source]:

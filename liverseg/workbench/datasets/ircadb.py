@@ -1,10 +1,11 @@
-"""3D-IRCADb-01 as it is downloaded: a DICOM series and one series of masks per structure (Soler et al. 2010).
+"""Convert 3D-IRCADb-01 as downloaded: DICOM series of scans and structures (Soler et al. 2010).
 
     3Dircadb1.N/PATIENT_DICOM/image_0…        or PATIENT_DICOM.zip
     3Dircadb1.N/MASKS_DICOM/<structure>/…     or MASKS_DICOM.zip
 
-The names of the structures are free text. Lesions are those whose name begins with "livertumor". Cysts (livercyst,
-liverkyst, liverkyste), "tumor" of patient 7, which lies outside the liver, and "metastasectomie" of patient 14 are not.
+The names of the structures are free text. Lesions are those whose name begins with "livertumor".
+Cysts (livercyst, liverkyst, liverkyste), "tumor" of patient 7, which lies outside the liver, and
+"metastasectomie" of patient 14 are not.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from liverseg.errors import InputError
-from liverseg.io.dicom import grid_of, read_voxels, series_at, stack
+from liverseg.io.dicom import series_at
+from liverseg.io.dicom_header import require_pydicom
 from liverseg.io.dicom_pixels import read_pixels
 from liverseg.io.dicom_series import Series
-from liverseg.io.dicom_slices import require_pydicom, slices_of
+from liverseg.io.dicom_slices import slices_of
+from liverseg.io.dicom_voxels import grid_of, read_voxels, stack
 from liverseg.io.paths import is_hidden
 from liverseg.workbench.datasets.layout import (
     LIVER_AND_LESION,
@@ -72,8 +75,8 @@ def read(image: Path, label: Path) -> Volume:
         }
         if "liver" not in structures:
             raise InputError(
-                f"{masks}: no folder liver in it, only {sorted(structures)}, expected the masks of the liver: "
-                "download the patient again."
+                f"{masks}: no folder liver in it, only {sorted(structures)}, expected the masks of "
+                "the liver: download the patient again."
             )
         planes = [np.zeros(each.size, np.uint8) for each in series.slices]
         # Lesions last: they are cut out of the liver.
@@ -91,7 +94,7 @@ def _is_wanted(structure: str) -> bool:
 
 @contextmanager
 def _unpacked(path: Path, wanted: Callable[[str], bool] | None = None) -> Iterator[Path]:
-    """The folder `path`, or one with what lies in `path`.zip until the block ends.
+    """Yield the folder `path`, or one with what lies in `path`.zip until the block ends.
 
     As deep as it holds its namesake.
 
@@ -134,12 +137,12 @@ def _inmost(folder: Path, name: str) -> Path:
 
 
 def _masks(series: Series, folder: Path) -> list[np.ndarray]:
-    """The mask of each slice: the one at the same position, or of the same file name where positions say nothing."""
+    """Return each slice's mask: that at its position, or of its file name without positions."""
     files = sorted(file for file in folder.iterdir() if file.is_file() and not is_hidden(file))
     if len(files) != len(series.slices):
         raise InputError(
-            f"{folder}: {len(files)} masks for {len(series.slices)} slices, expected one for each: download the "
-            "patient again."
+            f"{folder}: {len(files)} masks for {len(series.slices)} slices, expected one for each: "
+            "download the patient again."
         )
     found = [slices_of(file) for file in files]
     masks = [slices[0] for slices in found if not isinstance(slices, str)]
@@ -155,8 +158,8 @@ def _masks(series: Series, folder: Path) -> list[np.ndarray]:
             ]
     if {file.name for file in files} != {file.name for file in series.files}:
         raise InputError(
-            f"{folder}: neither positions nor file names are those of the scan, expected masks of its slices: "
-            "download the patient again."
+            f"{folder}: neither positions nor file names are those of the scan, expected masks of "
+            "its slices: download the patient again."
         )
     return [_read_mask(folder / each.file.name, each.size) for each in series.slices]
 
@@ -165,8 +168,8 @@ def _read_mask(file: Path, size: tuple[int, int]) -> np.ndarray:
     (mask,) = read_pixels(file)[0]
     if mask.shape != size:
         raise InputError(
-            f"{file}: the mask has {mask.shape[0]}×{mask.shape[1]} pixels, the scan {size[0]}×{size[1]}, expected the "
-            "same: download the patient again."
+            f"{file}: the mask has {mask.shape[0]}×{mask.shape[1]} pixels, the scan "
+            f"{size[0]}×{size[1]}, expected the same: download the patient again."
         )
     return mask > 0
 

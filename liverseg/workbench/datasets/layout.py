@@ -1,4 +1,4 @@
-"""What the converters have in common: a case on disk, a layout, and how its files are found."""
+"""Describe how a data set lies on disk: its cases, its layout, and how to find its files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIVER_AND_LESION = {"0": "background", "1": "liver", "2": "lesion"}
 
 
 class Volume(NamedTuple):
-    """What a case of DICOM files holds.
+    """The content of a case of DICOM files.
 
     Attributes:
         image: (X, Y, Z), HU or intensities.
@@ -69,7 +69,7 @@ class Layout:
 
 
 def by_number(path: Path | zipfile.Path) -> list[str | int]:
-    """Key that sorts file names with their numbers as numbers: 2 before 10."""
+    """Return a key that sorts file names with their numbers as numbers: 2 before 10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
 
 
@@ -84,13 +84,13 @@ def first_folder(root: Path, *candidates: str) -> Path:
             if folder.is_dir():
                 return folder
     raise InputError(
-        f"{root}: no folder {candidates[0]} in it, expected the data set as it is downloaded and unpacked: "
-        "name the folder that holds it."
+        f"{root}: no folder {candidates[0]} in it, expected the data set as it is downloaded and "
+        "unpacked: name the folder that holds it."
     )
 
 
 def not_empty(cases: list[Case], root: Path, expected: str) -> list[Case]:
-    """`cases`, sorted by number.
+    """Return `cases`, sorted by number.
 
     Raises:
         InputError: when there is none.
@@ -103,7 +103,7 @@ def not_empty(cases: list[Case], root: Path, expected: str) -> list[Case]:
 
 
 def check_own(path: Path, name: str) -> None:
-    """Refuse to write over a datalist that is another's: of a data set as it was downloaded, or of another one.
+    """Refuse to write over a datalist of another data set, or of one as it was downloaded.
 
     Args:
         path: the file to write.
@@ -121,6 +121,6 @@ def check_own(path: Path, name: str) -> None:
         found, folds = None, False
     if found != name or not folds:
         raise InputError(
-            f"{path}: a datalist of {found or 'something else'} is there, expected none or that of {name} as it was "
-            "written here: choose another place with --out."
+            f"{path}: a datalist of {found or 'something else'} is there, expected none or that of "
+            f"{name} as it was written here: choose another place with --out."
         )

@@ -1,4 +1,4 @@
-"""Data sets that are NIfTI as they are downloaded: LiTS, Task03 of the Medical Segmentation Decathlon, and BTCV."""
+"""Find the cases of data sets that are NIfTI: LiTS, Task03 of the Decathlon, and BTCV."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def find_msd(root: Path) -> list[Case]:
     path = folder / "dataset.json"
     if not path.is_file():
         raise InputError(
-            f"{root}: no dataset.json in it, expected Task03_Liver as it is unpacked: name the folder that holds it."
+            f"{root}: no dataset.json in it, expected Task03_Liver as it is unpacked: "
+            "name the folder that holds it."
         )
     known = read_datalist(path)
     check_label_names(
@@ -106,7 +107,8 @@ def _numbered(folder: Path, prefix: str) -> dict[str, Path]:
             and found.setdefault(match[1], path) != path
         ):
             raise InputError(
-                f"{path}: {found[match[1]]} is there as well, expected one of them: remove the other."
+                f"{path}: {found[match[1]]} is there as well, expected one "
+                "of them: remove the other."
             )
     return found
 

@@ -29,7 +29,7 @@ def split_folder(
     names: str = "",
     out: Path | None = None,
 ) -> Path:
-    """Pair images with labels by patient, keep a share of the patients for testing, and write a datalist.
+    """Pair images with labels by patient, set patients apart for testing, and write a datalist.
 
     Args:
         folder: holds the files.
@@ -50,11 +50,13 @@ def split_folder(
     for pattern in (images, labels):
         if pattern.count("{}") != 1:
             raise InputError(
-                f"pattern {pattern!r}: expected {{}} once, for the patient, as in 'volume-{{}}.nii'."
+                f"pattern {pattern!r}: expected {{}} once, for the "
+                "patient, as in 'volume-{}.nii'."
             )
         if Path(pattern).is_absolute():
             raise InputError(
-                f"pattern {pattern!r}: found an absolute path, expected one below {folder}: shorten it."
+                f"pattern {pattern!r}: found an absolute path, expected one "
+                f"below {folder}: shorten it."
             )
     if not 0 <= test_share < 1:
         raise InputError(
@@ -71,7 +73,8 @@ def split_folder(
         label = folder / labels.replace("{}", patient)
         if not label.is_file():
             raise InputError(
-                f"{label}: there is no label for {image}: add it, or correct the pattern {labels!r}."
+                f"{label}: there is no label for {image}: add it, or "
+                f"correct the pattern {labels!r}."
             )
         items.append(
             {
@@ -104,11 +107,13 @@ def _names(folder: Path, patterns: tuple[str, str], names: str) -> dict[str, str
         given = {str(int(pair[1])): pair[2] for pair in pairs if pair}
         if len(given) < len(pairs):
             raise InputError(
-                f"names: found {names!r}, expected each value with its name once, as 1=liver,2=lesion."
+                f"names: found {names!r}, expected each value with its name "
+                "once, as 1=liver,2=lesion."
             )
         if our_name(given.get("0", "background")) != "background":
             raise InputError(
-                f"names: found 0={given['0']}, expected 0 to be the background: leave it out or correct it."
+                f"names: found 0={given['0']}, expected 0 to be the background: "
+                "leave it out or correct it."
             )
         return {"0": "background", **given}
     beside = folder / "dataset.json"
@@ -117,6 +122,6 @@ def _names(folder: Path, patterns: tuple[str, str], names: str) -> dict[str, str
     if patterns == OF_LITS:
         return LITS_LABELS
     raise InputError(
-        f"{folder}: found nothing that says what the values in the labels are, expected their names: give them with "
-        "--names, as --names 1=liver,2=lesion."
+        f"{folder}: found nothing that says what the values in the labels are, expected their "
+        "names: give them with --names, as --names 1=liver,2=lesion."
     )

@@ -48,7 +48,7 @@ HILUM = (32.0, 6.0, -12.0)
 
 
 def ellipsoid(p: Points, centre: Vector, radii: Vector, lean: float = 0.0) -> Array:
-    """Ellipsoid that leans by `lean` mm in x per mm in z.
+    """Return an ellipsoid that leans by `lean` mm in x per mm in z.
 
     An infinite radius makes it a cylinder along that axis.
     """
@@ -63,7 +63,7 @@ def ellipsoid(p: Points, centre: Vector, radii: Vector, lean: float = 0.0) -> Ar
 
 
 def tube(p: Points, start: Vector, end: Vector, radius: float, end_radius: float) -> Array:
-    """Straight tube with round ends whose radius goes from `radius` to `end_radius`."""
+    """Return a straight tube with round ends whose radius goes from `radius` to `end_radius`."""
     px, py, pz = (value - np.float32(s) for value, s in zip(p, start, strict=True))
     dx, dy, dz = (np.float32(e - s) for s, e in zip(start, end, strict=True))
     t = np.clip((px * dx + py * dy + pz * dz) / (dx * dx + dy * dy + dz * dz), 0, 1)
@@ -74,13 +74,13 @@ def tube(p: Points, start: Vector, end: Vector, radius: float, end_radius: float
 
 
 def blend(a: Array, b: Array, width_mm: float) -> Array:
-    """Union whose crease is rounded over about `width_mm`."""
+    """Return a union whose crease is rounded over about `width_mm`."""
     h = np.maximum(np.float32(width_mm) - np.abs(a - b), 0)
     return np.minimum(a, b) - h * h * np.float32(0.25 / width_mm)
 
 
 def carve(a: Array, b: Array, width_mm: float) -> Array:
-    """`a` without `b`, the new edge rounded over about `width_mm`."""
+    """Return `a` without `b`, the new edge rounded over about `width_mm`."""
     return -blend(-a, b, width_mm)
 
 
@@ -108,7 +108,7 @@ class Patient:
         self.lesions = self._place_lesions(np.random.default_rng([seed, 1]), num_lesions)
 
     def outline(self, p: Points, inset_mm: float, back_mm: float) -> Array:
-        """The trunk, `inset_mm` below the skin in front and at the sides, `back_mm` at the back.
+        """Return the trunk, `inset_mm` below the skin in front and beside, `back_mm` at the back.
 
         Seen from above it lies between an ellipse and a superellipse of exponent 4; it narrows
         towards the head.
@@ -131,7 +131,7 @@ class Patient:
         return self.outline(p, self.fat_mm + self.wall_mm, 0.5 * self.fat_mm + self.wall_mm + 3)
 
     def ribs(self, p: Points) -> Array:
-        """Rings in the wall that sink towards the front, above the costal margin."""
+        """Return rings in the wall that sink towards the front, above the costal margin."""
         x, y, z = p
         depth = self.fat_mm + 0.55 * self.wall_mm
         across = self.outline(p, depth, 0.5 * self.fat_mm + 3 + 0.55 * self.wall_mm)
@@ -141,7 +141,7 @@ class Patient:
         return np.maximum(np.sqrt(across * across + along * along) - np.float32(3.6), margin)
 
     def diaphragm(self, p: Points) -> Array:
-        """Negative below the two domes."""
+        """Return a shape that is negative below the two domes."""
         x, y, z = p
         upper = np.maximum(z, np.float32(-10))
         right = ellipsoid((x, y, upper), (64, 4, -10), (80, 90, 92))
@@ -149,7 +149,7 @@ class Patient:
         return blend(right, left, 30)
 
     def liver(self, p: Points) -> Array:
-        """Lobes blended, then the neighbours and the fissure carved out, then cut by wall and diaphragm."""
+        """Blend the lobes, carve out neighbours and fissure, and cut by wall and diaphragm."""
         s, j = self.liver_size, self.jitter
         right = ellipsoid(p, (64, 2, 2), (76 * s, 80 * s, 76 * s), lean=-0.1)
         tip = ellipsoid(p, (98, 4, -self.tip_mm / 2), (34 * s, 54 * s, 0.75 * self.tip_mm))
@@ -166,33 +166,33 @@ class Patient:
         return np.maximum(shape, self.diaphragm(p) + 3)
 
     def fissure(self, p: Points) -> Array:
-        """Fissure of the round ligament, between the left and right lobes in front."""
+        """Return the fissure of the round ligament, between the left and right lobes in front."""
         return ellipsoid(p, (12 + self.jitter[2, 0], 78, -24), (5, 42, 34), lean=0.2)
 
     def kidney_centre(self, side: int) -> tuple[float, float, float]:
-        """`side` is 1 for the right kidney, -1 for the left one, which lies higher."""
+        """Return a kidney's centre: `side` 1 is the right one, -1 the left one, which is higher."""
         x, y, z = self.jitter[3 + side]
         return (side * 60 + x, -50 + 0.5 * y, -54 - 8 * side + z)
 
     def right_kidney(self, p: Points) -> Array:
-        """Right kidney."""
+        """Return the right kidney."""
         return ellipsoid(p, self.kidney_centre(1), (29, 26, 54), lean=-0.22)
 
     def left_kidney(self, p: Points) -> Array:
-        """Left kidney."""
+        """Return the left kidney."""
         return ellipsoid(p, self.kidney_centre(-1), (28, 27, 54), lean=0.22)
 
     def vena_cava(self, p: Points) -> Array:
-        """Inferior vena cava."""
+        """Return the inferior vena cava."""
         return ellipsoid(p, (22, -22, 0), (14, 11, INF), lean=0.02)
 
     def gallbladder(self, p: Points) -> Array:
-        """Gallbladder."""
+        """Return the gallbladder."""
         j = self.jitter[5]
         return tube(p, (50 + j[0], 20, -24), (62 + j[0], 50 + j[1], -52), 8, 15 + 0.5 * j[2])
 
     def spleen(self, p: Points) -> Array:
-        """Spleen: hollow towards the stomach, cut by wall and diaphragm."""
+        """Return the spleen: hollow towards the stomach, cut by wall and diaphragm."""
         j = self.jitter[6]
         outer = ellipsoid(p, (-102, -34 + j[1], 14 + j[2]), (38, 52 + j[0], 52), lean=0.1)
         inner = ellipsoid(p, (-70, -8, 8), (36, 46, 60))
@@ -200,7 +200,7 @@ class Patient:
         return np.maximum(outer, self.diaphragm(p) + 3)
 
     def stomach(self, p: Points) -> Array:
-        """Fundus, body and antrum, cut by wall and diaphragm."""
+        """Return fundus, body and antrum of the stomach, cut by wall and diaphragm."""
         j = self.jitter[7]
         fundus = ellipsoid(p, (-68 + j[0], 12, 34), (42, 46, 40))
         body = tube(p, (-74, 30, 24), (-42, 46 + j[1], -30), 36, 28)
@@ -239,7 +239,10 @@ class Patient:
 
 
 def liver_vessels(rng: np.random.Generator) -> list[tuple[tuple[Vector, Vector], Vector]]:
-    """Portal branches from the hilum and hepatic veins from the vena cava, as tubes: both ends, radius at both ends."""
+    """Return portal branches and hepatic veins as tubes: both ends, radius at both ends.
+
+    They start at the hilum and at the vena cava.
+    """
     vena_cava = (22, -20, 60)
     trunks = [(HILUM, end) for end in ((68, -12, 2), (72, 28, 6), (2, 40, 20))]
     trunks += [(vena_cava, end) for end in ((88, -22, 28), (60, 34, 32), (-8, 38, 42))]

@@ -27,7 +27,10 @@ from liverseg.workbench.phantoms.anatomy import (
 
 
 def smooth_field(nodes: NDArray[np.float64], axes_mm: Sequence[NDArray[np.float64]]) -> Array:
-    """Cubic B-spline over `nodes` (n, n, n), 70 mm apart around 0, at the grid of the three coordinate axes in mm."""
+    """Evaluate the cubic B-spline over `nodes` (n, n, n) on the grid of three axes in mm.
+
+    The nodes are 70 mm apart around 0.
+    """
     field = nodes
     for axis_mm in axes_mm:
         position = np.clip(axis_mm / WARP_STEP_MM + len(nodes) // 2, 1, len(nodes) - 2)
@@ -41,7 +44,7 @@ def smooth_field(nodes: NDArray[np.float64], axes_mm: Sequence[NDArray[np.float6
 
 
 class Canvas:
-    """Image and organ map of shape (X, Y, Z) that shapes are painted on, later ones over earlier ones."""
+    """Paint shapes on an image and an organ map (X, Y, Z), later ones over earlier ones."""
 
     def __init__(
         self, patient: Patient, shape: tuple[int, ...], spacing: tuple[float, ...], air: float
@@ -122,7 +125,7 @@ class Canvas:
             self.lesion[box] |= share >= 0.5
 
     def labels(self) -> NDArray[np.uint8]:
-        """LiTS labels: 1 liver, 2 lesion."""
+        """Return the labels as LiTS has them: 1 liver, 2 lesion."""
         labels = (self.organs == ORGANS["liver"]).astype(np.uint8)
         labels[self.lesion] = 2
         return labels

@@ -1,4 +1,4 @@
-"""Phantom data sets on disk, named as the files of LiTS: `volume-N.nii` and `segmentation-N.nii`."""
+"""Write phantom data sets, named as in LiTS: `volume-N.nii` and `segmentation-N.nii`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def write_phantoms(
     """Write phantoms as pairs of NIfTI files: the scan as int16, its labels as uint8.
 
     A case that is there already, made by this version with the same arguments, is left as it is;
-    one that is truncated or made otherwise is written anew. Files appear whole or not at all.
+    one that is truncated or made otherwise is written again. Files appear whole or not at all.
 
     Args:
         out_dir: folder for the files, made where missing.
@@ -159,7 +159,8 @@ def _is_whole(path: Path, mark: str) -> bool:
     found = header["descrip"].item().decode(errors="replace")
     if not found.startswith(_MARK):
         raise InputError(
-            f"{path}: found a scan that is no phantom, expected phantoms only; choose another folder."
+            f"{path}: found a scan that is no phantom, expected phantoms "
+            "only; choose another folder."
         )
     voxels = math.prod(header.get_data_shape())
     expected_bytes = int(header["vox_offset"]) + voxels * header.get_data_dtype().itemsize

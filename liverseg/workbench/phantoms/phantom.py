@@ -1,4 +1,7 @@
-"""Synthetic abdominal scans (CT or T1-like MRI) with liver, lesions and neighbouring organs, from analytic shapes."""
+"""Make synthetic abdominal scans, CT or T1-like MRI, from analytic shapes.
+
+They show liver, lesions and neighbouring organs.
+"""
 
 from __future__ import annotations
 
@@ -96,21 +99,24 @@ def make_phantom(
         noise_sd: standard deviation of the noise, in HU or in the units of the MRI.
 
     Raises:
-        InputError: for an argument outside what is said here.
+        InputError: for an argument outside these ranges.
     """
     if seed < 0:
         raise InputError(f"seed: found {seed}, expected a whole number from 0 on; choose another.")
     if len(shape) != 3 or any(n != int(n) or n < 1 for n in shape):
         raise InputError(
-            f"shape: found {tuple(shape)}, expected three whole numbers from 1 on; give voxels along x, y, z."
+            f"shape: found {tuple(shape)}, expected three whole numbers from 1 on; "
+            "give voxels along x, y, z."
         )
     if len(spacing) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing):
         raise InputError(
-            f"spacing: found {tuple(spacing)}, expected three numbers above 0; give mm along x, y, z."
+            f"spacing: found {tuple(spacing)}, expected three numbers "
+            "above 0; give mm along x, y, z."
         )
     if modality not in MODALITIES:
         raise InputError(
-            f"modality: found {modality!r}, expected one of {', '.join(MODALITIES)}; choose one of these."
+            f"modality: found {modality!r}, expected one of "
+            f"{', '.join(MODALITIES)}; choose one of these."
         )
     if phase not in PHASES:
         raise InputError(
@@ -122,7 +128,8 @@ def make_phantom(
         )
     if not (math.isfinite(noise_sd) and noise_sd >= 0):
         raise InputError(
-            f"noise_sd: found {noise_sd}, expected a number from 0 on; give the noise in HU or MRI units."
+            f"noise_sd: found {noise_sd}, expected a number from 0 on; give "
+            "the noise in HU or MRI units."
         )
     column = _COLUMNS.index("mr" if modality == "mr" else phase)
     patient = Patient(seed, num_lesions)
@@ -152,7 +159,7 @@ def make_phantom(
 
 
 def _ct_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Noise of standard deviation 1, in part correlated in the plane, as a reconstruction kernel leaves it."""
+    """Return noise of standard deviation 1, partly correlated in the plane, as kernels leave it."""
 
     def kernel(values: Array) -> Array:
         return values + 2 * ndimage.gaussian_filter(values, (0.9, 0.9, 0))

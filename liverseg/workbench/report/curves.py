@@ -1,4 +1,4 @@
-"""The course of a training as a picture."""
+"""Draw the course of a training."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def curves_png(history: os.PathLike[str] | str) -> bytes:
     except (OSError, ValueError) as error:
         reason = str(getattr(error, "strerror", None) or error).splitlines()[0]
         raise InputError(
-            f"{history}: not readable as the history of a training ({reason}), expected a CSV file with the columns "
-            f"{', '.join(COLUMNS)}: train first or name the right file."
+            f"{history}: not readable as the history of a training ({reason}), expected a CSV file "
+            f"with the columns {', '.join(COLUMNS)}: train first or name the right file."
         ) from error
     if table.empty:
         raise InputError(f"{history}: holds no epoch, expected one line for each: train first.")

@@ -1,4 +1,4 @@
-"""One HTML file with everything that a run of the demo came to."""
+"""Write one HTML file with all results of a demo run."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def write_report(
     scans: Sequence[ShownScan],
     facts: Mapping[str, Any],
 ) -> None:
-    """Write a self-contained HTML file: overlays, volumes, curves, post-processing compared, facts of the training.
+    """Write one HTML file: overlays, volumes, curves, postprocessing compared, training facts.
 
     Args:
         path: the file to write; what is there is replaced when the new one is whole.

@@ -74,7 +74,7 @@ class Scan:
 
     @cached_property
     def window(self) -> tuple[float, float]:
-        """What is shown as black and as white: level 40 HU, width 400 HU for CT, percentiles for MR."""
+        """Black and white of pictures: level 40 HU, width 400 HU for CT, percentiles for MR."""
         if self.image.min() <= CT_HOLDS_HU:
             return CT_LEVEL_HU - CT_WIDTH_HU / 2, CT_LEVEL_HU + CT_WIDTH_HU / 2
         low, high = np.percentile(self.image, MR_PERCENTILES)
@@ -82,7 +82,7 @@ class Scan:
 
     @cached_property
     def shown(self) -> np.ndarray:
-        """(X, Y, Z) bool, what pictures are centred on: the mask, or the reference where the mask is empty."""
+        """What pictures are centred on: the mask or, if empty, the reference; (X, Y, Z)."""
         return self.mask if self.reference is None or self.mask.any() else self.reference
 
 
@@ -111,7 +111,7 @@ def load_scan(
 
 
 def make_scan(image: MetaTensor, mask: MetaTensor, reference: MetaTensor | None = None) -> Scan:
-    """A scan of volumes of shape (1, H, W, D) that show the same part of space, each in any orientation."""
+    """Make a scan of volumes (1, H, W, D) of the same space, each in any orientation."""
     voxel_ml = abs(float(np.linalg.det(mask.affine[:3, :3].numpy()))) / 1000
     volume, affine = in_ras_order(image)
     spacing_mm = tuple(float(mm) for mm in nib.affines.voxel_sizes(affine))
@@ -128,7 +128,7 @@ def in_ras_order(volume: MetaTensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plane_png(scan: Scan, plane: str) -> bytes:
-    """PNG of the slice where the mask is largest, with the names of the edges and a bar of 50 mm.
+    """Return a PNG of the slice where the mask is largest, with names of edges and a 50 mm bar.
 
     An empty mask gives the centre of the scan. Coronal and sagittal pictures end 80 mm above and
     below the mask. The three planes of one scan have the same number of pixels per mm.
@@ -149,7 +149,10 @@ def plane_png(scan: Scan, plane: str) -> bytes:
 
 
 def axial_pngs(scan: Scan, count: int = 6) -> list[bytes]:
-    """PNGs of up to `count` axial slices spread evenly over the mask, from head to foot, cut to 30 mm around it."""
+    """Return PNGs of up to `count` axial slices spread over the mask, cut to 30 mm around it.
+
+    They go from head to foot.
+    """
     heights = np.flatnonzero(scan.shown.any(axis=(0, 1)))
     if not len(heights):
         heights = np.arange(scan.image.shape[2])

@@ -1,4 +1,4 @@
-"""The surface of a mask, lit."""
+"""Draw the surface of a mask, lit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIGHT = np.array([-0.48, 0.7, 0.53])
 
 
 def surface_png(scan: Scan) -> bytes:
-    """PNG of the mask's surface as one sees it from the front: patient right on the left, head up.
+    """Return a PNG of the mask's surface from the front: patient right on the left, head up.
 
     Args:
         scan: with a mask that is not empty.
@@ -38,7 +38,8 @@ def surface_png(scan: Scan) -> bytes:
     figure = Figure((PLANE_PIXELS / 100, PLANE_PIXELS / 100), dpi=100, facecolor="black")
     axes: Any = figure.add_axes((0, 0, 1, 1), projection="3d", facecolor="black")
     axes.set_proj_type("ortho")
-    # From in front and a little above: x grows to the patient's right, which is on the picture's left.
+    # From in front and a little above: x grows to the patient's right, which is on
+    # the picture's left.
     axes.view_init(elev=10, azim=90)
     towards_light = normals[faces].mean(1) @ LIGHT
     colours = np.outer(0.35 + 0.65 * towards_light.clip(0), to_rgb(MASK_COLOUR))

@@ -1,1 +1,1 @@
-"""Studies: many trainings and evaluations of the bundles, and the tables and pictures made of them."""
+"""Run studies: many trainings and evaluations of bundles, and the tables and pictures of them."""

@@ -90,7 +90,7 @@ def calibrate_study(
                 for fold, seed in product(study.folds, study.seeds)
             ]
 
-        runs(wanted.low)  # What is wrong with the choice is said before anything runs.
+        runs(wanted.low)  # A wrong choice is refused before anything runs.
         search = _open_search(f"sqlite:///{folder.trials}", name, study, wanted)
         while (count := len(_finished(search))) < wanted.trials:
             trial = search.ask()
@@ -122,7 +122,8 @@ def _choose(study: Study, wanted: Calibration) -> tuple[str, str]:
     for key, chosen, known in (("data", data, study.data), ("network", network, study.networks)):
         if chosen not in known:
             raise InputError(
-                f"{study.path}: --{key}: found {chosen}, expected one of {', '.join(known)}: choose one."
+                f"{study.path}: --{key}: found {chosen}, expected one of "
+                f"{', '.join(known)}: choose one."
             )
     classes = study.data[data].labels
     if wanted.task not in ("all", *classes):
@@ -139,7 +140,7 @@ def _choose(study: Study, wanted: Calibration) -> tuple[str, str]:
 
 
 def _open_search(storage: str, name: str, study: Study, wanted: Calibration) -> optuna.Study:
-    """The trials so far; those that were killed are marked as failed, and come again."""
+    """Return the trials so far; those that were killed are marked as failed, and come again."""
     import optuna
 
     # Trials of other folds or settings cannot be compared with these.
@@ -156,7 +157,8 @@ def _open_search(storage: str, name: str, study: Study, wanted: Calibration) -> 
     known = json.dumps(json.loads(search.user_attrs.get("settings", settings)), sort_keys=True)
     if known != settings:
         raise InputError(
-            f"{storage}: holds trials of {name} with other settings: give another folder with --out."
+            f"{storage}: holds trials of {name} with other settings: give "
+            "another folder with --out."
         )
     search.set_user_attr("settings", settings)
     if not search.trials and wanted.key == "iou_xy_alpha":
@@ -178,12 +180,13 @@ def _finished(search: optuna.Study) -> list[Any]:
 
 
 def _validation_dice(run: Run) -> float:
-    """The best of a training, of a training by stages their mean."""
+    """Return the best validation Dice of a training; of a training by stages their mean."""
     files = of_stages(run.folder / "training", "metrics.json")
     dice = [json.loads(path.read_text())["best_val_mean_dice"] for path in files]
     if None in dice:
         raise InputError(
-            f"{run.folder}: the training was never validated: give a val_interval of at most max_epochs."
+            f"{run.folder}: the training was never validated: give a "
+            "val_interval of at most max_epochs."
         )
     return float(sum(dice) / len(dice))
 

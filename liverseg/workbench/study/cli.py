@@ -10,7 +10,7 @@ import typer
 from liverseg.errors import InputError
 
 app = typer.Typer(
-    help="Compare networks, losses and post-processing in one command.", no_args_is_help=True
+    help="Compare networks, losses and postprocessing in one command.", no_args_is_help=True
 )
 
 StudyFile = Annotated[
@@ -40,7 +40,7 @@ def run(
 ) -> None:
     """Train and evaluate all that the study's tables need, then write tables, plots and index.html.
 
-    What is done is not done again: after a stop, in whatever way, give the same command.
+    What is done is not done again: after any stop, give the same command.
 
     Examples: liverseg study run quick.yaml; liverseg study run paper_a.yaml --out results/paper_a
     """
@@ -72,14 +72,15 @@ def run(
     console.print(f"Open [bold]{page}[/bold] in a browser.")
     if failed:
         raise InputError(
-            f"{len(failed)} of {len(plan.runs)} trainings failed, so their places in the tables are empty: "
+            f"{len(failed)} of {len(plan.runs)} trainings failed, so their "
+            "places in the tables are empty: "
             + "; ".join(f"{name}: {line}" for name, line in failed.items())
         )
 
 
 @app.command()
 def tables(folder: Annotated[Path, typer.Argument(help="Folder of a study, its --out.")]) -> None:
-    """Write the tables, plots and index.html of a study anew from what is there, and run nothing.
+    """Write the tables, plots and index.html of a study again from what is there, and run nothing.
 
     Example: liverseg study tables studies_out/quick
     """
@@ -99,7 +100,7 @@ def calibrate(
         bool, typer.Option("--log", help="Draw values evenly on a logarithmic scale.")
     ] = False,
     trials: Annotated[
-        int, typer.Option(min=1, help="Values to try, those of earlier calls included.")
+        int, typer.Option(min=1, help="Number of values to try, with those of earlier calls.")
     ] = 20,
     data: Annotated[
         str | None, typer.Option(help="Data set of the study; by default its first.")
@@ -117,8 +118,8 @@ def calibrate(
 
     The test section is never looked at. A second call goes on where the first one stopped.
 
-    Examples: liverseg study calibrate quick.yaml --trials 10;
-    liverseg study calibrate paper_a.yaml --key learning_rate --low 1e-4 --high 1e-2 --log --loss dice
+    Examples: liverseg study calibrate quick.yaml --trials 10; liverseg study calibrate paper_a.yaml
+    --key learning_rate --low 1e-4 --high 1e-2 --log --loss dice
     """
     from rich.console import Console
 

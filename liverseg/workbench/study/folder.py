@@ -1,4 +1,4 @@
-"""Where the files of a study are."""
+"""Name the files of a study."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class StudyFolder:
         self.trials = path / "calibrate.db"
 
     def run(self, name: str) -> Path:
-        """The folder of a training and its evaluations."""
+        """Return the folder of a training and its evaluations."""
         return self.path / "cells" / name
 
     def phantoms(self, data: str, options: Mapping[str, Any]) -> Path:
-        """The phantoms of a data set; other options give another folder."""
+        """Return the folder of a data set's phantoms; other options give another folder."""
         text = json.dumps([options, liverseg.__version__], sort_keys=True)
         return self.path / "data" / f"{data}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def read_plan(self) -> dict[str, Any]:
-        """The plan that the study left.
+        """Return the plan that the study left.
 
         Raises:
             InputError: when it is not there.
@@ -60,7 +60,7 @@ class StudyFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder for this process, until it ends in whatever way.
+        """Hold the folder for this process, until it ends.
 
         Raises:
             InputError: when another process holds it, or it cannot be written.
@@ -72,8 +72,8 @@ class StudyFolder:
         except Timeout as error:
             raise InputError(
                 f"{self.path}: another study runs in this folder (process "
-                f"{path.read_text().strip() or 'unknown'}): wait for its end, or give another "
-                "folder with --out."
+                f"{path.read_text().strip() or 'unknown'}): wait until it ends, or give "
+                "another folder with --out."
             ) from error
         try:
             path.write_text(f"{os.getpid()}\n")
@@ -83,5 +83,5 @@ class StudyFolder:
 
 
 def file_name(name: str) -> str:
-    """A name of the user's as that of a file."""
+    """Return a name of the user's as that of a file."""
     return re.sub(r"[ /\\]", "_", name)

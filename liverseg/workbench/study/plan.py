@@ -1,4 +1,4 @@
-"""From a study to its runs, and to what each place of each table is made of."""
+"""Plan a study: its runs, and what each place of each table is made of."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from liverseg.files import atomic_write
 from liverseg.io.paths import absolute
 from liverseg.workbench.study.folder import StudyFolder
 from liverseg.workbench.study.results import check_metric
-from liverseg.workbench.study.spec import Bundle, Place, Study, Table, check_choice
+from liverseg.workbench.study.schema import Place, Table, check_choice
+from liverseg.workbench.study.spec import Bundle, Study
 
 # The setting of the bundles that chooses one of their `postprocessings`.
 POSTPROCESSING = "postprocessing"
@@ -115,7 +116,7 @@ def make_run(
     choice: Mapping[str, Any],
     extra: Mapping[str, Any] = MappingProxyType({}),
 ) -> Run:
-    """One training.
+    """Make one training.
 
     Args:
         study: the study.
@@ -156,14 +157,14 @@ def make_run(
 def _data_set(
     study: Study, folder: StudyFolder, name: str, fold: int
 ) -> tuple[dict[str, str], Any]:
-    """The options that name a data set, and what tells it from others wherever it lies."""
+    """Return the options that name a data set, and what tells it from others wherever it lies."""
     data = study.data[name]
     if data.phantoms is not None:
         num_folds = data.phantoms.get("folds", 5)
         if fold not in range(num_folds):
             raise InputError(
-                f"{study.path}: folds: found {fold}, but the phantoms of {name} have the folds 0 to "
-                f"{num_folds - 1}: correct one of the two."
+                f"{study.path}: folds: found {fold}, but the phantoms of {name} have the folds 0 "
+                f"to {num_folds - 1}: correct one of the two."
             )
         return {"dataset_dir": str(folder.phantoms(name, data.phantoms))}, data.phantoms
     datalist = absolute(data.datalist or Path(str(data.dataset_dir)) / "dataset.json")
@@ -193,8 +194,8 @@ def _check_labels(place: str, table: Table) -> None:
         numbers = table.paper.get(row)
         if numbers is not None and len(numbers) != len(columns):
             raise InputError(
-                f"{place}: paper: {row}: found {len(numbers)} numbers, expected {len(columns)}, one "
-                "for each column, or null: correct it."
+                f"{place}: paper: {row}: found {len(numbers)} numbers, expected {len(columns)}, "
+                "one for each column, or null: correct it."
             )
 
 
@@ -207,14 +208,14 @@ class _TablePlanner:
     table: Table
 
     def resolve(self) -> dict[str, Any]:
-        """How derived rows are made of others, and what each place of other rows is made of."""
+        """Return how derived rows are made, and what each place of other rows is made of."""
         derived, places = {}, {}
         for row, entry in self.table.rows.items():
             made = entry.model_dump(include={"average", "rank", "difference"}, exclude_unset=True)
             if made:
                 derived[row] = made
             elif entry.column is not None:
-                # The row borrows the column's place for a number of its own.
+                # The row borrows the column's place for its own number.
                 column = entry.column
                 places[row] = {column: self._place(row, column, self.table.columns[column], entry)}
             else:
@@ -292,5 +293,5 @@ class _TablePlanner:
 
 
 def _word(text: str) -> str:
-    """For a file's name."""
+    """Return a word for a file's name."""
     return re.sub(r"[^\w.-]+", "-", text)

@@ -1,4 +1,4 @@
-"""Pictures of a study: bars, training curves, and the best and worst cases with their masks."""
+"""Draw a study: bars, training curves, and the best and worst cases with their masks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IOU = ("iou", "mean_iou", "case_iou")
 
 
 def bars_png(table: StudyTable) -> bytes | None:
-    """PNG of a table's IoUs with sd and the paper's, a group of bars a row; None without any IoU."""
+    """Return a PNG of a table's IoUs with sd, the paper's beside them, or None without any."""
     shown = {
         labels: value
         for labels, value in table.values.items()
@@ -52,7 +52,8 @@ def bars_png(table: StudyTable) -> bytes | None:
         heights = [value.mean if value else math.nan for value in values]
         errors = [(value.sd or 0) if value else 0 for value in values]
         axes.bar(
-            places, heights, 0.92 * width, label=column, color=COLOURS[index % len(COLOURS)], yerr=errors,
+            places, heights, 0.92 * width, yerr=errors,
+            label=column, color=COLOURS[index % len(COLOURS)],
             error_kw={"ecolor": "#444", "elinewidth": 1, "capsize": 2},
         )  # fmt: skip
         papers = [
@@ -77,7 +78,7 @@ def bars_png(table: StudyTable) -> bytes | None:
 def curves_png(
     folder: StudyFolder, runs: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[tuple[str, bytes]]:
-    """Title and PNG of the training loss over the epochs, for each data set and task."""
+    """Yield title and PNG of the training loss over the epochs, for each data set and task."""
     groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for name, run in runs.items():
         training = folder.run(name) / "training"
@@ -120,9 +121,9 @@ def _draw_curves(axes: Axes, label: str, histories: list[Path]) -> None:
 def overlays(
     folder: StudyFolder, runs: Mapping[str, Mapping[str, Any]], results: pd.DataFrame
 ) -> Iterator[tuple[str, str, bytes]]:
-    """The best and the worst case of each data set and task: name, caption, PNG.
+    """Yield the best and the worst case of each data set and task: name, caption, PNG.
 
-    Of the network and loss with the best mean IoU of the cases, without post-processing.
+    Of the network and loss with the best mean IoU of the cases, without postprocessing.
     """
     rows = results[
         (results["evaluation"] == "none") & (results["case"] != "") & (results["metric"] == "iou")
@@ -136,12 +137,15 @@ def overlays(
             run, case, iou = best.loc[index, ["run", "case", "value"]]
             png = _overlay(folder.run(run) / "evaluation" / "none", case, runs[run])
             if png:
-                caption = f"{data}, {task}, {network}, {loss}: {word} case {Path(case).name}, IoU {iou:.3f}"
+                caption = (
+                    f"{data}, {task}, {network}, {loss}: {word} case {Path(case).name}, "
+                    f"IoU {iou:.3f}"
+                )
                 yield f"{data} {task} {word}", caption, png
 
 
 def _overlay(evaluation: Path, case: str, run: Mapping[str, Any]) -> bytes | None:
-    """PNG of a case with its mask and reference; None where its files are there no more."""
+    """Return a PNG of a case with its mask and reference, or None where its files are gone."""
     dataset = run["dataset"]
     datalist = dataset.get("datalist", f"{dataset['dataset_dir']}/dataset.json")
     mask = find_mask(evaluation / "masks", case)

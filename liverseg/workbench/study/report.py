@@ -1,4 +1,4 @@
-"""The tables of a study as CSV, Markdown and, with its pictures, as one page."""
+"""Write the tables of a study as CSV, Markdown and, with its pictures, as one page."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from liverseg.workbench.study.results import is_share, read_results
 from liverseg.workbench.study.tables import StudyTable, Value, compute_table
 
 PLACE = (
-    "In each place: our mean ± sd over folds and seeds; the difference to the reference in percentage "
-    "points (pp) and, where cases can be paired, p of a two-sided Wilcoxon signed-rank test over them, "
-    "not corrected for the number of tests; the paper's number, and in brackets ours less the paper's."
+    "In each place: our mean ± sd over folds and seeds; the difference to the reference in "
+    "percentage points (pp) and, where cases can be paired, p of a two-sided Wilcoxon "
+    "signed-rank test over them, not corrected for the number of tests; the paper's number, and "
+    "in brackets ours less the paper's."
 )
 # Columns of the CSV by what they show of a place.
 SUFFIXES = {
@@ -73,7 +74,7 @@ def write_report(folder: StudyFolder) -> Path:
 
 
 def to_csv(table: StudyTable) -> str:
-    """A line for each row; for each column mean, sd, the paper's number, differences and test."""
+    """Return a line for each row, and for each column mean, sd, the paper's number and tests."""
     wide = pd.DataFrame(
         {
             f"{column}{suffix}": [
@@ -88,7 +89,7 @@ def to_csv(table: StudyTable) -> str:
 
 
 def to_markdown(table: StudyTable) -> str:
-    """The table as the paper lays it out, with the lines of each place."""
+    """Return the table as the paper lays it out, with the lines of each place."""
     texts = _texts(table).map("<br>".join)
     lines = [f"# {table.title}", ""]
     lines.append("| | " + " | ".join(table.columns) + " |")
@@ -106,7 +107,7 @@ def _texts(table: StudyTable) -> pd.DataFrame:
 
 
 def place_lines(value: Value | None) -> list[str]:
-    """A place in words: mean ± sd; difference to the reference and test; the paper's number."""
+    """Return a place as text: mean ± sd; difference and test; the paper's number."""
     if value is None:
         return [""]
     digits = _digits(value.mean, value.metric)
@@ -126,7 +127,7 @@ def place_lines(value: Value | None) -> list[str]:
 
 
 def remarks(table: StudyTable) -> list[str]:
-    """Which cases are named by number, and what is missing."""
+    """Return which cases are named by number, and what is missing."""
     cases = ["The cases: " + "; ".join(table.notes) + "."] if table.notes else []
     return cases + [f"Missing: {line}." for line in table.missing]
 
@@ -157,7 +158,7 @@ def _write_plot(folder: StudyFolder, name: str, png: bytes) -> str:
 
 
 def _digits(value: float, metric: str) -> int:
-    """Digits after the point: three that count for seconds and minutes."""
+    """Return the digits after the point: three that count for seconds and minutes."""
     if metric == "pp":
         return 1
     if is_share(metric):
@@ -169,7 +170,7 @@ def _digits(value: float, metric: str) -> int:
 
 
 def _signed(pp: float) -> str:
-    """A difference in percentage points."""
+    """Return a difference in percentage points."""
     return f"{pp:+.1f} pp".replace("-", "−")
 
 

@@ -1,4 +1,4 @@
-"""What the runs of a study reached, read out of the files that the bundles wrote."""
+"""Read the results of a study's runs from the files that the bundles wrote."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OF_VALUE = ["file", "evaluation", "case", "class", "metric", "value"]
 
 
 def check_metric(metric: str, classes: Sequence[str]) -> bool:
-    """Whether a network of these foreground classes has the metric."""
+    """Return whether a network of these foreground classes has the metric."""
     kind, _, of = metric.partition(":")
     if kind in ("iou", "dice_global"):
         return of in ("background", *classes)
@@ -43,12 +43,12 @@ def check_metric(metric: str, classes: Sequence[str]) -> bool:
 
 
 def is_share(metric: str) -> bool:
-    """Whether the metric is a share from 0 to 1."""
+    """Return whether the metric is a share from 0 to 1."""
     return metric.partition(":")[0] in SHARES
 
 
 def files_of(metric: str, evaluations: Sequence[str]) -> list[str]:
-    """The files of a run that a metric is read from."""
+    """Return the files of a run that a metric is read from."""
     kind, _, of = metric.partition(":")
     if kind in OF_TRAINING:
         counts = kind in ("epochs", "iterations")
@@ -61,7 +61,7 @@ def files_of(metric: str, evaluations: Sequence[str]) -> list[str]:
 
 
 def read_results(folder: StudyFolder, runs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """All that is there of the runs, one value a row.
+    """Return all results of the runs, one value a row.
 
     Args:
         folder: the study's.
@@ -91,7 +91,7 @@ def read_results(folder: StudyFolder, runs: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def last_epoch(training: Path) -> dict[str, Any] | None:
-    """The last line of a training's `history.csv`; of a training by stages, that of the last stage.
+    """Return the last line of a training's `history.csv`, or of that of its last stage.
 
     None before the first epoch's end.
     """
@@ -100,7 +100,7 @@ def last_epoch(training: Path) -> dict[str, Any] | None:
 
 
 def of_stages(training: Path, name: str) -> list[Path]:
-    """The files `name` of a training, the last written at the end: one, or one for each stage."""
+    """Return the files `name` of a training, written at the end: one, or one for each stage."""
     return sorted(training.rglob(name), key=lambda path: path.stat().st_mtime)
 
 
@@ -119,7 +119,7 @@ def _of_training(training: Path) -> Iterator[tuple[str, str, str, str, str, floa
 
 
 def _of_summary(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, float | None]]:
-    """Class, metric and value."""
+    """Yield class, metric and value."""
     for metric in POOLED:
         if metric in summary["pooled"]:
             yield "", metric, summary["pooled"][metric]

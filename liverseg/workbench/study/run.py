@@ -51,18 +51,18 @@ class Step:
     trains: bool
 
     def is_done(self) -> bool:
-        """Whether the file is there, and of an evaluation is that of all scans."""
+        """Return whether the file is there, and of an evaluation is that of all scans."""
         if not self.result.is_file():
             return False
         return self.trains or not json.loads(self.result.read_text()).get("failures")
 
     def shell_line(self) -> str:
-        """The command as a user types it."""
+        """Return the command as a user types it."""
         return shlex.join(["python", *self.arguments])
 
 
 def steps(run: Run) -> Iterator[Step]:
-    """The bundle's commands of a run: those that train, then its evaluations.
+    """Yield the bundle's commands of a run: those that train, then its evaluations.
 
     The held-out fold is what they evaluate on, never the test section.
     """
@@ -107,7 +107,7 @@ def _arguments(run_id: str, run: Run, configs: list[str], options: dict[str, Any
 
 
 def literal(value: Any) -> str:
-    """A value as the command line of monai.bundle reads it: Python, with double quotes."""
+    """Return a value as the command line of monai.bundle reads it: Python, with double quotes."""
     if isinstance(value, dict):
         pairs = (f"{literal(key)}: {literal(inner)}" for key, inner in value.items())
         return "{" + ", ".join(pairs) + "}"
@@ -132,9 +132,9 @@ def run_all(
 ) -> dict[str, str]:
     """Run what is not done, several at once, and show how far it is.
 
-    Each command is a process of its own, with its output in the run's folder; the commands die with
-    this process. What is done is known from the files alone, so a killed study goes on where it was
-    when it is run again.
+    Each command is its own process, with its output in the run's folder; the commands die with
+    this process. What is done is known from the files alone, so a killed study goes on where it
+    was when it is run again.
 
     Args:
         runs: in this order.
@@ -183,14 +183,14 @@ def run_all(
 
 
 def _is_done(run: Run) -> bool:
-    """Whether the training and all the evaluations are there, of these very settings."""
+    """Return whether the training and all evaluations are there, of these very settings."""
     record = run.folder / "cell.json"
     same = record.is_file() and json.loads(record.read_text())["digest"] == run.digest
     return same and all(step.is_done() for step in steps(run))
 
 
 class _Runner:
-    """Runs the commands of a run, on one of the GPUs or some of the CPU cores."""
+    """Run the commands of a run, on one of the GPUs or some of the CPU cores."""
 
     def __init__(self, workers: int | None, keep_models: bool, progress: Progress) -> None:
         self.gpus = _visible_gpus()
@@ -229,7 +229,7 @@ class _Runner:
         started = time.monotonic()
         check_writable(run.folder)
         trainings = [step for step in steps(run) if step.trains]
-        # Models that were not kept are needed once more where an evaluation has been added.
+        # Models that were removed are needed once more where an evaluation has been added.
         if all(step.is_done() for step in trainings) and not any(
             (run.folder / "models").rglob("model.pt")
         ):
@@ -290,7 +290,7 @@ def _write_record(run: Run, seconds: float | None) -> None:
 
 
 def _visible_gpus() -> list[str]:
-    """The GPUs to share out, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs to share out, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
     chosen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
@@ -299,7 +299,7 @@ def _visible_gpus() -> list[str]:
 
 
 def _reason(log: Path) -> str:
-    """What the last command in the log ended with: its message, or the error of a traceback."""
+    """Return what the log's last command ended with: its message, or a traceback's error."""
     text = log.read_text(errors="replace").replace("\r", "\n")
     lines = [line.strip() for line in text[text.rfind("$ python ") :].splitlines() if line.strip()]
     messages = [line for line in lines if line.startswith("error: ")]

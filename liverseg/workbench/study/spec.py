@@ -1,23 +1,23 @@
-"""Read a study's YAML file and say what is wrong in it, before anything runs."""
+"""Read a study and check it against bundles, data and tables, before anything runs."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 import json
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
 from monai.bundle import ConfigParser
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import create_model
 
 from liverseg.errors import InputError
 from liverseg.settings import check_name, nearest, read_setting
+from liverseg.workbench.study.schema import STRICT, Data, Network, Spec, Table, read_spec, validate
 
 SHIPPED = Path(str(files(__package__) / "studies"))
 PAPERS = Path(str(files(__package__) / "papers.yaml"))
@@ -39,116 +39,6 @@ class Bundle:
         return config
 
 
-# What pydantic expects, in words that help more than its own.
-EXPECTED = {
-    "dict_type": "names with values, as in {name: …}",
-    "model_type": "keys with values, as in {name: …}",
-    "list_type": "a list, as in [0, 1]",
-    "int_type": "a whole number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "literal_error": "true",
-    "missing": "a value more",
-}
-STRICT = ConfigDict(extra="forbid", strict=True)
-
-
-def _empty(value: Any) -> Any:
-    """YAML reads a key without a value, `settings:` alone, as None."""
-    return {} if value is None else value
-
-
-Settings = Annotated[dict[str, Any], BeforeValidator(_empty)]
-NamedSettings = Annotated[
-    dict[str, Annotated[dict[str, Any], Field(min_length=1)]], BeforeValidator(_empty)
-]
-Numbers = Annotated[list[int], Field(min_length=1)]
-Names = Annotated[list[str], Field(min_length=1)]
-
-
-class Data(BaseModel):
-    """A data set: where it is, and the label values of each class."""
-
-    model_config = STRICT
-    dataset_dir: str | None = None
-    datalist: str | None = None
-    phantoms: dict[str, Any] | None = None
-    labels: Annotated[dict[str, Numbers], Field(min_length=1)]
-    settings: Settings = {}
-
-
-class Network(BaseModel):
-    """A bundle, settings of its own, and the ids of its config that train it, in this order."""
-
-    model_config = STRICT
-    bundle: str
-    settings: Settings = {}
-    run: Names = ["training"]
-
-
-class Place(BaseModel):
-    """What `where`, a row or a column adds to the places of a table."""
-
-    model_config = STRICT
-    data: str | None = None
-    network: str | None = None
-    task: str | None = None
-    loss: str | None = None
-    postprocessing: Annotated[
-        Names | None, BeforeValidator(lambda name: [name] if isinstance(name, str) else name)
-    ] = None
-    metric: str | None = None
-    evaluation: str | None = None
-    column: str | None = None
-    reference: str | None = None
-    average: Literal[True] | None = None
-    rank: Literal[True] | None = None
-    difference: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
-
-
-class Table(BaseModel):
-    """A table: the labels of its rows and columns, and what each adds to `where`."""
-
-    model_config = STRICT
-    title: str | None = None
-    where: Annotated[Place, BeforeValidator(_empty)] = Place()
-    columns: dict[str, Place] = {}
-    rows: dict[str, Place] = {}
-    reference: str | None = None
-    paper: dict[str, list[int | float | None]] = {}
-    folds: Numbers | None = None
-
-
-def _by_name(tables: Any) -> Any:
-    if isinstance(tables, list) and all(isinstance(name, str) for name in tables):
-        return dict.fromkeys(tables)
-    return {str(k): v for k, v in tables.items()} if isinstance(tables, dict) else tables
-
-
-class Spec(BaseModel):
-    """The study's file.
-
-    Attributes:
-        data, networks: by name.
-        losses, evaluations: settings of a training, and of an evaluation alone, by name.
-        settings: of every training and evaluation.
-        folds, seeds: each training is repeated for all of them.
-        keep_models: keep each `model.pt` once it is evaluated.
-        tables: by name; None stands for a paper's.
-    """
-
-    model_config = STRICT
-    data: Annotated[dict[str, Data], Field(min_length=1)]
-    networks: Annotated[dict[str, Network], Field(min_length=1)]
-    losses: NamedSettings = {}
-    evaluations: NamedSettings = {}
-    settings: Settings = {}
-    folds: Numbers = [0]
-    seeds: Numbers = [0]
-    keep_models: bool = True
-    tables: Annotated[dict[str, Table | None], Field(min_length=1), BeforeValidator(_by_name)]
-
-
 class Study(Spec):
     """A study as its file has it, checked: its tables in full, and its bundles by name."""
 
@@ -158,7 +48,7 @@ class Study(Spec):
 
 
 def find_study(name: Path) -> Path:
-    """The file `name`, or the study of this name that liverseg ships.
+    """Return the file `name`, or the study of this name that liverseg ships.
 
     Raises:
         InputError: when there is neither.
@@ -183,7 +73,7 @@ def read_study(path: Path, bundles: Path) -> Study:
     Raises:
         InputError: for the first thing that is wrong, with its key.
     """
-    spec: Spec = _validate(Spec, str(path), _load(path))
+    spec = read_spec(path)
     for name, data in spec.data.items():
         _check_data(f"{path}: data: {name}", data)
     content = dict(spec)
@@ -222,82 +112,6 @@ def check_setting(place: str, bundle: Bundle, key: str, value: Any) -> None:
         raise InputError(f"{place}: {bundle.folder.name}: {error}") from error
 
 
-def check_choice(place: str, found: str, known: Collection[str], what: str = "") -> None:
-    """Check that `found` is one of `known`, which are `what`.
-
-    Raises:
-        InputError: when it is not, beginning with `place`.
-    """
-    if found not in known:
-        names = ", ".join(known) or "none"
-        raise InputError(
-            f"{place}: found {found}, expected {what}one of {names}: {_advice(found, known)}."
-        )
-
-
-def _advice(word: Any, known: Iterable[str]) -> str:
-    near = nearest(str(word), known)
-    return f"correct it, perhaps to {near}" if near else "correct it"
-
-
-class _Loader(yaml.SafeLoader):
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        """A mapping; YAML itself takes the last of two keys of one name."""
-        node = super().compose_mapping_node(anchor)
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for index, key in enumerate(keys):
-            if key.value in [other.value for other in keys[:index]]:
-                raise yaml.MarkedYAMLError(
-                    problem=f"found the key {key.value} twice", problem_mark=key.start_mark
-                )
-        return node
-
-
-def _load(path: Path) -> Any:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise InputError(f"{path}: not readable as YAML ({reason}): fix it.") from error
-    if not isinstance(content, dict):
-        found = "nothing" if content is None else type(content).__name__
-        raise InputError(
-            f"{path}: found {found}, expected keys like data, networks, tables: add them."
-        )
-    return content
-
-
-def _validate(model: type[BaseModel], place: str, content: Any) -> Any:
-    try:
-        if isinstance(content, str):
-            return model.model_validate_json(content)
-        return model.model_validate(content)
-    except ValidationError as error:
-        # A misspelt key is why another is missing.
-        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-        raise InputError(_message(model, place, first)) from error
-
-
-def _message(model: type[BaseModel], place: str, error: Any) -> str:
-    *above, key = (str(key) for key in error["loc"] if key != "[key]")
-    section = ": ".join([place, *above])
-    if error["type"] == "extra_forbidden":
-        if above:
-            sections: Any = {"data": Data, "networks": Network, "tables": Table}
-            model = Place if len(above) > 2 else sections.get(above[0], model)
-        known = sorted(model.model_fields)
-        return (
-            f"{section}: found the key {key}, expected only {', '.join(known)}: "
-            f"{_advice(key, known)}."
-        )
-    if error["type"] == "missing" and isinstance(error["loc"][-1], str):
-        return f"{section}: found no {key}, expected it: add it."
-    expected = EXPECTED.get(error["type"]) or error["msg"].removeprefix("Input should be ")
-    if error["type"] == "too_short":
-        expected = f"entries, {error['ctx']['min_length']} or more"
-    return f"{section}: {key}: found {error['input']!r}, expected {expected}: write it so."
-
-
 def _check_data(place: str, data: Data) -> None:
     from liverseg.workbench.datasets.cli import phantoms
 
@@ -313,11 +127,11 @@ def _check_data(place: str, data: Data) -> None:
     }
     # JSON, for it has lists where Python has tuples.
     model = create_model("Phantoms", __config__=STRICT, **options)
-    _validate(model, f"{place}: phantoms", json.dumps(data.phantoms or {}))
+    validate(model, f"{place}: phantoms", json.dumps(data.phantoms or {}))
 
 
 def _full(place: str, name: str, own: Table | None) -> Table:
-    """A name of a paper's table stands for its layout, with the study's own keys over it."""
+    """Return a table in full: the layout of a paper's, with the study's own keys over it."""
     papers = yaml.safe_load(PAPERS.read_text(encoding="utf-8"))
     if own is None and name not in papers:
         near = nearest(name, papers)
@@ -328,7 +142,7 @@ def _full(place: str, name: str, own: Table | None) -> Table:
     paper = papers.get(name, {})
     given = own.model_dump(exclude_unset=True) if own else {}
     where = paper.get("where", {}) | given.get("where", {})
-    table: Table = _validate(Table, place, paper | given | {"where": where})
+    table: Table = validate(Table, place, paper | given | {"where": where})
     for key in ("rows", "columns"):
         if not getattr(table, key):
             raise InputError(f"{place}: found no {key}, expected it: add it.")

@@ -1,4 +1,4 @@
-"""The tables of a study: our numbers, the paper's beside them, and a paired test."""
+"""Compute the tables of a study: our numbers, the paper's beside them, and a paired test."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def compute_table(results: pd.DataFrame, name: str, plan: Mapping[str, Any]) -> 
 
 
 class _Reader:
-    """Reads the places of a table out of the results."""
+    """Read the places of a table out of the results."""
 
     def __init__(self, results: pd.DataFrame, table: StudyTable) -> None:
         self.table = table
@@ -149,13 +149,13 @@ class _Reader:
             return Value(metric, np.nanmean(np.array(values), axis=0), cases)
 
     def _number(self, run: str, metric: str, evaluations: Sequence[str]) -> float:
-        """The value of a run; with several post-processings, their seconds add up."""
+        """Return the value of a run; with several kinds of postprocessing, their seconds add up."""
         kind, _, of = metric.partition(":")
         names = evaluations if kind in SECONDS else [""] if kind in OF_TRAINING else evaluations[:1]
         return sum(self.numbers[run, name, kind, of] for name in names)
 
     def _cases(self, runs: Sequence[str], metric: str, evaluation: str) -> pd.Series | None:
-        """The counterpart of a metric for each case, by image: what a paired test compares.
+        """Return the counterpart of a metric for each case, by image: what a paired test compares.
 
         `iou:CLASS` and `dice:CLASS` are that class's, `mean_iou` is the mean IoU of the foreground
         classes, `case_iou:N` the first class's IoU. Other metrics have none, and give None.
@@ -223,7 +223,7 @@ def _compare(value: Value, other: Value) -> None:
 
 
 def wilcoxon_p(ours: pd.Series, others: pd.Series) -> tuple[float | None, int]:
-    """Two-sided p-value of Wilcoxon's signed-rank test, and of how many cases.
+    """Return the two-sided p of Wilcoxon's signed-rank test, and the number of cases.
 
     Of the cases that both have. None with less than two; 1 where no case differs.
     """

@@ -1,4 +1,4 @@
-"""Make the archive of a bundle that people download: the bundle, and in it the part of liverseg that it runs."""
+"""Make the archive of a bundle that people download, with the part of liverseg that it runs."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ REQUIRED_FIELDS = [
     ),
     *("task", "description", "authors", "copyright", "network_data_format"),
 ]
-# The version of liverseg that a config is made for.
-# In the repository a config imports the liverseg that is installed. That of an archive lies beside its folder
-# `configs`, wherever the process was started and whether or not it was given `bundle_root`.
+# The version of liverseg that a config is made for. In the repository a config imports the liverseg
+# that is installed. That of an archive lies beside its folder `configs`, wherever the process was
+# started and whether or not it was given `bundle_root`.
 REQUIRE = "$from liverseg.bundle import require"
 IMPORTS = ("$import inspect", "$import sys", "$from pkgutil import resolve_name")
 FIND_LIVERSEG = (
@@ -48,20 +48,23 @@ REQUIRED_VERSION = re.compile(r"(?<=\brequire\(['\"])[\d.]+(?=['\"]\))")
 def build_archive(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
     """Write `<out>/<bundle>_v<version>.zip`, with everything in it under the folder `<bundle>/`.
 
-    Its configs accept this version of liverseg alone, which is in the archive: of two archives in one process, both run
-    the code of the first. The same files give the same bytes, whenever and wherever they are packed: entries are
-    sorted, carry no time, and are stored, because two releases of zlib compress the same file differently.
+    Its configs accept this version of liverseg alone, which is in the archive: of two archives in
+    one process, both run the code of the first. The same files give the same bytes, whenever and
+    wherever they are packed: entries are sorted, carry no time, and are stored, because two
+    releases of zlib compress the same file differently.
 
     Args:
         bundle: the bundle's folder.
-        out: the folder for the archive, made where it is missing; an archive of the same version is replaced.
+        out: the folder for the archive, made where it is missing; an archive of the same
+            version is replaced.
 
     Returns:
         The archive's path, as `python -m monai.bundle download --url` and the model zoo name it.
 
     Raises:
-        InputError: when the bundle is not whole, a config names what liverseg does not have or is made for another
-            version of it, weights are damaged or not finite, or `out` cannot be written.
+        InputError: when the bundle is not whole, a config names what liverseg does not have
+            or is made for another version of it, weights are damaged or not finite, or
+            `out` cannot be written.
     """
     bundle = absolute(bundle)
     version = _read_metadata(bundle)["version"]
@@ -79,7 +82,7 @@ def build_archive(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -
 
 
 def _files(bundle: Path) -> dict[str, Path]:
-    """Each file's path in the bundle's folder of the archive, and where it is now."""
+    """Return each file's path in the bundle's folder of the archive, and where it is now."""
     code = {path.relative_to(PACKAGE.parent): path for path in PACKAGE.rglob("*.py")}
     code = {name: path for name, path in code.items() if name.parts[1] != "workbench"}
     models = [bundle / "models" / name for name in model_files(bundle / "models")]
@@ -88,7 +91,8 @@ def _files(bundle: Path) -> dict[str, Path]:
         bundle / name for name in ("LICENSE", "large_files.yml", "models/LICENSE", "models/NOTICE")
     ]
     files = {**code, **{path.relative_to(bundle): path for path in own if path.is_file()}}
-    # What systems and editors leave there: `.DS_Store`, `._train.json`, `.ipynb_checkpoints/`, `__pycache__/`.
+    # What systems and editors leave there: `.DS_Store`, `._train.json`,
+    # `.ipynb_checkpoints/`, `__pycache__/`.
     return {
         name.as_posix(): path
         for name, path in files.items()
@@ -133,7 +137,8 @@ def _read_metadata(bundle: Path) -> dict[str, Any]:
     missing = [field for field in REQUIRED_FIELDS if field not in metadata]
     if missing:
         raise InputError(
-            f"{path}: found no {', '.join(missing)}, expected all that MONAI's schema requires: add them."
+            f"{path}: found no {', '.join(missing)}, expected all that MONAI's "
+            "schema requires: add them."
         )
     if not re.fullmatch(r"\d+\.\d+\.\d+", str(metadata["version"])):
         raise InputError(
@@ -156,10 +161,12 @@ def _check_config(path: Path) -> None:
         for version in REQUIRED_VERSION.findall(text):
             if not is_version(version):
                 raise InputError(
-                    f"{path}: made for liverseg {version}, found {liverseg.__version__} in {PACKAGE}: build with "
-                    f"liverseg {version}, or bring the config up to {liverseg.__version__}."
+                    f"{path}: made for liverseg {version}, found {liverseg.__version__} "
+                    f"in {PACKAGE}: build with liverseg {version}, or bring the config up "
+                    f"to {liverseg.__version__}."
                 )
-        # A component's target, or a function inside an expression: "$@liverseg.data.load_datalist(…)".
+        # A component's target, or a function inside an expression:
+        # "$@liverseg.data.load_datalist(…)".
         for name in re.findall(r"(?:^|@)(liverseg(?:\.\w+)+)", text):
             _check_name(path, name)
 
@@ -167,13 +174,15 @@ def _check_config(path: Path) -> None:
 def _check_name(path: Path, name: str) -> None:
     if name.startswith("liverseg.workbench"):
         raise InputError(
-            f"{path}: found {name}, but archives hold no workbench: move what bundles run out of it."
+            f"{path}: found {name}, but archives hold no workbench: move "
+            "what bundles run out of it."
         )
     try:
         resolve_name(name)
     except (ImportError, AttributeError) as error:
         raise InputError(
-            f"{path}: found {name}, expected a name that liverseg {liverseg.__version__} has ({error}): correct it."
+            f"{path}: found {name}, expected a name that liverseg {liverseg.__version__} "
+            f"has ({error}): correct it."
         ) from error
 
 

@@ -36,7 +36,7 @@ def fetch(
         ),
     ] = None,
 ) -> None:
-    """Get trained weights for a bundle from the package that they are published in, with pip; once.
+    """Get trained weights for a bundle from the package that they are published in, with pip, once.
 
     Example: liverseg zoo fetch unet3d_liver
     """
@@ -45,11 +45,13 @@ def fetch(
     folder = _folder(bundle)
     if folder.name != "unet3d_liver" or not (folder / "configs" / "metadata.json").is_file():
         raise InputError(
-            f"{folder}: found no weights to fetch, expected the bundle unet3d_liver: name its folder."
+            f"{folder}: found no weights to fetch, expected the bundle "
+            "unet3d_liver: name its folder."
         )
     models = folder / "models"
     print(
-        f"{models}: {'fetched' if fetch_weights(folder, wheel) else 'already there'}; see {models / 'NOTICE'}"
+        f"{models}: {'fetched' if fetch_weights(folder, wheel) else 'already there'}; see "
+        f"{models / 'NOTICE'}"
     )
 
 
@@ -68,12 +70,15 @@ def distill(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for labels, check.html, dataset.json and the training; distilled/BUNDLE without it."
+            help="Folder for labels, check.html, dataset.json and the training; "
+            "by default distilled/BUNDLE."
         ),
     ] = None,
     leave_out: Annotated[
         list[str] | None,
-        typer.Option(help="A scan whose label is bad, as check.html names it; again for others."),
+        typer.Option(
+            help="A scan whose label is bad, as check.html names it; repeat it for others."
+        ),
     ] = None,
     phantoms: Annotated[int, typer.Option(min=0, help="Phantoms that train as well.")] = 12,
     labels_only: Annotated[
@@ -82,10 +87,11 @@ def distill(
 ) -> None:
     """Train a bundle on scans without labels, with the masks of a trained one.
 
-    First --labels-only: then look at check.html, correct masks in OUT/labels or leave scans out, and call it again,
-    which trains, or goes on with a training of the same labels. Scans under "test" in a dataset.json get masks; those
-    under "training" and "validation" have labels of their own, 1 liver and 2 lesion, and these validate. What is no
-    option here goes to the training.
+    First --labels-only: then look at check.html, correct masks in OUT/labels or leave scans
+    out, and call it again, which trains, or goes on with a training of the same labels. Scans
+    under "test" in a dataset.json get masks; those under "training" and "validation" have
+    their own labels, 1 liver and 2 lesion, and these validate. Options that are not listed
+    here go to the training.
 
     Examples: liverseg zoo distill deeplabv3_liver --scans data/scans --labels-only;
     liverseg zoo distill deeplabv3_liver --scans data/scans --leave-out case7 --max_epochs 200
@@ -125,7 +131,7 @@ def build(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the archive.")] = Path("dist"),
 ) -> None:
-    """Make the self-contained archive of a bundle: its files, its weights if there are any, and the code they need.
+    """Make the archive of a bundle: its files, its weights if there are any, and their code.
 
     Example: liverseg zoo build deeplabv3_liver --out dist/
 
@@ -145,7 +151,7 @@ def build(
     print(
         f"with the weights {', '.join(weights)}"
         if weights
-        else f"no weights, for there are none in {folder / 'models'}"
+        else f"no weights: there are none in {folder / 'models'}"
     )
     if weights and "models/model.pt" not in weights:
         print("no models/model.pt, which MONAI's model zoo and ckpt_export ask for")
@@ -156,7 +162,7 @@ def build(
 def render(
     bundles: Annotated[
         list[str] | None,
-        typer.Argument(help="Bundles in ./bundles, or paths of their folders; all without."),
+        typer.Argument(help="Bundles in ./bundles, or paths of their folders; by default all."),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing, and fail where something would change.")
@@ -181,8 +187,8 @@ def render(
         print(path)
     if check and changed:
         raise InputError(
-            f"{len(changed)} configs: found them other than their sources say, expected the same: change the sources, "
-            "and run liverseg zoo render."
+            f"{len(changed)} configs: found differences from their sources, expected none: change "
+            "the sources, and run liverseg zoo render."
         )
     print(
         "All configs are as their sources say."

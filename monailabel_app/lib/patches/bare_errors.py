@@ -25,13 +25,13 @@ from monailabel.interfaces.exception import (
 )
 
 from lib.store.dicom_server import DicomServerError
-from liverseg.errors import InputError, sentence
+from liverseg.errors import InputError, message
 
 logger = logging.getLogger(__name__)
 
 
 def fix(server: FastAPI) -> None:
-    """Answer errors with `{"detail": message}`, in one sentence.
+    """Answer errors with `{"detail": message}`.
 
     400 for what the user can fix, 404 for an image or a label that is not there, 503 for a DICOM
     server that does not answer, 500 for the rest. All are in the server's log, as OHIF shows none
@@ -66,9 +66,9 @@ def _status(request: Request, error: Exception) -> tuple[int, Any]:
         return 404, f"{error.msg}: see /datastore/?output=all for what is there."
     if isinstance(error, MONAILabelException):
         return 400 if error.error == MONAILabelError.INVALID_INPUT else 500, error.msg
-    message = sentence(error)
-    if message:
-        return 503 if isinstance(error, DicomServerError) else 400, message
+    expected = message(error)
+    if expected:
+        return 503 if isinstance(error, DicomServerError) else 400, expected
     # MONAI wraps what fails in a config in errors that say nothing of it.
     while error.__cause__ is not None:
         error = error.__cause__  # type: ignore[assignment]

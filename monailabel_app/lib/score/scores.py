@@ -27,7 +27,7 @@ from lib.store.dicom_server import DicomServerError
 from lib.store.volumes import grid_of, read_label
 from lib.train.scans import items
 from liverseg.engines import is_of_machine
-from liverseg.errors import InputError, sentence
+from liverseg.errors import InputError, message
 from liverseg.metrics import confusion_matrix, pooled_metrics
 from liverseg.transforms.load import check_same_grid
 
@@ -117,19 +117,19 @@ class Scores(ScoringMethod):
                 result = self.score(image, datastore)
             # A damaged scan may raise anything.
             except Exception as error:
-                message = sentence(error) or f"{type(error).__name__}: {error}".splitlines()[0]
+                reason = message(error) or f"{type(error).__name__}: {error}".splitlines()[0]
                 logger.warning(
-                    "%s of %s: %s", self.name, image, message, exc_info=sentence(error) is None
+                    "%s of %s: %s", self.name, image, reason, exc_info=message(error) is None
                 )
-                failed[image] = message
+                failed[image] = reason
                 # It says nothing of the scan.
                 if (
-                    sentence(error) is None
+                    message(error) is None
                     or isinstance(error, DicomServerError)
                     or is_of_machine(error)
                 ):
                     continue
-                result = {"error": message}
+                result = {"error": reason}
             try:
                 datastore.update_image_info(
                     image, {self.name: {**result, "basis": basis, "ts": time.time()}}

@@ -31,7 +31,7 @@ class DicomServerError(InputError):
 
 
 class DicomServer:
-    """A DICOMweb server that says in one sentence what is wrong, and soon.
+    """A DICOMweb server that says in one message what is wrong, and soon.
 
     All methods raise `DicomServerError` where the server does not answer, and `InputError` where it
     has not, or cannot send, what it was asked for.

@@ -24,7 +24,7 @@ from lib.train.progress import progress
 from lib.train.publishing import publish_if_better
 from lib.train.scans import check_classes, items, patient, read_validation, split
 from liverseg.chain import die_with_parent
-from liverseg.errors import InputError, sentence
+from liverseg.errors import InputError, message
 from liverseg.settings import reference
 from liverseg.versions import (
     RUNNING,
@@ -204,7 +204,7 @@ class Retraining(TrainTask):
                 self._train(version, fine_tunes)
                 version = publish_if_better(folder, version.update(state="evaluating"))
             except Exception as error:
-                reason = sentence(error) or f"{type(error).__name__}: {error}".splitlines()[0]
+                reason = message(error) or f"{type(error).__name__}: {error}".splitlines()[0]
                 find_version(folder, version.name).update(
                     state="failed", reason=reason, end_ts=int(time.time())
                 )
