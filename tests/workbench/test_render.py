@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from liverseg.errors import InputError
 from liverseg.workbench.cli import app
-from liverseg.workbench.zoo.render import render, stale_files, to_json, write_files
+from liverseg.workbench.zoo.json_lines import to_json
+from liverseg.workbench.zoo.render import render, stale_files, write_files
 
 BUNDLES = sorted(path.parent for path in ROOT.glob("bundles/*/bundle.json"))
 BASED_ON_2D = [

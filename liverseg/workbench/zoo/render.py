@@ -28,10 +28,10 @@ from monai.bundle import ConfigParser
 
 from liverseg.errors import InputError
 from liverseg.files import atomic_write, check_writable
+from liverseg.workbench.zoo.json_lines import to_json
 
-WIDTH = 100
 COPIES = {"LICENSE": "LICENSE", "configs/logging.conf": "logging.conf"}
-DOCUMENTS = {"docs/README.md": "README.md.j2", "docs/data_license.txt": "data_license.txt.j2"}
+DOCUMENTS = ("README.md.j2", "data_license.txt.j2")
 
 
 def render(bundle: Path) -> dict[Path, str]:
@@ -52,7 +52,8 @@ def render(bundle: Path) -> dict[Path, str]:
     values |= {"name": bundle.name} | {
         name: configs.get(name, {}) for name in ("metadata", "train", "inference")
     }
-    for name, source in DOCUMENTS.items():
+    for source in DOCUMENTS:
+        name = f"docs/{source.removesuffix('.j2')}"
         texts[name] = _render_document(bundle, source, values)
     return {bundle / name: text for name, text in texts.items()}
 
@@ -79,47 +80,6 @@ def stale_files(bundle: Path) -> list[Path]:
         InputError: as `render`.
     """
     return _stale(render(bundle))
-
-
-def to_json(content: Any, indent: int = 0, used: int = 0) -> str:
-    """Return `content` as JSON in lines of 100 characters, as far as its strings let it.
-
-    A list or dictionary is on one line if it fits; in one that holds no others, lines are filled.
-
-    Args:
-        content: what JSON can hold.
-        indent: of the line where it begins.
-        used: characters before it on that line, after the indent.
-    """
-    line = json.dumps(content, ensure_ascii=False)
-    fits = indent > 0 and indent + used + len(line) < WIDTH
-    if not isinstance(content, (dict, list)) or not content or fits:
-        return line
-    inner = " " * (indent + 4)
-    if isinstance(content, dict):
-        keys = [f"{json.dumps(key, ensure_ascii=False)}: " for key in content]
-        values = list(content.values())
-    else:
-        keys, values = [""] * len(content), content
-    parts = [
-        key + to_json(value, indent + 4, len(key)) for key, value in zip(keys, values, strict=True)
-    ]
-    if indent and not any(isinstance(value, dict) for value in values):
-        parts = _fill(parts, WIDTH - indent - 4)
-    opening, closing = "{}" if isinstance(content, dict) else "[]"
-    body = ",\n".join(inner + part for part in parts)
-    return f"{opening}\n{body}\n{' ' * indent}{closing}" + ("" if indent else "\n")
-
-
-def _fill(parts: list[str], width: int) -> list[str]:
-    """Join parts with commas to lines that are no longer than `width` with the comma at their end."""
-    lines = parts[:1]
-    for part in parts[1:]:
-        if len(lines[-1]) + len(part) + 3 > width:
-            lines.append(part)
-        else:
-            lines[-1] += f", {part}"
-    return lines
 
 
 def _stale(texts: dict[Path, str]) -> list[Path]:
