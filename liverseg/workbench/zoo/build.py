@@ -17,7 +17,7 @@ from liverseg.files import atomic_write, check_writable
 from liverseg.io.paths import absolute, is_hidden
 from liverseg.networks.weights import read_state_dict
 from liverseg.versions import model_files
-from liverseg.workbench.zoo.render import to_json
+from liverseg.workbench.zoo.json_lines import to_json
 
 PACKAGE = Path(liverseg.__file__).parent
 # What MONAI's schema of metadata.json requires.

@@ -168,11 +168,11 @@ def render(
         bool, typer.Option("--check", help="Write nothing, and fail where something would change.")
     ] = False,
 ) -> None:
-    """Write bundles' configs from their sources, bundles/_shared/*.json and each bundle.json.
+    """Write bundles' configs and documents from their sources, in bundles/_shared and each bundle.
 
     Examples: liverseg zoo render; liverseg zoo render unet_liver; liverseg zoo render --check
     """
-    from liverseg.workbench.zoo.render import stale_configs, write_configs
+    from liverseg.workbench.zoo.render import stale_files, write_files
 
     folders = [absolute(_folder(name)) for name in bundles or []]
     folders = folders or [path.parent for path in sorted(Path("bundles").glob("*/bundle.json"))]
@@ -181,19 +181,17 @@ def render(
             "bundles: found no */bundle.json in it: call this from the folder that holds it."
         )
     changed = [
-        path for folder in folders for path in (stale_configs if check else write_configs)(folder)
+        path for folder in folders for path in (stale_files if check else write_files)(folder)
     ]
     for path in changed:
         print(path)
     if check and changed:
         raise InputError(
-            f"{len(changed)} configs: found differences from their sources, expected none: change "
-            "the sources, and run liverseg zoo render."
+            f"{len(changed)} files: found differences from their sources, expected none: change the "
+            "sources, and run liverseg zoo render."
         )
     print(
-        "All configs are as their sources say."
-        if not changed
-        else f"{len(changed)} configs written."
+        "All files are as their sources say." if not changed else f"{len(changed)} files written."
     )
 
 
