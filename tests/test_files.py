@@ -35,7 +35,7 @@ def test_when_the_disk_is_full_the_old_file_stays(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"old")
     with (
         full_disk(1000),
-        pytest.raises(InputError, match=r"a\.txt: could not be saved \(File too large\).* is kept"),
+        pytest.raises(InputError, match=r"a\.txt: could not be saved \(File too large\).* stays"),
         atomic_write(tmp_path / "a.txt") as file,
     ):
         file.write(bytes(10_000))

@@ -416,7 +416,7 @@ def test_a_full_disk_loses_nothing(tmp_path):
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
     with (
         full_disk(100),
-        pytest.raises(InputError, match=r"(model|checkpoint)\.pt: could not be saved .* is kept"),
+        pytest.raises(InputError, match=r"(model|checkpoint)\.pt: could not be saved .* stays"),
     ):
         Run(tmp_path, [0.9], learning_rate=0.2).run()
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before

@@ -111,7 +111,7 @@ def test_a_value_without_a_name_is_broken(tmp_path):
     assert found.broken == ["the label holds -1, 7, 255, which names no class of this data set"]
     label[0, 0, :10] = range(300, 310)
     found = judged(tmp_path, scan.image, label, scan.affine)
-    assert "holds 300, 301, 302, 303, 304 and 5 others, which stands" in found.broken[0]
+    assert "holds 300, 301, 302, 303, 304 and 5 others, which names" in found.broken[0]
 
 
 @pytest.mark.parametrize("factor", [0.9999999, 1.0000001])
