@@ -26,7 +26,7 @@ class ImageIsTheAnswer(torch.nn.Module):
 
 
 class Fails:
-    """A postprocessing or inferer that fails for the scans with this many slices, before it does its own."""
+    """A postprocessing or inferer that fails for the scans with this many slices."""
 
     def __init__(self, error: Exception, slices: tuple[int, ...], then=lambda x, *_: x):
         self.error, self.slices, self.then = error, slices, then

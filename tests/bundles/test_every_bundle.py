@@ -1,4 +1,4 @@
-"""The bundles train, evaluate and infer with their other networks and losses, and those of several networks by stages.
+"""The bundles train, evaluate and infer with their other networks, losses and stages.
 
 What their READMEs name first is run in `test_archives.py`.
 """
@@ -122,7 +122,8 @@ def test_liver_and_lesion_networks_are_trained_one_after_the_other(name, dataset
         assert found.returncode == 0, found.stderr[-3000:]
         return found.stdout
 
-    # The liver is done, the lesions come to the first of two epochs; `--resume true` begins what is not begun.
+    # The liver is done, the lesions come to the first of two epochs; `--resume true` begins what is
+    # not begun.
     train("training", stage="liver", max_epochs=2)
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["liver"]
     train("run", stage="lesion", max_epochs=1)

@@ -34,8 +34,9 @@ ABDOMEN = (
     "gallbladder",
     "pancreas",
 )
-# What two processes compute as one does: a loss that is a mean over scans (Dice of each, not of the batch) and no batch
-# norm. The seed decides the first weights and the patients; a crop is the whole scan, and nothing is augmented.
+# What two processes compute as one does: a loss that is a mean over scans (Dice of each, not of the
+# batch) and no batch norm. The seed decides the first weights and the patients; a crop is the whole
+# scan, and nothing is augmented.
 SETTINGS = {
     "fold": 1,
     "classes": {name: [value] if value < 3 else [] for value, name in enumerate(ABDOMEN)},
@@ -67,7 +68,7 @@ def history(folder: Path) -> list[dict[str, str]]:
 
 
 def files(folder: Path) -> collections.Counter[str]:
-    """What was written, by name; TensorBoard's without host and process, and pictures by their folder.
+    """Return what was written, by name, without the names of host, process and picture.
 
     The first process draws the scans that it validates itself, which are fewer.
     """

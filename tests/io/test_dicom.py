@@ -23,7 +23,7 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 
 def affine_of(row, column, spacing=SPACING, origin=(-31.25, 12.5, 40.0), step=None) -> np.ndarray:
-    """From (column, row, slice) to RAS mm: what NIfTI says of a series with these directions in LPS."""
+    """Map (column, row, slice) to RAS mm, for a series with these directions in LPS."""
     row, column = (np.array(axis) / np.linalg.norm(axis) for axis in (row, column))
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = row * spacing[0], column * spacing[1]
@@ -137,7 +137,7 @@ def test_a_gap_near_an_end_is_refused(tmp_path, end):
 
 
 def thinned(folder: Path, every: int = 2, **tags) -> Path:
-    """Write every second slice alone, or every third, numbered as they were; a tag of None is left out."""
+    """Write every second or third slice, with its own number; a tag of None is left out."""
 
     def numbered(dataset, k):
         dataset.InstanceNumber = k + 1
@@ -394,7 +394,8 @@ def test_a_series_whose_files_lie_in_several_folders(tmp_path):
     assert_is(tmp_path / "spread")
     (series,) = find_series(tmp_path)[0]
     assert series.path == str(tmp_path / "spread")
-    # With another beside it, nothing names it but the folder, which is refused rather than read by half.
+    # With another beside it, nothing names it but the folder, which is refused rather than read by
+    # half.
     write(tmp_path / "spread" / "D0", SeriesInstanceUID="1.2.4")
     assert str(tmp_path / "spread") in {each.path for each in find_series(tmp_path)[0]}
     assert "2 series in it" in refusal(tmp_path / "spread")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 import requests
 from helpers.bundle_runs import AFFINE, save
 from helpers.label_bundles import copy_app, serve
-from helpers.waiting import wait_until
+from helpers.waiting import SECONDS, wait_until
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from monailabel.client import MONAILabelClient
@@ -81,9 +80,9 @@ def test_a_killed_server_has_every_acknowledged_label_whole(tmp_path):
             watching = threads.submit(watch, stop)
             try:
                 wait_until(lambda wanted=SAVES_PER_KILL * (kill + 1): len(saves) >= wanted)
-                time.sleep(draw.uniform(0, 0.3))
+                stop.wait(draw.uniform(0, 0.3))
                 server.process.kill()
-                server.process.wait()
+                server.process.wait(SECONDS)
             finally:
                 stop.set()
             watching.result()

@@ -1,4 +1,4 @@
-"""Retraining: the loop as 3D Slicer runs it through MONAI Label's client, and what it learns from."""
+"""Retraining as 3D Slicer runs it through MONAI Label's client, and what it learns from."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ KINDS = ["BINARY", "FRACTIONAL", "LABELMAP"]
 
 
 def blobs() -> dict[str, np.ndarray]:
-    """Three segments that touch, on four of five slices, with single voxels: no flip goes unseen."""
+    """Three touching segments on four of five slices, with single voxels: any flip shows."""
     label = np.zeros(SHAPE, int)
     label[1:6, 1:4, 1:4] = 1
     label[3:5, 2:4, 2:4] = 2

@@ -84,7 +84,7 @@ def test_an_address_of_another_machine_is_refused(tmp_path):
 
 @pytest.fixture
 def started(tmp_path, monkeypatch):
-    """What `liverseg serve` starts and prints, for an app with the bundle unet3d_liver beside it."""
+    """Return what `liverseg serve` starts and prints, for an app beside the bundle unet3d_liver."""
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "main.py").touch()
     for name in ("unet3d_liver", "unet_liver", "fcn_liver"):

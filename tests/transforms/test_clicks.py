@@ -25,7 +25,7 @@ def cube(shape, centre, radius) -> np.ndarray:
 
 
 def errors() -> tuple[torch.Tensor, torch.Tensor]:
-    """Cubes: a liver missed around (5, 6, 7), a smaller lesion around (15, 4, 4), a larger piece of background."""
+    """Cubes: a missed liver around (5, 6, 7), a smaller lesion around (15, 4, 4), a false liver."""
     label, found = np.zeros((20, 21, 22), np.uint8), np.zeros((20, 21, 22), np.uint8)
     label[cube(label.shape, (5, 6, 7), 2)] = 1
     label[cube(label.shape, (15, 4, 4), 1)] = 2

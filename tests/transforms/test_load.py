@@ -95,7 +95,10 @@ def test_bad_files_are_named_in_one_sentence(tmp_path, write_nifti, case, words)
     assert "\n" not in message
 
 
-LABEL_OFF = r"l\.nii\.gz: its grid is not that of .*i\.nii\.gz \(.*\): draw or export it on that scan, or resample"
+LABEL_OFF = (
+    r"l\.nii\.gz: its grid is not that of .*i\.nii\.gz \(.*\): draw or export it on that scan, "
+    "or resample"
+)
 
 
 def load_pair(write_nifti, image_affine, label_affine, shape=(4, 4, 4), label_shape=None):

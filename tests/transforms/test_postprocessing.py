@@ -30,7 +30,7 @@ PAIRS = {
 
 
 def blobs(shape, seed, sigma=2.5, share=0.5):
-    """Smooth random regions that touch each other and the border, with speckle in and around them."""
+    """Draw smooth random regions that touch each other and the border, with speckle around them."""
     generator = np.random.default_rng(seed)
     smooth = ndimage.gaussian_filter(generator.normal(size=shape), sigma)
     mask = smooth > np.quantile(smooth, 1 - share)

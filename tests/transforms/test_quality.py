@@ -1,4 +1,4 @@
-"""Each flag on a body whose liver is drawn, stored in many ways, against what NumPy and SciPy say of the drawing."""
+"""Each flag on a body with a drawn liver, stored in many ways, against NumPy and SciPy."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def drawn(*boxes, value: int = 1) -> np.ndarray:
 
 
 def with_voxels(count: int) -> np.ndarray:
-    """A mask of so many voxels, in one piece around the liver's place, away from the first and the last slice."""
+    """A mask of this many voxels around the liver's place, in one piece, not on the end slices."""
     order = np.zeros(SHAPE, bool)
     order[32:70, 2:54, 5:55] = True
     mask = np.zeros(SHAPE, np.uint8)
@@ -57,7 +57,7 @@ def with_voxels(count: int) -> np.ndarray:
 def flags(
     path: str, image: np.ndarray, mask: np.ndarray, affine=AFFINE, modality="ct", names=LIVER_ONLY
 ):
-    """As a bundle's `inference.json` does it, from the file to the mask on the file's grid, but for the network."""
+    """Run a bundle's `inference.json` without the network, from the file to the final mask."""
     nib.save(nib.Nifti1Image(image, affine), path)
     load = Compose(
         [
@@ -211,7 +211,7 @@ def test_lobes_that_the_scan_cuts_apart_are_one(judge, places, pieces):
 
 
 def test_fine_voxels_are_looked_at_in_blocks(tmp_path):
-    """A gap of less than a block joins what lies on both sides of it; none of the volume is lost."""
+    """A gap of less than a block joins the parts on both sides; no volume is lost."""
     affine = np.diag([1.0, 1.0, 1.5, 1.0])
     mask = np.zeros((151, 133, 70), np.uint8)
     mask[80:140, 30:110, 10:65] = 1  # 396 ml

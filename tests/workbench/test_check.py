@@ -174,8 +174,8 @@ def test_spacing_in_metres_is_broken(tmp_path):
         tmp_path, scan.image, scan.labels, scan.affine / 1000 + np.diag([0, 0, 0, 0.999])
     )
     assert (
-        "the spacing is 0.007×0.007×0.0095 mm, expected 0.1 to 20 mm: the header is not in mm but seems to be in metres"
-        in found.broken[0]
+        "the spacing is 0.007×0.007×0.0095 mm, expected 0.1 to 20 mm: the header is not in mm but "
+        "seems to be in metres" in found.broken[0]
     )
 
 

@@ -186,7 +186,8 @@ def test_a_corrected_mask_is_kept_and_labels_that_are_given_validate(teacher, tm
     corrected = np.zeros_like(own)
     corrected[20:28, 20:28, 2:5] = 1
     save(by_patient["scan0"], corrected)
-    # Without validation, the labels that are given have folds; that of the teacher's masks is none of these.
+    # Without validation, the labels that are given have folds; that of the teacher's masks is none
+    # of these.
     del items["validation"]
     (scans / "dataset.json").write_text(json.dumps(items))
     distil(teacher, scans, out, "--labels-only")

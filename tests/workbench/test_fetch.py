@@ -130,8 +130,7 @@ def test_what_cannot_be_had_is_said_in_one_sentence(bundle, networks, index, tmp
     wrong = {
         None: r"pyliverlesionseg 0\.3: pip could not download it .*: look at the network",
         half: r"half\.whl: found sha256 .* expected .* no whole one, so download it again",
-        tmp_path
-        / "none.whl": r"none\.whl: No such file or directory, expected the wheel of pyliverlesionseg",
+        wheel: rf"{wheel.name}: No such file or directory, expected the wheel of pyliverlesionseg",
     }
     for given, sentence in wrong.items():
         with pytest.raises(InputError, match=sentence) as raised:

@@ -49,7 +49,7 @@ class Kept:
     options: Mapping[str, Any]
 
     def regions(self, names: Collection[str], regions: Sequence[Box]) -> list[NDArray[np.float32]]:
-        """The sum of the probabilities of some of the bundle's labels, 0 to 1, in boxes of the scan's own grid."""
+        """Return the summed probabilities of some labels, 0 to 1, in boxes of the scan's grid."""
         totals = [
             np.zeros([part.stop - part.start for part in region], np.int32) for region in regions
         ]
@@ -77,7 +77,7 @@ class Kept:
 
 
 class ProbabilityStore:
-    """A folder of them: one file for each bundle and scan, for all processes of the server, bounded in size.
+    """A folder of probabilities, limited in size: one file for each bundle and scan.
 
     Args:
         folder: is made when there is something to keep.
@@ -100,7 +100,7 @@ class ProbabilityStore:
     def watch(
         self, bundle: Bundle, scan: str, options: Mapping[str, Any]
     ) -> Callable[[SupervisedEvaluator], None] | None:
-        """What keeps the probabilities of a run, when it sees the evaluator before; None if the bundle gives none.
+        """Return what keeps the probabilities of a run; None for a bundle that gives none.
 
         Args:
             bundle: that runs with the weights in use.
@@ -109,7 +109,8 @@ class ProbabilityStore:
         """
         if not gives_probabilities(bundle):
             return None
-        # Before the weights are read: newer ones than these are found out, the other way round they are not.
+        # Before the weights are read: newer ones than these are found out, the other way round they
+        # are not.
         basis = json.dumps({"fingerprint": bundle.fingerprint(), "options": dict(options)})
 
         def watch(evaluator: SupervisedEvaluator) -> None:
