@@ -5,10 +5,10 @@ python benchmarks/active_learning.py --work build/from_start --out build/from_st
     --start 8 --steps 60
 
 Synthetic CT, of which most are in the portal phase and few in the others, as in a hospital's
-archive; held-out scans are in all three alike. For each seed there are other patients, and a small
+archive; test scans are in all three alike. For each seed there are other patients, and a small
 U-Net of `unet_liver` starts from one labelled scan. Then, again and again: the app scores the
 unlabelled scans and chooses one, the oracle gives its label, and the network is trained anew on all
-labels. A curve is the mean Dice of the liver in the held-out scans by the number of labels.
+labels. A curve is the mean Dice of the liver in the test scans by the number of labels.
 
 With `--start` the network has learnt the portal phase before, on scans of its own: the strategies
 choose the first scan as well, and each training goes on from that start with all labels, at a tenth
@@ -58,7 +58,7 @@ SETTINGS = {
     "spacing": [-1, -1, -1],
     "sw_batch_size": 16,
     "amp": False,
-    # On voxels of this size, cleaning would leave nothing to disagree on.
+    # On voxels of this size, postprocessing would leave nothing to disagree on.
     "postprocessing": "@postprocessings#none",
 }
 
@@ -321,7 +321,7 @@ def plot(curves: Mapping[str, Sequence[Sequence[float]]], file: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel="labelled scans", ylabel="Dice of the liver in held-out scans")
+    axes = figure.add_subplot(xlabel="labelled scans", ylabel="Dice of the liver in test scans")
     for shift, (name, values) in enumerate(curves.items()):
         labels = np.arange(1, len(values[0]) + 1)
         (line,) = axes.plot(labels, np.mean(values, axis=0), label=name)

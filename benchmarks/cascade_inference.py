@@ -109,9 +109,11 @@ def segment(scan: Path, labels: np.ndarray) -> tuple[dict[str, float], dict[str,
         return torch.linalg.solve(affine, corner.double())[:3, 3].round().int().tolist()
 
     for number, make in enumerate(inferer.localise.values(), start=1):
-        cleaning = make.keywords["postprocessing"]
-        make.keywords["postprocessing"] = lambda item, target=number, cleaning=cleaning: cleaning(
-            {**item, "localised": found(target, item, "image")}
+        postprocessing = make.keywords["postprocessing"]
+        make.keywords["postprocessing"] = (
+            lambda item, target=number, postprocessing=postprocessing: postprocessing(
+                {**item, "localised": found(target, item, "image")}
+            )
         )
     inferer.liver_postprocessing = lambda mask: found(1, {"mask": mask}, "mask")
 

@@ -6,7 +6,7 @@ python benchmarks/fine_tuning.py --work build/retraining
 scans: with two of CT, for which it is good, and with four of MR, for which it is bad. Data,
 network, loss and inferer are the bundle's; each variant has a learning rate, which falls to 0
 (polynomially, power 0.9), a number of steps over which it rises before, and batch norms that keep
-their running statistics or not. Dice is that of the liver in held-out scans.
+their running statistics or not. Dice is that of the liver in test scans.
 """
 
 from __future__ import annotations

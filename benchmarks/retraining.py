@@ -7,7 +7,7 @@ Called again, it goes on with what is not in `retraining.json` yet.
 The start is `deeplabv3_liver`, trained on synthetic CT of 3 mm as `make demo` does it. For each
 seed there are other patients: labelled scans of the same kind, for which the start is good, or
 synthetic MR scans, for which it is bad. The app retrains with its defaults on 2, 4 and 8 of them
-and three that validate, and publishes or not. Dice is that of the liver in six held-out scans, the
+and three that validate, and publishes or not. Dice is that of the liver in six test scans, the
 mean over them.
 """
 
@@ -129,7 +129,7 @@ def retrain(
 
     Returns:
         `before`, `after` (the training) and `in_use` (after the decision), each the Dice in the
-        held-out scans, and the `reason` of the decision.
+        test scans, and the `reason` of the decision.
     """
     shutil.rmtree(folder, ignore_errors=True)
     bundle = folder / BUNDLE.name

@@ -132,7 +132,7 @@ def test_another_id_may_run_a_stage(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "shown"),
     [
         (
             {"stage": "tuning"},
@@ -149,10 +149,10 @@ def test_another_id_may_run_a_stage(tmp_path):
         ),
     ],
 )
-def test_an_unknown_value_is_refused_before_anything_runs(tmp_path, given, said):
+def test_an_unknown_value_is_refused_before_anything_runs(tmp_path, given, shown):
     with pytest.raises(RuntimeError) as error:
         run_bundle("training", config_file="train.json", **given)
-    assert sentence(error.value).startswith(said)
+    assert sentence(error.value).startswith(shown)
     assert calls(tmp_path) == []
 
 
@@ -171,9 +171,9 @@ def test_torchrun_is_told_to_run_one_network(tmp_path, monkeypatch, alias, run_i
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError) as error:
         run_bundle(alias, config_file="train.json")
-    said = f"{alias}: found 2 processes of torchrun, expected one: "
-    said += "run one network at a time under torchrun, with the id"
-    assert sentence(error.value) == f"{said} `{run_id}`."
+    shown = f"{alias}: found 2 processes of torchrun, expected one: "
+    shown += "run one network at a time under torchrun, with the id"
+    assert sentence(error.value) == f"{shown} `{run_id}`."
     assert calls(tmp_path) == []
 
 
@@ -183,8 +183,8 @@ def test_outside_monais_workflows_the_way_to_run_one_network_is_named(tmp_path):
         ("iterate", "rounds", lambda: run_stages(STAGES, "iterate", "rounds")),
         ("rounds", "run", lambda: run_rounds(3, tmp_path / "models")),
     ]:
-        message = f"{alias}: found another program than MONAI's .*run the id `{run_id}`"
-        with pytest.raises(InputError, match=message):
+        wrong = f"{alias}: found another program than MONAI's .*run the id `{run_id}`"
+        with pytest.raises(InputError, match=wrong):
             chain()
 
 

@@ -146,7 +146,7 @@ def test_there_may_be_a_path_for_each_of_several_networks(typed):
     assert typed(*TRAIN, "--load_pretrain", str(paths))["load_pretrain"] == paths
 
 
-def test_a_path_may_be_said_by_the_config(typed):
+def test_a_path_may_be_given_by_the_config(typed):
     assert (
         typed(*TRAIN, "--output_dir", "$@dataset_dir + '/x'", "--dataset_dir", "7")["output_dir"]
         == "7/x"
@@ -194,7 +194,7 @@ def test_short_and_other_forms_mean_what_they_say(typed, words, key, meaning):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "shown"),
     [
         (
             "--modalty mr",
@@ -264,10 +264,10 @@ def test_short_and_other_forms_mean_what_they_say(typed, words, key, meaning):
         ),
     ],
 )
-def test_what_cannot_be_meant_is_refused_in_a_sentence(typed, words, said):
+def test_a_wrong_command_line_is_refused_with_a_message(typed, words, shown):
     found = typed(*TRAIN, *words.split())
     assert isinstance(found, str), found
-    assert re.match(said, found), found
+    assert re.match(shown, found), found
     assert found.endswith(".")
 
 

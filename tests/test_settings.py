@@ -69,7 +69,7 @@ def test_what_a_value_means(name, value, meaning):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "shown"),
     [
         (
             "spatial_size",
@@ -107,8 +107,8 @@ def test_what_a_value_means(name, value, meaning):
         ("ckpt_path", ["a.pt"], "expected a path"),
     ],
 )
-def test_what_no_setting_can_be(name, value, said):
-    with pytest.raises(InputError, match=f"^{name}: .*{said}"):
+def test_what_no_setting_can_be(name, value, shown):
+    with pytest.raises(InputError, match=f"^{name}: .*{shown}"):
         read(name, value)
 
 

@@ -34,7 +34,7 @@ def error_line(run) -> str:
     return line
 
 
-def test_the_command_line_ends_with_the_sentence(tmp_path):
+def test_the_command_line_ends_with_the_message(tmp_path):
     run = monai_bundle(
         "run", "training", "--config_file", TRAIN, cwd=tmp_path, bundle_root="2024", device="cuda:7"
     )

@@ -119,7 +119,7 @@ def test_what_segments_is_part_of_what_is_checked_and_exported():
         ({"plane": "oblique"}, "plane: found 'oblique', expected one of axial, coronal, sagittal"),
     ],
 )
-def test_an_unknown_stage_or_plane_is_one_sentence(tmp_path, monkeypatch, setting, words):
+def test_an_unknown_stage_or_plane_is_one_message(tmp_path, monkeypatch, setting, words):
     monkeypatch.chdir(tmp_path)
     arguments = ["run", "--config_file", CONFIGS / "train.json"]
     with pytest.raises(RuntimeError) as error:

@@ -120,7 +120,7 @@ def test_without_clicks_the_mode_is_automatic(painter, tmp_path):
         ({"liver": 5}, ["clicks", "5 for liver", "three numbers"]),
     ],
 )
-def test_clicks_that_mean_nothing_end_with_a_sentence(clicks, words, painter, tmp_path):
+def test_clicks_that_mean_nothing_end_with_a_message(clicks, words, painter, tmp_path):
     save(tmp_path / "scan.nii.gz", np.zeros((20, 20, 20), np.int16))
     with pytest.raises(Exception) as error:
         segment(tmp_path / "out", tmp_path / "scan.nii.gz", clicks=clicks, **painter)
@@ -129,7 +129,7 @@ def test_clicks_that_mean_nothing_end_with_a_sentence(clicks, words, painter, tm
     assert all(word in found for word in words), found
 
 
-def test_clicks_for_several_scans_end_with_a_sentence(painter, tmp_path):
+def test_clicks_for_several_scans_end_with_a_message(painter, tmp_path):
     for name in ("a", "b"):
         save(tmp_path / f"{name}.nii.gz", np.zeros((20, 20, 20), np.int16))
     with pytest.raises(Exception) as error:

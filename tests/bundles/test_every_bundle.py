@@ -129,9 +129,9 @@ def test_liver_and_lesion_networks_are_trained_one_after_the_other(name, dataset
     train("run", stage="lesion", max_epochs=1)
     done = [tmp_path / "models" / "liver" / name for name in ("model.pt", "checkpoint.pt")]
     before = [path.stat().st_mtime_ns for path in done]
-    said = train("training", max_epochs=2)
+    shown = train("training", max_epochs=2)
     assert [path.stat().st_mtime_ns for path in done] == before
-    assert "Resuming after epoch 1 from" in said
+    assert "Resuming after epoch 1 from" in shown
     for stage in ("liver", "lesion"):
         lines = (tmp_path / "eval" / stage / "history.csv").read_text().splitlines()
         assert [line.partition(",")[0] for line in lines] == ["epoch", "1", "2"]

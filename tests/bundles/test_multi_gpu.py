@@ -143,11 +143,11 @@ def test_a_killed_process_ends_both_machines_and_the_training_goes_on(scans, tmp
 
     done = torch.load(checkpoint, weights_only=True)["epoch"]
     nodes = start(max_epochs=done + 2, resume=True)
-    (said, errors), (other, _) = end(nodes)
+    (shown, errors), (other, _) = end(nodes)
     assert [node.returncode for node in nodes] == [0, 0], errors[-3000:]
-    assert f"Resuming after epoch {done}" in said
+    assert f"Resuming after epoch {done}" in shown
     assert f"Resuming after epoch {done}" in other
-    assert json.loads(said.splitlines()[-1])["epochs"] == done + 2
+    assert json.loads(shown.splitlines()[-1])["epochs"] == done + 2
     assert [int(row["epoch"]) for row in history(tmp_path)] == list(range(1, done + 3))
 
 

@@ -340,12 +340,12 @@ def test_each_scan_of_a_batch_has_its_own_liver_and_one_without_is_empty(caplog)
         )
     for index, scan in enumerate(scans):
         assert np.array_equal(labels[index, 0], (scan > LIVER) * (1 + (scan > LESION)))
-    said = [
+    shown = [
         record.getMessage()
         for record in caplog.records
         if record.name == "liverseg.inferers.cascade"
     ]
-    assert said == ["1.nii: no liver found, so its mask is empty."]
+    assert shown == ["1.nii: no liver found, so its mask is empty."]
 
 
 def test_where_no_liver_is_localised_none_is_tuned(caplog):

@@ -211,7 +211,7 @@ def test_an_enhanced_file_that_lacks_every_other_frame(tmp_path):
     assert "5.00 mm apart, but SpacingBetweenSlices is 2.50 mm" in warning
 
 
-def test_a_tiny_drift_is_said_in_mm(tmp_path):
+def test_a_tiny_drift_is_reported_in_mm(tmp_path):
     def drifting(dataset, k):
         dataset.ImagePositionPatient = [-31.25 + 0.04 * k, 12.5, 40 + 50 * k]
 
@@ -519,16 +519,16 @@ def test_parts_of_a_scan_that_follow_each_other_are_one_volume(tmp_path, modalit
 
 
 @pytest.mark.parametrize(
-    ("tag", "values", "said"),
+    ("tag", "values", "shown"),
     [("AcquisitionNumber", (1, 2), True), ("AcquisitionTime", ("100000", "100030"), False)],
 )
-def test_slices_of_mri_may_be_taken_in_turns(tmp_path, tag, values, said):
+def test_slices_of_mri_may_be_taken_in_turns(tmp_path, tag, values, shown):
     two_phases(tmp_path, 1.25, tag, values, Modality="MR")
     volume = read_volume(str(tmp_path))
     assert volume.array.shape == (8, 9, 12)
     assert [
         "take turns between 2 values of AcquisitionNumber" in warning for warning in volume.warnings
-    ] == [True] * said
+    ] == [True] * shown
 
 
 def test_echoes_and_parts_of_a_dixon_series(tmp_path):
@@ -759,9 +759,9 @@ def test_padding_is_as_dark_as_the_darkest_voxel(tmp_path, padding):
 
 
 @pytest.mark.parametrize(
-    ("modality", "intercept", "said"), [("CT", 0, True), ("CT", -1024, False), ("MR", 0, False)]
+    ("modality", "intercept", "shown"), [("CT", 0, True), ("CT", -1024, False), ("MR", 0, False)]
 )
-def test_padding_of_a_ct_that_is_stored_as_tissue_is_said(tmp_path, modality, intercept, said):
+def test_padding_of_a_ct_that_is_stored_as_tissue_is_said(tmp_path, modality, intercept, shown):
     hu = np.clip(ARRAY, -1000, 1000)
     hu[2:4, :, 1:3] = 0
 
@@ -777,13 +777,13 @@ def test_padding_of_a_ct_that_is_stored_as_tissue_is_said(tmp_path, modality, in
         Modality=modality,
     )
     warnings = read_volume(str(tmp_path)).warnings
-    if said:
+    if shown:
         assert (
             f"{(hu == 0).sum()} voxels of 0 HU are marked as padding (PixelPaddingValue)"
             in warnings[0]
         )
         assert f"were read as {hu.min()} HU" in warnings[0]
-    assert len(warnings) == said
+    assert len(warnings) == shown
 
 
 def write_raw(file: Path, keyword: str, kind: str, value: bytes) -> None:

@@ -265,7 +265,7 @@ def of_another_type(segmentation):
         *product([side_by_side], ["BINARY", "FRACTIONAL"]),
     ],
 )
-def test_what_cannot_be_read_right_is_refused_in_one_sentence(tmp_path, spoil, kind):
+def test_what_cannot_be_read_right_is_refused_in_one_message(tmp_path, spoil, kind):
     segmentation = make_segmentation(blobs(), kind)
     spoil(segmentation)
     with pytest.raises(

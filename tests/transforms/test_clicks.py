@@ -157,7 +157,7 @@ def test_clicks_are_kept_in_mm_with_their_class():
         ("liver", ["'liver'", "positions by class"]),
     ],
 )
-def test_clicks_that_mean_nothing_are_refused_in_a_sentence(clicks, words):
+def test_clicks_that_mean_nothing_are_refused_in_a_message(clicks, words):
     with pytest.raises(InputError) as error:
         AddClicksd(keys="image", clicks=clicks, classes=CLASSES)({"image": scan()})
     assert all(word in str(error.value) for word in words), error.value

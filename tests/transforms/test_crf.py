@@ -329,7 +329,7 @@ IMAGE = np.zeros((1, 5, 4, 3), np.float32)
         ),
     ],
 )
-def test_bad_input_gets_a_sentence(pred, image, sentence):
+def test_bad_input_gets_a_message(pred, image, sentence):
     data = {"pred": tensor(pred), "image": tensor(image)}
     with pytest.raises(InputError, match=sentence):
         DenseCRFd("pred")(data)
@@ -340,7 +340,7 @@ def test_millimetres_need_an_affine():
         DenseCRF()(torch.tensor(LABELS), tensor(IMAGE))
 
 
-def test_a_missing_image_gets_a_sentence():
+def test_a_missing_image_gets_a_message():
     with pytest.raises(InputError, match=r"image_key: found no 'image' among \['ct', 'pred'\]"):
         DenseCRFd("pred")({"pred": tensor(LABELS), "ct": tensor(IMAGE)})
 
@@ -360,7 +360,7 @@ def test_a_missing_image_gets_a_sentence():
     ],
     ids=str,
 )
-def test_arguments_out_of_range_get_a_sentence(argument):
+def test_arguments_out_of_range_get_a_message(argument):
     (name,) = argument
     with pytest.raises(InputError, match=f"{name}: found .*, expected"):
         DenseCRF(**argument)

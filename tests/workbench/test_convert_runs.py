@@ -157,7 +157,7 @@ def test_broken_cases_are_named_and_left_out(tmp_path, broken_lits):
         assert f'<section class="case broken" id="{name}">' in page
     assert found["lits-0"]["verdict"] == "ok"
 
-    # A case that was mended is taken up by the next run.
+    # The next run takes up a case that was fixed.
     _, label, affine = trees.pair(0, "LAS")
     trees.save(root / "segmentation-8.nii", label, affine)
     with pytest.raises(InputError, match="6 of 9 cases are broken"):

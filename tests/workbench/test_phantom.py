@@ -228,7 +228,7 @@ def test_smooth_field_reproduces_a_linear_ramp():
         ({"noise_sd": -2.0}, "noise_sd: found -2.0"),
     ],
 )
-def test_bad_arguments_get_one_sentence(arguments, message):
+def test_bad_arguments_get_one_message(arguments, message):
     with pytest.raises(InputError) as caught:
         make_phantom(**{"seed": 0, **arguments})
     assert message in str(caught.value)

@@ -392,7 +392,7 @@ def test_literal_is_what_python_reads():
         ),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_runs(folder, changes, sentence):
+def test_a_wrong_study_is_refused_before_anything_runs(folder, changes, sentence):
     with pytest.raises(InputError, match=sentence):
         plan_of(folder, **changes)
 
@@ -480,8 +480,8 @@ def test_every_table_of_the_papers_has_a_number_or_null_in_every_place():
     for table in papers.values():
         assert list(table["paper"]) == list(table["rows"])
         assert {len(numbers) for numbers in table["paper"].values()} == {len(table["columns"])}
-    # Paper B's averages are those of the rows above them, uniclass with the background of .99 that
-    # Table 4 leaves out.
+    # The averages of Furtado n.d. are those of the rows above them, uniclass with the background of
+    # .99 that Table 4 leaves out.
     for name, column in (("B1", 0), ("B1", 1), ("B3", 3), ("B4", 3), ("B4", 5)):
         numbers = [papers[name]["paper"][row][column] for row in papers["B1"]["rows"]]
         values = [0.99 if value is None else value for value in numbers[:-1]]

@@ -197,27 +197,25 @@ def test_calibration_goes_on_where_it_stopped(tmp_path):
     assert best == max(complete, key=lambda alpha: complete[alpha])
     assert (out / "plots" / "calibrate_ct_DeepLab_liver_iou_xy_iou_xy_alpha.png").is_file()
 
-    # What it says to type is a command that trains: as in the log, with the whole loss in place of
-    # its name.
-    said = shlex.split(
-        next(
-            line for line in console.export_text().splitlines() if line.startswith("As one value:")
-        )
-    )
-    command = shlex.split(
-        (cell / "training.log").read_text().splitlines()[0].removeprefix("$ python")
-    )
+    train_as_printed(console.export_text(), cell / "training.log", tmp_path)
+    if best == 0.5:
+        assert last_epoch(tmp_path / "t")["loss"] == last_epoch(cell / "training")["loss"]
+
+
+def train_as_printed(shown: str, log: Path, folder: Path) -> None:
+    """Run the command of a training's log with the loss that a calibration prints in one value."""
+    line = next(line for line in shown.splitlines() if line.startswith("As one value:"))
+    printed = shlex.split(line)
+    command = shlex.split(log.read_text().splitlines()[0].removeprefix("$ python"))
     values = dict(zip(command[4::2], command[5::2], strict=True))
-    values |= {"--loss": said[said.index("--loss") + 1], "--output_dir": str(tmp_path / "t")}
-    values |= {"--ckpt_dir": str(tmp_path / "m"), "--resume": "False"}
+    values |= {"--loss": printed[printed.index("--loss") + 1], "--output_dir": str(folder / "t")}
+    values |= {"--ckpt_dir": str(folder / "m"), "--resume": "False"}
     values.pop("--iou_xy_alpha")
     run = subprocess.run(
         [sys.executable, *command[:4], *(word for pair in values.items() for word in pair)],
         check=False, capture_output=True, text=True, timeout=SECONDS,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
-    if best == 0.5:
-        assert last_epoch(tmp_path / "t")["loss"] == last_epoch(cell / "training")["loss"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a bundle's networks said of a scan, kept for the strokes that correct its mask."""
+"""The probabilities of a bundle's networks, stored for the strokes that correct a mask."""
 
 from __future__ import annotations
 
@@ -99,23 +99,22 @@ class ProbabilityStore:
 
     def watch(
         self, bundle: Bundle, scan: str, options: Mapping[str, Any]
-    ) -> Callable[[SupervisedEvaluator], None] | None:
-        """Return what keeps the probabilities of a run; None for a bundle that gives none.
+    ) -> Callable[[SupervisedEvaluator], None]:
+        """Return what keeps the probabilities of a run, if its inferer gives them.
 
         Args:
             bundle: that runs with the weights in use.
             scan: its path.
             options: of the request, for the next run.
         """
-        if not gives_probabilities(bundle):
-            return None
         # Before the weights are read: newer ones than these are found out, the other way round they
         # are not.
         basis = json.dumps({"fingerprint": bundle.fingerprint(), "options": dict(options)})
 
         def watch(evaluator: SupervisedEvaluator) -> None:
-            keep = partial(self._keep, evaluator, bundle=bundle, scan=scan, basis=basis)
-            evaluator.inferer = _KeepingInferer(evaluator.inferer, keep)
+            if isinstance(evaluator.inferer, VolumeInferer):
+                keep = partial(self._keep, evaluator, bundle=bundle, scan=scan, basis=basis)
+                evaluator.inferer = _KeepingInferer(evaluator.inferer, keep)
 
         return watch
 
@@ -177,6 +176,7 @@ class _KeepingInferer(Inferer):
 
 def gives_probabilities(bundle: Bundle) -> bool:
     """Whether the bundle's inferer is one of liverseg's, which returns them."""
+    # Not built: what it is built of may load networks, or fail, when the server starts.
     inferer = bundle.config.get("inferer")
     target = inferer.get("_target_") if isinstance(inferer, Mapping) else None
     found = pydoc.locate(target) if isinstance(target, str) else None

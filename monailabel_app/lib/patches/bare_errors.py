@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def fix(server: FastAPI) -> None:
-    """Answer errors with `{"detail": message}`, in one sentence.
+    """Answer errors with `{"detail": message}`.
 
     400 for what the user can fix, 404 for an image or a label that is not there, 503 for a DICOM
     server that does not answer, 500 for the rest. All are in the server's log, as OHIF shows none
