@@ -4,8 +4,9 @@ python benchmarks/accuracy.py ct/dataset.json
 python benchmarks/accuracy.py mr/dataset.json --bundles unet3d_liver --modality mr
 python benchmarks/accuracy.py ct/dataset.json --picture docs/pictures/accuracy.png
 
-The datalist names scans under "test", each with its `label`, in which the liver with its lesions is above 0. Each scan
-is segmented by the bundle's own command in a process of its own; seconds and memory are of all of it.
+The datalist names scans under "test", each with its `label`, in which the liver with its lesions is
+above 0. Each scan is segmented by the bundle's own command in a process of its own; seconds and
+memory are of all of it.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ def main() -> None:
     arguments = parser.parse_args()
     items = load_datalist(arguments.datalist, "test")
     print(
-        "| scan | bundle | Dice | HD95, mm | ASSD, mm | volume, ml | label, ml | error | seconds | GB |"
+        "| scan | bundle | Dice | HD95, mm | ASSD, mm | volume, ml | label, ml | error "
+        "| seconds | GB |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     pictures: dict[tuple[int, int], bytes] = {}
@@ -100,8 +102,9 @@ def main() -> None:
         for column, name in enumerate(arguments.bundles):
             f, scan = evaluate(BUNDLES / name, item, arguments.modality)
             print(
-                f"| {stem_of(item['image'])} | `{name}` | {f['dice']:.3f} | {f['hd95_mm']:.1f} | {f['assd_mm']:.1f} "
-                f"| {f['volume_ml']:.0f} | {f['reference_volume_ml']:.0f} | {f['volume_error_percent']:+.1f} % "
+                f"| {stem_of(item['image'])} | `{name}` | {f['dice']:.3f} "
+                f"| {f['hd95_mm']:.1f} | {f['assd_mm']:.1f} | {f['volume_ml']:.0f} "
+                f"| {f['reference_volume_ml']:.0f} | {f['volume_error_percent']:+.1f} % "
                 f"| {f['seconds']:.0f} | {f['peak_gb']:.1f} |".replace("-", "−"),
                 flush=True,
             )

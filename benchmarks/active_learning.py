@@ -1,16 +1,18 @@
-"""Which scans to annotate first: learning curves of the app's strategies, with an oracle as the annotator.
+r"""Learning curves of the app's strategies, with an oracle as the annotator.
 
 python benchmarks/active_learning.py --work build/active_learning --out build/active_learning
-python benchmarks/active_learning.py --work build/from_start --out build/from_start --start 8 --steps 60
+python benchmarks/active_learning.py --work build/from_start --out build/from_start \
+    --start 8 --steps 60
 
-Synthetic CT, of which most are in the portal phase and few in the others, as in a hospital's archive; held-out scans
-are in all three alike. For each seed there are other patients, and a small U-Net of `unet_liver` starts from one
-labelled scan. Then, again and again: the app scores the unlabelled scans and chooses one, the oracle gives its label,
-and the network is trained anew on all labels. A curve is the mean Dice of the liver in the held-out scans by the number
-of labels.
+Synthetic CT, of which most are in the portal phase and few in the others, as in a hospital's
+archive; test scans are in all three alike. For each seed there are other patients, and a small
+U-Net of `unet_liver` starts from one labelled scan. Then, again and again: the app scores the
+unlabelled scans and chooses one, the oracle gives its label, and the network is trained anew on all
+labels. A curve is the mean Dice of the liver in the test scans by the number of labels.
 
-With `--start` the network has learnt the portal phase before, on scans of its own: the strategies choose the first scan
-as well, and each training goes on from that start with all labels, at a tenth of the rate.
+With `--start` the network has learnt the portal phase before, on scans of its own: the strategies
+choose the first scan as well, and each training goes on from that start with all labels, at a tenth
+of the rate.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ SETTINGS = {
     "spacing": [-1, -1, -1],
     "sw_batch_size": 16,
     "amp": False,
-    # On voxels of this size, cleaning would leave nothing to disagree on.
+    # On voxels of this size, postprocessing would leave nothing to disagree on.
     "postprocessing": "@postprocessings#none",
 }
 
@@ -137,17 +139,19 @@ def learn(
     steps: int,
     starts: Mapping[str, Path],
 ) -> tuple[list[float], list[str]]:
-    """The Dice in the held-out scans after each label, and the scans in the order in which they got one.
+    """Return the test Dice after each label, and the scans in the order of their labels.
 
     Args:
-        folder: made anew, for the studies and two bundles, of which the second is there to disagree.
+        folder: made anew, for the studies and two bundles, of which the second is there to
+            disagree.
         strategy_name: of `STRATEGIES`.
         seed: of the first scan, the trainings and `random`.
         pool: scans to choose from and their labels, each by an id of its own.
         held_out: scans and labels.
         num_labels: after which it ends.
         steps: of each training.
-        starts: weights that "model" and "other", the two bundles, go on from; without any they begin anew.
+        starts: weights that "model" and "other", the two bundles, go on from; without any they
+            begin anew.
     """
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "studies").mkdir(parents=True)
@@ -227,7 +231,7 @@ def train(
     steps: int,
     start: Path | None = None,
 ) -> None:
-    """Train a bundle's network on slices drawn at random, with MONAI's Dice and cross-entropy, anew or from a start."""
+    """Train a bundle's network on random slices, with MONAI's Dice and cross-entropy loss."""
     torch.manual_seed(seed)
     parser = read_config(folder)
     network = parser.get_parsed_content("network").train()
@@ -239,7 +243,8 @@ def train(
     )
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
     optimizer = torch.optim.Adam(network.parameters())
-    # A rate that ends at 0, or the step at which the training ends would decide more than the labels do.
+    # A rate that ends at 0, or the step at which the training ends would decide more than the
+    # labels do.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, 3e-3 if start is None else 3e-4, total_steps=steps
     )
@@ -316,7 +321,7 @@ def plot(curves: Mapping[str, Sequence[Sequence[float]]], file: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel="labelled scans", ylabel="Dice of the liver in held-out scans")
+    axes = figure.add_subplot(xlabel="labelled scans", ylabel="Dice of the liver in test scans")
     for shift, (name, values) in enumerate(curves.items()):
         labels = np.arange(1, len(values[0]) + 1)
         (line,) = axes.plot(labels, np.mean(values, axis=0), label=name)

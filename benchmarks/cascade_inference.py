@@ -1,10 +1,11 @@
-"""Time of segmenting one CT with cascade_lits in all three planes, against its networks' own forward passes.
+"""Time of segmenting one CT with cascade_lits, against the forward passes of its networks.
 
 python benchmarks/cascade_inference.py --shape 512 512 128
 
-Both sides run one after the other in the same process: the bundle's own preprocessing and inferer, and then nothing but
-the forward passes of its networks, on random slices of the same sizes, as many and as large at a time. The weights are
-random, which changes no time; where they look is given by the phantom's own labels, in place of what they would find.
+Both sides run one after the other in the same process: the bundle's own preprocessing and inferer,
+and then nothing but the forward passes of its networks, on random slices of the same sizes, as many
+and as large at a time. The weights are random, which changes no time; where they look is given by
+the phantom's own labels, in place of what they would find.
 """
 
 from __future__ import annotations
@@ -59,10 +60,12 @@ def main() -> None:
         )
         print(f"forward {name:14} {value:7.1f} s   batches: {shapes}")
     print(
-        f"{total:.1f} s in all; {total / tuning:.2f} x the tuning networks' forward passes, {tuning:.1f} s"
+        f"{total:.1f} s in all; {total / tuning:.2f} x the tuning networks' forward passes, "
+        f"{tuning:.1f} s"
     )
     print(
-        f"{total / sum(forward.values()):.2f} x the forward passes of all networks, {sum(forward.values()):.1f} s"
+        f"{total / sum(forward.values()):.2f} x the forward passes of all networks, "
+        f"{sum(forward.values()):.1f} s"
     )
     if arguments.out:
         figures = {"shape": list(arguments.shape), "seconds": seconds, "forward_seconds": forward}
@@ -106,9 +109,11 @@ def segment(scan: Path, labels: np.ndarray) -> tuple[dict[str, float], dict[str,
         return torch.linalg.solve(affine, corner.double())[:3, 3].round().int().tolist()
 
     for number, make in enumerate(inferer.localise.values(), start=1):
-        cleaning = make.keywords["postprocessing"]
-        make.keywords["postprocessing"] = lambda item, target=number, cleaning=cleaning: cleaning(
-            {**item, "localised": found(target, item, "image")}
+        postprocessing = make.keywords["postprocessing"]
+        make.keywords["postprocessing"] = (
+            lambda item, target=number, postprocessing=postprocessing: postprocessing(
+                {**item, "localised": found(target, item, "image")}
+            )
         )
     inferer.liver_postprocessing = lambda mask: found(1, {"mask": mask}, "mask")
 

@@ -2,9 +2,10 @@
 
 python benchmarks/draw_lesions.py ct/dataset.json --out drawn --seed 1
 
-The datalist names scans under "test", each with its `label`, in which the liver is above 0. `drawn/` gets the scans
-with lesions of 4 to 20 mm radius, 25 to 120 HU darker or brighter than the liver around them, labels with 1 liver and
-2 lesion, and a dataset.json. Drawn lesions are no real ones, which are less round and less even.
+The datalist names scans under "test", each with its `label`, in which the liver is above 0.
+`drawn/` gets the scans with lesions of 4 to 20 mm radius, 25 to 120 HU darker or brighter than the
+liver around them, labels with 1 liver and 2 lesion, and a dataset.json. Drawn lesions are no real
+ones, which are less round and less even.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def main() -> None:
         )
         volumes = load({key: item[key] for key in ("image", "label")})
         affine = volumes["image"].affine.numpy()
-        # Without its affine, the transform would take a MetaTensor's history along with every lesion.
+        # Without its affine, the transform would take a MetaTensor's history along with every
+        # lesion.
         data = {
             "image": volumes["image"].as_tensor(),
             "label": (volumes["label"].as_tensor() > 0).byte(),

@@ -1,11 +1,12 @@
-"""Why a good model gets worse when a few labels train it further: the Dice after so many steps, by what is varied.
+"""Why fine-tuning on a few labels makes a good model worse: Dice after each number of steps.
 
 python benchmarks/fine_tuning.py --work build/retraining
 
-`deeplabv3_liver`, trained on synthetic CT of 3 mm as `make demo` does, goes on with other synthetic scans: with two of
-CT, for which it is good, and with four of MR, for which it is bad. Data, network, loss and inferer are the bundle's;
-each variant has a learning rate, which falls to 0 (polynomially, power 0.9), a number of steps over which it rises
-before, and batch norms that keep their running statistics or not. Dice is that of the liver in held-out scans.
+`deeplabv3_liver`, trained on synthetic CT of 3 mm as `make demo` does, goes on with other synthetic
+scans: with two of CT, for which it is good, and with four of MR, for which it is bad. Data,
+network, loss and inferer are the bundle's; each variant has a learning rate, which falls to 0
+(polynomially, power 0.9), a number of steps over which it rises before, and batch norms that keep
+their running statistics or not. Dice is that of the liver in test scans.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "deeplabv3_liver"
 
 
 class Variant(NamedTuple):
-    """How a training goes on; Dice is measured after each of `shown` steps, the last of which is its end."""
+    """How to train further; Dice is measured after each of `shown` steps, the last of them."""
 
     modality: str
     learning_rate: float
@@ -86,14 +87,16 @@ def main() -> None:
         ),
     }
     print(
-        "| scans | learning rate | warm-up | batch norms | Dice after so many steps |\n|---|---|---|---|---|"
+        "| scans | learning rate | warm-up | batch norms | Dice after so many steps |\n"
+        "|---|---|---|---|---|"
     )
     for variant in VARIANTS:
         dice = fine_tune(variant, weights, *scans[variant.modality])
         curve = ", ".join(f"{steps}: {value:.3f}" for steps, value in dice.items())
         norms = "kept" if variant.freeze_norms else "of the batch"
         print(
-            f"| {variant.modality} | {variant.learning_rate} | {variant.warmup} | {norms} | {curve} |",
+            f"| {variant.modality} | {variant.learning_rate} | {variant.warmup} | {norms} "
+            f"| {curve} |",
             flush=True,
         )
 

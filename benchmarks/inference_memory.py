@@ -1,7 +1,8 @@
 r"""Peak memory and time of segmenting one large scan with a bundle, by the bundle's own command.
 
 python benchmarks/inference_memory.py --shape 512 512 1000
-python benchmarks/inference_memory.py --bundle bundles/unet3d_liver --shape 512 512 400 --scan ct.nii.gz --trained
+python benchmarks/inference_memory.py --bundle bundles/unet3d_liver --shape 512 512 400 \
+    --scan ct.nii.gz --trained
 python benchmarks/inference_memory.py --bundle bundles/unet3d_abdomen --shape 512 512 600
 python benchmarks/inference_memory.py --bundle bundles/unet3d_abdomen --shape 512 512 600 \
     --set spacing "[-1, -1, -1]" --set "networks#paper#width" 2 --set overlap 0.25
@@ -30,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_scan(path: Path, shape: tuple[int, int, int]) -> None:
-    """A noisy body-sized block, stored as scanners store CT: int16 with a slope and intercept in the header."""
+    """Write a noisy block as large as a body, stored as CT is: int16 with slope and intercept."""
     generator = np.random.default_rng(0)
     volume = np.full(shape, -1000, np.int16)
     inner = tuple(slice(n // 6, -n // 6) for n in shape[:2])
@@ -100,9 +101,8 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
-    print(
-        f"{'×'.join(map(str, figures['shape']))}: {figures['peak_memory_gb']} GB, {figures['seconds']} s"
-    )
+    size = "×".join(map(str, figures["shape"]))
+    print(f"{size}: {figures['peak_memory_gb']} GB, {figures['seconds']} s")
     if arguments.out:
         arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
 

@@ -3,8 +3,9 @@
 liverseg serve &
 python benchmarks/label_latency.py --model deeplabv3_liver
 
-Asks a running server for what clients ask for again and again, as another annotator does: alone, while two inferences
-run at any time, and while a training runs. A training needs two scans with final labels; without them it is left out.
+Asks a running server for what clients ask for again and again, as another annotator does: alone,
+while two inferences run at any time, and while a training runs. A training needs two scans with
+final labels; without them it is left out.
 """
 
 from __future__ import annotations

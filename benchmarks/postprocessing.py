@@ -1,4 +1,4 @@
-"""Algorithms 1 and 2 on a large noisy mask: the literal scipy version and the shipped one, in turn, in one run.
+"""Time of algorithms 1 and 2 on a large noisy mask: literal scipy against the shipped versions.
 
 python benchmarks/postprocessing.py --shape 512 512 200 --repeats 3 --out postprocessing.json
 """
@@ -72,9 +72,8 @@ def main() -> None:
         )
         rows[-1]["ratio"] = round(medians["literal"] / medians["shipped"], 1)
         print(
-            "{algorithm:30} literal {literal_s:8.3f} s   shipped {shipped_s:7.3f} s   {ratio:6.1f}×".format(
-                **rows[-1]
-            )
+            f"{name:30} literal {medians['literal']:8.3f} s   "
+            f"shipped {medians['shipped']:7.3f} s   {rows[-1]['ratio']:6.1f}×"
         )
     if arguments.out:
         machine = {"processor": platform.processor(), "threads": torch.get_num_threads()}

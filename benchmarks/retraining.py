@@ -1,13 +1,14 @@
-"""Whether retraining from MONAI Label helps: from a good start and from a bad one, with few labels, over several seeds.
+"""Whether retraining in MONAI Label helps, from a good and from a bad start, over several seeds.
 
 python benchmarks/retraining.py --work build/retraining
 
 Called again, it goes on with what is not in `retraining.json` yet.
 
-The start is `deeplabv3_liver`, trained on synthetic CT of 3 mm as `make demo` does it. For each seed there are other
-patients: labelled scans of the same kind, for which the start is good, or synthetic MR scans, for which it is bad. The
-app retrains with its defaults on 2, 4 and 8 of them and three that validate, and publishes or not. Dice is that of the
-liver in six held-out scans, the mean over them.
+The start is `deeplabv3_liver`, trained on synthetic CT of 3 mm as `make demo` does it. For each
+seed there are other patients: labelled scans of the same kind, for which the start is good, or
+synthetic MR scans, for which it is bad. The app retrains with its defaults on 2, 4 and 8 of them
+and three that validate, and publishes or not. Dice is that of the liver in six test scans, the
+mean over them.
 """
 
 from __future__ import annotations
@@ -127,8 +128,8 @@ def retrain(
         seed: of the training.
 
     Returns:
-        `before`, `after` (the training) and `in_use` (after the decision), each the Dice in the held-out scans, and the
-        `reason` of the decision.
+        `before`, `after` (the training) and `in_use` (after the decision), each the Dice in the
+        test scans, and the `reason` of the decision.
     """
     shutil.rmtree(folder, ignore_errors=True)
     bundle = folder / BUNDLE.name
@@ -181,7 +182,8 @@ def retrain(
 def report(table: pd.DataFrame) -> None:
     """Print a row for each start and number of labels."""
     print(
-        "| start | labels | seeds | Dice before | of the trained | in use then | published | worst change | best |"
+        "| start | labels | seeds | Dice before | of the trained | in use then | published "
+        "| worst change | best |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for (start, labels), rows in table.groupby(["start", "labels"], sort=False):
@@ -189,8 +191,8 @@ def report(table: pd.DataFrame) -> None:
         change = rows["in_use"] - rows["before"]
         published = np.count_nonzero(rows["reason"].str.startswith("published"))
         print(
-            f"| {start} | {labels} | {len(rows)} | {means} | {published} of {len(rows)} | {change.min():+.3f} | "
-            f"{change.max():+.3f} |"
+            f"| {start} | {labels} | {len(rows)} | {means} | {published} of {len(rows)} "
+            f"| {change.min():+.3f} | {change.max():+.3f} |"
         )
 
 

@@ -3,9 +3,9 @@ r"""Time from a stroke to the corrected mask, by each prior, on one large scan.
 python benchmarks/strokes.py --shape 512 512 128
 python benchmarks/strokes.py --shape 512 512 128 --set "stage_network#first_filters" 16
 
-Synthetic CT with a mask of the liver that leaks, and a stroke in the leak, or strokes far from each other. The bundle's
-weights are random, so its probabilities fill the scan and are as large to keep as they get. CPU seconds are those of
-all threads together.
+Synthetic CT with a mask of the liver that leaks, and a stroke in the leak, or strokes far from each
+other. The bundle's weights are random, so its probabilities fill the scan and are as large to keep
+as they get. CPU seconds are those of all threads together.
 """
 
 from __future__ import annotations

@@ -3,8 +3,10 @@
 # ruff: noqa: E402
 from __future__ import annotations
 
+from lib.patches import startup_traceback
 from lib.patches.version import check_version
 
+startup_traceback.fix()
 # Before anything of MONAI Label is imported, which another version may not have.
 check_version()
 

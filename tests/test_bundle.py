@@ -7,7 +7,7 @@ from liverseg.bundle import is_true, require
 from liverseg.errors import InputError
 
 
-def test_require_gives_the_package_with_its_rooms():
+def test_require_gives_the_package_with_its_subpackages():
     assert require("0.1") is liverseg
     assert liverseg.data.load_datalist
     assert liverseg.handlers.Checkpoints

@@ -1,4 +1,4 @@
-"""Chains of trainings: which processes are started, with which command lines, and what is left when they end."""
+"""Chains of trainings: the processes, their command lines, and the files that they leave."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ STAGES = [
     )
 ]
 
-# What stands in for Python here, for MONAI takes five seconds to start; bundles/test_every_bundle.py runs real chains.
-# It notes its arguments, trains round N to the metric on line N of `metrics`, and fails where `fail` says so.
+# What stands in for Python here, for MONAI takes five seconds to start;
+# bundles/test_every_bundle.py runs real chains. It notes its arguments, trains round N to the
+# metric on line N of `metrics`, and fails where `fail` says so.
 PROGRAM = """#!/bin/sh
 echo "$*" >> calls
 if grep -qxF -- "$*" fail 2>/dev/null; then exit 7; fi
@@ -67,7 +68,7 @@ CONFIG = {
 
 @pytest.fixture(autouse=True)
 def bundle(tmp_path, monkeypatch):
-    """A config of several networks in an empty folder, and a program in place of Python for what it starts."""
+    """Write a config of several networks, and a program that runs in Python's place."""
     program = tmp_path / "python"
     program.write_text(PROGRAM)
     program.chmod(0o755)
@@ -95,8 +96,8 @@ def test_all_stages_run_in_their_order_with_the_settings_that_were_given(tmp_pat
 
 
 def test_the_same_from_the_command_line(tmp_path, monkeypatch):
-    typed = "run training --config_file train.json --ckpt_dir 2024 --resume true --plane=axial --stage tune"
-    monai_bundle_here(monkeypatch, *typed.split(), "--prior", "a 1e5")
+    typed = "--config_file train.json --ckpt_dir 2024 --resume true --plane=axial --stage tune"
+    monai_bundle_here(monkeypatch, "run", "training", *typed.split(), "--prior", "a 1e5")
     given = " --ckpt_dir=2024 --resume=True --plane=axial --stage=tune --prior=a 1e5"
     assert calls(tmp_path) == [
         f"{START}{given} --target={target}" for target in ("liver", "lesion")
@@ -131,7 +132,7 @@ def test_another_id_may_run_a_stage(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "shown"),
     [
         (
             {"stage": "tuning"},
@@ -139,7 +140,8 @@ def test_another_id_may_run_a_stage(tmp_path):
         ),
         (
             {"plane": "oblique"},
-            "plane: found 'oblique', expected one of axial, coronal, sagittal: write it as --plane axial.",
+            "plane: found 'oblique', expected one of axial, coronal, sagittal: write it as "
+            "--plane axial.",
         ),
         (
             {"stage": "tune", "target": "spleen"},
@@ -147,10 +149,10 @@ def test_another_id_may_run_a_stage(tmp_path):
         ),
     ],
 )
-def test_an_unknown_value_is_refused_before_anything_runs(tmp_path, given, said):
+def test_an_unknown_value_is_refused_before_anything_runs(tmp_path, given, shown):
     with pytest.raises(RuntimeError) as error:
         run_bundle("training", config_file="train.json", **given)
-    assert message(error.value).startswith(said)
+    assert message(error.value).startswith(shown)
     assert calls(tmp_path) == []
 
 
@@ -169,9 +171,9 @@ def test_torchrun_is_told_to_run_one_network(tmp_path, monkeypatch, alias, run_i
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError) as error:
         run_bundle(alias, config_file="train.json")
-    said = f"{alias}: found 2 processes of torchrun, expected one: "
-    said += "run one network at a time under torchrun, with the id"
-    assert message(error.value) == f"{said} `{run_id}`."
+    shown = f"{alias}: found 2 processes of torchrun, expected one: "
+    shown += "run one network at a time under torchrun, with the id"
+    assert message(error.value) == f"{shown} `{run_id}`."
     assert calls(tmp_path) == []
 
 
@@ -181,14 +183,14 @@ def test_outside_monais_workflows_the_way_to_run_one_network_is_named(tmp_path):
         ("iterate", "rounds", lambda: run_stages(STAGES, "iterate", "rounds")),
         ("rounds", "run", lambda: run_rounds(3, tmp_path / "models")),
     ]:
-        said = f"{alias}: found a program other than MONAI's `run` or `create_workflow`.*run the id `{run_id}`"
-        with pytest.raises(InputError, match=said):
+        wrong = f"{alias}: found a program other than MONAI's .*run the id `{run_id}`"
+        with pytest.raises(InputError, match=wrong):
             chain()
 
 
 @pytest.fixture
 def rounds(tmp_path):
-    """Run rounds that reach these metrics, after a training that reached 0.5; returns rounds.csv as text."""
+    """Run rounds that reach these metrics, after a training that reached 0.5; return rounds.csv."""
 
     def run(metrics, patience=1, **settings) -> list[list[str]]:
         models = tmp_path / "models"

@@ -1,4 +1,4 @@
-"""What is typed after `python -m monai.bundle`, or given to MONAI from Python: checked, and then meant."""
+"""What is typed after `python -m monai.bundle`, or given to MONAI from Python, is checked."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ CONFIG = {
     "unused": 0,
     "initialize": ["$@liverseg"],
     "run": [
-        "$@liverseg and json.dump([@train#seen, str(@trainer), @max_epochs, @amp], open('seen.json', 'w'))"
+        "$@liverseg and "
+        "json.dump([@train#seen, str(@trainer), @max_epochs, @amp], open('seen.json', 'w'))"
     ],
     "training": "%run",
 }
@@ -77,7 +78,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def typed(monkeypatch):
-    """Run what is typed in this process; returns what the config's settings were, or the sentence that refuses it."""
+    """Run what is typed in this process; return the config's settings, or the error message."""
 
     def run(*words):
         try:
@@ -145,7 +146,7 @@ def test_there_may_be_a_path_for_each_of_several_networks(typed):
     assert typed(*TRAIN, "--load_pretrain", str(paths))["load_pretrain"] == paths
 
 
-def test_a_path_may_be_said_by_the_config(typed):
+def test_a_path_may_be_given_by_the_config(typed):
     assert (
         typed(*TRAIN, "--output_dir", "$@dataset_dir + '/x'", "--dataset_dir", "7")["output_dir"]
         == "7/x"
@@ -193,7 +194,7 @@ def test_short_and_other_forms_mean_what_they_say(typed, words, key, meaning):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "shown"),
     [
         (
             "--modalty mr",
@@ -236,7 +237,8 @@ def test_short_and_other_forms_mean_what_they_say(typed, words, key, meaning):
         ),
         (
             "--max_epochs 0",
-            "max_epochs: found 0, expected a whole number of 1 or more: write it as --max_epochs 5.",
+            "max_epochs: found 0, expected a whole number of 1 or more: write it as "
+            "--max_epochs 5.",
         ),
         ("--max_epochs 2.5", "max_epochs: found 2.5, expected a whole number"),
         ("--max_epochs None", "max_epochs: found None, expected a whole number"),
@@ -262,10 +264,10 @@ def test_short_and_other_forms_mean_what_they_say(typed, words, key, meaning):
         ),
     ],
 )
-def test_what_cannot_be_meant_is_refused_in_a_sentence(typed, words, said):
+def test_a_wrong_command_line_is_refused_with_a_message(typed, words, shown):
     found = typed(*TRAIN, *words.split())
     assert isinstance(found, str), found
-    assert re.match(said, found), found
+    assert re.match(shown, found), found
     assert found.endswith(".")
 
 
@@ -275,7 +277,8 @@ def test_what_cannot_be_meant_is_refused_in_a_sentence(typed, words, said):
 def test_what_runs_nothing_is_refused(typed, run_id):
     found = typed(run_id, *TRAIN[1:])
     assert found.startswith(
-        f"run {run_id}: found no id of this config that runs anything, expected one of run, training"
+        f"run {run_id}: found no id of this config that runs anything, expected one of run, "
+        "training"
     )
 
 

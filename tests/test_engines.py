@@ -26,7 +26,7 @@ class ImageIsTheAnswer(torch.nn.Module):
 
 
 class Fails:
-    """A postprocessing or inferer that fails for the scans with this many slices, before it does its own."""
+    """A postprocessing or inferer that fails for the scans with this many slices."""
 
     def __init__(self, error: Exception, slices: tuple[int, ...], then=lambda x, *_: x):
         self.error, self.slices, self.then = error, slices, then
@@ -164,7 +164,7 @@ def test_when_all_fail_all_are_named(scans):
     assert engine.state.metrics == {}
 
 
-def test_many_failures_fit_into_a_sentence(scans):
+def test_many_failures_fit_into_a_message(scans):
     broken = spoil(scans, 1)
     data = [{"image": broken}] * 12 + scans[1:2]
     with pytest.raises(InputError, match=r"^1 of 2 scans failed"):  # The same one, each time.

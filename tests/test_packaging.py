@@ -1,4 +1,4 @@
-"""What is imported is declared in setup.cfg, and the run-time part needs nothing of the workbench."""
+"""Every import is declared in setup.cfg, and the run-time part needs nothing of the workbench."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers.bundle_runs import ROOT
+from helpers.waiting import SECONDS
 
 # The extras that each part may import from, besides the base.
 PARTS = {
@@ -73,7 +74,12 @@ def run_without(modules: list[str], code: str) -> subprocess.CompletedProcess[st
     """A None among the modules is how Python itself says that there is no such package."""
     code = f"import sys; sys.modules.update(dict.fromkeys({modules}))\n{code}"
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
     )
 
 
@@ -110,7 +116,8 @@ def test_without_an_extra_the_command_names_it(package, arguments, extra):
     found = run_without([package], code)
     assert found.returncode == 1
     assert found.stderr == (
-        f'error: found no package {package}, expected it: pip install ".[{extra}]" in the repository.\n'
+        f"error: found no package {package}, expected it: "
+        f'pip install ".[{extra}]" in the repository.\n'
     )
 
 

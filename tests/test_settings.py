@@ -69,7 +69,7 @@ def test_what_a_value_means(name, value, meaning):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "shown"),
     [
         (
             "spatial_size",
@@ -82,7 +82,8 @@ def test_what_a_value_means(name, value, meaning):
         (
             "spacing",
             500,
-            "found 500, expected 3 numbers of mm from 0.1 to 20, −1 for an axis that stays as it is, or",
+            "found 500, expected 3 numbers of mm from 0.1 to 20, −1 for an axis that stays as it "
+            "is, or",
         ),
         ("spacing", [0.01, 3, -1], "expected 3 numbers of mm from 0.1 to 20"),
         ("localise_spacing", 0.01, "found 0.01, expected 3 numbers of mm from 0.1 to 20"),
@@ -106,8 +107,8 @@ def test_what_a_value_means(name, value, meaning):
         ("ckpt_path", ["a.pt"], "expected a path"),
     ],
 )
-def test_what_no_setting_can_be(name, value, said):
-    with pytest.raises(InputError, match=f"^{name}: .*{said}"):
+def test_what_no_setting_can_be(name, value, shown):
+    with pytest.raises(InputError, match=f"^{name}: .*{shown}"):
         read(name, value)
 
 

@@ -60,7 +60,7 @@ def bundle(tmp_path) -> Path:
 
 
 def test_all_files_change_at_once(bundle):
-    """Whoever looks up the folder first reads one version, and files in models/ are there at every moment."""
+    """A process that looks up the folder first reads one version; models/ always has its files."""
     names = [add(bundle, content) for content in "ab"]
     versions.publish(bundle, names[0])
     done = False

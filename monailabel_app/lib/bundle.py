@@ -33,15 +33,15 @@ _resolving = threading.Lock()
 
 @dataclass(frozen=True)
 class Bundle:
-    """What the configs of one bundle say.
+    """The configs of one bundle.
 
     Args:
         folder: the bundle's folder; its name is the model's name.
         config: `configs/inference.json`, unresolved.
         metadata: `configs/metadata.json`.
         labels: value in the mask by segment name, without the background.
-        choices: by setting, what may be chosen: the value of the config by the text that a client
-            shows, the default first.
+        choices: of each setting: the config's value by the text that a client shows, the default
+            first.
     """
 
     folder: Path
@@ -82,7 +82,7 @@ class Bundle:
         return [path for path in self._needed() if not path.is_file()]
 
     def _needed(self) -> list[Path]:
-        """Where inference reads the weights of each network, which may depend on what is there."""
+        """Return the paths of the weights of each network, which may depend on the files there."""
         there = tuple(model_files(self.folder / "models"))
         if there not in self._places:
             with self.workflow({}) as parser:
@@ -108,7 +108,7 @@ class Bundle:
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
     def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings of the config for what a client chose.
+        """Return the settings of the config for what a client chose.
 
         Args:
             params: of a request; what is not among the choices is left alone.
@@ -129,7 +129,7 @@ class Bundle:
         return chosen
 
     def device(self, params: Mapping[str, Any]) -> dict[str, str]:
-        """The setting `device` for what a client chose; nothing, if it chose none.
+        """Return the setting `device` for what a client chose; nothing, if it chose none.
 
         Raises:
             InputError: for one that the server does not have.
@@ -155,7 +155,7 @@ class Bundle:
 
     @contextmanager
     def workflow(self, settings: Mapping[str, Any]) -> Iterator[ConfigParser]:
-        """The config with `settings`, initialised, while it resolves parts of itself.
+        """Yield the config with `settings`, initialised, to resolve parts of it.
 
         One at a time: configs add folders to `sys.path`, from which the next one must not import.
         """
@@ -299,7 +299,7 @@ def _choices(file: Path, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]
 
 
 def choose(model: str, key: str, value: Any, choices: Collection[str]) -> str:
-    """The one of `choices` that a client asks for.
+    """Return the choice that a client asks for.
 
     Raises:
         InputError: for a value that is no choice.
@@ -315,5 +315,5 @@ def choose(model: str, key: str, value: Any, choices: Collection[str]) -> str:
 
 
 def as_text(value: Any) -> str:
-    """`value` as clients show it: text as it is, anything else as JSON."""
+    """Return `value` as clients show it: text as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value)

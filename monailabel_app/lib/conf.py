@@ -1,4 +1,4 @@
-"""What `--conf NAME VALUE` may say."""
+"""The options that `--conf NAME VALUE` sets."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Conf(BaseModel):
 
 
 def read_conf(conf: Mapping[str, str]) -> Conf:
-    """The options that are given, and the defaults of the others.
+    """Read the options that are given, with the defaults of the others.
 
     Raises:
         InputError: for a name that is none, and a value that is none.

@@ -1,4 +1,4 @@
-"""What requests may carry beside files: names and JSON objects."""
+"""The names and JSON objects that requests may carry, beside files."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _is_name(name: Any) -> str:
     return name
 
 
-# A file of its own in a folder.
+# What can be the name of one file in a folder.
 Name = Annotated[str, BeforeValidator(_is_name)]
 
 
@@ -71,7 +71,7 @@ class Kept(Sent):
 
 
 class ImageInfo(Kept):
-    """What a client says of a scan; the validation's context holds the names of the scores."""
+    """Info of a scan from a client; the validation's context holds the names of the scores."""
 
     @model_validator(mode="after")
     def _is_not_of_the_server(self, info: ValidationInfo) -> Self:
@@ -81,20 +81,20 @@ class ImageInfo(Kept):
 
 
 class Segment(Sent):
-    """The name of a value in a label."""
+    """The name of a value in a label: `name`, and the value as `idx`."""
 
     name: str = ""
     idx: NonNegativeInt = 0
 
 
 class Result(Sent):
-    """What a model gave with a mask."""
+    """The result of a model beside its mask."""
 
     label_names: dict[str, NonNegativeInt] = {}
 
 
 class LabelInfo(Kept):
-    """What a client says of a label: which value is which segment."""
+    """Info of a label from a client: which value is which segment."""
 
     label_info: list[Segment] = Field(
         [], description='a list of {"name": text, "idx": whole number} as 3D Slicer sends it'
@@ -105,7 +105,7 @@ class LabelInfo(Kept):
 
 
 class Params(Sent):
-    """What a request asks for beside its address; the validation's context holds reserved names."""
+    """Options of a request beside its address; the validation's context holds reserved names."""
 
     label_tag: Name = ""
 
@@ -122,7 +122,7 @@ class Params(Sent):
 
 
 class TaskParams(Params, Kept):
-    """Those of what runs in a process of its own, whose status shows them."""
+    """Those of a task in another process, whose status shows them."""
 
 
 class BatchParams(TaskParams):
@@ -136,7 +136,7 @@ class BatchParams(TaskParams):
 def read(
     what: str, schema: type[Sent], sent: str | Mapping[str, Any] | None, context: Any = None
 ) -> dict[str, Any]:
-    """An object in a field of a request, or in its text.
+    """Read an object in a field of a request, or in its text.
 
     Args:
         what: the field of the request.
@@ -158,7 +158,7 @@ def read(
 
 
 def check_name(what: str, name: Any) -> None:
-    """Refuse what cannot be a file of its own in a folder.
+    """Refuse what cannot be the name of one file in a folder.
 
     Raises:
         InputError: for it.

@@ -9,7 +9,7 @@ from helpers.bundle_runs import BUNDLE, SHORT, monai_bundle
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, dataset) -> Path:
-    """A copy of the bundle's folder, trained shortly from within, with every default left as it is."""
+    """Return a copy of the bundle's folder, trained for a few steps with its defaults."""
     folder = tmp_path_factory.mktemp("trained") / BUNDLE.name
     shutil.copytree(BUNDLE, folder, ignore=shutil.ignore_patterns("models", "eval", "output"))
     run = monai_bundle(

@@ -1,4 +1,4 @@
-"""Each bundle's archive does what its README says, with the packages that its metadata.json requires and no others."""
+"""Each archive does what its README says, with the packages in its metadata.json and no others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ from liverseg.workbench.zoo.build import build_archive
 SCHEMA = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"
 BUNDLES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/metadata.json"))
 SLICES, WINDOWS = {"spacing": [6, 6, -1]}, {"spacing": [12, 12, 12], "spatial_size": [16, 16, 16]}
-# What makes the networks of a bundle narrow; what every run takes besides; what makes a training short.
+# What makes the networks of a bundle narrow; what every run takes besides; what makes a training
+# short.
 NARROW = {
     "unet_liver": {"network_def#first_filters": 8},
     "fcn_liver": {"networks#fcn8s#fc_channels": 64},
@@ -97,7 +98,7 @@ def with_all_they_need(names: list[str]) -> set[str]:
 
 
 def write_data(folder: Path, bundle: str, classes: int) -> None:
-    """What the README's commands name: `data`, `scan.nii.gz` and `schema.json`; and `series`, compressed DICOM."""
+    """Write what the README's commands name; `series` holds compressed DICOM."""
     write_dataset(folder / "data")
     for path in sorted((folder / "data").glob("segmentation-*")) if classes > 3 else ():
         label = np.asarray(nib.load(path).dataobj)
@@ -154,7 +155,7 @@ def write_weights(bundle: Path, narrow: dict) -> None:
 
 
 def with_settings(command: list[str], bundle: str) -> list[str] | None:
-    """The arguments of monai.bundle for a command of the README, made small; `None` for one that belongs elsewhere."""
+    """Return a command's arguments for a small run; None for a command that belongs elsewhere."""
     if "monai.bundle" not in command:
         return None
     arguments = command[command.index("monai.bundle") + 1 :]
@@ -294,7 +295,7 @@ def test_the_readme_leaves_one_file_of_all_networks_and_an_export(unpacked):
 
 
 def check_one_file_of_all(folder: Path, source: Path) -> None:
-    """`models/model.pt` has the network that was trained since, and of the others what came with the archive."""
+    """`models/model.pt` holds the network just trained, and the archive's other weights."""
     parser = ConfigParser()
     parser.read_config(folder / "configs" / "train.json")
     parser["bundle_root"] = str(folder)
@@ -309,7 +310,7 @@ def check_one_file_of_all(folder: Path, source: Path) -> None:
 
 
 def check_export(folder: Path, name: str, image: dict) -> None:
-    """What `ckpt_export` has written is the network of the config with the weights in `models/model.pt`."""
+    """`ckpt_export` writes the config's network with the weights in `models/model.pt`."""
     parser = ConfigParser()
     parser.read_config(folder / "configs" / "inference.json")
     parser.update({"bundle_root": str(folder), **NARROW.get(name, {})})

@@ -1,4 +1,4 @@
-"""Bad input ends a command with one sentence and a status that is not zero, and what was there before is whole."""
+"""Bad input ends a command with one message and a non-zero status, and changes no file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def error_line(run) -> str:
     return line
 
 
-def test_the_command_line_ends_with_the_sentence(tmp_path):
+def test_the_command_line_ends_with_the_message(tmp_path):
     run = monai_bundle(
         "run", "training", "--config_file", TRAIN, cwd=tmp_path, bundle_root="2024", device="cuda:7"
     )
@@ -95,13 +95,15 @@ def test_mri_is_refused_by_a_bundle_for_ct(tmp_path, monkeypatch, bundle):
     [
         (
             {"mask_cleaning": "none"},
-            "mask_cleaning: found the name of an earlier version, expected postprocessing: write --postprocessing.",
+            "mask_cleaning: found the name of an earlier version, expected postprocessing: write "
+            "--postprocessing.",
         ),
         ({"loss": "iou_15_05"}, "write iou_xy with --iou_xy_alpha 1.5, which is the same."),
         ({"loss": "@losses#iou_10_10"}, "write iou, which is the same."),
         (
             {"learning_rte": 0.1},
-            "learning_rte in the config, expected a name that is there: correct it, perhaps to --learning_rate.",
+            "learning_rte in the config, expected a name that is there: correct it, perhaps to "
+            "--learning_rate.",
         ),
     ],
 )
@@ -119,7 +121,8 @@ def test_lesions_in_mri_are_refused(dataset, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError) as error:
         monai_bundle_here(monkeypatch, "run", "inference", "--config_file", config, **settings)
     assert message(error.value) == (
-        "segmented_targets, with modality mr: found 'lesion', expected one of liver: set it to one of these."
+        "segmented_targets, with modality mr: found 'lesion', expected one of liver: set it to one "
+        "of these."
     )
 
 

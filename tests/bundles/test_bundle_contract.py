@@ -38,7 +38,8 @@ FILES = [
     "docs/data_license.txt",
     "LICENSE",
 ]
-# What train.json and inference.json name alike and need not agree on; where training goes by stages, also the others.
+# What train.json and inference.json name alike and need not agree on; where training goes by
+# stages, also the others.
 OWN = {"imports", "load", "output_dir", "postprocessing", "initialize", "run"}
 OWN_OF_STAGES = {"network"}
 # Eight networks of full size take seconds to make, and their width is not what is looked at.
@@ -65,7 +66,7 @@ def config(bundle, name):
 
 
 def without_initial_weights(parser):
-    """The network, and where a bundle has a choice of them all, as training and inference must both have it."""
+    """Return the network, and what is chosen among: training and inference must have the same."""
     content = parser.get()
     # One that is chosen from several is text.
     single = [content["stage_network"]] if isinstance(content.get("stage_network"), dict) else []
@@ -134,7 +135,7 @@ def test_network_takes_and_gives_what_metadata_says(bundle, name):
 
 
 def test_metadata_says_which_sizes_and_values_there_are(bundle):
-    """By what the network does with random weights: a stated multiple is needed, and a stated range is kept."""
+    """With random weights, the network needs the stated multiple and keeps the stated range."""
     content = json.loads((bundle / "configs" / "metadata.json").read_text())["network_data_format"]
     image, pred = content["inputs"]["image"], content["outputs"]["pred"]
     assert image["format"] == {"CT": "hounsfield", "MR": "magnitude"}[image["modality"]]

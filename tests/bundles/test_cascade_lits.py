@@ -63,7 +63,8 @@ def test_training_localises_as_inference_does():
         assert used.pop("_mode_") == "callable"
         assert {trained.pop(key) is None for key in ("network", "weights")} == {False}
         if target == "lesion":
-            # Training reads of the lesions' mask only its box: it crops to the liver, and learns without a finding too.
+            # Training reads of the lesions' mask only its box: it crops to the liver, and learns
+            # without a finding too.
             assert (
                 trained.pop("postprocessing")
                 == f"${used.pop('postprocessing')} if @prior == 'box' else None"
@@ -99,11 +100,8 @@ def test_every_training_ends_with_one_file_of_what_all_stages_have_written():
         written
     )
     assert "run" not in json.loads((CONFIGS / "multi_gpu_train.json").read_text())
-    for last in (content["run"][-1], content["rounds"][-1]):
-        assert (
-            last
-            == "$@liverseg.networks.merge_weights(@stage_models, os.path.join(@ckpt_dir, 'model.pt'))"
-        )
+    merge = "$@liverseg.networks.merge_weights(@stage_models, os.path.join(@ckpt_dir, 'model.pt'))"
+    assert content["run"][-1] == content["rounds"][-1] == merge
 
 
 def test_what_segments_is_part_of_what_is_checked_and_exported():
@@ -121,7 +119,7 @@ def test_what_segments_is_part_of_what_is_checked_and_exported():
         ({"plane": "oblique"}, "plane: found 'oblique', expected one of axial, coronal, sagittal"),
     ],
 )
-def test_an_unknown_stage_or_plane_is_one_sentence(tmp_path, monkeypatch, setting, words):
+def test_an_unknown_stage_or_plane_is_one_message(tmp_path, monkeypatch, setting, words):
     monkeypatch.chdir(tmp_path)
     arguments = ["run", "--config_file", CONFIGS / "train.json"]
     with pytest.raises(RuntimeError) as error:

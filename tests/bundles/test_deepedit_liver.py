@@ -59,7 +59,7 @@ GRIDS = {
 
 @pytest.fixture(scope="module")
 def painter(tmp_path_factory) -> dict:
-    """Settings for a network that paints liver and lesion where they are clicked, and background where it is."""
+    """Return settings for a network that paints the class of each click where it is clicked."""
     network = torch.nn.Conv3d(4, 3, 1)
     with torch.no_grad():
         network.weight[:] = torch.eye(4)[1:, :, None, None, None]
@@ -120,7 +120,7 @@ def test_without_clicks_the_mode_is_automatic(painter, tmp_path):
         ({"liver": 5}, ["clicks", "5 for liver", "three numbers"]),
     ],
 )
-def test_clicks_that_mean_nothing_end_with_a_sentence(clicks, words, painter, tmp_path):
+def test_clicks_that_mean_nothing_end_with_a_message(clicks, words, painter, tmp_path):
     save(tmp_path / "scan.nii.gz", np.zeros((20, 20, 20), np.int16))
     with pytest.raises(Exception) as error:
         segment(tmp_path / "out", tmp_path / "scan.nii.gz", clicks=clicks, **painter)
@@ -129,7 +129,7 @@ def test_clicks_that_mean_nothing_end_with_a_sentence(clicks, words, painter, tm
     assert all(word in found for word in words), found
 
 
-def test_clicks_for_several_scans_end_with_a_sentence(painter, tmp_path):
+def test_clicks_for_several_scans_end_with_a_message(painter, tmp_path):
     for name in ("a", "b"):
         save(tmp_path / f"{name}.nii.gz", np.zeros((20, 20, 20), np.int16))
     with pytest.raises(Exception) as error:
@@ -138,7 +138,7 @@ def test_clicks_for_several_scans_end_with_a_sentence(painter, tmp_path):
 
 
 def two_balls(seed: int) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
-    """A very bright ball, which is liver, and a bright one, which may be or not: nothing but a click can tell."""
+    """Draw a very bright ball, the liver, and a bright ball that only a click can tell."""
     generator = np.random.default_rng(seed)
     shape = (32, 16, 16)
     centres = [

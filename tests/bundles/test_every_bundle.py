@@ -1,4 +1,4 @@
-"""The bundles train, evaluate and infer with their other networks and losses, and those of several networks by stages.
+"""The bundles train, evaluate and infer with their other networks, losses and stages.
 
 What their READMEs name first is run in `test_archives.py`.
 """
@@ -122,15 +122,16 @@ def test_liver_and_lesion_networks_are_trained_one_after_the_other(name, dataset
         assert found.returncode == 0, found.stderr[-3000:]
         return found.stdout
 
-    # The liver is done, the lesions come to the first of two epochs; `--resume true` begins what is not begun.
+    # The liver is done, the lesions come to the first of two epochs; `--resume true` begins what is
+    # not begun.
     train("training", stage="liver", max_epochs=2)
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["liver"]
     train("run", stage="lesion", max_epochs=1)
     done = [tmp_path / "models" / "liver" / name for name in ("model.pt", "checkpoint.pt")]
     before = [path.stat().st_mtime_ns for path in done]
-    said = train("training", max_epochs=2)
+    shown = train("training", max_epochs=2)
     assert [path.stat().st_mtime_ns for path in done] == before
-    assert "Resuming after epoch 1 from" in said
+    assert "Resuming after epoch 1 from" in shown
     for stage in ("liver", "lesion"):
         lines = (tmp_path / "eval" / stage / "history.csv").read_text().splitlines()
         assert [line.partition(",")[0] for line in lines] == ["epoch", "1", "2"]

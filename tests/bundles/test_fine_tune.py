@@ -1,4 +1,4 @@
-"""fine_tune.json over train.json: every bundle goes on from weights gently, for a number of steps."""
+"""fine_tune.json over train.json: every bundle trains on from weights for a number of steps."""
 
 from __future__ import annotations
 

@@ -41,7 +41,8 @@ def grids() -> dict[str, nib.Nifti1Image]:
     return grids
 
 
-# Array axes to the left, back and head, as of DICOM; in the second each slice lies 2 mm further back.
+# Array axes to the left, back and head, as of DICOM; in the second each slice lies 2 mm further
+# back.
 UPRIGHT = np.diag([-1.0, -1.0, 1.0, 1.0]) @ AFFINE
 SERIES = {"[CT] x": UPRIGHT, "tilted": UPRIGHT + np.outer([0, -2.0, 0, 0], [0, 0, 1, 0])}
 
@@ -56,7 +57,7 @@ def two_places() -> nib.Nifti1Image:
 
 
 def segment(folder: Path, scans: Path) -> Path:
-    """Run the bundle with a network that thresholds at the window's middle, in the place of a trained one."""
+    """Run the bundle with a network that thresholds at the middle of the window."""
     network = torch.nn.Conv2d(1, 2, 1)
     with torch.no_grad():
         network.weight[:] = torch.tensor([0.0, 1.0])[:, None, None, None]
@@ -110,7 +111,7 @@ def test_the_mask_of_a_series_lies_where_its_slices_do(masks):
 
 
 def test_the_mask_of_a_tilted_series_lies_where_its_slices_do(masks):
-    """Each voxel of the scan, where its own slice says that it is, against the mask, where its affine says it is."""
+    """Compare each voxel, at the place that its slice states, with the mask at that place."""
     mask = found_at(masks, "tilted")
     expected = make_scan(9)[0] > 40
     points = nib.affines.apply_affine(
@@ -142,7 +143,7 @@ def test_the_storage_order_changes_no_voxel(masks, codes):
 
 @pytest.mark.parametrize("name", ["RAS", "LPS", "one-slice", "thousand-slices"])
 def test_every_voxel_is_decided_by_its_own_intensity(masks, name):
-    """At the scan's own spacing nothing is resampled, so the mask is the threshold of the file's array."""
+    """At the scan's own spacing nothing is resampled: the mask is the array above the threshold."""
     expected = np.asarray(grids()[name].dataobj) > 40
     assert np.array_equal(nib.load(masks / f"{name}_liver.nii.gz").dataobj, expected)
 

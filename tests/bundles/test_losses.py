@@ -1,4 +1,4 @@
-"""Every loss of the bundles' train.json against its formula, written out in float64, for 2, 5 and 8 classes."""
+"""Every loss of the bundles against its formula in float64, for 2, 5 and 8 classes."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_iou_xy_takes_alpha_with_alpha_plus_beta_two(bundle):
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize(("name", "power"), [("dice_simple", 1), ("dice_square", 2)])
 def test_global_weights_are_those_of_the_training_sets_voxels(dataset, name, power, normalize):
-    """From the labels of fold 1 to 3 at the network's spacing, counted by hand: Shen et al. 2018, eqs. 4 to 6."""
+    """Count the labels of folds 1 to 3 at the network's spacing: Shen et al. 2018, eqs. 4 to 6."""
     parser = ConfigParser()
     parser.read_config(config("unet3d_abdomen"))
     classes = {"background": [0], "liver": [1], "spleen": [2]}
@@ -188,8 +188,8 @@ def test_global_weights_are_those_of_the_training_sets_voxels(dataset, name, pow
     assert float(single) == pytest.approx(expected, rel=1e-5)
 
 
-# cascade_lits: the logit of one target, and in training a list of side outputs from full resolution to 1/8. MONAI's
-# deep supervision sums in float32.
+# cascade_lits: the logit of one target, and in training a list of side outputs from full resolution
+# to 1/8. MONAI's deep supervision sums in float32.
 CASCADE = BUNDLES / "cascade_lits" / "configs" / "train.json"
 
 
@@ -223,7 +223,7 @@ ONE_OUTPUT = {
 
 
 def deep_supervision(formula):
-    """Half the weight for half the resolution, with the label's nearest pixel to the middle of the side's."""
+    """Half the resolution has half the weight; its labels are the nearest pixels of the label."""
 
     def of(sides, target):
         labels = [
@@ -238,7 +238,7 @@ def deep_supervision(formula):
 
 
 def level_ramp(sides, target):
-    """((N − i) · BCE_i + i · Dice_i) / N over i = N … 2, with the largest label of the pixels that one covers."""
+    """((N − i) · BCE_i + i · Dice_i) / N over i = N … 2, on the largest label in a pixel."""
     total, last = 0.0, len(sides) + 1
     for level, x in zip(range(last, 1, -1), sides, strict=True):
         (height, width), f = x.shape[2:], 2 ** (last - level)

@@ -34,8 +34,9 @@ ABDOMEN = (
     "gallbladder",
     "pancreas",
 )
-# What two processes compute as one does: a loss that is a mean over scans (Dice of each, not of the batch) and no batch
-# norm. The seed decides the first weights and the patients; a crop is the whole scan, and nothing is augmented.
+# What two processes compute as one does: a loss that is a mean over scans (Dice of each, not of the
+# batch) and no batch norm. The seed decides the first weights and the patients; a crop is the whole
+# scan, and nothing is augmented.
 SETTINGS = {
     "fold": 1,
     "classes": {name: [value] if value < 3 else [] for value, name in enumerate(ABDOMEN)},
@@ -67,7 +68,7 @@ def history(folder: Path) -> list[dict[str, str]]:
 
 
 def files(folder: Path) -> collections.Counter[str]:
-    """What was written, by name; TensorBoard's without host and process, and pictures by their folder.
+    """Return what was written, by name, without the names of host, process and picture.
 
     The first process draws the scans that it validates itself, which are fewer.
     """
@@ -142,11 +143,11 @@ def test_a_killed_process_ends_both_machines_and_the_training_goes_on(scans, tmp
 
     done = torch.load(checkpoint, weights_only=True)["epoch"]
     nodes = start(max_epochs=done + 2, resume=True)
-    (said, errors), (other, _) = end(nodes)
+    (shown, errors), (other, _) = end(nodes)
     assert [node.returncode for node in nodes] == [0, 0], errors[-3000:]
-    assert f"Resuming after epoch {done}" in said
+    assert f"Resuming after epoch {done}" in shown
     assert f"Resuming after epoch {done}" in other
-    assert json.loads(said.splitlines()[-1])["epochs"] == done + 2
+    assert json.loads(shown.splitlines()[-1])["epochs"] == done + 2
     assert [int(row["epoch"]) for row in history(tmp_path)] == list(range(1, done + 3))
 
 

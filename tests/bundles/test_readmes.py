@@ -81,9 +81,7 @@ def test_options_are_names_of_the_configs(readme, tmp_path):
         check_run(started if command[0] != "…" else [*started, *command[1:]], readme.parents[1])
 
 
-def test_commands_of_liverseg_are_there_in_the_repository_and_said_to_be_nowhere_else(
-    readme, tmp_path
-):
+def test_commands_of_liverseg_exist_and_are_marked_as_of_the_repository(readme, tmp_path):
     typed = [command[1:] for command in commands(readme, tmp_path) if command[0] == "liverseg"]
     assert ["data", "phantoms", "data"] in [command[:3] for command in typed]
     for data, verb, *arguments in typed:

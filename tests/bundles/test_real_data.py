@@ -1,4 +1,4 @@
-"""The bundle on real scans. What comes out says that the chain works on real input, and nothing about accuracy."""
+"""The bundle on real scans: the chain works on real input, which says nothing about accuracy."""
 
 from __future__ import annotations
 
@@ -94,7 +94,8 @@ def test_the_mask_lies_on_the_scans_grid(overfitted, samples, tmp_path, name):
     mask, scan = segment(overfitted, BUNDLE, samples / name, tmp_path, SETTINGS)
     assert mask.shape == tuple(scan.shape)
     assert np.allclose(mask.affine, scan.affine, atol=1e-3)
-    # What a network that knows one scan by heart finds in another is chance; in its own it must find the liver.
+    # What a network that knows one scan by heart finds in another is chance; in its own it must
+    # find the liver.
     if name == "ts_ct.nii.gz":
         found = np.asarray(mask.dataobj).astype(bool)
         liver = np.asarray(nib.load(samples / "ts_ct_organs.nii.gz").dataobj) == 5

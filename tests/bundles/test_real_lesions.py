@@ -1,4 +1,4 @@
-"""The bundles for liver and lesions on real scans. What comes out says that the chain works on real input, no more."""
+"""The bundles for liver and lesions on real scans: the chain works on real input, no more."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SETTINGS = {
 
 
 def write_scan(samples: Path, folder: Path) -> dict[str, str]:
-    """A real scan whose liver gets two dark balls, with the labels of LiTS: no real one has labelled lesions."""
+    """Draw two dark balls, labelled as LiTS, in the liver of a real scan: none has labels."""
     scan, organs = (nib.load(samples / name) for name in ("ts_ct.nii.gz", "ts_ct_organs.nii.gz"))
     image, label = np.array(scan.dataobj), (np.asarray(organs.dataobj) == 5).astype(np.uint8)
     for centre, radius_mm in (((86, 47, 103), 21), ((75, 62, 98), 15)):

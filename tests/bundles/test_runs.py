@@ -123,7 +123,8 @@ def test_a_killed_training_resumes_where_it_stopped(dataset, tmp_path):
     assert json.loads(run.stdout.splitlines()[-1])["epochs"] == done + 2
     epochs = [int(row["epoch"]) for row in history(tmp_path / "eval")]
     assert epochs == list(range(1, done + 3))
-    # It goes on in the run of the training that was killed, which may not have logged its last epoch.
+    # It goes on in the run of the training that was killed, which may not have logged its last
+    # epoch.
     ((_, tracked),) = tracked_epochs(tmp_path / "eval" / "mlflow.db")
     assert tracked == epochs
 

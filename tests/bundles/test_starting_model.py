@@ -1,4 +1,4 @@
-"""unet3d_liver with the weights that are fetched, on real scans: at least what was measured when they were chosen."""
+"""unet3d_liver with the fetched weights, on real scans: no worse than when they were chosen."""
 
 from __future__ import annotations
 

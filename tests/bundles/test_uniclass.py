@@ -29,7 +29,7 @@ SETTINGS = {
 
 
 def slices(dataset: Path) -> torch.Tensor:
-    """The test scan as the network sees it, (D, 1, H, W): its spacing is the network's, so nothing is resampled."""
+    """Return the test scan as the network sees it, (D, 1, H, W); nothing is resampled."""
     scan = torch.tensor(np.asarray(nib.load(dataset / "volume-4.nii").dataobj), dtype=torch.float32)
     return ((scan + 160) / 400).clamp(0, 1).permute(2, 0, 1)[:, None]
 
@@ -55,7 +55,7 @@ def bundle(tmp_path_factory, dataset) -> Path:
 
 @pytest.fixture(scope="module")
 def merged_by_hand(bundle, dataset) -> np.ndarray:
-    """The organ of highest probability, where one exceeds one half, from each organ's network alone: (H, W, D)."""
+    """Return the organ of highest probability above one half, of all networks, (H, W, D)."""
     probabilities = []
     for name in ORGANS:
         network = DeepLabV3Plus().eval()

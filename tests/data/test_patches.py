@@ -99,7 +99,7 @@ def test_the_record_counts_the_patches_of_all_volumes(label_in, tmp_path):
 
 
 def test_an_area_of_exactly_the_threshold_counts(label_in):
-    """Of 8 x 12 = 96 pixels 48 are annotated in the first tile, 47 in the second, 49 in the third."""
+    """Of 8 x 12 = 96 pixels, the three tiles have 48, 47 and 49 annotated."""
     volume = case()
     volume["label"].zero_()
     volume["label"][0, :8, :6, 0] = 1
@@ -244,7 +244,8 @@ def test_a_drawn_patch_lies_in_the_middle_of_an_empty_slice(label_in, tmp_path):
                     matches.append((level, number))
         assert len(matches) == 1
         seen[matches[0][0]].add(matches[0][1])
-    # Levels at equal odds, though the smallest patches are many times as many; with replacement within them.
+    # Levels at equal odds, though the smallest patches are many times as many; with replacement
+    # within them.
     assert all(len(numbers) > 3 for numbers in seen.values())
 
 

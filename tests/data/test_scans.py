@@ -155,7 +155,7 @@ def test_nifti_further_down_is_named(tmp_path, write_nifti, caplog):
 
 
 def test_a_link_keeps_its_name_and_is_read(tmp_path, write_nifti):
-    """As Hugging Face's cache and git-annex keep their files: a name that leads to one without a suffix."""
+    """Hugging Face's cache and git-annex keep links to files without a suffix."""
     volume = np.arange(8, dtype=np.int16).reshape(2, 2, 2)
     (tmp_path / "blobs").mkdir()
     (tmp_path / "snapshot").mkdir()

@@ -257,7 +257,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
 
 
 def averaged(run, momentum):
-    """Follow the weights of a run that is about to start: their average after each iteration, in float64."""
+    """Average the weights of a run after each iteration, in float64."""
     averages = [{key: value.double() for key, value in run.network.named_parameters()}]
 
     def follow(engine):
@@ -360,7 +360,7 @@ def test_a_weight_that_is_no_number_ends_the_training_and_is_not_saved(
 ):
     run = Run(tmp_path, [0.8, 0.9, 0.95], ema_momentum=ema_momentum)
     spoil_gradient(run, iteration)
-    found = rf"1\.bias: found NaN or infinity after iteration {iteration} of the training .*--amp false, a larger"
+    found = rf"1\.bias: found NaN or infinity after iteration {iteration} .*--amp false, a larger"
     with pytest.raises(InputError, match=found):
         run.run()
     assert len(run.states) == (iteration > 2)

@@ -42,12 +42,12 @@ def test_scans_that_fail_are_recorded_whether_alone_or_not(tmp_path, write_nifti
     run(tmp_path / "each", [right])
     with pytest.raises(RuntimeError) as error:
         run(tmp_path / "each", [wrong])
-    said = message(error.value)
-    assert said is not None and "the volume is 2-D" in said
+    shown = message(error.value)
+    assert shown is not None and "the volume is 2-D" in shown
     assert (
         errors(tmp_path / "both")
         == errors(tmp_path / "each")
-        == {wrong["image"]: said, right["image"]: None}
+        == {wrong["image"]: shown, right["image"]: None}
     )
 
 

@@ -370,7 +370,8 @@ def test_warnings_of_scan_and_label_are_in_the_summary(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(tmp_path):
-    # Three cases and two that fail on two ranks, both of which meet one that fails; the sampler gives one case twice.
+    # Three cases and two that fail on two ranks, both of which meet one that fails; the sampler
+    # gives one case twice.
     cases = [
         *make_cases(tmp_path),
         *({"image": f"/gone/{n}.nii", "label": f"/gone/{n}.nii"} for n in range(2)),

@@ -100,7 +100,7 @@ def torchrun(*arguments, cwd: Path, **values) -> subprocess.CompletedProcess[str
 def start_node(
     address: str, endpoint: str, *arguments, cwd: Path, **values
 ) -> subprocess.Popen[str]:
-    """The same on two machines with a process each: one of them, which has this address; they meet at `endpoint`."""
+    """The arguments of one of two machines with a process each, which meet at `endpoint`."""
     meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint, "--local_addr", address]
     launcher = ["torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", *meeting, "-m"]
     command, environment = _command([*arguments, *options(**values)], TORCHRUN, launcher)
@@ -109,7 +109,7 @@ def start_node(
 
 
 def tracked_epochs(database: Path) -> list[tuple[str, list[int]]]:
-    """Of each finished run of MLflow its name and the epochs whose loss it has, in the order they began."""
+    """Return each finished run of MLflow, by start: its name and the epochs whose loss it has."""
     query = """
         SELECT name, run_uuid, step FROM runs JOIN metrics USING (run_uuid)
         WHERE key = 'loss' AND runs.status = 'FINISHED' ORDER BY start_time, step

@@ -1,4 +1,4 @@
-"""Small data sets in the layouts of the public ones, with a phantom's anatomy and the voxels known."""
+"""Small data sets in the layouts of the public ones, with a phantom's anatomy and known voxels."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def write_pngs(folder: Path, array: np.ndarray, names: list[str]) -> None:
 def chaos_ct(
     root: Path, patients=(1, 2, 10)
 ) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """A CHAOS CT tree whose file names run from head to foot; returns image, label and affine of each patient."""
+    """Write CHAOS CT, with files from head to foot; return image, label and affine of each."""
     truth = {}
     for seed, patient in enumerate(patients):
         scan = phantom(seed % 3)
@@ -138,7 +138,7 @@ def chaos_ct(
 def chaos_mr(
     root: Path, patients=(1, 2, 3)
 ) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """A CHAOS MR tree: coronal and oblique; returns the in-phase image, the label and the affine of each patient."""
+    """Write CHAOS MR, coronal and oblique; return each in-phase image, label and affine."""
     truth = {}
     for seed, patient in enumerate(patients):
         scan, axes = phantom(seed, "mr"), "LPS" if seed else "LIP"
@@ -167,7 +167,7 @@ def chaos_mr(
 
 
 def ircadb(root: Path) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """A 3D-IRCADb tree: 1 as folders with shuffled masks, 2 as zips, 3 without positions in its masks."""
+    """Write 3D-IRCADb: 1 as folders of shuffled masks, 2 as zips, 3 without mask positions."""
     truth = {}
     for patient in (1, 2, 3):
         scan, generator = phantom(patient), np.random.default_rng(patient)

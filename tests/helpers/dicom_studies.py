@@ -1,4 +1,4 @@
-"""DICOM made by hand: slices of a tilted CT, DICOM SEGs on it, and a DICOMweb server that can be made to fail."""
+"""DICOM made by hand: a tilted CT, DICOM SEGs on it, and a DICOMweb server that can fail."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 
 
 def make_slice(series: str, number: int, pixels: np.ndarray, aside_mm: float = 0) -> Dataset:
-    """Slice `number` of a CT, (columns, rows); `aside_mm` moves each against the one before, as gantry tilt does."""
+    """Slice `number` of a CT, (columns, rows), moved by `aside_mm` a slice as by gantry tilt."""
     one = _instance(CTImageStorage, f"{series}.{number + 1}", series, "CT")
     one.SeriesNumber, one.InstanceNumber = 1, number + 1
     one.ImagePositionPatient = (
@@ -183,9 +183,9 @@ class Archive:
     Attributes:
         instances: what it has.
         page: so many series it lists at once.
-        fault: asked for each path, and gives a status to answer with, "cut" (the connection ends before the answer
-            does), "less" (an instance is missing), "keep nothing" of what is sent, or None; may wait as long as it
-            likes.
+        fault: asked for each path, and gives a status to answer with, "cut" (the connection ends
+            before the answer does), "less" (an instance is missing), "keep nothing" of what is
+            sent, or None; may wait as long as it likes.
         filters: it lists only what it is asked for.
     """
 

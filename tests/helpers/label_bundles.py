@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from helpers.bundle_runs import ROOT
 from helpers.waiting import SECONDS, wait_until
 
 if TYPE_CHECKING:
-    from monailabel.datastore.local import LocalDatastore
+    from lib.store.local import LockedDatastore
 
 # Whoever connects to anything but this machine is written down, and fails.
 GUARD = """
@@ -134,10 +135,15 @@ def run_bundle(bundle: Path, image: Path, folder: Path, **settings) -> Path:
     return mask
 
 
-def stop_watching(store: LocalDatastore) -> None:
+def stop_watching(store: LockedDatastore) -> None:
     """Stop watching the folder of a store, which MONAI Label does until its process ends."""
-    store._observer.stop()
-    store._observer.join()
+    from watchdog.observers.api import BaseObserver
+
+    for thread in threading.enumerate():
+        emitters = thread.emitters if isinstance(thread, BaseObserver) else ()
+        if str(store.folder) in {emitter.watch.path for emitter in emitters}:
+            thread.stop()
+            thread.join(SECONDS)
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""Algorithms 1, 2 and 3 written out with scipy, step by step: slow, and the reference for the shipped versions."""
+"""Algorithms 1, 2 and 3 in plain scipy, step by step: the reference for the shipped versions."""
 
 from __future__ import annotations
 

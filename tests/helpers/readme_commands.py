@@ -17,7 +17,7 @@ PROGRAMS = ("python", "torchrun", "liverseg", "…")
 
 
 def commands(document: Path, folder: Path, programs: Sequence[str] = PROGRAMS) -> list[list[str]]:
-    """Commands of the document's shell blocks, in order, with their arguments as a shell splits them.
+    """Return the commands of a document's shell blocks, each split into arguments as a shell does.
 
     Each of `programs` only records how it was started; a command of another program fails.
     """

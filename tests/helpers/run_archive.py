@@ -1,10 +1,10 @@
-"""The commands of an archive's README one after the other in this process, as if some packages were not there.
+"""Run the commands of an archive's README in this process, as if some packages were missing.
 
     python run_archive.py FILE
 
-FILE is JSON: `absent`, the modules that cannot be imported, and `commands`, the arguments of each `python -m
-monai.bundle`. Run it in the archive's folder. Its last line is JSON: the
-modules that were imported, and the file of liverseg.
+FILE is JSON: `absent`, the modules that cannot be imported, and `commands`, the arguments of each
+`python -m monai.bundle`. Run it in the archive's folder. Its last line is JSON: the modules that
+were imported, and the file of liverseg.
 """
 
 from __future__ import annotations

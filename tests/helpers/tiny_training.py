@@ -23,7 +23,7 @@ def train(
     resume: bool = False,
     start: float | None = None,
 ) -> None:
-    """Train as bundles do, in `folder`, with `handlers` added; epoch N predicts the label moved by N along x.
+    """Train as bundles do, with `handlers` added; epoch N predicts the label moved by N along x.
 
     `start` is the metric of the weights it starts from, as epoch 0, if these are validated.
     """

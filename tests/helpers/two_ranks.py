@@ -11,7 +11,7 @@ from helpers.waiting import SECONDS
 
 
 def run_two_ranks(file: str, *arguments: str) -> None:
-    """Run `python FILE ARGUMENTS… RANK` for both ranks at once, and fail with the output of the one that fails."""
+    """Run `python FILE ARGUMENTS… RANK` for both ranks at once; show the output of a failure."""
     path = os.pathsep.join(
         filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
     )

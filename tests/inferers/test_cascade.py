@@ -20,7 +20,8 @@ from liverseg.inferers import CascadeInferer, Localiser, VolumeSliceInferer
 from liverseg.transforms import LoadVolumed
 
 PLANES = ("axial", "coronal", "sagittal")
-# The axes of (x, y, z) that are rows, columns and slices of a plane, and the orientation that training gives them.
+# The axes of (x, y, z) that are rows, columns and slices of a plane, and the orientation that
+# training gives them.
 AXES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
 AXCODES = {"axial": "RAS", "coronal": "RSA", "sagittal": "ASR"}
 LIVER, LESION = 0.5, 0.8  # the thresholds: brighter is liver, still brighter is lesion
@@ -33,7 +34,7 @@ OBLIQUE = np.array([[C, -S, 0, 31], [S, C, 0, -17], [0, 0, 1, 400], [0, 0, 0, 1]
 
 
 class Threshold(nn.Module):
-    """Target where one channel, 0 the image and 1 the prior, is above a value; remembers what it saw."""
+    """Find where one channel, 0 the image and 1 the prior, is above a value; keep the inputs."""
 
     def __init__(self, value: float, channel: int = 0) -> None:
         super().__init__()
@@ -188,7 +189,8 @@ def test_a_plane_is_resampled_as_in_training(plane):
     item = Orientationd("image", axcodes=AXCODES[plane], labels=None)(item)
     item = Spacingd("image", pixdim=(-1, -1 if plane == "axial" else 1.5, -1))(item)
     trained_on = item["image"].as_tensor()[0]
-    # Spacing keeps the first voxel's centre, the inferer the extent: half a voxel apart, and one more or less.
+    # Spacing keeps the first voxel's centre, the inferer the extent: half a voxel apart, and one
+    # more or less.
     size = tuple(
         slice(min(lengths)) for lengths in zip(trained_on.shape, seen.shape[1:], strict=True)
     )
@@ -236,7 +238,7 @@ def test_without_resampling_each_voxel_is_decided_by_its_own_intensity():
 
 
 def test_the_prior_goes_with_the_image_into_every_plane():
-    """A network that reads nothing but the prior gives back the box, which is 0.8 x 1 x 3 mm a voxel."""
+    """A network that reads only the prior gives back the box, at 0.8 x 1 x 3 mm a voxel."""
     scan = volume(make_scan(), affine=OBLIQUE)
     network = networks(**{f"liver_{plane}": Threshold(0.5, channel=1) for plane in PLANES})
     label = inferer(crop_margin_mm=9, prior="box", box_margin_mm=3, targets=["liver"])(
@@ -338,12 +340,12 @@ def test_each_scan_of_a_batch_has_its_own_liver_and_one_without_is_empty(caplog)
         )
     for index, scan in enumerate(scans):
         assert np.array_equal(labels[index, 0], (scan > LIVER) * (1 + (scan > LESION)))
-    said = [
+    shown = [
         record.getMessage()
         for record in caplog.records
         if record.name == "liverseg.inferers.cascade"
     ]
-    assert said == ["1.nii: no liver found, so its mask is empty."]
+    assert shown == ["1.nii: no liver found, so its mask is empty."]
 
 
 def test_where_no_liver_is_localised_none_is_tuned(caplog):

@@ -89,7 +89,8 @@ def test_an_evaluation_clicks_into_the_errors_and_keeps_the_result_before():
         right = int(((found == truth) & (truth > 0)).sum())
         assert right > previous
         previous = right
-        # Clicks are so deep that what is painted around them, 2.4 voxels of 4 mm, is of their class.
+        # Clicks are so deep that what is painted around them, 2.4 voxels of 4 mm, is of their
+        # class.
         assert (found == truth)[found > 0].float().mean() > 0.95
         if num_clicks == 1:
             centre_mm = found.nonzero().float().mean(0) * torch.tensor([2.0, 2, 5])

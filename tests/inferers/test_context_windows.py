@@ -13,7 +13,7 @@ from liverseg.networks import PreactivationUNet3D
 
 
 class Above(nn.Module):
-    """Foreground is what is above 0.2, out of windows with a context of 6 voxels; keeps what it has seen."""
+    """Find what is above 0.2 in windows with a context of 6 voxels; keep the inputs."""
 
     context = (6, 6, 6)
 

@@ -18,7 +18,7 @@ LARGE = np.s_[24:36, 4:28, 12:54]  # 1512 ml
 
 
 class Looks(VolumeInferer):
-    """An inferer that finds what is above 0.2, and left of a share of the volume nothing; keeps what it has seen."""
+    """Find what is above 0.2, but nothing in the left share of the volume; keep the inputs."""
 
     def __init__(self, blind: tuple[float, float] = (0, 0), value: int = 1) -> None:
         self.blind, self.value = blind, value
@@ -96,7 +96,7 @@ def test_left_and_right_are_those_of_the_affine(axcodes, liver, expected):
 
 
 def test_what_is_found_on_the_wrong_side_is_compared_with_the_mirror_image():
-    """Of a liver of 600 ml, 200 and more are found on the left; in the mirror image all of it, on the right."""
+    """Of a liver of 600 ml, 200 ml or more are found on the left; mirrored, all on the right."""
     found, flags, asked = look(patient(LEFT), Looks(blind=(0.3, 0.5)))
     assert found.sum() / 8 > 200 and asked == 2 and list(flags) == ["mirrored"]
 
@@ -117,7 +117,7 @@ def test_no_other_scan_has_that_flag(liver, asked):
 
 
 def test_what_is_not_looked_at_twice():
-    """A slab that holds no liver, a mask without one, what an annotator has clicked into, and what is no scan."""
+    """A slab without liver, an empty mask, a scan with clicks, and an array that is no scan."""
     clicked = patient(LEFT)
     clicked.meta[CLICKS] = torch.zeros(1, 1, 4)
     strange = patient(LEFT)
@@ -135,7 +135,7 @@ def test_what_is_not_looked_at_twice():
 
 @pytest.mark.parametrize(("columns", "flagged"), [(7, False), (5, True)])
 def test_of_slices_the_mirror_image_is_always_segmented_here_and_there(columns, flagged):
-    """What is found lies well on the right; the liver, of 12 columns, is less than twice as large, or more."""
+    """All that is found lies on the right; the liver is less than twice as large, or more."""
     x, looks = patient(np.s_[6:18, 8:24, 10:55]), Looks(blind=(0, 0.5))
     x[0, 0, 28 : 28 + columns, 8:24, 10:55] = 0.4
     found = MirrorCheckInferer(looks, LIVER_ONLY, slices_mm=20)(x, "the network").as_tensor()
@@ -145,7 +145,7 @@ def test_of_slices_the_mirror_image_is_always_segmented_here_and_there(columns, 
 
 
 def test_pieces_apart_do_not_count():
-    """What is found in the middle is larger than the largest piece in the mirror image, not than all of them."""
+    """The middle holds more than the mirror image's largest piece, less than all of them."""
     x = patient(np.s_[4:20, 4:28, 2:58:2])
     x[0, 0, 22:24, 8:24, 10:50] = 0.4
     _, flags, asked = look(x, Looks(blind=(0, 0.5)))

@@ -46,7 +46,7 @@ def inferer(**options) -> TwoStageInferer:
 
 
 def make_scan(shape=(50, 40, 9), seed=0) -> np.ndarray:
-    """A bright box with brighter spots, a spot outside it and a smaller bright box, in noise: (H, W, D)."""
+    """Draw a bright box with spots, a spot outside it and a smaller box, in noise: (H, W, D)."""
     generator = np.random.default_rng(seed)
     scan = generator.uniform(0, 0.4, shape)
     scan[10:30, 8:20, shape[2] // 4 : -(shape[2] // 4) or None] = 0.6

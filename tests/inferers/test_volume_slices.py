@@ -118,7 +118,8 @@ def test_training_and_inference_resample_alike():
     VolumeSliceInferer(spacing=(2.0, 1.6), sw_batch_size=4, amp=False)(volume, network)
     here = seen[0][:, 0].permute(1, 2, 0)
     assert here.shape == (30, 45, 4)
-    # Spacing keeps the first voxel's centre, the inferer the extent: half a voxel of the volume apart.
+    # Spacing keeps the first voxel's centre, the inferer the extent: half a voxel of the volume
+    # apart.
     assert float((here - trained_on.as_tensor()[:30, :45]).abs().max()) < 0.03
 
 
@@ -221,7 +222,8 @@ def test_volumes_on_one_grid_are_channels(num_slices):
     for index in range(2):
         neighbours = torch.arange(-(num_slices // 2), num_slices // 2 + 1)
         for k in range(5):
-            # All slices of the first volume, then those of the next; beyond the ends the last slice repeats.
+            # All slices of the first volume, then those of the next; beyond the ends the last slice
+            # repeats.
             expected = (
                 volume[index][..., (k + neighbours).clamp(0, 4)]
                 .permute(0, 3, 1, 2)

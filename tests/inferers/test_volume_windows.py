@@ -9,7 +9,7 @@ from monai.inferers import sliding_window_inference
 from monai.transforms import ResampleToMatch
 
 from liverseg.errors import InputError
-from liverseg.inferers import VolumeWindowInferer
+from liverseg.inferers import VolumeWindowInferer, volume_windows
 from liverseg.inferers.volume_windows import planes_between
 from liverseg.transforms import ResampleVolumed
 
@@ -17,7 +17,7 @@ ROI = (16, 24, 16)
 
 
 def small_network(num_classes=4):
-    """Three layers that see beyond the window's border, so that windows disagree where they overlap."""
+    """Three layers that see beyond the window, so that overlapping windows disagree."""
     torch.manual_seed(0)
     layers = [
         torch.nn.Conv3d(1, 6, 5, padding=2),
@@ -67,15 +67,24 @@ def test_keeps_the_probabilities_of_monais_logits(shape):
     assert (found - 255 * expected).abs().max() < 0.51
 
 
+@pytest.fixture
+def finished_planes(monkeypatch):
+    """The blended logits that inferers hand on to be resampled, (planes, num_classes, h, w)."""
+    seen = []
+
+    def record(finished, source_depth, depth):
+        return planes_between((seen.append(one) or one for one in finished), source_depth, depth)
+
+    monkeypatch.setattr(volume_windows, "planes_between", record)
+    return seen
+
+
 @pytest.mark.parametrize("shape", [(40, 50, 61), (9, 30, 40), (30, 30, 5)])
-def test_the_blended_logits_are_monais(shape):
+def test_the_blended_logits_are_monais(shape, finished_planes):
     volume, network = torch.randn(1, 1, *shape), small_network()
-    inferer = VolumeWindowInferer(ROI, sw_batch_size=2, amp=False)
-    with torch.no_grad():
-        planes = torch.cat(list(inferer._finished_planes(volume[0], network, torch.device("cpu"))))
-    assert torch.allclose(
-        planes.permute(1, 2, 3, 0)[None], monais_logits(volume, network), atol=1e-5
-    )
+    VolumeWindowInferer(ROI, sw_batch_size=2, amp=False)(volume, network)
+    logits = torch.cat(finished_planes).permute(1, 2, 3, 0)[None]
+    assert torch.allclose(logits, monais_logits(volume, network), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +126,7 @@ def test_resampled_there_and_back_as_trilinear_logits_of_the_whole_volume(spacin
 
 
 def test_the_mask_lies_where_monais_affine_resampling_puts_it():
-    """The logits, with the affine of what the network saw, resampled by MONAI to the scan's oblique grid."""
+    """MONAI resamples the logits from the grid that the network saw to the scan's oblique grid."""
     c, s = np.cos(0.4), np.sin(0.4)
     turned = np.array(
         [[-c, s, 0, 31.0], [s, c, 0, -17.0], [0, 0, 1, 400.0], [0, 0, 0, 1]]
@@ -158,16 +167,13 @@ def test_bfloat16_gives_the_same_mask_but_for_a_few_edge_voxels():
     )
 
 
-def test_the_logits_in_memory_do_not_grow_with_the_depth():
+def test_the_logits_in_memory_do_not_grow_with_the_depth(finished_planes):
     """The planes that are handed on and the buffers behind them are those of one window's depth."""
     sizes = []
     for depth in (40, 200):
-        inferer = VolumeWindowInferer(ROI, amp=False)
-        planes = inferer._finished_planes(
-            torch.zeros(1, 16, 24, depth), small_network(), torch.device("cpu")
-        )
-        with torch.no_grad():
-            sizes.append(max(found.untyped_storage().nbytes() for found in planes))
+        finished_planes.clear()
+        VolumeWindowInferer(ROI, amp=False)(torch.zeros(1, 1, 16, 24, depth), small_network())
+        sizes.append(max(planes.untyped_storage().nbytes() for planes in finished_planes))
     assert sizes[0] == sizes[1] <= 4 * 4 * np.prod(ROI)
 
 

@@ -23,7 +23,7 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 
 def affine_of(row, column, spacing=SPACING, origin=(-31.25, 12.5, 40.0), step=None) -> np.ndarray:
-    """From (column, row, slice) to RAS mm: what NIfTI says of a series with these directions in LPS."""
+    """Map (column, row, slice) to RAS mm, for a series with these directions in LPS."""
     row, column = (np.array(axis) / np.linalg.norm(axis) for axis in (row, column))
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = row * spacing[0], column * spacing[1]
@@ -137,7 +137,7 @@ def test_a_gap_near_an_end_is_refused(tmp_path, end):
 
 
 def thinned(folder: Path, every: int = 2, **tags) -> Path:
-    """Write every second slice alone, or every third, numbered as they were; a tag of None is left out."""
+    """Write every second or third slice, with its own number; a tag of None is left out."""
 
     def numbered(dataset, k):
         dataset.InstanceNumber = k + 1
@@ -211,7 +211,7 @@ def test_an_enhanced_file_that_lacks_every_other_frame(tmp_path):
     assert "5.00 mm apart, but SpacingBetweenSlices is 2.50 mm" in warning
 
 
-def test_a_tiny_drift_is_said_in_mm(tmp_path):
+def test_a_tiny_drift_is_reported_in_mm(tmp_path):
     def drifting(dataset, k):
         dataset.ImagePositionPatient = [-31.25 + 0.04 * k, 12.5, 40 + 50 * k]
 
@@ -394,7 +394,8 @@ def test_a_series_whose_files_lie_in_several_folders(tmp_path):
     assert_is(tmp_path / "spread")
     (series,) = find_series(tmp_path)[0]
     assert series.path == str(tmp_path / "spread")
-    # With another beside it, nothing names it but the folder, which is refused rather than read by half.
+    # With another beside it, nothing names it but the folder, which is refused rather than read by
+    # half.
     write(tmp_path / "spread" / "D0", SeriesInstanceUID="1.2.4")
     assert str(tmp_path / "spread") in {each.path for each in find_series(tmp_path)[0]}
     assert "2 series in it" in refusal(tmp_path / "spread")
@@ -518,16 +519,16 @@ def test_parts_of_a_scan_that_follow_each_other_are_one_volume(tmp_path, modalit
 
 
 @pytest.mark.parametrize(
-    ("tag", "values", "said"),
+    ("tag", "values", "shown"),
     [("AcquisitionNumber", (1, 2), True), ("AcquisitionTime", ("100000", "100030"), False)],
 )
-def test_slices_of_mri_may_be_taken_in_turns(tmp_path, tag, values, said):
+def test_slices_of_mri_may_be_taken_in_turns(tmp_path, tag, values, shown):
     two_phases(tmp_path, 1.25, tag, values, Modality="MR")
     volume = read_volume(str(tmp_path))
     assert volume.array.shape == (8, 9, 12)
     assert [
         "take turns between 2 values of AcquisitionNumber" in warning for warning in volume.warnings
-    ] == [True] * said
+    ] == [True] * shown
 
 
 def test_echoes_and_parts_of_a_dixon_series(tmp_path):
@@ -758,9 +759,9 @@ def test_padding_is_as_dark_as_the_darkest_voxel(tmp_path, padding):
 
 
 @pytest.mark.parametrize(
-    ("modality", "intercept", "said"), [("CT", 0, True), ("CT", -1024, False), ("MR", 0, False)]
+    ("modality", "intercept", "shown"), [("CT", 0, True), ("CT", -1024, False), ("MR", 0, False)]
 )
-def test_padding_of_a_ct_that_is_stored_as_tissue_is_said(tmp_path, modality, intercept, said):
+def test_padding_of_a_ct_that_is_stored_as_tissue_is_said(tmp_path, modality, intercept, shown):
     hu = np.clip(ARRAY, -1000, 1000)
     hu[2:4, :, 1:3] = 0
 
@@ -776,13 +777,13 @@ def test_padding_of_a_ct_that_is_stored_as_tissue_is_said(tmp_path, modality, in
         Modality=modality,
     )
     warnings = read_volume(str(tmp_path)).warnings
-    if said:
+    if shown:
         assert (
             f"{(hu == 0).sum()} voxels of 0 HU are marked as padding (PixelPaddingValue)"
             in warnings[0]
         )
         assert f"were read as {hu.min()} HU" in warnings[0]
-    assert len(warnings) == said
+    assert len(warnings) == shown
 
 
 def write_raw(file: Path, keyword: str, kind: str, value: bytes) -> None:

@@ -103,7 +103,7 @@ def test_lengths_in_metre_and_micron_become_mm(tmp_path, fields, mm_per_unit):
     volume = read_nifti(path)
     assert np.allclose(volume.affine, TURNED, atol=1e-4)
     assert np.allclose(corners_of(volume.affine), itk_corners(path), atol=1e-3)
-    # nibabel knows no unit, and that is said.
+    # nibabel knows no unit, and a warning says so.
     assert [np.allclose(other, nib.load(path).affine) for other in volume.other_affines[-1:]] == [
         True
     ] * (mm_per_unit != 1)

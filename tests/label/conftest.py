@@ -19,7 +19,7 @@ GATE = [
     "$@evaluator.run()",
 ]
 
-# One convolution of one voxel: bright is liver, and what is clicked is of the class that was said.
+# One convolution of one voxel: bright is liver, and what is clicked is of the class of the click.
 CLICKS = {
     "network_def": {
         "_target_": "torch.nn.Conv3d",

@@ -135,7 +135,7 @@ def test_hidden_files_folders_and_twins_are_no_scans(folder, caplog):
     assert "a.nii.gz and a.nii" in caplog.text
 
 
-def test_a_folder_for_no_labels_is_refused_with_a_sentence(tmp_path):
+def test_a_folder_for_no_labels_is_refused_with_a_message(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
         open_store(tmp_path / "file" / "studies")

@@ -104,8 +104,10 @@ def test_what_was_copied_goes_on_while_it_is_down_and_the_rest_when_it_is_back(
     assert np.array_equal(voxels(store.get_label_uri(SERIES, "original")), LIVER)
     status = store.status()
     assert (status["total"], status["completed"]) == (1, 1)
-    said = rf"found no DICOMweb server at {archive.url} \(ConnectionError\), expected one: start it"
-    assert re.search(said, status["error"])
+    shown = (
+        rf"found no DICOMweb server at {archive.url} \(ConnectionError\), expected one: start it"
+    )
+    assert re.search(shown, status["error"])
     for ask in (
         store.list_images,
         # Of a part of the labels, a validation set would be drawn for ever.
@@ -115,7 +117,7 @@ def test_what_was_copied_goes_on_while_it_is_down_and_the_rest_when_it_is_back(
         lambda: store.get_image_uri(OTHER),
         lambda: save(store, tmp_path, "final"),
     ):
-        with pytest.raises(DicomServerError, match=said):
+        with pytest.raises(DicomServerError, match=shown):
             ask()
 
     with archive.serve():
@@ -125,7 +127,7 @@ def test_what_was_copied_goes_on_while_it_is_down_and_the_rest_when_it_is_back(
         assert len([one for one in archive.instances if one.Modality == "SEG"]) == 2
 
 
-def test_clients_are_told_503():
+def test_clients_get_status_503():
     server = FastAPI()
     bare_errors.fix(server)
 
@@ -181,8 +183,8 @@ def test_what_it_cannot_send_of_one_label_hides_no_other(store, archive, what, s
     # With 200 comes a page for people.
     archive.fault = lambda path: status if bad.SeriesInstanceUID in path and what in path else None
     assert store.get_labeled_images() == [SERIES]
-    ((name, said),) = store.status()["unreadable_labels"].items()
-    assert name == (bad.SeriesInstanceUID if what == "metadata" else OTHER) and wrong in said
+    ((name, shown),) = store.status()["unreadable_labels"].items()
+    assert name == (bad.SeriesInstanceUID if what == "metadata" else OTHER) and wrong in shown
 
 
 def test_a_label_of_which_the_server_is_overloaded_is_asked_for_again(store, archive):
@@ -299,11 +301,11 @@ def test_what_was_deleted_on_the_server_is_gone(store, archive):
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"), [(409, "found the answer 409"), ("keep nothing", "refuses it .272")]
+    ("fault", "shown"), [(409, "found the answer 409"), ("keep nothing", "refuses it .272")]
 )
-def test_a_label_that_the_server_does_not_keep_is_not_saved(store, archive, tmp_path, fault, said):
+def test_a_label_that_the_server_does_not_keep_is_not_saved(store, archive, tmp_path, fault, shown):
     archive.fault = lambda path: fault if path == "studies" else None
     archive.instances.pop()
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=shown):
         save(store, tmp_path, "final")
     assert SERIES in store.get_unlabeled_images() and store.get_label_uri(SERIES, "final") == ""

@@ -135,7 +135,7 @@ def test_what_is_no_series_of_the_server_is_no_image(store, name):
     assert store.get_image_uri(name) == ""
 
 
-def test_a_series_that_is_no_volume_is_said(store):
+def test_a_series_that_is_no_volume_is_reported(store):
     with pytest.raises(
         InputError, match=f"image {MIXED}: no CT or MRI series in it .only single slice"
     ):
@@ -355,14 +355,14 @@ def test_a_dicom_seg_of_no_scan_is_named(store, client):
     segmentation = make_segmentation(blocks("liver"), scan="")
     client.store_instances([segmentation, make_segmentation(blocks("liver"))])
     assert store.get_labeled_images() == [SERIES]
-    said = store.status()["unreadable_labels"]
+    shown = store.status()["unreadable_labels"]
     assert (
-        list(said) == [segmentation.SeriesInstanceUID]
-        and "found no series of the server" in said[segmentation.SeriesInstanceUID]
+        list(shown) == [segmentation.SeriesInstanceUID]
+        and "found no series of the server" in shown[segmentation.SeriesInstanceUID]
     )
 
 
-def test_a_series_that_is_no_volume_keeps_nobody_from_the_next_scan(store, client):
+def test_a_series_that_is_no_volume_does_not_block_the_next_scan(store, client):
     client.store_instances(make_scan(OTHER))
     following = First("by name", 60)
     given = [following({"client_id": "a"}, store)["id"] for _ in range(4)]

@@ -78,7 +78,7 @@ def test_names_narrow_and_must_be_there(tmp_path):
 
 
 def test_no_bundle_reads_the_code_of_another(tmp_path):
-    """The config of an archive puts its folder on the path; a later one must not find what lies there."""
+    """An archive's config puts its folder on the path, where the next bundle must not find code."""
     import sys
 
     own = {

@@ -126,7 +126,7 @@ def test_clients_find_both_modes(client):
         ("two_d", {"label": "liver"}, ["label"]),
     ],
 )
-def test_wrong_clicks_get_a_sentence(server, model, params, words):
+def test_wrong_clicks_get_a_message(server, model, params, words):
     answer = requests.post(
         f"{server.url}/infer/{model}?image=plain", data={"params": json.dumps(params)}, timeout=60
     )

@@ -259,7 +259,7 @@ def test_a_label_drawn_in_3d_slicer_corrects_a_scan_whose_forms_disagree(correct
 
 
 @pytest.mark.parametrize("shape", ["120×150×40×2", "120×150"])
-def test_a_label_that_is_no_volume_is_said(correct, shape):
+def test_a_label_that_is_no_volume_is_reported(correct, shape):
     def turn(label):
         voxels = np.asanyarray(label.dataobj)
         return nib.Nifti1Image(
@@ -340,7 +340,7 @@ def test_what_a_bundle_says_of_the_segment_is_the_prior(
         read_bundle(root / "bundles" / "two_d"), ProbabilityStore(tmp_path / "kept")
     )
     kept = bundle.probabilities(str(root / "studies" / "oblique.nii"))
-    (said,) = kept.regions(names, [region])
+    (shown,) = kept.regions(names, [region])
     assert np.ptp(kept.regions(["liver"], [region])[0]) > 0.5
     expected = labels == values[segment]
     parts = (
@@ -350,7 +350,7 @@ def test_what_a_bundle_says_of_the_segment_is_the_prior(
     expected[region] = cut(
         *parts,
         spacing_mm,
-        network_log_odds(said),
+        network_log_odds(shown),
         reach_mm=7.5,
         inner=inner_of(region, labels.shape),
     )
@@ -439,6 +439,6 @@ def test_a_label_of_another_grid_is_refused(server, held, tmp_path):
             timeout=60,
         )
     assert answer.status_code == 400
-    said = answer.json()["detail"]
-    assert said.startswith("label: its grid is not that of scan 'oblique.nii' ("), said
-    assert all(word in said for word in ("40×48×7", "39×48×7")), said
+    shown = answer.json()["detail"]
+    assert shown.startswith("label: its grid is not that of scan 'oblique.nii' ("), shown
+    assert all(word in shown for word in ("40×48×7", "39×48×7")), shown

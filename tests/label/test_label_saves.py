@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 import requests
 from helpers.bundle_runs import AFFINE, save
 from helpers.label_bundles import copy_app, serve
-from helpers.waiting import wait_until
+from helpers.waiting import SECONDS, wait_until
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from monailabel.client import MONAILabelClient
@@ -30,6 +29,15 @@ def write_label(file: Path, number: int) -> bytes:
     """A label of which every voxel says which one it is, as large as a save takes time for."""
     save(file, np.random.default_rng(number).integers(0, 2, SHAPE, np.uint8))
     return file.read_bytes()
+
+
+def watch(folder: Path, labels: list[bytes], stop: threading.Event) -> None:
+    """Check that every file is whole at any moment, as a kill at that moment would leave it."""
+    while not stop.is_set():
+        for scan in SCANS:
+            file = folder / "labels" / "final" / f"{scan}.nii"
+            assert not file.is_file() or file.read_bytes() in labels
+        json.loads((folder / "datastore_v2.json").read_text())
 
 
 @pytest.mark.slow
@@ -62,15 +70,6 @@ def test_a_killed_server_has_every_acknowledged_label_whole(tmp_path):
             acknowledged[scan] = len(sent[scan]) - 1
             saves.append(scan)
 
-    def watch(stop: threading.Event) -> None:
-        # What is seen at any moment is what a kill at that moment would leave.
-        folder = tmp_path / "studies"
-        while not stop.is_set():
-            for scan in SCANS:
-                file = folder / "labels" / "final" / f"{scan}.nii"
-                assert not file.is_file() or file.read_bytes() in labels
-            json.loads((folder / "datastore_v2.json").read_text())
-
     for kill in range(KILLS):
         with serve(tmp_path) as server, ThreadPoolExecutor(len(SCANS) + 1) as threads:
             stop = threading.Event()
@@ -78,12 +77,12 @@ def test_a_killed_server_has_every_acknowledged_label_whole(tmp_path):
                 threads.submit(annotate, server.url, scan, stop, 100 * kill + number)
                 for number, scan in enumerate(SCANS)
             ]
-            watching = threads.submit(watch, stop)
+            watching = threads.submit(watch, tmp_path / "studies", labels, stop)
             try:
                 wait_until(lambda wanted=SAVES_PER_KILL * (kill + 1): len(saves) >= wanted)
-                time.sleep(draw.uniform(0, 0.3))
+                stop.wait(draw.uniform(0, 0.3))
                 server.process.kill()
-                server.process.wait()
+                server.process.wait(SECONDS)
             finally:
                 stop.set()
             watching.result()

@@ -427,7 +427,7 @@ def test_answers_while_an_inference_runs(server, client, root):
         ("scoring/luck", {}, 404, ["'luck'"]),
     ],
 )
-def test_a_wrong_request_gets_a_sentence(server, address, params, status, words):
+def test_a_wrong_request_gets_a_message(server, address, params, status, words):
     sent = {"data": {"params": json.dumps(params)}} if address.startswith("infer/two_d") else {}
     answer = requests.post(f"{server.url}/{address}", **sent, timeout=60)
     assert answer.status_code == status, answer.text

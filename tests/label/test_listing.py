@@ -22,6 +22,7 @@ from liverseg.errors import InputError
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 from lib.score.next_scan import First
 from lib.store import folder as listing
+from lib.store import watcher
 from lib.store.folder import FolderDatastore
 from lib.train.scans import patient
 
@@ -275,7 +276,7 @@ def test_next_sample_passes_over_what_cannot_be_read_until_it_can(tmp_path, capl
     assert store.get_unlabeled_images() == ["d"]
     with pytest.raises(InputError, match=r"a\.nii\.gz: not readable"):
         store.get_image_uri("a")
-    # Each was said once.
+    # Each is logged once.
     assert caplog.text.count("a.nii.gz: not readable") == 1
 
     (studies / "a.nii.gz").write_bytes(whole)
@@ -325,7 +326,7 @@ def test_what_an_older_server_listed_is_forgotten_unless_it_has_a_label(folder, 
 
 
 def test_files_that_come_while_the_server_runs_are_found_when_they_are_whole(folder, monkeypatch):
-    monkeypatch.setattr(listing, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(watcher, "SETTLE_SECONDS", 0.1)
     store = open_store(folder, watch=True)
 
     def wait_for(*names):

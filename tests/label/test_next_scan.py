@@ -26,9 +26,9 @@ from fastapi import HTTPException
 
 from lib.bundle import read_bundle
 from lib.infer.segment import Segmentation
-from lib.score.entropy import EntropyMeter
+from lib.score.entropy import EntropyMeter, mean_entropy
 from lib.score.next_scan import First, HighestScore, Random
-from lib.score.scores import DiceScores, Disagreement, Uncertainty, disagreement, mean_entropy
+from lib.score.scores import DiceScores, Disagreement, Uncertainty, disagreement
 from lib.store.local import LockedDatastore
 
 SIMPLE = {
@@ -102,7 +102,7 @@ def label(store, image, tmp_path, values=None):
 # --- whose turn it is
 
 
-def test_what_was_skipped_comes_last_and_nobody_gets_what_another_is_on(store, tmp_path):
+def test_skipped_scans_come_last_and_two_annotators_get_different_scans(store, tmp_path):
     first = First("", 60)
     assert [ask(first, store, "one"), ask(first, store, "two")] == ["a", "b"]
     assert ask(first, store, "one") == "c"  # a skipped, b is another's
@@ -160,7 +160,7 @@ def test_another_process_writes_no_old_list_back(store, tmp_path):
     assert store.get_image_info("b")["uncertainty"] == {"value": 1}
 
 
-def test_a_scan_that_is_removed_is_nobodys_next(store):
+def test_a_removed_scan_is_not_the_next(store):
     unlabeled = store.get_unlabeled_images
     # Between two looks at the list.
     store.get_unlabeled_images = lambda *args: (unlabeled(*args), store.remove_image("a"))[0]
@@ -459,7 +459,7 @@ def test_models_that_disagree_are_all_asked(store, tmp_path):
     assert all(score["value"] > 0 for score in scores.current(store).values())
 
 
-def test_dice_is_said_of_each_class(store, tmp_path):
+def test_dice_is_given_for_each_class(store, tmp_path):
     folder = tiny_bundle(tmp_path / "two_d", "mixed_unet_lits", **TWO_D)
     write_weights(folder, 0)
     bundle = read_bundle(folder)

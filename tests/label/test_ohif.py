@@ -56,7 +56,7 @@ def test_files_in_folders_are_found_and_nothing_outside():
         assert browser.get(f"/ohif/{address}").text == page
 
 
-def test_nobody_needs_a_token_for_them_and_they_say_where_to_get_one(monkeypatch):
+def test_ohif_needs_no_token_and_says_where_to_log_in(monkeypatch):
     assert open_browser().get(f"/ohif/{CONFIG}").text == (FOLDER / CONFIG).read_text()
     monkeypatch.setattr(settings, "MONAI_LABEL_AUTH_ENABLE", True)
     monkeypatch.setattr(

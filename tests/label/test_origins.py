@@ -104,7 +104,7 @@ def test_no_other_page_reads_or_changes_anything(ask, page):
     assert ask("GET datastore/?output=all", {}).json() == there
 
 
-def test_no_other_page_is_told_that_it_may(ask):
+def test_no_other_page_is_allowed(ask):
     asks = {
         "Access-Control-Request-Method": "DELETE",
         "Access-Control-Request-Headers": "content-type",

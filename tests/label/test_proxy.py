@@ -152,7 +152,7 @@ def test_nothing_else_is_passed_on(dicom, method, path, status):
     assert dicom.seen == []
 
 
-def test_a_dicom_server_that_is_down_is_said(dicom, monkeypatch):
+def test_a_dicom_server_that_is_down_is_reported(dicom, monkeypatch):
     monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", "http://127.0.0.1:9/dicom-web")
     with pytest.raises(HTTPException) as refusal:
         dicom.ask("GET", "qido", "studies")

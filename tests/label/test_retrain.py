@@ -1,4 +1,4 @@
-"""Retraining: the loop as 3D Slicer runs it through MONAI Label's client, and what it learns from."""
+"""Retraining as 3D Slicer runs it through MONAI Label's client, and what it learns from."""
 
 from __future__ import annotations
 
@@ -319,7 +319,7 @@ def test_each_network_of_a_chain_starts_from_its_own_weights(name, store, tmp_pa
     assert task.check({}, store)
 
 
-def test_a_wrong_option_gets_a_sentence(task):
+def test_a_wrong_option_gets_a_message(task):
     assert task.options({"max_epochs": "7", "pretrained": "false"})["max_epochs"] == 7
     assert task.options({"max_epochs": 7.0, "device": ["cpu"]})["max_epochs"] == 7
     wrong_values = {

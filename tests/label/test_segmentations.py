@@ -32,7 +32,7 @@ KINDS = ["BINARY", "FRACTIONAL", "LABELMAP"]
 
 
 def blobs() -> dict[str, np.ndarray]:
-    """Three segments that touch, on four of five slices, with single voxels: no flip goes unseen."""
+    """Three touching segments on four of five slices, with single voxels: any flip shows."""
     label = np.zeros(SHAPE, int)
     label[1:6, 1:4, 1:4] = 1
     label[3:5, 2:4, 2:4] = 2
@@ -265,7 +265,7 @@ def of_another_type(segmentation):
         *product([side_by_side], ["BINARY", "FRACTIONAL"]),
     ],
 )
-def test_what_cannot_be_read_right_is_refused_in_one_sentence(tmp_path, spoil, kind):
+def test_what_cannot_be_read_right_is_refused_in_one_message(tmp_path, spoil, kind):
     segmentation = make_segmentation(blobs(), kind)
     spoil(segmentation)
     with pytest.raises(

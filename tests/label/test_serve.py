@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import runpy
 import shutil
 import socket
+from contextlib import asynccontextmanager
 
 import pytest
 from helpers.bundle_runs import ROOT, make_scan, save
@@ -19,6 +22,9 @@ from liverseg.workbench.serve import prepare_phantoms
 from liverseg.workbench.zoo import fetch
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.lifespan.on import LifespanOn
 
 APP = ROOT / "monailabel_app"
 
@@ -29,7 +35,7 @@ def test_help_has_examples():
     assert "127.0.0.1" in shown
 
 
-def test_a_taken_port_a_missing_app_and_missing_studies_are_said(tmp_path):
+def test_a_taken_port_a_missing_app_and_missing_studies_are_reported(tmp_path):
     here = ["serve", "--studies", str(tmp_path), "--app"]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -53,7 +59,7 @@ def test_a_taken_port_a_missing_app_and_missing_studies_are_said(tmp_path):
     assert "--studies: found ''" in str(error)
 
 
-def test_a_bundle_that_is_not_there_is_said_before_the_server_starts(tmp_path):
+def test_a_bundle_that_is_not_there_is_reported_before_the_server_starts(tmp_path):
     here = ["serve", "--studies", str(tmp_path), "--app", str(APP), "--models"]
     error = CliRunner().invoke(app, [*here, "deeplabv3_liver,nosuch"]).exception
     assert isinstance(error, InputError) and "--models: found nosuch, expected names among" in str(
@@ -62,7 +68,7 @@ def test_a_bundle_that_is_not_there_is_said_before_the_server_starts(tmp_path):
 
 
 @pytest.mark.parametrize("port", ["0", "99999"])
-def test_a_port_that_is_none_is_said(port):
+def test_a_port_that_is_none_is_reported(port):
     shown = CliRunner().invoke(app, ["serve", "--port", port])
     assert shown.exit_code == 2
     assert "--port" in shown.output
@@ -84,7 +90,7 @@ def test_an_address_of_another_machine_is_refused(tmp_path):
 
 @pytest.fixture
 def started(tmp_path, monkeypatch):
-    """What `liverseg serve` starts and prints, for an app with the bundle unet3d_liver beside it."""
+    """Return what `liverseg serve` starts and prints, for an app beside the bundle unet3d_liver."""
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "main.py").touch()
     for name in ("unet3d_liver", "unet_liver", "fcn_liver"):
@@ -115,10 +121,10 @@ def test_the_starting_model_gets_its_weights_before_the_server_starts(
     scan.write_bytes(b"a scan")
     monkeypatch.setattr(fetch, "fetch_ct", lambda folder: (scan, None))
     for studies in ([], ["--studies", str(tmp_path)]):
-        command, said = started(*studies)
+        command, reported = started(*studies)
         assert (fetched.pop(), fetched) == (bundle, [])
         assert "start_server" in command
-        assert "Without" not in said
+        assert "Without" not in reported
         assert f"--studies {tmp_path if studies else tmp_path / 'out' / 'ct_studies'} " in command
     # The organ map beside it is no scan to annotate.
     assert [file.name for file in (tmp_path / "out" / "ct_studies").iterdir()] == ["lidc.nii.gz"]
@@ -141,20 +147,20 @@ def test_the_server_starts_without_the_starting_model(started, tmp_path, monkeyp
 
     monkeypatch.setattr(fetch, "fetch_ct", cannot)
     monkeypatch.setattr(fetch, "fetch_weights", lambda bundle: None)
-    command, said = started()
+    command, reported = started()
     assert f"--studies {tmp_path / 'phantoms'} " in command
-    assert "Without a real CT: pyliverlesionseg 0.3: pip could not download it" in said
+    assert "Without a real CT: pyliverlesionseg 0.3: pip could not download it" in reported
     monkeypatch.setattr(fetch, "fetch_weights", cannot)
-    command, said = started()
+    command, reported = started()
     assert f"--studies {tmp_path / 'phantoms'} " in command
     assert (
         "Without the weights of unet3d_liver: pyliverlesionseg 0.3: pip could not download it"
-        in said
+        in reported
     )
     shutil.rmtree(tmp_path / "bundles")
-    command, said = started()
+    command, reported = started()
     assert "start_server" in command
-    assert "unet3d_liver: found no bundle there" in said
+    assert "unet3d_liver: found no bundle there" in reported
 
 
 def serve_at(folder, host, port):
@@ -203,7 +209,7 @@ def test_the_phantoms_bundle_gets_its_weights_where_a_folder_for_them_is_there(t
     ).read_bytes() == b"weights"
 
 
-def test_a_misspelt_name_of_conf_is_said(monkeypatch):
+def test_a_misspelt_name_of_conf_is_reported(monkeypatch):
     # The app sets it for good.
     monkeypatch.setenv("TQDM_DISABLE", "1")
     from main import LiverSegApp
@@ -221,6 +227,25 @@ def test_another_version_of_monai_label_is_refused(monkeypatch):
     for start in (version.check_version, lambda: runpy.run_path(str(APP / "main.py"))):
         with pytest.raises(InputError, match=r"found monailabel 0\.9\.1, expected 0\.8\.5"):
             start()
+
+
+def test_the_server_logs_only_the_message_of_what_ends_its_start(monkeypatch, caplog):
+    from lib.patches import startup_traceback, version
+
+    monkeypatch.setattr(version, "version", lambda package: "0.9.1")
+    startup_traceback.fix()
+
+    @asynccontextmanager
+    async def check(server):
+        version.check_version()
+        yield
+
+    lifespan = LifespanOn(uvicorn.Config(Starlette(lifespan=check), lifespan="on", log_config=None))
+    asyncio.run(lifespan.startup())
+    assert lifespan.should_exit
+    first, last = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert re.match(r"found monailabel 0\.9\.1, expected 0\.8\.5.*\.$", first.getMessage())
+    assert last.getMessage() == "Application startup failed. Exiting."
 
 
 def test_the_server_does_not_start_with_another_version(tmp_path, monkeypatch):

@@ -118,14 +118,14 @@ def test_any_other_token_is_refused(realm):
         assert show(realm, token).status_code == 401
 
 
-def test_a_wrong_password_is_said(realm):
+def test_a_wrong_password_is_reported(realm):
     assert log_in(realm, "right").json() == {"access_token": "t", "token_type": "Bearer"}
     refusal = log_in(realm, "wrong")
     assert refusal.status_code == 401
     assert refusal.json()["detail"].startswith("password: found another")
 
 
-def test_a_realm_that_is_not_there_is_said_until_it_is(realm, monkeypatch):
+def test_a_missing_realm_is_an_error_until_it_answers(realm, monkeypatch):
     def refused(answer) -> str:
         assert answer.status_code == 502
         assert "127.0.0.1" not in answer.json()["detail"]

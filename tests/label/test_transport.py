@@ -51,7 +51,7 @@ def ask(app, path: str, messages: list[dict]) -> list[dict]:
         left, answered = list(messages), []
 
         async def receive() -> dict:
-            return left.pop(0) if left else await asyncio.Event().wait()
+            return left.pop(0) if left else await asyncio.Future()
 
         async def send(message: dict) -> None:
             answered.append(message)

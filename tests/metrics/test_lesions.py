@@ -99,7 +99,8 @@ def test_a_lesion_predicted_in_two_pieces_is_found_once():
 
 
 def test_a_prediction_belongs_to_the_lesion_that_it_shares_most_with():
-    # The long prediction covers the second lesion and one voxel row of the first, which has a prediction of its own.
+    # The long prediction covers the second lesion and one voxel row of the first, which has a
+    # prediction of its own.
     reference, prediction = mask((2, 8), (10, 16)), mask((2, 6), (7, 16))
     assert counts(prediction, reference) == (2, 2, 2)
 

@@ -18,7 +18,7 @@ Build = Callable[[], nn.Module]
 
 @pytest.fixture(scope="session")
 def randomise_batch_norms() -> Callable[[nn.Module], None]:
-    """Return a function that makes statistics, weights and biases of batch norms matter, as they do after training."""
+    """Return a function that fills batch norms with values that matter, as after training."""
 
     def randomise(network: nn.Module) -> None:
         for module in network.modules():
@@ -35,7 +35,7 @@ def randomise_batch_norms() -> Callable[[nn.Module], None]:
 def check_segmentation_network(
     tmp_path: Path, randomise_batch_norms: Callable[[nn.Module], None]
 ) -> Callable[..., None]:
-    """Return ``check(build, in_channels, num_classes, stride)``; ``build()`` makes a network with random weights."""
+    """Return ``check(build, in_channels, num_classes, stride)``; ``build()`` makes a network."""
 
     def check(build: Build, in_channels: int, num_classes: int, stride: int) -> None:
         torch.manual_seed(0)
@@ -62,7 +62,7 @@ def check_segmentation_network(
 
 @pytest.fixture(scope="session")
 def count_operations() -> Callable[[nn.Module], Counter[str]]:
-    """Return a function that counts a network's operations by name, without padding by 0 and dropout of nothing."""
+    """Return a function that counts a network's operations by name, but those without effect."""
 
     def count(network: nn.Module) -> Counter[str]:
         image = torch.zeros(1, 1, 64, 64, device=next(network.parameters()).device)
@@ -134,7 +134,8 @@ def _check_number_formats(network: nn.Module, image: torch.Tensor, logits: torch
         )
         with torch.autocast("cpu", dtype=torch.bfloat16):
             half = channels_last(image)
-    # bfloat16 keeps 8 bits, so a value is off by up to 0.4 %; some twenty layers add up to a few per cent.
+    # bfloat16 keeps 8 bits, so a value is off by up to 0.4 %; some twenty layers add up to a few
+    # per cent.
     assert ((half.float() - logits).square().mean().sqrt() / scale) < 0.05
 
 

@@ -29,7 +29,8 @@ def test_in_training_each_feature_map_of_each_image_is_pooled_in_one_way():
     highest, average = windows(x).max(-1), windows(x).mean(-1)
     is_max = np.isclose(pooled, highest, atol=1e-6).all((2, 3))
     assert np.allclose(pooled, np.where(is_max[..., None, None], highest, average), atol=1e-6)
-    # At equal odds, and independent over images and feature maps: 2000 draws, four standard errors of each mean.
+    # At equal odds, and independent over images and feature maps: 2000 draws, four standard errors
+    # of each mean.
     assert abs(is_max.mean() - 0.5) < 4 * 0.5 / 2000**0.5
     assert abs(is_max.mean(0) - 0.5).max() < 4 * 0.5 / 40**0.5
     assert abs(is_max.mean(1) - 0.5).max() < 4 * 0.5 / 50**0.5

@@ -42,7 +42,8 @@ def test_layers_are_the_100_of_the_papers(count_operations) -> None:
     resnet18 = {"conv2d": 20, "batch_norm": 20, "relu": 17, "add": 8, "max_pool2d": 1}
     head = {"conv2d": 9, "batch_norm": 8, "relu": 8, "cat": 2, "upsample_bilinear2d": 2}
     assert counts == Counter(resnet18) + Counter(head)
-    # MATLAB's list also has the input, the crops after the two up-samplings, the softmax and the pixel classification.
+    # MATLAB's list also has the input, the crops after the two up-samplings, the softmax and the
+    # pixel classification.
     assert counts.total() + 5 == 100
 
 
@@ -90,14 +91,15 @@ def test_head_equals_the_description_written_out(randomise_batch_norms) -> None:
 
 
 def aspp_by_hand(aspp: ASPP, x: np.ndarray, rates: list[int], image_pooling: bool) -> np.ndarray:
-    """ASPP of one image (C, H, W) from its definition, with scipy's correlation of kernels spread by zeros."""
+    """ASPP of one image (C, H, W) by definition: scipy's correlation with spread kernels."""
     p = {key: value.double().numpy() for key, value in aspp.state_dict().items()}
 
     def convolve(image: np.ndarray, kernel: np.ndarray, rate: int) -> np.ndarray:
         size = rate * (kernel.shape[-1] - 1) + 1
         spread = np.zeros((*kernel.shape[:2], size, size))
         spread[:, :, ::rate, ::rate] = kernel
-        # The kernel of scipy has as many dimensions as the image; at the middle channel it covers all channels once.
+        # The kernel of scipy has as many dimensions as the image; at the middle channel it covers
+        # all channels once.
         channels = len(image)
         padded = np.pad(image, ((0, 1 - channels % 2), (0, 0), (0, 0)))
         spread = np.pad(spread, ((0, 0), (0, 1 - channels % 2), (0, 0), (0, 0)))

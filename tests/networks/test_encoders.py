@@ -14,7 +14,7 @@ from liverseg.networks.encoders import ResNet18Encoder, VGGEncoder, load_imagene
 
 @pytest.fixture(scope="module")
 def reference(randomise_batch_norms) -> nn.Module:
-    """MONAI's ResNet-18 with torchvision's parameter names and strides (output stride 32), with random statistics."""
+    """MONAI's ResNet-18 with torchvision's parameter names and strides, and random statistics."""
     torch.manual_seed(0)
     network = resnet18(
         spatial_dims=2,
@@ -29,7 +29,7 @@ def reference(randomise_batch_norms) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def weights(reference: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reference's state dict as a file as torchvision's is: without the counters of batch norm."""
+    """Write the reference's state dict as torchvision does: without the counters of batch norm."""
     path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
     state = reference.state_dict()
     for key in [key for key in state if key.endswith("num_batches_tracked")]:
@@ -100,7 +100,8 @@ def test_dilation_gives_the_plain_resnet_of_the_shifted_image_in_between(
             shifted = x.roll((-phase * output_stride, -phase * output_stride), dims=(2, 3))
             stem = reference.maxpool(reference.act(reference.bn1(reference.conv1(shifted))))
             plain = reference.layer4(reference.layer3(reference.layer2(reference.layer1(stem))))
-            # Only the middle: a feature sees 217 pixels to each side, and must see neither the border nor the wrap.
+            # Only the middle: a feature sees 217 pixels to each side, and must see neither the
+            # border nor the wrap.
             middle = high[
                 :, :, 7 * step + phase : 9 * step : step, 7 * step + phase : 9 * step : step
             ]
@@ -218,7 +219,7 @@ def test_other_output_strides_are_refused(output_stride: int) -> None:
 
 @pytest.fixture(scope="module")
 def vgg16() -> nn.ModuleDict:
-    """VGG-16 as torchvision's is laid out, but with 64 in place of 4096 channels and 10 in place of 1000 classes."""
+    """VGG-16 as torchvision's, with 64 channels for its 4096 and 10 classes for its 1000."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     before = 3

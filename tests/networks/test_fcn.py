@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ from torch import nn
 
 from liverseg.networks import FCN8s
 from liverseg.networks.encoders import VGGEncoder
-from liverseg.networks.fcn import _upsample
 
 
 def test_is_a_segmentation_network(check_segmentation_network) -> None:
@@ -29,15 +29,16 @@ def test_layers_are_the_51_of_the_papers(count_operations) -> None:
         "upsample_bilinear2d": 3,
         "add": 2,
     }
-    # MATLAB's list also has the input, a crop of each of the two skips and of the result, the softmax and the pixel
-    # classification.
+    # MATLAB's list also has the input, a crop of each of the two skips and of the result, the
+    # softmax and the pixel classification.
     assert counts.total() + 6 == 51
 
 
 def test_number_of_parameters() -> None:
     with torch.device("meta"):
         network = FCN8s(in_channels=3, num_classes=1000)
-    # 138,357,544 is what torchvision states for vgg16; its last layer, 1000 classes, is score_fc7 here.
+    # 138,357,544 is what torchvision states for vgg16; its last layer, 1000 classes, is score_fc7
+    # here.
     assert (
         sum(p.numel() for p in network.parameters())
         == 138_357_544 + (512 + 1) * 1000 + (256 + 1) * 1000
@@ -45,7 +46,7 @@ def test_number_of_parameters() -> None:
 
 
 def bilinear(x: torch.Tensor, factor: int) -> torch.Tensor:
-    """Linear interpolation along rows and columns between pixel centres, constant outside of the outermost centres."""
+    """Interpolate linearly between pixel centres; values are constant beyond the outermost."""
 
     def matrix(n: int) -> torch.Tensor:
         centres = (np.arange(n * factor) + 0.5) / factor - 0.5
@@ -91,20 +92,33 @@ def test_equals_the_layers_written_out(training: bool) -> None:
         torch.testing.assert_close(network(image), expected)
 
 
-@pytest.mark.parametrize("factor", [2, 8])
-def test_upsampling_is_the_fixed_bilinear_up_convolution_but_for_the_border(factor: int) -> None:
-    x = torch.randn(2, 1, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    # The kernel of Long et al., of size 2 f and stride f: 1 - |distance to its centre| / f.
-    line = 1 - (torch.arange(2 * factor, dtype=torch.float64) - (factor - 0.5)).abs() / factor
-    expected = F.conv_transpose2d(
-        x, torch.outer(line, line)[None, None], stride=factor, padding=factor // 2
-    )
-    y = _upsample(x, factor)
+@pytest.mark.parametrize(
+    ("scores", "factors"),
+    [("score_fc7", (2, 2, 8)), ("score_pool4", (2, 8)), ("score_pool3", (8,))],
+)
+def test_upsampling_is_the_fixed_bilinear_up_convolution_but_for_the_border(
+    scores: str, factors: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    network = FCN8s(num_classes=1, fc_channels=16).double().eval()
+    for name in {"score_fc7", "score_pool4", "score_pool3"} - {scores}:
+        for parameter in network.get_submodule(name).parameters():
+            nn.init.zeros_(parameter)
+    seen: list[torch.Tensor] = []
+    network.get_submodule(scores).register_forward_hook(lambda *call: seen.append(call[-1]))
+    with torch.no_grad():
+        y = network(torch.randn(1, 1, 192, 224, dtype=torch.float64))
+    expected = seen[0]
+    for factor in factors:
+        # The kernel of Long et al., of size 2 f and stride f: 1 - |distance to its centre| / f.
+        line = 1 - (torch.arange(2 * factor, dtype=torch.float64) - (factor - 0.5)).abs() / factor
+        kernel = torch.outer(line, line)[None, None]
+        expected = F.conv_transpose2d(expected, kernel, stride=factor, padding=factor // 2)
     assert y.shape == expected.shape
-    half = factor // 2
-    torch.testing.assert_close(
-        y[..., half:-half, half:-half], expected[..., half:-half, half:-half]
-    )
+    # Half a pixel of the scores, and of each map between.
+    border = sum(math.prod(factors[step:]) // 2 for step in range(len(factors)))
+    inside = (..., slice(border, -border), slice(border, -border))
+    torch.testing.assert_close(y[inside], expected[inside])
 
 
 def test_no_map_is_shifted_against_another() -> None:

@@ -1,4 +1,4 @@
-"""PreactivationUNet3D and the conversion of Keras' weights against a forward pass in NumPy, written from the paper."""
+"""PreactivationUNet3D and the conversion of Keras' weights, against NumPy after the paper."""
 
 from __future__ import annotations
 

@@ -43,7 +43,8 @@ def test_equals_the_description_written_out() -> None:
     y = np.maximum(convolve(x, k1, b1), 0)
     y = y.reshape(64, 4, 2, 5, 2).max(axis=(2, 4))
     y = np.maximum(convolve(y, k2, b2), 0)
-    # The transpose of a convolution of stride 2 that pads by 1: each value spreads its kernel over 4x4 output pixels.
+    # The transpose of a convolution of stride 2 that pads by 1: each value spreads its kernel over
+    # 4x4 output pixels.
     up = np.zeros((64, 10, 12))
     for row in range(4):
         for column in range(5):

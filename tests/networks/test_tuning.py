@@ -98,7 +98,7 @@ def patches_by_hand(image: np.ndarray, f: int, kind: str) -> np.ndarray:
 
 
 class ByHand:
-    """The network as its docstring says it, one operation after the other, with its parameters in their order."""
+    """The network of its docstring, operation by operation, with its parameters in their order."""
 
     def __init__(self, network: TuningNet, dropout: float) -> None:
         self.state = {name: list(module.parameters()) for name, module in network.named_children()}
@@ -249,7 +249,8 @@ def test_the_prior_gates_the_skips() -> None:
     assert torch.equal(*closed)
     changed = (opened[0] != opened[1])[0, 0]
     assert changed[80:112, 16:64].float().mean() > 0.9
-    # Four levels of two 3x3 convolutions reach 2 · (8 + 4 + 2 + 1) pixels and the border of an eighth.
+    # Four levels of two 3x3 convolutions reach 2 · (8 + 4 + 2 + 1) pixels and the border of an
+    # eighth.
     reach = torch.zeros_like(changed)
     reach[80 - 38 : 112 + 38, : 64 + 38] = True
     assert not (changed & ~reach).any()

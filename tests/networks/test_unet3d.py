@@ -33,7 +33,7 @@ def test_sizes_that_are_padded_see_the_border_repeated(network):
 
 
 def test_a_voxel_is_seen_as_far_as_four_resolutions_reach(network):
-    """Two convolutions a stage: 2·(1 + 2 + 4 + 8) voxels down and 2·(4 + 2 + 1) up, and what pooling cells add."""
+    """Two convolutions a stage: 2·(1 + 2 + 4 + 8) voxels down, 2·(4 + 2 + 1) up, and pooling."""
     x = torch.rand(1, 1, 128, 8, 8, requires_grad=True)
     network(x)[0, 0, 64, 4, 4].backward()
     reached = x.grad[0, 0].abs().amax((1, 2)).nonzero()

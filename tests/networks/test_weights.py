@@ -275,7 +275,7 @@ def damage(path: Path, case: str) -> None:
         ("empty dict", "holds a dict with no keys", 'under a key out of "model"'),
     ],
 )
-def test_file_that_is_no_state_dict_gets_one_sentence(
+def test_file_that_is_no_state_dict_gets_one_message(
     tmp_path: Path, case: str, found: str, advice: str
 ) -> None:
     path = tmp_path / "model.pt"

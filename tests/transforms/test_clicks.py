@@ -25,7 +25,7 @@ def cube(shape, centre, radius) -> np.ndarray:
 
 
 def errors() -> tuple[torch.Tensor, torch.Tensor]:
-    """Cubes: a liver missed around (5, 6, 7), a smaller lesion around (15, 4, 4), a larger piece of background."""
+    """Cubes: a missed liver around (5, 6, 7), a smaller lesion around (15, 4, 4), a false liver."""
     label, found = np.zeros((20, 21, 22), np.uint8), np.zeros((20, 21, 22), np.uint8)
     label[cube(label.shape, (5, 6, 7), 2)] = 1
     label[cube(label.shape, (15, 4, 4), 1)] = 2
@@ -157,7 +157,7 @@ def test_clicks_are_kept_in_mm_with_their_class():
         ("liver", ["'liver'", "positions by class"]),
     ],
 )
-def test_clicks_that_mean_nothing_are_refused_in_a_sentence(clicks, words):
+def test_clicks_that_mean_nothing_are_refused_in_a_message(clicks, words):
     with pytest.raises(InputError) as error:
         AddClicksd(keys="image", clicks=clicks, classes=CLASSES)({"image": scan()})
     assert all(word in str(error.value) for word in words), error.value

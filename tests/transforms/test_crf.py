@@ -1,4 +1,4 @@
-"""The dense CRF against a mean-field approximation with the exact kernels, over all pairs of voxels, in float64."""
+"""The dense CRF against a mean field with exact kernels over all voxel pairs, in float64."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def tensor(array, spacing=(1, 1, 1)):
 
 
 def apply(pred, image, spacing=(1, 1, 1), **arguments):
-    """Of (H, W, D) labels or (C, H, W, D) probabilities and an (H, W, D) image: labels (H, W, D)."""
+    """Map labels (H, W, D) or probabilities (C, H, W, D) and an image (H, W, D) to labels."""
     pred = pred[None] if pred.ndim == 3 else pred
     return np.asarray(DenseCRF(**arguments)(tensor(pred, spacing), tensor(image[None], spacing)))[0]
 
 
 def mean_field(probabilities, image, spacing, kernels, num_iterations):
-    """Marginals (C, voxels) of (C, …) probabilities, by the formulas of the paper with normalised kernels."""
+    """Marginals (C, voxels) of probabilities (C, …), by the paper, with normalised kernels."""
     positions = (
         np.indices(image.shape).reshape(image.ndim, -1) * np.asarray(spacing, float)[:, None]
     )
@@ -59,7 +59,7 @@ def mean_field(probabilities, image, spacing, kernels, num_iterations):
 
 
 def assert_agrees(found, marginals):
-    """The same labels but for a few near draws: the lattice is right to some percent only, and iterating adds up."""
+    """Assert equal labels but for near draws: the lattice is off by some percent."""
     mistaken = found.ravel() != marginals.argmax(0)
     second, first = np.sort(marginals, axis=0)[-2:]
     assert mistaken.mean() <= 0.025
@@ -67,7 +67,7 @@ def assert_agrees(found, marginals):
 
 
 def tiny(num_classes, shape=(10, 8, 6), seed=0):
-    """Probabilities of regions under heavy noise, and an image whose intensities hint at the regions."""
+    """Draw probabilities of regions in heavy noise, and an image that shows the regions."""
     rng = np.random.default_rng(seed)
     region = (np.arange(shape[0]) * num_classes // shape[0])[:, None, None] * np.ones(shape, int)
     image = region / num_classes + rng.normal(0, 0.1, shape)
@@ -79,7 +79,7 @@ def tiny(num_classes, shape=(10, 8, 6), seed=0):
 
 
 def ball(spacing=(1, 1, 2), shape=(26, 25, 14), seed=0):
-    """A ball of 8 mm, a segmentation of it with a fifth of the voxels wrong, and an image with noise."""
+    """Draw a ball of 8 mm, a segmentation with a fifth of its voxels wrong, and a noisy image."""
     rng = np.random.default_rng(seed)
     grid = np.indices(shape) * np.reshape(spacing, (3, 1, 1, 1))
     truth = np.linalg.norm(grid - np.array([13, 12, 14])[:, None, None, None], axis=0) < 8
@@ -329,7 +329,7 @@ IMAGE = np.zeros((1, 5, 4, 3), np.float32)
         ),
     ],
 )
-def test_bad_input_gets_a_sentence(pred, image, sentence):
+def test_bad_input_gets_a_message(pred, image, sentence):
     data = {"pred": tensor(pred), "image": tensor(image)}
     with pytest.raises(InputError, match=sentence):
         DenseCRFd("pred")(data)
@@ -340,7 +340,7 @@ def test_millimetres_need_an_affine():
         DenseCRF()(torch.tensor(LABELS), tensor(IMAGE))
 
 
-def test_a_missing_image_gets_a_sentence():
+def test_a_missing_image_gets_a_message():
     with pytest.raises(InputError, match=r"image_key: found no 'image' among \['ct', 'pred'\]"):
         DenseCRFd("pred")({"pred": tensor(LABELS), "ct": tensor(IMAGE)})
 
@@ -360,7 +360,7 @@ def test_a_missing_image_gets_a_sentence():
     ],
     ids=str,
 )
-def test_arguments_out_of_range_get_a_sentence(argument):
+def test_arguments_out_of_range_get_a_message(argument):
     (name,) = argument
     with pytest.raises(InputError, match=f"{name}: found .*, expected"):
         DenseCRF(**argument)

@@ -32,7 +32,7 @@ def test_an_empty_window_is_refused():
 
 
 def by_formula(section: np.ndarray) -> np.ndarray:
-    """round((cdf(x) − cdf_min) / (LW − cdf_min) · 255) / 255 in exact fractions, of levels x in 0…255."""
+    """round((cdf(x) − cdf_min) / (LW − cdf_min) · 255) / 255, in exact fractions, x in 0…255."""
     cdf = {x: int((section <= x).sum()) for x in np.unique(section)}
     lowest = min(cdf.values())
     h = {x: round(Fraction(n - lowest, section.size - lowest) * 255) for x, n in cdf.items()}
@@ -46,7 +46,8 @@ def equalize(volume: np.ndarray) -> np.ndarray:
 
 def test_equalisation_is_the_formula_slice_by_slice():
     generator = np.random.default_rng(0)
-    # More slices than are worked on at a time, each with a histogram of its own; much air, as in a CT.
+    # More slices than are worked on at a time, each with a histogram of its own; much air, as in a
+    # CT.
     levels = np.round(
         np.clip(
             generator.normal(np.linspace(20, 230, 37), np.linspace(1, 60, 37), (19, 23, 37)), 0, 255

@@ -49,7 +49,7 @@ def test_a_value_of_no_class_is_named(write_nifti, values):
 
 
 def write_scaled(path, values, dtype=np.uint8):
-    """A float label that is stored as whole numbers with a scale, as nibabel does when it is asked for another type."""
+    """A float label stored as whole numbers with a scale, as nibabel does for another data type."""
     image = nib.Nifti1Image(np.array(values, np.float32).reshape(1, 1, -1), np.eye(4))
     image.set_data_dtype(dtype)
     nib.save(image, path)
@@ -110,8 +110,8 @@ def test_the_advice_for_unknown_values_leads_to_a_reference(write_nifti, caplog)
     # Null alone takes the liver for background, which is not left unsaid.
     assert not convert(data["label"], {"background": None, "liver": [1]}).any()
     assert (
-        "label.nii.gz: found none of the values [1] of `classes`, so all of it is taken for background"
-        in caplog.text
+        "label.nii.gz: found none of the values [1] of `classes`, so all of it is taken for "
+        "background" in caplog.text
     )
     caplog.clear()
     convert(torch.zeros(1, 2, 2, 2), {"background": None, "liver": [1]})

@@ -85,7 +85,7 @@ def bad_file(tmp_path: Path, write_nifti, case: str) -> str:
         ("1e31", ["7600 voxels are NaN or infinite, or beyond ±1e+12"]),
     ],
 )
-def test_bad_files_are_named_in_one_sentence(tmp_path, write_nifti, case, words):
+def test_bad_files_are_named_in_one_message(tmp_path, write_nifti, case, words):
     path = bad_file(tmp_path, write_nifti, case)
     with pytest.raises(InputError) as error:
         LoadVolumed(keys="image")({"image": path})
@@ -95,7 +95,10 @@ def test_bad_files_are_named_in_one_sentence(tmp_path, write_nifti, case, words)
     assert "\n" not in message
 
 
-LABEL_OFF = r"l\.nii\.gz: its grid is not that of .*i\.nii\.gz \(.*\): draw or export it on that scan, or resample"
+LABEL_OFF = (
+    r"l\.nii\.gz: its grid is not that of .*i\.nii\.gz \(.*\): draw or export it on that scan, "
+    "or resample"
+)
 
 
 def load_pair(write_nifti, image_affine, label_affine, shape=(4, 4, 4), label_shape=None):

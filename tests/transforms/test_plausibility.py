@@ -114,7 +114,7 @@ def test_masks_are_no_scans(samples, modality):
         assert flag == "intensities" and "but of a mask" in sentence
 
 
-def test_the_sentence_says_what_was_found_and_what_may_have_happened():
+def test_the_message_says_what_was_found_and_what_may_have_happened():
     hu = trees.phantom(0).image.astype(np.float32)
     found = check_intensities(hu + 1024, "ct")
     assert (
@@ -147,7 +147,7 @@ def test_a_spacing_that_is_none_of_these(spacing_mm):
     assert check_spacing(spacing_mm) is None
 
 
-def test_warnings_and_flags_are_logged_once_and_kept_with_the_scan(write_nifti, caplog):
+def test_warnings_and_flags_are_logged_once_and_stored_with_the_scan(write_nifti, caplog):
     scan = trees.phantom(0)
     path = write_nifti(
         "a.nii",

@@ -30,7 +30,7 @@ PAIRS = {
 
 
 def blobs(shape, seed, sigma=2.5, share=0.5):
-    """Smooth random regions that touch each other and the border, with speckle in and around them."""
+    """Draw smooth random regions that touch each other and the border, with speckle around them."""
     generator = np.random.default_rng(seed)
     smooth = ndimage.gaussian_filter(generator.normal(size=shape), sigma)
     mask = smooth > np.quantile(smooth, 1 - share)
@@ -209,7 +209,7 @@ def test_monais_stand_in_the_same_place():
     assert output[0, 18, 18, 18] == 0
 
 
-def test_what_the_erosion_empties_is_said(caplog):
+def test_a_mask_emptied_by_the_erosion_is_a_warning(caplog):
     thin = np.zeros((10, 10, 10), np.uint8)
     thin[4:6] = 1
     assert not apply(ErodeKeepLargestDilate(), thin).any()

@@ -1,4 +1,4 @@
-"""Each flag on a body whose liver is drawn, stored in many ways, against what NumPy and SciPy say of the drawing."""
+"""Each flag on a body with a drawn liver, stored in many ways, against NumPy and SciPy."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def drawn(*boxes, value: int = 1) -> np.ndarray:
 
 
 def with_voxels(count: int) -> np.ndarray:
-    """A mask of so many voxels, in one piece around the liver's place, away from the first and the last slice."""
+    """A mask of this many voxels around the liver's place, in one piece, not on the end slices."""
     order = np.zeros(SHAPE, bool)
     order[32:70, 2:54, 5:55] = True
     mask = np.zeros(SHAPE, np.uint8)
@@ -57,7 +57,7 @@ def with_voxels(count: int) -> np.ndarray:
 def flags(
     path: str, image: np.ndarray, mask: np.ndarray, affine=AFFINE, modality="ct", names=LIVER_ONLY
 ):
-    """As a bundle's `inference.json` does it, from the file to the mask on the file's grid, but for the network."""
+    """Run a bundle's `inference.json` without the network, from the file to the final mask."""
     nib.save(nib.Nifti1Image(image, affine), path)
     load = Compose(
         [
@@ -82,19 +82,19 @@ def flags(
 
 
 @pytest.fixture
-def judge(tmp_path):
-    def judge(mask, image=None, **kwargs):
+def evaluate(tmp_path):
+    def evaluate(mask, image=None, **kwargs):
         image = np.where(mask > 0, LIVER_HU, body()).astype(np.int16) if image is None else image
         return flags(str(tmp_path / "scan.nii"), image, mask, **kwargs)
 
-    return judge
+    return evaluate
 
 
 @pytest.fixture
 def judge_turned(tmp_path):
     """Stored along other axes, and taken obliquely."""
 
-    def judge(mask, axcodes, degrees=0.0):
+    def evaluate(mask, axcodes, degrees=0.0):
         image, affine = trees.turned(
             np.where(mask > 0, LIVER_HU, body()).astype(np.int16),
             trees.rotated(AFFINE, degrees),
@@ -104,7 +104,7 @@ def judge_turned(tmp_path):
             str(tmp_path / "scan.nii"), image, trees.turned(mask, AFFINE, axcodes)[0], affine
         )
 
-    return judge
+    return evaluate
 
 
 @pytest.mark.parametrize("degrees", [0, 30])
@@ -116,14 +116,14 @@ def test_a_plausible_liver_has_no_flag(judge_turned, axcodes, degrees):
 @pytest.mark.parametrize(
     ("voxels", "flagged"), [(0, True), (4799, True), (4800, False), (32000, False), (32001, True)]
 )
-def test_the_volume_is_exact_at_its_bounds(judge, voxels, flagged):
+def test_the_volume_is_exact_at_its_bounds(evaluate, voxels, flagged):
     mask = with_voxels(voxels)
     assert mask.sum() == voxels and not mask[..., [0, -1]].any()
-    found = judge(mask)
+    found = evaluate(mask)
     assert list(found) == (["volume"] if flagged else [])
     if flagged:
-        said = f"the liver has {voxels / 8:.0f} ml" if voxels else "no liver was found"
-        assert found["volume"].startswith(f"{said}, expected 600 to 4000 ml: look ")
+        shown = f"the liver has {voxels / 8:.0f} ml" if voxels else "no liver was found"
+        assert found["volume"].startswith(f"{shown}, expected 600 to 4000 ml: look ")
 
 
 def test_a_large_volume_is_flagged_where_the_liver_is_cut_off_a_small_one_is_not():
@@ -146,8 +146,8 @@ def test_a_liver_that_is_cut_off(judge_turned, axcodes, degrees, place, ends):
     found = judge_turned(drawn((*LIVER[:2], place)), axcodes, degrees)
     # Eight slices have 480 ml.
     assert list(found) == (["cut_off"] if ends else [])
-    said = re.findall("lowest|uppermost", found.get("cut_off", ""))
-    assert sorted(said) == sorted(filter(None, ends.split("|")))
+    shown = re.findall("lowest|uppermost", found.get("cut_off", ""))
+    assert sorted(shown) == sorted(filter(None, ends.split("|")))
 
 
 @pytest.mark.parametrize("slice_mm", [1.25, 5])
@@ -156,22 +156,22 @@ def test_a_liver_that_is_cut_off(judge_turned, axcodes, degrees, place, ends):
     ("place", "end"), [(np.s_[:8], "lowest"), (np.s_[-8:], "uppermost"), (np.s_[6:-6], None)]
 )
 def test_slices_without_anything_that_were_added_are_no_slices_of_the_scan(
-    judge, slice_mm, slices, place, end
+    evaluate, slice_mm, slices, place, end
 ):
     """As programs fill up what they turn or bring onto another scan's grid."""
     mask = drawn((*LIVER[:2], place))
     image = np.where(mask > 0, LIVER_HU, body())
     added = [(0, 0), (0, 0), (slices, slices)]
     image = np.pad(image, added, constant_values=-1024).astype(np.int16)
-    found = judge(np.pad(mask, added), image, affine=AFFINE @ np.diag([1, 1, slice_mm / 5, 1]))
+    found = evaluate(np.pad(mask, added), image, affine=AFFINE @ np.diag([1, 1, slice_mm / 5, 1]))
     if end is None:
         assert "cut_off" not in found
     elif slice_mm == 5 or slices > 1:  # Fewer than the slices of a sample may be overlooked.
         assert end in found["cut_off"]
 
 
-def test_other_sides_of_the_scan_are_no_ends(judge):
-    assert judge(drawn(np.s_[50:, :, 20:30])) == {}
+def test_other_sides_of_the_scan_are_no_ends(evaluate):
+    assert evaluate(drawn(np.s_[50:, :, 20:30])) == {}
 
 
 @pytest.mark.parametrize(
@@ -184,13 +184,13 @@ def test_other_sides_of_the_scan_are_no_ends(judge):
         ([np.s_[46:64, 16:40, 30:45], np.s_[46:64, 16:40, 20:29]], True),
     ],
 )
-def test_pieces_are_those_of_scipy(judge, boxes, flagged):
+def test_pieces_are_those_of_scipy(evaluate, boxes, flagged):
     mask = drawn(*boxes)
     pieces, _ = ndimage.label(mask, np.ones((3, 3, 3)))
     sizes_ml = np.sort(np.bincount(pieces.ravel())[1:] / 8)[::-1]
     large = sizes_ml[sizes_ml >= 50]
     assert (len(large) > 1) == flagged
-    found = judge(mask)
+    found = evaluate(mask)
     assert list(found) == (["components"] if flagged else [])
     if flagged:
         sizes = ", ".join(f"{ml:.0f}" for ml in large)
@@ -201,17 +201,17 @@ def test_pieces_are_those_of_scipy(judge, boxes, flagged):
     ("places", "pieces"),
     [(["low", "low"], 1), (["high", "high"], 1), (["low", "high"], 2), (["low", "inside"], 2)],
 )
-def test_lobes_that_the_scan_cuts_apart_are_one(judge, places, pieces):
+def test_lobes_that_the_scan_cuts_apart_are_one(evaluate, places, pieces):
     heights = {"low": np.s_[:20], "high": np.s_[-20:], "inside": np.s_[1:20]}
     columns = [np.s_[48:66, 16:40], np.s_[38:46, 16:40]]
-    found = judge(
+    found = evaluate(
         drawn(*((*column, heights[place]) for column, place in zip(columns, places, strict=True)))
     )
     assert list(found) == (["components", "cut_off"] if pieces > 1 else ["cut_off"])
 
 
 def test_fine_voxels_are_looked_at_in_blocks(tmp_path):
-    """A gap of less than a block joins what lies on both sides of it; none of the volume is lost."""
+    """A gap of less than a block joins the parts on both sides; no volume is lost."""
     affine = np.diag([1.0, 1.0, 1.5, 1.0])
     mask = np.zeros((151, 133, 70), np.uint8)
     mask[80:140, 30:110, 10:65] = 1  # 396 ml
@@ -228,9 +228,9 @@ def test_fine_voxels_are_looked_at_in_blocks(tmp_path):
 @pytest.mark.parametrize(
     ("hu", "flagged"), [(20, False), (19, True), (180, False), (181, True), (-40, True)]
 )
-def test_the_mean_hu_of_the_liver(judge, hu, flagged):
+def test_the_mean_hu_of_the_liver(evaluate, hu, flagged):
     mask = drawn(LIVER)
-    found = judge(mask, np.where(mask > 0, hu, body()).astype(np.int16))
+    found = evaluate(mask, np.where(mask > 0, hu, body()).astype(np.int16))
     assert list(found) == (["hu"] if flagged else [])
     if flagged:
         assert f"the mean in the liver is {hu} HU, expected 20 to 180 HU" in found["hu"]
@@ -249,8 +249,8 @@ def test_the_mean_hu_is_that_of_all_voxels(tmp_path):
     noisy = -60 + 0.5 * x + 0.3 * y - 0.6 * z + generator.normal(0, 30, image.shape)
     image = np.where(mask, noisy, image).astype(np.int16)
     mean = image[mask > 0].mean()
-    said = flags(str(tmp_path / "scan.nii"), image, mask, affine)["hu"]
-    assert abs(int(re.search(r"is (-?\d+) HU", said)[1]) - mean) < 2 and mean < 19
+    shown = flags(str(tmp_path / "scan.nii"), image, mask, affine)["hu"]
+    assert abs(int(re.search(r"is (-?\d+) HU", shown)[1]) - mean) < 2 and mean < 19
 
 
 def test_hu_are_of_ct():
@@ -269,24 +269,24 @@ def test_a_liver_on_the_left_is_that_of_a_mirrored_scan(judge_turned, axcodes, d
     assert f"lies {middle:.0f} mm to the left" in found["mirrored"]
 
 
-def test_the_middle_of_the_body_is_no_wrong_side(judge, tmp_path):
-    assert judge(drawn(np.s_[24:44, 16:40, 20:45])) == {}  # 7.5 mm to the left
+def test_the_middle_of_the_body_is_no_wrong_side(evaluate, tmp_path):
+    assert evaluate(drawn(np.s_[24:44, 16:40, 20:45])) == {}  # 7.5 mm to the left
     # The middle of the body, not of the picture: here it lies 50 mm to the left of that.
     mask = drawn(np.s_[28:48, 16:40, 20:45])
     image = np.where(mask, LIVER_HU, body(side=10)).astype(np.int16)
-    assert judge(mask, image) == {}
+    assert evaluate(mask, image) == {}
     assert list(flags(str(tmp_path / "b.nii"), image[::-1], mask[::-1])) == ["mirrored"]
 
 
-def test_lesions_are_liver_and_other_organs_are_none(judge):
+def test_lesions_are_liver_and_other_organs_are_none(evaluate):
     mask = drawn(np.s_[44:64, 16:36, 20:30])  # 500 ml
-    assert list(judge(mask)) == ["volume"]
+    assert list(evaluate(mask)) == ["volume"]
     mask[44:64, 16:36, 30:35] = 2  # 250 ml
-    assert judge(mask, names={1: "liver", 2: "lesion"}) == {}
-    assert list(judge(mask, names={1: "liver", 2: "spleen"})) == ["volume"]
+    assert evaluate(mask, names={1: "liver", 2: "lesion"}) == {}
+    assert list(evaluate(mask, names={1: "liver", 2: "spleen"})) == ["volume"]
     organs = np.where(mask > 0, 3, drawn(np.s_[5:15, 10:40, 20:40]))
-    assert judge(organs.astype(np.uint8), names={1: "spleen", 3: "liver", 4: "stomach"}) == {}
-    assert judge(mask, names={1: "spleen", 2: "pancreas"}) == {}
+    assert evaluate(organs.astype(np.uint8), names={1: "spleen", 3: "liver", 4: "stomach"}) == {}
+    assert evaluate(mask, names={1: "spleen", 2: "pancreas"}) == {}
 
 
 def mr(mask: np.ndarray, side: int = 0) -> np.ndarray:
@@ -298,33 +298,33 @@ def mr(mask: np.ndarray, side: int = 0) -> np.ndarray:
     return image
 
 
-def test_mr_has_flags_but_that_of_hu(judge):
+def test_mr_has_flags_but_that_of_hu(evaluate):
     mask = drawn(LIVER)
-    assert judge(mask, mr(mask), modality="mr") == {}
+    assert evaluate(mask, mr(mask), modality="mr") == {}
     left = np.ascontiguousarray(mask[::-1])
-    assert list(judge(left, mr(left), modality="mr")) == ["mirrored"]
+    assert list(evaluate(left, mr(left), modality="mr")) == ["mirrored"]
     beside = drawn(np.s_[20:40, 16:40, 20:45])
-    assert judge(beside, mr(beside, side=14), modality="mr") == {}
-    assert list(judge(drawn(np.s_[44:64, 16:40, :5]), mr(mask), modality="mr")) == ["cut_off"]
+    assert evaluate(beside, mr(beside, side=14), modality="mr") == {}
+    assert list(evaluate(drawn(np.s_[44:64, 16:40, :5]), mr(mask), modality="mr")) == ["cut_off"]
 
 
-def test_what_is_found_in_the_scan_itself_is_a_flag_of_its_mask(judge):
+def test_what_is_found_in_the_scan_itself_is_a_flag_of_its_mask(evaluate):
     mask = drawn(LIVER)
     phantom = trees.phantom(0, "mr").image
     box = tuple(slice(0, n) for n in phantom.shape)
     image = np.full(SHAPE, phantom.min(), np.int16)
     image[box] = phantom
-    assert "seem to be those of MR" in judge(mask, image)["modality"]
-    assert "take a model for CT" in judge(mask, modality="mr")["modality"]
-    assert "1024 too high" in judge(mask, body() + 1024)["intensities"]
+    assert "seem to be those of MR" in evaluate(mask, image)["modality"]
+    assert "take a model for CT" in evaluate(mask, modality="mr")["modality"]
+    assert "1024 too high" in evaluate(mask, body() + 1024)["intensities"]
     # A place in it says nothing of the side of a liver.
-    assert "mirrored" in judge(mask[::-1]) and "mirrored" not in judge(
+    assert "mirrored" in evaluate(mask[::-1]) and "mirrored" not in evaluate(
         mask[::-1], body()[::-1] + 1024
     )
 
 
-def test_flags_are_logged(judge, caplog):
-    judge(drawn(np.s_[44:64, 16:40, :5]))
+def test_flags_are_logged(evaluate, caplog):
+    evaluate(drawn(np.s_[44:64, 16:40, :5]))
     (logged,) = [
         record.getMessage() for record in caplog.records if record.levelno == logging.WARNING
     ]
@@ -344,17 +344,17 @@ def test_an_odd_spacing_or_a_scan_of_one_slice_ends_nothing(tmp_path):
     assert "cut_off" in flags(str(tmp_path / "scan.nii"), image, mask, np.diag([90.0, 90, 90, 1]))
 
 
-def test_a_stray_voxel_at_the_end_is_no_liver_that_is_cut_off(judge):
+def test_a_stray_voxel_at_the_end_is_no_liver_that_is_cut_off(evaluate):
     mask = np.zeros(SHAPE, np.uint8)
     mask[40, 30, 0] = 1
-    found = judge(mask)
+    found = evaluate(mask)
     assert "volume" in found and "cut_off" not in found
 
 
-def test_a_negated_ct_is_not_said_to_be_1024_too_high(judge):
+def test_a_negated_ct_is_not_flagged_as_1024_too_high(evaluate):
     image = body()
     image[30:34, 30:34] = 700  # bone
-    assert "1024" not in judge(drawn(LIVER), -image)["intensities"]
+    assert "1024" not in evaluate(drawn(LIVER), -image)["intensities"]
 
 
 @pytest.mark.real_data

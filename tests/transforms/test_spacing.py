@@ -49,7 +49,7 @@ def test_the_same_voxels_as_monais_spacing_over_the_extent(spacing):
 
 
 def test_the_affine_says_where_the_voxels_are():
-    """An image of its own world coordinates, so linear, shows after resampling those of its new voxels."""
+    """An image of its world coordinates is linear: resampled, it shows those of its new voxels."""
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in (40, 30, 20)), indexing="ij"))
     for axis in range(3):
         world = np.einsum("a,ahwd->hwd", AFFINE[axis, :3], grid) + AFFINE[axis, 3]
@@ -61,7 +61,8 @@ def test_the_affine_says_where_the_voxels_are():
         affine = found.affine.numpy()
         expected = np.einsum("a,ahwd->hwd", affine[axis, :3], index) + affine[axis, 3]
         inner = (slice(2, -2),) * 3
-        # The centre of the few voxels that are averaged is off by up to 0.06 voxels where the ratio is not whole.
+        # The centre of the few voxels that are averaged is off by up to 0.06 voxels where the ratio
+        # is not whole.
         assert np.abs(found[0].numpy()[inner] - expected[inner]).max() < 0.06 * 4
 
 

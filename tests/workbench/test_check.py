@@ -12,7 +12,7 @@ from liverseg.workbench.datasets.check import check_case
 LABELS = {"0": "background", "1": "liver", "2": "lesion"}
 
 
-def judged(tmp_path, image, label, affine, label_affine=None, labels=LABELS, modality="ct"):
+def checked(tmp_path, image, label, affine, label_affine=None, labels=LABELS, modality="ct"):
     trees.save(tmp_path / "image.nii", np.asarray(image, np.int16), affine)
     trees.save(tmp_path / "label.nii", label, affine if label_affine is None else label_affine)
     return check_case(tmp_path / "image.nii", tmp_path / "label.nii", labels, modality)
@@ -24,7 +24,7 @@ def test_a_good_case_is_ok_in_any_orientation(tmp_path, modality, axcodes):
     scan = trees.phantom(1, modality)
     image, affine = trees.turned(scan.image, scan.affine, axcodes)
     label, _ = trees.turned(scan.labels, scan.affine, axcodes)
-    found = judged(tmp_path, image, label, affine, modality=modality)
+    found = checked(tmp_path, image, label, affine, modality=modality)
     assert (found.verdict, found.broken, found.suspicious) == ("ok", [], [])
     assert found.png is not None
     facts = found.facts
@@ -55,7 +55,9 @@ def test_a_good_case_is_ok_in_any_orientation(tmp_path, modality, axcodes):
 )
 def test_a_flipped_mask_is_found_and_its_axis_named(tmp_path, modality, seed, axis, name):
     scan = trees.phantom(seed, modality)
-    found = judged(tmp_path, scan.image, np.flip(scan.labels, axis), scan.affine, modality=modality)
+    found = checked(
+        tmp_path, scan.image, np.flip(scan.labels, axis), scan.affine, modality=modality
+    )
     assert found.verdict == "broken"
     assert f"the mask fits the scan when it is flipped {name}, and not as it is" in found.broken
 
@@ -65,14 +67,14 @@ def test_a_mask_over_air_is_broken(tmp_path, modality):
     scan = trees.phantom(0, modality)
     label = np.zeros_like(scan.labels)
     label[:6, :6] = 1
-    found = judged(tmp_path, scan.image, label, scan.affine, modality=modality)
+    found = checked(tmp_path, scan.image, label, scan.affine, modality=modality)
     assert any("does not lie over the liver" in reason for reason in found.broken)
 
 
 def test_a_dark_liver_in_mr_is_suspicious_only(tmp_path):
     scan = trees.phantom(0, "mr")
     # As iron makes it.
-    found = judged(
+    found = checked(
         tmp_path,
         np.where(scan.organs == 7, 15, scan.image),
         scan.labels,
@@ -85,20 +87,20 @@ def test_a_dark_liver_in_mr_is_suspicious_only(tmp_path):
 def test_a_mask_over_fat_is_broken(tmp_path):
     scan = trees.phantom(0)
     label = ndimage.binary_erosion(scan.organs == 1).astype(np.uint8)
-    found = judged(tmp_path, scan.image, label, scan.affine)
+    found = checked(tmp_path, scan.image, label, scan.affine)
     assert any("does not lie over the liver" in reason for reason in found.broken)
 
 
 def test_scan_and_mask_flipped_together_are_suspicious(tmp_path):
     scan = trees.phantom(0)
-    found = judged(tmp_path, scan.image[::-1], scan.labels[::-1], scan.affine)
+    found = checked(tmp_path, scan.image[::-1], scan.labels[::-1], scan.affine)
     assert found.verdict == "suspicious"
     assert "to the left of the body's middle" in found.suspicious[0]
 
 
 def test_an_empty_mask_is_broken(tmp_path):
     scan = trees.phantom(0)
-    found = judged(tmp_path, scan.image, scan.labels * (scan.labels == 2), scan.affine)
+    found = checked(tmp_path, scan.image, scan.labels * (scan.labels == 2), scan.affine)
     assert found.broken == ["the mask of the liver is empty"]
     assert found.png is None
 
@@ -107,28 +109,28 @@ def test_a_value_without_a_name_is_broken(tmp_path):
     scan = trees.phantom(0)
     label = scan.labels.astype(np.int16)
     label[0, 0, :3] = (7, 255, -1)
-    found = judged(tmp_path, scan.image, label, scan.affine)
+    found = checked(tmp_path, scan.image, label, scan.affine)
     assert found.broken == ["the label holds -1, 7, 255, which names no class of this data set"]
     label[0, 0, :10] = range(300, 310)
-    found = judged(tmp_path, scan.image, label, scan.affine)
+    found = checked(tmp_path, scan.image, label, scan.affine)
     assert "holds 300, 301, 302, 303, 304 and 5 others, which names" in found.broken[0]
 
 
 @pytest.mark.parametrize("factor", [0.9999999, 1.0000001])
-def test_a_float_label_is_judged_as_its_whole_numbers(tmp_path, factor):
+def test_a_float_label_is_evaluated_as_its_whole_numbers(tmp_path, factor):
     scan = trees.phantom(0)
-    whole = judged(tmp_path, scan.image, scan.labels, scan.affine)
+    whole = checked(tmp_path, scan.image, scan.labels, scan.affine)
     near = scan.labels.astype(np.float32)
     near[near == 1] *= np.float32(factor)
     # Some of both, which have one name.
     near[:, :, ::2] = near[:, :, ::2].round()
-    found = judged(tmp_path, scan.image, near, scan.affine)
+    found = checked(tmp_path, scan.image, near, scan.affine)
     assert (found.verdict, found.facts) == ("ok", whole.facts)
     near[0, 0, 0] = 0.5
     with pytest.raises(
         InputError, match=r"label\.nii: found label values 0\.5, expected whole numbers"
     ):
-        judged(tmp_path, scan.image, near, scan.affine)
+        checked(tmp_path, scan.image, near, scan.affine)
 
 
 def test_verdict_and_counts_go_by_the_same_names(tmp_path):
@@ -136,15 +138,15 @@ def test_verdict_and_counts_go_by_the_same_names(tmp_path):
     split = scan.labels.copy()
     split[:, :, ::2][split[:, :, ::2] == 1] = 3
     # Two values of one name, and 0 that nobody named.
-    found = judged(
+    found = checked(
         tmp_path, scan.image, split, scan.affine, labels={"1": "liver", "2": "lesion", "3": "liver"}
     )
     assert found.verdict == "ok", found.broken
-    whole = judged(tmp_path, scan.image, scan.labels, scan.affine)
+    whole = checked(tmp_path, scan.image, scan.labels, scan.affine)
     assert found.facts["voxels"] == whole.facts["voxels"]
     assert found.facts["liver"] == whole.facts["liver"]
     # A name in another case is the liver too; without a voxel of it, both say so.
-    found = judged(
+    found = checked(
         tmp_path,
         scan.image,
         scan.labels // 2,
@@ -170,12 +172,12 @@ def test_what_the_reader_warns_of_is_suspicious(tmp_path):
 
 def test_spacing_in_metres_is_broken(tmp_path):
     scan = trees.phantom(0)
-    found = judged(
+    found = checked(
         tmp_path, scan.image, scan.labels, scan.affine / 1000 + np.diag([0, 0, 0, 0.999])
     )
     assert (
-        "the spacing is 0.007×0.007×0.0095 mm, expected 0.1 to 20 mm: the header is not in mm but seems to be in metres"
-        in found.broken[0]
+        "the spacing is 0.007×0.007×0.0095 mm, expected 0.1 to 20 mm: the header is not in mm but "
+        "seems to be in metres" in found.broken[0]
     )
 
 
@@ -185,7 +187,7 @@ def test_an_identity_affine_is_suspicious(tmp_path, diagonal, axcodes):
     image, label = (
         trees.turned(array, scan.affine, axcodes)[0] for array in (scan.image, scan.labels)
     )
-    found = judged(tmp_path, image, label, np.diag(np.float64(diagonal)))
+    found = checked(tmp_path, image, label, np.diag(np.float64(diagonal)))
     assert found.verdict == "suspicious"
     assert found.suspicious == ["the affine is the identity: spacing and orientation are lost"]
 
@@ -193,7 +195,7 @@ def test_an_identity_affine_is_suspicious(tmp_path, diagonal, axcodes):
 def test_a_label_on_another_grid_raises(tmp_path):
     scan = trees.phantom(0)
     with pytest.raises(InputError, match=r"label\.nii: its grid is not that of .*image\.nii"):
-        judged(
+        checked(
             tmp_path,
             scan.image,
             scan.labels,
@@ -202,10 +204,10 @@ def test_a_label_on_another_grid_raises(tmp_path):
         )
 
 
-def test_without_a_liver_only_geometry_and_values_are_judged(tmp_path):
+def test_without_a_liver_only_geometry_and_values_are_evaluated(tmp_path):
     scan = trees.phantom(0)
     labels = {"0": "background", "1": "air"}
-    found = judged(
+    found = checked(
         tmp_path, scan.image, (scan.image < -900).astype(np.uint8), scan.affine, labels=labels
     )
     assert found.verdict == "ok" and "liver" not in found.facts
@@ -218,7 +220,7 @@ def test_real_scans(samples, tmp_path, name, modality, axis):
     image, organs = (nib.load(samples / f"{name}{end}.nii.gz") for end in ("", "_organs"))
     liver = (np.asarray(organs.dataobj) == 5).astype(np.uint8)
     array = np.asarray(image.dataobj)
-    found = judged(
+    found = checked(
         tmp_path,
         array,
         liver if axis is None else np.flip(liver, axis),

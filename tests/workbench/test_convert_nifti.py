@@ -169,7 +169,7 @@ def test_btcv_in_both_layouts(tmp_path, images, labels):
 
 
 @pytest.mark.parametrize("command", ["chaos-ct", "chaos-mr", "lits", "msd", "ircadb", "btcv"])
-def test_another_folder_is_refused_in_one_sentence(tmp_path, command):
+def test_another_folder_is_refused_in_one_message(tmp_path, command):
     (tmp_path / "root").mkdir()
     result = run(command, tmp_path / "root", "--out", tmp_path / "out")
     assert result.exit_code == 1 and isinstance(result.exception, InputError)

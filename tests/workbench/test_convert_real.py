@@ -1,4 +1,4 @@
-"""A real DICOM series laid out as CHAOS CT: what is written must be what another reader finds in the series."""
+"""A real DICOM series laid out as CHAOS CT: another reader finds the same as we write."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def test_killed_in_the_middle_and_started_again(tmp_path):
 
 @pytest.fixture
 def broken_lits(tmp_path) -> tuple[Path, dict[str, str]]:
-    """LiTS with a good case beside one of each kind of broken ones, and a word of the reason for each."""
+    """Write LiTS with a good case and one case of each fault; return a word of each message."""
     root = tmp_path / "LiTS"
     image, label, affine = trees.pair(0, "LAS")
     air = np.zeros_like(label)
@@ -157,7 +157,7 @@ def test_broken_cases_are_named_and_left_out(tmp_path, broken_lits):
         assert f'<section class="case broken" id="{name}">' in page
     assert found["lits-0"]["verdict"] == "ok"
 
-    # A case that was mended is taken up by the next run.
+    # The next run takes up a case that was fixed.
     _, label, affine = trees.pair(0, "LAS")
     trees.save(root / "segmentation-8.nii", label, affine)
     with pytest.raises(InputError, match="6 of 9 cases are broken"):
@@ -190,7 +190,8 @@ def test_broken_chaos_cases_are_named(tmp_path):
     ):
         path.unlink()
     trees.write_pngs(folder / "4" / "Ground", np.zeros((10, 10, 1), np.uint8), ["liver_GT_003.png"])
-    # The masks in the order of the positions, as a reader that sorts slices by position would pair them.
+    # The masks in the order of the positions, as a reader that sorts slices by position would pair
+    # them.
     names = sorted((folder / "5" / "Ground").iterdir())
     for path, content in zip(names, [path.read_bytes() for path in reversed(names)], strict=True):
         path.write_bytes(content)

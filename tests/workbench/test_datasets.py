@@ -78,7 +78,7 @@ def test_split_other_layouts(tmp_path):
     assert len(load_datalist(tmp_path / "dataset.json", "training")) == 2
     names = {0: "background", 1: "spleen", 2: "right kidney"}
     assert read_datalist(tmp_path / "dataset.json").labels == names
-    # Names that were said once are known.
+    # Names that were given once are known.
     split_folder(tmp_path, *patterns, 0.0, 2, 1)
     assert read_datalist(tmp_path / "dataset.json").labels == names
     with pytest.raises(InputError, match="names: found '1=liver,lesion'"):
@@ -152,7 +152,7 @@ def test_split_says_what_is_wrong(tmp_path, patterns, share, words):
     assert words in str(error.value)
 
 
-def test_the_command_prints_the_sentence_and_fails(tmp_path):
+def test_the_command_prints_the_message_and_fails(tmp_path):
     command = [sys.executable, "-c", "from liverseg.workbench.cli import main; main()"]
     run = subprocess.run(
         [*command, "data", "split", tmp_path],

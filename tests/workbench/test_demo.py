@@ -40,7 +40,7 @@ def tiny_bundle(folder, name):
 
 
 def leave_all_but_the_mask(out, name, logit):
-    """What a demo with this bundle has written before it segments; `logit` is that of liver, everywhere."""
+    """Write what a demo has before it segments; `logit` is that of liver, everywhere."""
     own = out / name
     (own / "models").mkdir(parents=True)
     state = {"weight": torch.zeros(2, 1, 1, 1), "bias": torch.tensor([0.0, logit])}
@@ -96,7 +96,8 @@ def test_each_bundle_has_its_weights_its_mask_and_its_name(tmp_path):
     assert "<h1>unet_liver, trained on phantoms</h1>" in page
     assert scan.name in page
     assert "Your scan, segmented by unet_liver as it was trained here on phantoms." in page
-    # Everything is liver: 48 x 40 x 8 voxels of 6 x 6 x 10 mm, less what the bundle's cleaning takes away.
+    # Everything is liver: 48 x 40 x 8 voxels of 6 x 6 x 10 mm, less what the bundle's cleaning
+    # takes away.
     (mask,) = (path for path in older.parent.rglob("*.nii*") if path != older)
     millilitres = np.count_nonzero(nib.load(mask).dataobj) * 6 * 6 * 10 / 1000
     assert millilitres > 0.9 * 48 * 40 * 8 * 0.36

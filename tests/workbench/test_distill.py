@@ -186,7 +186,8 @@ def test_a_corrected_mask_is_kept_and_labels_that_are_given_validate(teacher, tm
     corrected = np.zeros_like(own)
     corrected[20:28, 20:28, 2:5] = 1
     save(by_patient["scan0"], corrected)
-    # Without validation, the labels that are given have folds; that of the teacher's masks is none of these.
+    # Without validation, the labels that are given have folds; that of the teacher's masks is none
+    # of these.
     del items["validation"]
     (scans / "dataset.json").write_text(json.dumps(items))
     distil(teacher, scans, out, "--labels-only")
@@ -227,7 +228,7 @@ def test_labels_of_other_organs_and_folders_of_others_are_refused(teacher, tmp_p
         distil(teacher, write_scans(tmp_path / "one", 1), tmp_path / "out1", "--labels-only")
 
 
-def test_scans_of_another_modality_are_left_out_and_flags_are_said(teacher, tmp_path):
+def test_scans_of_another_modality_are_left_out_and_flags_are_shown(teacher, tmp_path):
     scans, out = write_scans(tmp_path / "scans"), tmp_path / "out"
     save(scans / "scan2.nii.gz", (make_ct(2) + 1024).astype(np.int16))
     result = distil(teacher, scans, out, "--labels-only")

@@ -78,7 +78,8 @@ def test_labels_are_liver_and_as_many_lesions_as_asked_for(phantoms, seed):
     lesions, count = ndimage.label(p.labels == 2)
     assert count == seed
     for index in range(1, count + 1):
-        # A sphere of 5 mm has 0.52 ml, one of 25 mm 65 ml; whole voxels allow for some more or less.
+        # A sphere of 5 mm has 0.52 ml, one of 25 mm 65 ml; whole voxels allow for some more or
+        # less.
         assert 0.3 < volume_ml(p, lesions == index) < 70
         assert (p.labels[ndimage.binary_dilation(lesions == index)] > 0).mean() > 0.95
 
@@ -145,7 +146,7 @@ def test_noise_has_the_asked_standard_deviation(phantoms):
 
 
 def test_edge_voxels_hold_their_share_of_both_tissues():
-    """A coarse grid shows the mean of the fine grid's voxels, as a scanner's partial volume does."""
+    """A coarse grid shows the means of the fine grid's voxels, as partial volume does."""
     fine = make_phantom(4, shape=(96, 96, 48), spacing=(1.0, 1.0, 1.5), noise_sd=0)
     coarse = make_phantom(4, shape=(32, 32, 16), spacing=(3.0, 3.0, 4.5), noise_sd=0)
     mean = fine.image.reshape(32, 3, 32, 3, 16, 3).mean((1, 3, 5))
@@ -191,7 +192,8 @@ def test_mri_has_rician_noise_and_a_smooth_bias_field():
     clean = make_phantom(1, modality="mr", num_lesions=0, noise_sd=0)
     assert noisy.image.min() >= 0
     np.testing.assert_array_equal(noisy.organs, make_phantom(1, num_lesions=0).organs)
-    # Far outside the body the signal is near 0 and the noise Rayleigh distributed, of mean sd * sqrt(pi / 2).
+    # Far outside the body the signal is near 0 and the noise Rayleigh distributed, of mean sd *
+    # sqrt(pi / 2).
     air = noisy.image[:8, :8][clean.image[:8, :8] < 10]
     assert air.mean() == pytest.approx(15 * np.sqrt(np.pi / 2), rel=0.1)
     # One tissue differs between regions by far more than the rounding, between neighbours hardly.
@@ -203,7 +205,7 @@ def test_mri_has_rician_noise_and_a_smooth_bias_field():
 
 
 def test_smooth_field_reproduces_a_linear_ramp():
-    """Cubic B-splines with coefficients on a plane give that plane (de Boor, A Practical Guide to Splines)."""
+    """Coefficients on a plane give that plane (de Boor, A Practical Guide to Splines)."""
     nodes = np.add.outer(np.add.outer(np.arange(13.0), 10 * np.arange(13.0)), 100 * np.arange(13.0))
     axes = (np.linspace(-200, 100, 4), np.linspace(-50, 50, 5), np.array([0.0, 33.0]))
     x, y, z = (axis / 70 + 6 for axis in axes)
@@ -226,7 +228,7 @@ def test_smooth_field_reproduces_a_linear_ramp():
         ({"noise_sd": -2.0}, "noise_sd: found -2.0"),
     ],
 )
-def test_bad_arguments_get_one_sentence(arguments, message):
+def test_bad_arguments_get_one_message(arguments, message):
     with pytest.raises(InputError) as caught:
         make_phantom(**{"seed": 0, **arguments})
     assert message in str(caught.value)

@@ -98,7 +98,7 @@ def test_resume_leaves_whole_cases_alone(tmp_path):
 
 @pytest.mark.parametrize("kept_bytes", [0, 100, 400, -1])
 @pytest.mark.parametrize("name", ["volume-1.nii", "segmentation-1.nii"])
-def test_resume_mends_a_truncated_file(tmp_path, name, kept_bytes):
+def test_resume_fixes_a_truncated_file(tmp_path, name, kept_bytes):
     write_phantoms(tmp_path, 2, **GRID)
     whole, before = read_all(tmp_path), times(tmp_path)
     (tmp_path / name).write_bytes(whole[name][:kept_bytes])
@@ -107,7 +107,7 @@ def test_resume_mends_a_truncated_file(tmp_path, name, kept_bytes):
     assert times(tmp_path)["volume-0.nii"] == before["volume-0.nii"]
 
 
-def test_resume_mends_a_missing_label(tmp_path):
+def test_resume_fixes_a_missing_label(tmp_path):
     write_phantoms(tmp_path, 1, **GRID)
     whole = read_all(tmp_path)
     (tmp_path / "segmentation-0.nii").unlink()
@@ -131,7 +131,7 @@ def test_a_scan_that_is_no_phantom_is_not_overwritten(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_bad_arguments_get_one_sentence(tmp_path):
+def test_bad_arguments_get_one_message(tmp_path):
     with pytest.raises(InputError, match="num_cases: found -1"):
         write_phantoms(tmp_path, -1)
     with pytest.raises(InputError, match="'late', expected one of native, arterial, portal"):

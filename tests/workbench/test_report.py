@@ -28,7 +28,10 @@ from liverseg.workbench.report.curves import curves_png
 from liverseg.workbench.report.overlays import axial_pngs, load_scan, plane_png
 from liverseg.workbench.report.surface import surface_png
 
-HISTORY = "epoch,iteration,loss,learning_rate,val_mean_dice,seconds\n1,5,1.2,1e-3,,3.1\n2,10,0.5,1e-3,0.75,6.0\n"
+HISTORY = """epoch,iteration,loss,learning_rate,val_mean_dice,seconds
+1,5,1.2,1e-3,,3.1
+2,10,0.5,1e-3,0.75,6.0
+"""
 FACTS = {
     "best_val_mean_dice": 0.75,
     "best_epoch": 2,
@@ -95,7 +98,7 @@ def block(shape, *bounds):
 
 @pytest.fixture
 def run(tmp_path, write_nifti):
-    """What a run of the demo leaves: a history, two evaluations of two cases, a scan with its mask and reference."""
+    """Write what a demo leaves: a history, two evaluations of two cases, scan, mask and label."""
     affine = np.diag([*SPACING_MM, 1])
     shape = (40, 32, 12)
     evaluations = {}
@@ -229,7 +232,8 @@ def test_comparison_holds_the_values_of_the_summaries(run):
         assert assd == f"{known.mean():.2f}" + (
             f" ± {known.std(ddof=1):.2f}" if len(known) > 1 else ""
         )
-        error = f"{table['volume_error_percent'].mean():+.1f} ± {table['volume_error_percent'].std(ddof=1):.1f}"
+        errors = table["volume_error_percent"]
+        error = f"{errors.mean():+.1f} ± {errors.std(ddof=1):.1f}"
         assert volume_error == error.replace("-", "−")
         assert cases == ("2" if name == "raw" else "2 1 empty")
     assert "pp" not in "".join(rows["raw"])
@@ -511,9 +515,13 @@ def test_report_opens_in_a_browser(run, tmp_path):
         pytest.skip("chromium is not installed")
     write(run)
     picture = tmp_path / "browser.png"
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-               "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
-               f"--screenshot={picture}", "--window-size=1200,3000"]  # fmt: skip
+    options = [
+        *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
+        *("--disable-background-networking", "--disable-component-update"),
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--screenshot={picture}",
+        "--window-size=1200,3000",
+    ]
     subprocess.run(
         [chromium, *options, run.path.as_uri()], check=True, capture_output=True, timeout=SECONDS
     )

@@ -28,7 +28,7 @@ def folder(tmp_path) -> Path:
 
 
 def study_file(folder: Path, **changes) -> Path:
-    """A study of two networks and two losses in two tables, with `changes` to it; None takes a key out."""
+    """A study of two networks and losses in two tables, with `changes`; None removes a key."""
     where = {"data": "ct", "network": "A", "loss": "dice", "task": "liver", "metric": "mean_iou"}
     content = {
         "data": {"ct": {"dataset_dir": str(folder / "scans"), "labels": {"liver": [1, 2]}}},
@@ -94,7 +94,8 @@ def test_the_shipped_studies_hold_the_papers_trainings(folder, monkeypatch):
     assert sum(run.network == "DeepLabV3" and run.data == "mr" for run in first) == 3
     assert sum(run.network != "DeepLabV3" and run.data == "mr" for run in first) == 3 + 5 + 4 * 3
     assert len(plan.runs) - len(first) == 12 + 8
-    # The papers' own studies plan the same ones, on data that has to be there: here LiTS and 3D-IRCADb are one.
+    # The papers' own studies plan the same ones, on data that has to be there: here LiTS and
+    # 3D-IRCADb are one.
     for name, count, epochs in (
         ("paper_a.yaml", 12, 500),
         ("paper_b.yaml", 20, 500),
@@ -197,9 +198,11 @@ def test_one_network_for_each_class(folder):
         "all": {"background": None, "liver": [1], "spleen": [2]},
     }
     places = plan.tables["t"]["places"]
-    tasks = [[plan.runs[name].task for part in place["parts"] for name in part] for place in (
-        places["background"]["uniclass"], places["spleen"]["uniclass"], places["spleen"]["multiclass"],
-    )]  # fmt: skip
+    found = [("background", "uniclass"), ("spleen", "uniclass"), ("spleen", "multiclass")]
+    tasks = [
+        [plan.runs[name].task for part in places[row][column]["parts"] for name in part]
+        for row, column in found
+    ]
     assert tasks == [["liver", "spleen"], ["spleen"], ["all"]]
 
 
@@ -406,7 +409,7 @@ def test_literal_is_what_python_reads():
         ),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_runs(folder, changes, sentence):
+def test_a_wrong_study_is_refused_before_anything_runs(folder, changes, sentence):
     with pytest.raises(InputError, match=sentence):
         plan_of(folder, **changes)
 

@@ -1,4 +1,4 @@
-"""Studies as users run them, with the real bundle on tiny data: killed, started again, calibrated."""
+"""Studies as users run them, with a real bundle on tiny data: killed, resumed, calibrated."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 from helpers.bundle_runs import ROOT, write_dataset
+from helpers.waiting import SECONDS, wait_until
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -28,6 +28,7 @@ from liverseg.workbench.study.spec import read_study
 pytestmark = pytest.mark.slow
 
 MAIN = "from liverseg.workbench.cli import main; main()"
+SMALL = {"spacing": [6.0, 6.0, -1.0], "spatial_size": [32, 32], "patience": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -40,14 +41,13 @@ def own_code(monkeypatch):
 
 
 def write_study(folder: Path, **changes) -> Path:
+    scans = write_dataset(folder / "scans", num_cases=2)
     content = {
         "data": {
-            "ct": {"dataset_dir": str(write_dataset(folder / "scans", num_cases=2)), "labels": {"liver": [1, 2]}}
+            "ct": {"dataset_dir": str(scans), "labels": {"liver": [1, 2]}}
         },
         "networks": {"DeepLab": {"bundle": "deeplabv3_liver"}},
-        "settings": {
-            "max_epochs": 1, "val_interval": 1, "spacing": [6.0, 6.0, -1.0], "spatial_size": [32, 32], "patience": 0,
-        },
+        "settings": {"max_epochs": 1, "val_interval": 1, **SMALL},
         "folds": [0, 1],
         "tables": {
             "own": {
@@ -62,18 +62,8 @@ def write_study(folder: Path, **changes) -> Path:
     return path
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 900) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "the study ended too early"
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def test_a_killed_study_repeats_no_finished_cell_and_resumes_the_others(tmp_path):
-    settings = {
-        "max_epochs": 6, "val_interval": 6, "spacing": [6.0, 6.0, -1.0], "spatial_size": [32, 32], "patience": 0,
-    }  # fmt: skip
+    settings = {"max_epochs": 6, "val_interval": 6, **SMALL}
     study, out = write_study(tmp_path, settings=settings), tmp_path / "out"
     arguments = [
         "study",
@@ -91,10 +81,15 @@ def test_a_killed_study_repeats_no_finished_cell_and_resumes_the_others(tmp_path
         command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     cells = out / "cells"
-    wait_for(lambda: len(list(cells.glob("*/training/history.csv"))) == 2, first)
+
+    def is_in_the_second() -> bool:
+        assert first.poll() is None, "the study ended too early"
+        return len(list(cells.glob("*/training/history.csv"))) == 2
+
+    wait_until(is_in_the_second, interval_s=0.02)
     started = psutil.Process(first.pid).children(recursive=True)
     first.send_signal(signal.SIGKILL)
-    first.wait()
+    first.wait(SECONDS)
     _, alive = psutil.wait_procs(started, timeout=60)
     assert not alive, "a command of the killed study goes on"
     done = next(path.parent.parent.parent for path in cells.glob("*/evaluation/none/summary.json"))
@@ -103,7 +98,7 @@ def test_a_killed_study_repeats_no_finished_cell_and_resumes_the_others(tmp_path
     assert int(last_epoch(half / "training")["epoch"]) < 6
 
     second = subprocess.run(
-        command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=1800
+        command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=SECONDS
     )
     assert second.returncode == 0, second.stdout + second.stderr
     assert "1 of 2 cells are done already." in second.stdout
@@ -202,30 +197,29 @@ def test_calibration_goes_on_where_it_stopped(tmp_path):
     assert best == max(complete, key=lambda alpha: complete[alpha])
     assert (out / "plots" / "calibrate_ct_DeepLab_liver_iou_xy_iou_xy_alpha.png").is_file()
 
-    # What it says to type is a command that trains: as in the log, with the whole loss in place of its name.
-    said = shlex.split(
-        next(
-            line for line in console.export_text().splitlines() if line.startswith("As one value:")
-        )
-    )
-    command = shlex.split(
-        (cell / "training.log").read_text().splitlines()[0].removeprefix("$ python")
-    )
-    values = dict(zip(command[4::2], command[5::2], strict=True))
-    values |= {"--loss": said[said.index("--loss") + 1], "--output_dir": str(tmp_path / "t")}
-    values |= {"--ckpt_dir": str(tmp_path / "m"), "--resume": "False"}
-    values.pop("--iou_xy_alpha")
-    run = subprocess.run(
-        [sys.executable, *command[:4], *(word for pair in values.items() for word in pair)],
-        check=False, capture_output=True, text=True,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-2000:]
+    train_as_printed(console.export_text(), cell / "training.log", tmp_path)
     if best == 0.5:
         assert last_epoch(tmp_path / "t")["loss"] == last_epoch(cell / "training")["loss"]
 
 
+def train_as_printed(shown: str, log: Path, folder: Path) -> None:
+    """Run the command of a training's log with the loss that a calibration prints in one value."""
+    line = next(line for line in shown.splitlines() if line.startswith("As one value:"))
+    printed = shlex.split(line)
+    command = shlex.split(log.read_text().splitlines()[0].removeprefix("$ python"))
+    values = dict(zip(command[4::2], command[5::2], strict=True))
+    values |= {"--loss": printed[printed.index("--loss") + 1], "--output_dir": str(folder / "t")}
+    values |= {"--ckpt_dir": str(folder / "m"), "--resume": "False"}
+    values.pop("--iou_xy_alpha")
+    run = subprocess.run(
+        [sys.executable, *command[:4], *(word for pair in values.items() for word in pair)],
+        check=False, capture_output=True, text=True, timeout=SECONDS,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "message"),
     [
         (
             {"key": "iou_xy_alhpa"},
@@ -237,13 +231,13 @@ def test_calibration_goes_on_where_it_stopped(tmp_path):
         ({"task": "spleen"}, "--task: found spleen, expected all or one of liver"),
     ],
 )
-def test_what_cannot_be_calibrated(tmp_path, changes, sentence):
+def test_what_cannot_be_calibrated(tmp_path, changes, message):
     study = read_study(write_study(tmp_path), ROOT / "bundles")
     good = {
         "key": "iou_xy_alpha", "low": 0.4, "high": 1.6, "log": False, "trials": 1,
         "data": None, "network": None, "loss": "iou_xy", "task": "liver",
     }  # fmt: skip
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=message):
         calibrate_study(
             study, Calibration(**good | changes), StudyFolder(tmp_path / "out"), 1, Console()
         )

@@ -20,14 +20,15 @@ from liverseg.workbench.study.tables import StudyTable, compute_table, wilcoxon_
 
 CLASSES = ["background", "liver", "spleen"]
 RUN = {
-    "data": "ct", "network": "A", "loss": "dice", "task": "liver", "fold": 0, "dataset": {"dataset_dir": "nowhere"},
+    "data": "ct", "network": "A", "loss": "dice", "task": "liver", "fold": 0,
+    "dataset": {"dataset_dir": "nowhere"},
 }  # fmt: skip
 
 
 def write_cell(
     out: Path, name: str, ious: dict[str, list[float]], pooled: dict[str, float], cleaning="none"
 ) -> Path:
-    """The files that a bundle leaves, with the IoU of each case; `pooled` has the IoU of each class."""
+    """Write the files that a bundle leaves, with each case's IoU, and each class's in `pooled`."""
     folder = out / "cells" / name
     evaluation = folder / "evaluation" / cleaning
     evaluation.mkdir(parents=True)
@@ -182,8 +183,8 @@ def test_times_memory_and_single_cases(tmp_path):
     for cleaning in ("none", "balls", "slices"):
         write_cell(tmp_path, "cell", cases, {"background": 1, "liver": 0.6}, cleaning)
     wanted = {
-        "training_minutes": 1.5, "epochs": 2, "iterations": 8, "memory_mb": 1500, "seconds_per_slice": 0.02,
-        "case_iou:1": 0.5, "case_iou:2": 0.7,
+        "training_minutes": 1.5, "epochs": 2, "iterations": 8, "memory_mb": 1500,
+        "seconds_per_slice": 0.02, "case_iou:1": 0.5, "case_iou:2": 0.7,
     }  # fmt: skip
     row = {metric: place(metric, "cell") for metric in wanted}
     row["both"] = place("postprocessing_seconds", "cell", evaluations=("balls", "slices"))
@@ -255,7 +256,7 @@ def test_a_missing_cell_leaves_its_place_empty_and_is_named(tmp_path):
 
 
 def test_the_papers_numbers_stand_beside_ours(tmp_path):
-    """A sample of what METHODS.md and the papers print, against the layouts that every study uses."""
+    """Compare a sample of what METHODS.md and the papers print with the layouts of every study."""
     papers = yaml.safe_load(PAPERS.read_text())
 
     def printed(table: str, row: str, column: str) -> float:

@@ -1,4 +1,4 @@
-"""The archive of a bundle: the same bytes everywhere, and all that is needed to train, evaluate and infer with it."""
+"""The archive of a bundle: the same bytes everywhere, and all that its commands need."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def edit(path, change):
 
 
 def write_models(bundle, *folders, **values):
-    """Files of weights in these folders of `models/`, each with its own; returns their names in the bundle."""
+    """Write different weights into these folders of `models/`; return their names in the bundle."""
     names = [Path("models", folder, "model.pt").as_posix() for folder in folders]
     for number, name in enumerate(names):
         (bundle / name).parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,8 @@ def test_another_checkout_at_another_time_gives_the_same_bytes(bundle, tmp_path)
     for file in other.rglob("*"):
         os.utime(file, (1_500_000_000, 1_500_000_000))
         file.chmod(0o700)
-    build = f"from liverseg.workbench.zoo.build import build_archive; build_archive('somewhere/{NAME}', '../second')"
+    build = "from liverseg.workbench.zoo.build import build_archive; "
+    build += f"build_archive('somewhere/{NAME}', '../second')"
     environment = os.environ | {"PYTHONPATH": str(other), "TZ": "Asia/Tokyo"}
     command = [sys.executable, "-c", build]
     subprocess.run(command, cwd=other, env=environment, check=True, timeout=SECONDS)
@@ -177,7 +178,8 @@ NOT_MERGED = "no models/model.pt, which MONAI's model zoo and ckpt_export ask fo
         (
             ["", "lesion/axial", "liver/localise"],
             [
-                "with the weights models/lesion/axial/model.pt, models/liver/localise/model.pt, models/model.pt"
+                "with the weights models/lesion/axial/model.pt, models/liver/localise/model.pt, "
+                "models/model.pt"
             ],
         ),
         (
@@ -292,7 +294,7 @@ def test_out_that_is_a_file(bundle, tmp_path):
 
 
 def link_packages(names, site_packages):
-    """Link the files of the distributions `names`, and of all they require, into `site_packages`."""
+    """Link the files of these distributions, and of all that they require, into `site_packages`."""
     todo, done, files = list(names), set(), {}
     while todo:
         name = canonicalize_name(todo.pop())
@@ -318,7 +320,7 @@ def link_packages(names, site_packages):
 
 @pytest.fixture(scope="module")
 def clean_python(tmp_path_factory):
-    """Run Python with the packages of the bundle's metadata.json and no others; returns what it did."""
+    """Run Python with the packages of the bundle's metadata.json alone; return the result."""
     folder = tmp_path_factory.mktemp("clean")
     venv.create(folder, symlinks=True)
     listed = json.loads((BUNDLE / "configs" / "metadata.json").read_text())[
@@ -487,7 +489,8 @@ LOAD_BY_NAME = """
 import sys
 from monai.bundle import load
 network = load(sys.argv[1], bundle_dir=sys.argv[2], source="github")
-print(type(network).__module__, sys.modules["liverseg"].__file__, float(network.classifier.bias.sum()))
+bias = float(network.classifier.bias.sum())
+print(type(network).__module__, sys.modules["liverseg"].__file__, bias)
 """
 
 

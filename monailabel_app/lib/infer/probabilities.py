@@ -1,4 +1,4 @@
-"""What a bundle's networks said of a scan, kept for the strokes that correct its mask."""
+"""The probabilities of a bundle's networks, stored for the strokes that correct a mask."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Kept:
     options: Mapping[str, Any]
 
     def regions(self, names: Collection[str], regions: Sequence[Box]) -> list[NDArray[np.float32]]:
-        """The sum of the probabilities of some of the bundle's labels, 0 to 1, in boxes of the scan's own grid."""
+        """Return the summed probabilities of some labels, 0 to 1, in boxes of the scan's grid."""
         totals = [
             np.zeros([part.stop - part.start for part in region], np.int32) for region in regions
         ]
@@ -77,7 +77,7 @@ class Kept:
 
 
 class ProbabilityStore:
-    """A folder of them: one file for each bundle and scan, for all processes of the server, bounded in size.
+    """A folder of probabilities, limited in size: one file for each bundle and scan.
 
     Args:
         folder: is made when there is something to keep.
@@ -99,22 +99,22 @@ class ProbabilityStore:
 
     def watch(
         self, bundle: Bundle, scan: str, options: Mapping[str, Any]
-    ) -> Callable[[SupervisedEvaluator], None] | None:
-        """What keeps the probabilities of a run, when it sees the evaluator before; None if the bundle gives none.
+    ) -> Callable[[SupervisedEvaluator], None]:
+        """Return what keeps the probabilities of a run, if its inferer gives them.
 
         Args:
             bundle: that runs with the weights in use.
             scan: its path.
             options: of the request, for the next run.
         """
-        if not gives_probabilities(bundle):
-            return None
-        # Before the weights are read: newer ones than these are found out, the other way round they are not.
+        # Before the weights are read: newer ones than these are found out, the other way round they
+        # are not.
         basis = json.dumps({"fingerprint": bundle.fingerprint(), "options": dict(options)})
 
         def watch(evaluator: SupervisedEvaluator) -> None:
-            keep = partial(self._keep, evaluator, bundle=bundle, scan=scan, basis=basis)
-            evaluator.inferer = _KeepingInferer(evaluator.inferer, keep)
+            if isinstance(evaluator.inferer, VolumeInferer):
+                keep = partial(self._keep, evaluator, bundle=bundle, scan=scan, basis=basis)
+                evaluator.inferer = _KeepingInferer(evaluator.inferer, keep)
 
         return watch
 
@@ -176,6 +176,7 @@ class _KeepingInferer(Inferer):
 
 def gives_probabilities(bundle: Bundle) -> bool:
     """Whether the bundle's inferer is one of liverseg's, which returns them."""
+    # Not built: what it is built of may load networks, or fail, when the server starts.
     inferer = bundle.config.get("inferer")
     target = inferer.get("_target_") if isinstance(inferer, Mapping) else None
     found = pydoc.locate(target) if isinstance(target, str) else None

@@ -23,9 +23,10 @@ PANEL, CONFIG = "3933.bundle.92d0a0e9bc7e6861b7c9.js", "app-config.js"
 # Of the panel: what stands there, and what it must be.
 CHANGES = {
     # Port 8000, or what OHIF of another server of this machine left as a cookie.
-    "CookieUtils.getCookieString('MONAILABEL_SERVER_URL', 'http://' + window.location.host.split(':')[0] + ':8000/')": (
-        "window.location.origin + '/'"
-    ),
+    (
+        "CookieUtils.getCookieString('MONAILABEL_SERVER_URL', "
+        "'http://' + window.location.host.split(':')[0] + ':8000/')"
+    ): "window.location.origin + '/'",
     "'http://127.0.0.1:8000'": "window.location.origin",
     # It sends no token, as the rest of OHIF does.
     "return new MonaiLabelClient(": (

@@ -109,7 +109,7 @@ def _check_label_info(label: str, tag: str, info: str, **_: Any) -> None:
 
 
 def _check_segments(tag: str, values: list[int], info: dict[str, Any]) -> None:
-    # Of others than final ones nobody learns.
+    # Only final labels are trained on.
     if tag == DefaultLabelTag.FINAL:
         try:
             check_segments(

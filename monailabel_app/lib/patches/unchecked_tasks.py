@@ -1,7 +1,7 @@
 """Endpoints run what a request asks for, whatever its name, path or option.
 
 In its `params`, a request may name any file of the server and code to run, and what is no option is
-passed over in silence; a training that is asked for with `run_sync` nobody sees or cancels:
+passed over in silence; nobody can see or cancel a training with `run_sync`:
 https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/infer.py#L116-L189 and
 https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/utils/async_tasks/task.py#L21-L50
 """

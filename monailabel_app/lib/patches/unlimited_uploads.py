@@ -17,7 +17,8 @@ def fix(server: FastAPI, max_mb: int) -> None:
     server.add_middleware(UploadLimit, max_mb=max_mb)
 
 
-# FastAPI's max_body_size is for who makes the app, as MONAI Label does, and knows no message of ours.
+# FastAPI's max_body_size is for who makes the app, as MONAI Label does, and knows no message of
+# ours.
 class UploadLimit:
     """Refuse requests of more than `max_mb` · 10⁶ bytes with 413, before they fill the disk."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
 from torch import Tensor, nn
 
+from lib.bundle import Bundle
+from lib.infer.segment import Segmentation
 from liverseg.errors import InputError
 from liverseg.inferers import MirrorCheckInferer
 from liverseg.inferers.utils import as_tensor
@@ -153,3 +157,29 @@ def _turn(x: Tensor, degrees: float) -> Tensor:
     grid = F.affine_grid(theta.expand(len(planes), 2, 3), list(planes.shape), align_corners=False)
     turned = F.grid_sample(planes.float(), grid, padding_mode="border", align_corners=False)
     return turned.unflatten(0, (x.shape[0], -1)).movedim(1, -1).reshape(x.shape).to(x.dtype)
+
+
+def mean_entropy(bundle: Bundle, scan: str) -> float:
+    """Mean entropy of a bundle's networks in the body of one scan, 0 to 1; see `EntropyMeter`.
+
+    Args:
+        bundle: with weights.
+        scan: path of a NIfTI file or of a folder with a DICOM series.
+
+    Raises:
+        InputError: for a scan without anything brighter than air.
+    """
+    key = bundle.config.get("image_key", "image")
+    meters: list[EntropyMeter] = []
+    with tempfile.TemporaryDirectory() as folder:
+        # No mask is asked for.
+        settings = {
+            "output_dir": folder,
+            "postprocessing": "@postprocessings#none",
+            "save_mask#transform": "@postprocessings#none",
+            "dataset#data": [{key: Path(scan)}],
+        }
+        Segmentation(bundle).run(
+            settings, lambda evaluator: meters.append(EntropyMeter(evaluator, key))
+        )
+    return meters[0].mean()

@@ -72,7 +72,7 @@ class NextScan(Strategy):
                     if found is None:
                         return None
                     _coming[found["id"]][annotator] = time.time()
-                # It may have to be downloaded, which keeps nobody else waiting.
+                # It may have to be downloaded, and nobody else waits for it.
                 datastore.get_image_uri(found["id"])
                 with _choosing:
                     served = datastore.get_image_info(found["id"]).get("served", {})
@@ -152,7 +152,7 @@ class HighestScore(NextScan):
     def order(
         self, images: Sequence[str], request: Mapping[str, Any], datastore: Datastore
     ) -> dict[str, Any]:
-        """By score, said as `score`, None for a scan without one.
+        """By score, given as `score`, None for a scan without one.
 
         Raises:
             HTTPException: 409 if there are no models to score with.

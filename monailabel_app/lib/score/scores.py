@@ -22,7 +22,7 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 
 from lib.bundle import Bundle
 from lib.infer.segment import Segmentation
-from lib.score.entropy import EntropyMeter
+from lib.score.entropy import mean_entropy
 from lib.store.dicom_server import DicomServerError
 from lib.store.volumes import grid_of, read_label
 from lib.train.scans import items
@@ -60,7 +60,7 @@ class Scores(ScoringMethod):
 
     @abstractmethod
     def score(self, image: str, datastore: Datastore) -> dict[str, Any]:
-        """At least the `value` of one scan."""
+        """Return at least the `value` of one scan."""
 
     def models(self) -> list[Bundle]:
         """The bundles with weights that score; none means that nothing can be scored yet."""
@@ -68,15 +68,15 @@ class Scores(ScoringMethod):
         return [self.bundles[name] for name in names if self.bundles[name].weights()][:1]
 
     def images(self, datastore: Datastore) -> list[str]:
-        """The scans to score."""
+        """Return the scans to score."""
         return list(datastore.get_unlabeled_images())
 
     def basis(self, image: str, datastore: Datastore) -> str:
-        """What a score depends on beside the weights."""
+        """Return what a score depends on beside the weights."""
         return ""
 
     def current(self, datastore: Datastore) -> dict[str, dict[str, Any]]:
-        """The scores that hold, by scan."""
+        """Return the scores that are up to date, by scan."""
         weights = self._weights()
         kept = {
             image: datastore.get_image_info(image).get(self.name, {})
@@ -89,7 +89,7 @@ class Scores(ScoringMethod):
         }
 
     def pending(self, datastore: Datastore) -> list[str]:
-        """The scans whose score is missing or holds no longer."""
+        """Return the scans whose score is missing or out of date."""
         if not self.models():
             return []
         current = self.current(datastore)
@@ -226,7 +226,7 @@ class DiceScores(Scores):
 
 
 def find_scores(bundles: Mapping[str, Bundle], preferred: str) -> dict[str, Scores]:
-    """The scores by name, given by `preferred`; "" for the first bundle with weights.
+    """Return the scores by name, given by `preferred`; "" for the first bundle with weights.
 
     Raises:
         InputError: for a bundle that is not there.
@@ -244,32 +244,6 @@ def find_scores(bundles: Mapping[str, Bundle], preferred: str) -> dict[str, Scor
         DiceScores("dice", "Dice of the model against final labels, by class", bundles, preferred),
     )
     return {method.name: method for method in methods}
-
-
-def mean_entropy(bundle: Bundle, scan: str) -> float:
-    """Mean entropy of a bundle's networks in the body of one scan, 0 to 1; see `EntropyMeter`.
-
-    Args:
-        bundle: with weights.
-        scan: path of a NIfTI file or of a folder with a DICOM series.
-
-    Raises:
-        InputError: for a scan without anything brighter than air.
-    """
-    key = bundle.config.get("image_key", "image")
-    meters: list[EntropyMeter] = []
-    with tempfile.TemporaryDirectory() as folder:
-        # No mask is asked for.
-        settings = {
-            "output_dir": folder,
-            "postprocessing": "@postprocessings#none",
-            "save_mask#transform": "@postprocessings#none",
-            "dataset#data": [{key: Path(scan)}],
-        }
-        Segmentation(bundle).run(
-            settings, lambda evaluator: meters.append(EntropyMeter(evaluator, key))
-        )
-    return meters[0].mean()
 
 
 def disagreement(masks: Sequence[tuple[np.ndarray, Mapping[str, int]]]) -> float:

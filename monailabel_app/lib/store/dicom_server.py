@@ -1,4 +1,4 @@
-"""What is asked of a DICOMweb server, and what is said where it does not answer."""
+"""Requests to a DICOMweb server, and the errors where it does not answer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class DicomServerError(InputError):
 
 
 class DicomServer:
-    """A DICOMweb server that says in one message what is wrong, and soon.
+    """A DICOMweb server whose errors are one message each, and come soon.
 
     All methods raise `DicomServerError` where the server does not answer, and `InputError` where it
     has not, or cannot send, what it was asked for.

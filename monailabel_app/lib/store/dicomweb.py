@@ -74,10 +74,10 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
     this machine. MONAI Label's own shows for two hours what was there when it was first asked,
     takes a series for complete that is still being downloaded, knows nothing of a scan before that,
     asks the server to unpack compressed scans, downloads the scan for its label, names the segments
-    of a label by their order, and leaves a DICOM SEG of other programs on a grid of its own.
+    of a label by their order, and does not put a DICOM SEG of other programs on the scan's grid.
 
     A scan or a label that cannot be read is named in the status; it is neither labelled, so that it
-    does not train, nor unlabelled, so that nobody draws anew what is there.
+    does not train, nor unlabelled, so that no annotator draws it anew.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -102,7 +102,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
 
         Raises:
             DicomServerError: where the server does not answer.
-            NotSavedError: where there is no room for a copy.
+            NotSavedError: where the disk has no space for a copy.
         """
         segmentations, found = self.segmentations.read(), []
         for image in self.list_images():
@@ -172,7 +172,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         Raises:
             DicomServerError: where it has to be downloaded and the server does not send it.
             InputError: for a series that is no volume.
-            NotSavedError: where there is no room for it.
+            NotSavedError: where the disk has no space for it.
         """
         if not re.fullmatch(r"\d[\d.]*", image_id):
             return ""

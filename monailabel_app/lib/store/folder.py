@@ -1,24 +1,20 @@
-"""A folder of studies: which of what lies in it are scans, and what they are called."""
+"""A folder of studies: which files in it are scans, and what they are called."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import threading
-import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 from monailabel.interfaces.datastore import DefaultLabelTag
-from watchdog.events import FileSystemEvent, FileSystemEventHandler
-from watchdog.observers import Observer
-from watchdog.observers.polling import PollingObserver
 
 from lib.store.local import LockedDatastore
-from lib.store.series import OWN, name_series, read_record, record_file, state_of
+from lib.store.series import name_series, read_record, record_file, state_of
+from lib.store.watcher import FolderWatcher
 from liverseg.errors import InputError
 from liverseg.files import NotSavedError, atomic_write, check_writable
 from liverseg.io.dicom import describe
@@ -29,31 +25,24 @@ from liverseg.transforms import LoadVolumed
 
 logger = logging.getLogger(__name__)
 
-# What is copied into the folder comes file by file.
-SETTLE_SECONDS = 1.0
-# On file systems that tell nobody of changes, such as those of other machines.
-POLL_SECONDS = 10
-CHANGES = ("closed", "created", "deleted", "modified", "moved")
 LABELS = ["*.nii.gz", "*.nii", "*.nrrd"]
 
 
 class FolderDatastore(LockedDatastore):
-    """MONAI Label's, with all scans that can be read, and a word on what else lies in the folder.
+    """MONAI Label's, with all scans that can be read; its status names what else is in the folder.
 
-    Scans are the NIfTI files directly in the folder, and the DICOM series in it and below; NIfTI
-    files below are none, for among them are labels and masks. A scan is called by its path in the
-    folder without the suffix, with `_` between
-    folders: the series in `s0001/CT` is `s0001_CT`. It is given out as NIfTI, which every client
-        opens; that is made
-    of the series once, and again when its files are not those any more, in the hidden folder
-    `.series`. Whose it is, its headers say; that is kept in the scan's info, as of a series of a
-    DICOM server.
+    Scans are the NIfTI files directly in the folder, and the DICOM series in it and below. NIfTI
+    files below are no scans, as labels and masks are among them. The name of a scan is its path in
+    the folder without the suffix, with `_` between folders: the series in `s0001/CT` is
+    `s0001_CT`. Clients get it as NIfTI, which every client opens. That file is made of the series
+    once, and again when the series' files change, in the hidden folder `.series`. The patient is
+    read from the headers and stored in the scan's info, as for a series of a DICOM server.
 
-    Each scan is read once before it is given out. What then is no volume is named in the status and
-    offered to nobody.
+    Each scan is read once before a client gets it. The status names what then is no volume, and no
+    client is offered it.
 
-    MONAI Label's own offers whatever is called as a picture, be it empty, and passes over the rest
-    in silence.
+    MONAI Label's own offers every file with the suffix of an image, even an empty one, and does not
+    mention the rest.
 
     Args:
         folder: of the studies.
@@ -72,24 +61,22 @@ class FolderDatastore(LockedDatastore):
         self._series: dict[str, str] = {}
         self._whose: dict[str, dict[str, str]] = {}
         self._no_series = LeftOut(list)
-        # What was found in a state of a file: of its header by name, of all of it by the scan's
-        # name.
+        # What was found in a state of a file: of its header by name, of all of it by scan.
         self._headers: dict[str, tuple[str, bool]] = {}
         self._problems: dict[str, tuple[str, str]] = {}
-        self._changed = threading.Event()
         check_writable(folder)
         if not read_only:
             self._find_series(Path(folder))
         super().__init__(folder, extensions=LABELS, read_only=read_only)
         if watch:
-            self._watch(folder)
+            FolderWatcher(folder, self._is_on_mount(folder), self._look_again)
 
     def get_image_uri(self, image_id: str) -> str:
         """The scan as NIfTI; "" for one that is not in the folder.
 
         Raises:
             InputError: for a file or a series that is no volume.
-            NotSavedError: where there is no room for the NIfTI file of a series.
+            NotSavedError: where the disk has no space for the NIfTI file of a series.
         """
         scan = super().get_image_uri(image_id)
         if not scan:
@@ -302,42 +289,6 @@ class FolderDatastore(LockedDatastore):
         except OSError as error:
             logger.warning("%s: not searched for DICOM series (%s).", folder, error)
 
-    def _watch(self, folder: str) -> None:
-        handler = FileSystemEventHandler()
-        handler.on_any_event = self._on_any_change  # type: ignore[method-assign]
-        observer: Any = (
-            PollingObserver(timeout=POLL_SECONDS) if self._is_on_mount(folder) else Observer()
-        )
-        observer.schedule(handler, folder, recursive=True)
-        try:
-            observer.start()
-        except OSError as error:
-            logger.warning(
-                "%s: cannot be watched (%s), so new scans are found at the next start.",
-                folder,
-                error,
-            )
-            return
-        threading.Thread(target=self._look_again, daemon=True).start()
-
-    def _on_any_change(self, event: FileSystemEvent) -> None:
-        if event.event_type not in CHANGES or (
-            event.is_directory and event.event_type == "modified"
-        ):
-            return
-        for path in filter(None, (os.fsdecode(event.src_path), os.fsdecode(event.dest_path))):
-            parts = Path(os.path.relpath(path, self._datastore_path)).parts
-            if not (any(map(is_hidden, parts)) or parts[0] in OWN):
-                self._changed.set()
-
     def _look_again(self) -> None:
-        while self._changed.wait():
-            while self._changed.is_set():
-                self._changed.clear()
-                time.sleep(SETTLE_SECONDS)
-            try:
-                self._find_series(Path(self._datastore_path))
-                self.refresh()
-            # Whatever it was, it may be gone the next time.
-            except Exception:
-                logger.exception("%s: was not looked through.", self._datastore_path)
+        self._find_series(Path(self._datastore_path))
+        self.refresh()

@@ -19,7 +19,7 @@ def write_segmentation(scan: Path, label: str, segments: list[dict[str, Any]]) -
     Args:
         scan: folder with the DICOM files.
         label: NIfTI file.
-        segments: what is said of each value, in their order.
+        segments: what describes each value, in their order.
     """
     file = Path(nifti_to_dicom_seg(str(scan), label, segments))
     try:
@@ -34,7 +34,7 @@ def write_segmentation(scan: Path, label: str, segments: list[dict[str, Any]]) -
 
 
 def named_segments(info: Mapping[str, Any], values: Collection[int]) -> list[dict[str, Any]]:
-    """What is said of each value, in the order of the values, as MONAI Label goes by the order.
+    """Return the segment of each value, in the order of the values, which MONAI Label goes by.
 
     Args:
         info: `label_info` is what 3D Slicer sends, `params` with `label_names` what a model gave.

@@ -45,9 +45,9 @@ EPOCHS = 50
 
 
 class Retraining(TrainTask):
-    """The training of one bundle: its own `train.json` in processes of its own, into a new version.
+    """The training of one bundle: runs its `train.json` in other processes, into a new version.
 
-    One that starts from a model has the bundle's `fine_tune.json` laid over it, where there is one.
+    A training that starts from a model also has the bundle's `fine_tune.json`, if there is one.
 
     Args:
         bundle: what trains.
@@ -88,12 +88,8 @@ class Retraining(TrainTask):
 
     def info(self) -> dict[str, Any]:
         """What clients show: options, the bundle's version, and the scans that validate."""
-        validation = read_validation(self.validation_file)
-        return {
-            **super().info(),
-            "version": self.bundle.metadata.get("version"),
-            "validation": validation,
-        }
+        version, validation = self.bundle.metadata.get("version"), self.validation_file
+        return {**super().info(), "version": version, "validation": read_validation(validation)}
 
     def config(self) -> dict[str, Any]:
         """The options; of a list, the first is the default."""
@@ -111,7 +107,7 @@ class Retraining(TrainTask):
         }
 
     def options(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The value of each option for what a client chose.
+        """Return the value of each option for what a client chose.
 
         Raises:
             InputError: for a value that is none.
@@ -128,9 +124,9 @@ class Retraining(TrainTask):
     def check(
         self, request: Mapping[str, Any], datastore: Datastore
     ) -> tuple[dict[str, Any], dict[str, list[str]]]:
-        """Options, and the scans of each kind by the names in `version.json`.
+        """Return options, and the scans of each kind by the names in `version.json`.
 
-        Who validates is drawn if need be.
+        The patients that validate are drawn if there are none yet.
 
         Raises:
             InputError: as `options`, for too few labels, and for weights in use that no network can
@@ -160,7 +156,7 @@ class Retraining(TrainTask):
             check_classes(what, datastore, scans[what], self._classes(), self.known)
 
     def stats(self) -> dict[str, Any]:
-        """How far the newest training is; nothing before the first."""
+        """Return how far the newest training is; nothing before the first."""
         return progress(self.bundle.folder)
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
@@ -212,11 +208,9 @@ class Retraining(TrainTask):
             finally:
                 # Several times the size of the weights and of no use any more; a cancelled training
                 # leaves them too.
-                for one in list_versions(folder):
-                    for checkpoint in (
-                        one.folder.rglob("checkpoint.pt") if one.state not in RUNNING else ()
-                    ):
-                        checkpoint.unlink()
+                ended = [one.folder for one in list_versions(folder) if one.state not in RUNNING]
+                for checkpoint in (file for one in ended for file in one.rglob("checkpoint.pt")):
+                    checkpoint.unlink()
         logger.info(
             "%s %s: %s: %s", self.bundle.name, version.name, version.state, version.record["reason"]
         )
@@ -225,7 +219,7 @@ class Retraining(TrainTask):
     def _write_settings(
         self, version: Version, options: Mapping[str, Any], datastore: Datastore, fine_tunes: bool
     ) -> None:
-        """What differs from the bundle's `train.json` and `fine_tune.json`, as one more config."""
+        """Write what differs from `train.json` and `fine_tune.json` as one more config."""
         classes = self._classes()
         lists = {
             section: items(
@@ -233,15 +227,15 @@ class Retraining(TrainTask):
             )
             for section in ("training", "validation")
         }
-        start = {}
+        start: dict[str, Any] = {}
         if options["pretrained"] and version.record["parent"]:
             weights = find_version(self.bundle.folder, version.record["parent"]).folder
-            several = "pretrain_dir" in self.train
-            start = (
-                {"pretrain_dir": str(weights)}
-                if several
-                else {"load_pretrain": str(weights / "model.pt")}
-            )
+            if "pretrain_dir" in self.train:
+                start["pretrain_dir"] = str(weights)
+            else:
+                start["load_pretrain"] = str(weights / "model.pt")
+        if not fine_tunes:
+            start["val_interval"] = min(self.train["val_interval"], options["max_epochs"])
         settings = {
             **self.retrain_configs,
             "datalist": str(version.folder / "datalist.json"),
@@ -249,11 +243,6 @@ class Retraining(TrainTask):
             "ckpt_dir": str(version.folder),
             "output_dir": str(version.folder / "training"),
             "max_epochs": options["max_epochs"],
-            **(
-                {}
-                if fine_tunes
-                else {"val_interval": min(self.train["val_interval"], options["max_epochs"])}
-            ),
             "learning_rate": options["learning_rate"],
             "device": options["device"],
             **{key: f"@losses#{options[key]}" for key in self.losses},
@@ -279,7 +268,7 @@ class Retraining(TrainTask):
         ]
 
     def _resolve(self, key: str, **settings: Any) -> Any:
-        """What a setting of `train.json` is when it runs with these."""
+        """Resolve a setting of `train.json` with these settings."""
         path = sys.path[:]
         try:
             # The parser resolves macros in place.
@@ -293,19 +282,10 @@ class Retraining(TrainTask):
 
     def _train(self, version: Version, fine_tunes: bool) -> None:
         names = ["train.json", "fine_tune.json"] if fine_tunes else ["train.json"]
-        configs = [str(self.bundle.folder / "configs" / name) for name in names] + [
-            str(version.folder / "settings.json")
-        ]
-        command = [
-            sys.executable,
-            "-m",
-            "monai.bundle",
-            "run",
-            "training",
-            "--config_file",
-            str(configs),
-        ]
-        command += ["--bundle_root", str(self.bundle.folder)]
+        configs = [str(self.bundle.folder / "configs" / name) for name in names]
+        configs.append(str(version.folder / "settings.json"))
+        command = [sys.executable, "-m", "monai.bundle", "run", "training"]
+        command += ["--config_file", str(configs), "--bundle_root", str(self.bundle.folder)]
         file = version.folder / "training.log"
         logger.info("%s trains %s; its output: %s", self.bundle.name, version.name, file)
         with file.open("w") as output:
