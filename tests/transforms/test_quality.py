@@ -123,7 +123,7 @@ def test_the_volume_is_exact_at_its_bounds(evaluate, voxels, flagged):
     assert list(found) == (["volume"] if flagged else [])
     if flagged:
         shown = f"the liver has {voxels / 8:.0f} ml" if voxels else "no liver was found"
-        assert found["volume"].startswith(f"{shown}, expected 600 to 4000 ml: look ")
+        assert found["volume"].startswith(f"{shown}, expected 600 to 4000 ml: check ")
 
 
 def test_a_large_volume_is_flagged_where_the_liver_is_cut_off_a_small_one_is_not():

@@ -187,8 +187,8 @@ def render(
         print(path)
     if check and changed:
         raise InputError(
-            f"{len(changed)} files: found differences from their sources, expected none: change the "
-            "sources, and run liverseg zoo render."
+            f"{len(changed)} files: found differences from their sources, expected none: change "
+            "the sources, and run liverseg zoo render."
         )
     print(
         "All files are as their sources say." if not changed else f"{len(changed)} files written."

@@ -39,7 +39,7 @@ def to_json(content: Any, indent: int = 0, used: int = 0) -> str:
 
 
 def _fill(parts: list[str], width: int) -> list[str]:
-    """Join parts with commas to lines that are no longer than `width` with the comma at their end."""
+    """Join parts with commas to lines of at most `width` with the comma at their end."""
     lines = parts[:1]
     for part in parts[1:]:
         if len(lines[-1]) + len(part) + 3 > width:
