@@ -472,8 +472,8 @@ def test_archive_of_another_patch_in_one_process_stops(clean_python, downloaded,
     assert len(done.stdout.splitlines()) == 1
     message = (
         f"{first}/liverseg: found liverseg 0.1.0, expected 0.1.1 for this bundle: run it in its "
-        "own process, started in its folder if there is a liverseg in it, and else with liverseg 0.1.1 "
-        "installed."
+        "own process, started in its folder if there is a liverseg in it, and else with liverseg "
+        "0.1.1 installed."
     )
     assert f"InputError: {message}\n" in done.stderr
 
