@@ -120,7 +120,7 @@ def test_a_tilted_scan_lies_where_it_was_taken_for_itk_too(store):
             image.TransformContinuousIndexToPhysicalPoint(index), expected, atol=1e-3
         )
     (warning,) = store.get_image_info(TILTED)["warnings"]
-    assert "was tilted" in warning
+    assert "tilted gantry" in warning
 
 
 def test_what_is_left_of_a_download_that_was_cut_short_is_not_taken_for_the_scan(store):

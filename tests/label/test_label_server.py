@@ -185,7 +185,7 @@ def test_the_answer_says_what_is_odd_about_a_dicom_series(client, root):
         for _ in range(2):
             _, result = client.infer("two_d", "tilt", {})
             flagged = list(result["flags"].values())
-            assert "was tilted" in result["warnings"][0] and result["warnings"][1:] == flagged
+            assert "tilted gantry" in result["warnings"][0] and result["warnings"][1:] == flagged
     finally:
         shutil.rmtree(folder)
     wait_until(lambda: "tilt" not in client.datastore()["objects"])

@@ -237,7 +237,7 @@ def test_what_is_odd_about_a_series_is_known_as_long_as_it_is(folder, caplog):
     for one in (store, open_store(folder)):
         one.get_image_uri("[CT] x")
         tilt, left_out = one.get_image_info("[CT] x")["warnings"]
-        assert "was tilted" in tilt and "notes.txt" in left_out
+        assert "tilted gantry" in tilt and "notes.txt" in left_out
     assert caplog.text.count(tilt) == 1
     (place / "notes.txt").unlink()
     write_series(place, SCAN, AXIAL, NAMES, SeriesInstanceUID="1.2.3.0")
