@@ -48,6 +48,8 @@ def test_evaluation_segments_as_inference_does():
         "inferer#inferer": "validate#inferer",
         "cascade": "cascade",
         "liver_postprocessing": "liver_postprocessing",
+        "localisers": "localisers",
+        "slice_inferers": "slice_inferers",
     }
     for one, other in pairs.items():
         assert inference[one] == evaluation[other]
@@ -59,7 +61,7 @@ def test_training_localises_as_inference_does():
         transform = training[f"targets#{target}#prior"]
         assert transform["keys"] == "@keys"
         trained = transform["localiser"]
-        used = inference[f"inferer#inferer#localise#{target}"]
+        used = inference[f"localisers#{target}"]
         assert used.pop("_mode_") == "callable"
         assert {trained.pop(key) is None for key in ("network", "weights")} == {False}
         if target == "lesion":
