@@ -12,7 +12,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from helpers.bundle_runs import BUNDLE, SHORT, known, monai_bundle, torchrun, tracked_epochs
+from helpers.bundle_runs import (
+    ABDOMEN,
+    BUNDLE,
+    SHORT,
+    known,
+    monai_bundle,
+    torchrun,
+    tracked_epochs,
+)
 from monai.bundle import create_workflow
 
 from liverseg.networks import PreactivationUNet3D, UNet, load_weights
@@ -42,16 +50,6 @@ LESION_NETWORKS = {
     "unet3d_liver": lambda: PreactivationUNet3D(width=4, valid=True),
 }
 # The dataset's liver and lesion in the place of two of the seven organs.
-ABDOMEN = (
-    "background",
-    "artery",
-    "portal_vein",
-    "liver",
-    "spleen",
-    "stomach",
-    "gallbladder",
-    "pancreas",
-)
 VOLUMES = {
     "classes": {name: [value] if value < 3 else [] for value, name in enumerate(ABDOMEN)},
     "spacing": [12, 12, 12],

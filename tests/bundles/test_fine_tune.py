@@ -9,23 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.bundle_runs import ROOT
+from helpers.bundle_runs import ABDOMEN, ROOT
 from monai.bundle import ConfigParser, create_workflow
 
 from liverseg.errors import message
 
 BUNDLES = sorted(path.parents[1] for path in ROOT.glob("bundles/*/configs/fine_tune.json"))
 FLAT = {"spacing": [6.0, 6.0, -1.0], "spatial_size": [32, 32]}
-ABDOMEN = (
-    "background",
-    "artery",
-    "portal_vein",
-    "liver",
-    "spleen",
-    "stomach",
-    "gallbladder",
-    "pancreas",
-)
 ORGANS = ("background", "liver", "right_kidney", "left_kidney", "spleen")
 # Small networks, and the data set's liver and lesion for organs.
 SMALL = {

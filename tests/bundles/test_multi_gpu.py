@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from helpers.bundle_runs import BUNDLE, start_node, torchrun, write_dataset
+from helpers.bundle_runs import ABDOMEN, BUNDLE, start_node, torchrun, write_dataset
 from helpers.waiting import SECONDS, wait_until
 from monai.bundle import ConfigParser, create_workflow
 
@@ -24,16 +24,6 @@ CONFIGS = BUNDLE.parent / "unet3d_abdomen" / "configs"
 TRAIN = str(CONFIGS / "train.json")
 BOTH = f"['{TRAIN}','{CONFIGS / 'multi_gpu_train.json'}']"
 COMMAND = ("run", "training", "--config_file")
-ABDOMEN = (
-    "background",
-    "artery",
-    "portal_vein",
-    "liver",
-    "spleen",
-    "stomach",
-    "gallbladder",
-    "pancreas",
-)
 # What two processes compute as one does: a loss that is a mean over scans (Dice of each, not of the
 # batch) and no batch norm. The seed decides the first weights and the patients; a crop is the whole
 # scan, and nothing is augmented.

@@ -19,6 +19,17 @@ from helpers.waiting import SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "deeplabv3_liver"
+# The classes of unet3d_abdomen.
+ABDOMEN = (
+    "background",
+    "artery",
+    "portal_vein",
+    "liver",
+    "spleen",
+    "stomach",
+    "gallbladder",
+    "pancreas",
+)
 AFFINE = np.diag([6.0, 6.0, 10.0, 1.0])
 # Small and short: what these tests check does not need a good model.
 SHORT = {"max_epochs": 2, "val_interval": 1, "spacing": [6.0, 6.0, -1], "spatial_size": [48, 48]}
