@@ -445,5 +445,5 @@ def test_writing_refuses_a_patient_in_training_and_test_and_too_few_patients(tmp
     items = make_items(tmp_path, "abc")
     with pytest.raises(InputError, match="patient a is in both training and test"):
         write_datalist(tmp_path / "dataset.json", items, LABELS, test=items[:1], num_folds=2)
-    with pytest.raises(InputError, match="num_folds is 4 for 3 patients"):
+    with pytest.raises(InputError, match="folds: found 4 for 3 patients"):
         write_datalist(tmp_path / "dataset.json", items, LABELS, num_folds=4)

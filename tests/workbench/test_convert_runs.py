@@ -175,7 +175,7 @@ def test_folds_that_the_patients_cannot_fill_are_refused_before_anything_is_conv
     tmp_path, num_folds
 ):
     trees.chaos_ct(tmp_path / "root")
-    with pytest.raises(InputError, match=f"num_folds is {num_folds} for 3 patients"):
+    with pytest.raises(InputError, match=f"folds: found {num_folds} for 3 patients"):
         convert(CHAOS_CT, tmp_path / "root", tmp_path / "out", num_folds, 0)
     assert not (tmp_path / "out").exists()
 

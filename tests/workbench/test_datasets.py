@@ -34,7 +34,7 @@ def test_phantoms_can_be_trained_on(tmp_path):
 @pytest.mark.parametrize("wrong", [("--cases", "0"), ("--folds", "1"), ("--cases", "3")])
 def test_phantoms_that_cannot_be_split_are_not_written(tmp_path, wrong):
     result = CliRunner().invoke(app, ["data", "phantoms", str(tmp_path / "p"), *wrong])
-    assert isinstance(result.exception, InputError) and "num_folds is" in str(result.exception)
+    assert isinstance(result.exception, InputError) and "folds: found" in str(result.exception)
     assert not (tmp_path / "p").exists()
 
 
