@@ -51,8 +51,8 @@ def check_folds(num_folds: int, num_patients: int) -> None:
     """
     if num_folds < 2 or num_patients < num_folds:
         raise InputError(
-            f"folds: found {num_folds} for {num_patients} patients, expected from 2 to the number of "
-            f"patients: use --folds {max(2, min(5, num_patients))}, or add scans."
+            f"folds: found {num_folds} for {num_patients} patients, expected from 2 to the number "
+            f"of patients: use --folds {max(2, min(5, num_patients))}, or add scans."
         )
 
 
