@@ -224,6 +224,7 @@ KINDS: dict[str, Kind] = {
     "segmented_targets": _some_of("liver", "lesion"),
     "amp": _switch,
     "freeze_norms": _switch,
+    "keep_best": _switch,
     "resume": _switch,
     "equalize": _switch,
     "loss_levels": _switch,

@@ -35,6 +35,8 @@ class BestModel:
         validation_data: the items of the validation set, `{"image": …}`, known by file name and
             size.
         key_metric: the metric of `evaluator` to compare, larger is better.
+        keep_best: False writes `model.pt` at every validation, so it is the last one's. Nothing is
+            then chosen on the validation scans, as a study that reports on them needs it.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class BestModel:
         evaluator: Engine,
         validation_data: Sequence[Mapping[str, Any]],
         key_metric: str,
+        keep_best: bool = True,
     ) -> None:
         self.path = Path(folder) / "model.pt"
         self.record_path = self.path.with_suffix(".json")
         self.network = network
         self.evaluator = evaluator
         self.key_metric = key_metric
+        self.keep_best = keep_best
         # A digest and not the names, which may tell of patients: this record goes out with the
         # model.
         images = [Path(str(item["image"])) for item in validation_data]
@@ -60,7 +64,7 @@ class BestModel:
     def start(self, best_metric: float) -> None:
         """Find the metric to beat: `best_metric` of this training, or that of the model there."""
         self.threshold = best_metric
-        record = self._comparable_record()
+        record = self._comparable_record() if self.keep_best else {}
         if self.key_metric in record:
             recorded = float(record[self.key_metric])
             logger.info(
@@ -90,7 +94,7 @@ class BestModel:
             )
         if metric > state.best_metric:
             state.best_metric, state.best_metric_epoch = metric, state.epoch
-        if metric > self.threshold:
+        if metric > self.threshold or not self.keep_best:
             self.threshold = metric
             if state.rank == 0:
                 self._save(metric, state.epoch)
@@ -112,7 +116,8 @@ class BestModel:
         text = json.dumps(record, indent=1)
         with atomic_write(self.record_path) as file:
             file.write(text.encode())
-        logger.info("New best %s %.4f at epoch %d: %s", self.key_metric, metric, epoch, self.path)
+        word = "New best" if self.keep_best else "Last"
+        logger.info("%s %s %.4f at epoch %d: %s", word, self.key_metric, metric, epoch, self.path)
 
     def _comparable_record(self) -> dict[str, Any]:
         """Return `model.json`, or nothing without a model that was validated on the same scans."""

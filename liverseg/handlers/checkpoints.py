@@ -39,7 +39,7 @@ class Checkpoints:
     anything is saved of it.
 
     Put it after the `ValidationHandler` in the trainer's handlers: it acts on the validation of the
-    same epoch.
+    same epoch, and validates the last one where the handler does not.
 
     Args:
         ckpt_dir: the folder for the three files.
@@ -57,6 +57,8 @@ class Checkpoints:
             stops.
         ema_momentum: m of `EMA`, at least 0 and below 1. The average spans about 1 / m iterations,
             so a training needs several times as many; 0 averages nothing.
+
+        keep_best: `model.pt` is the best validation's; False makes it the last one's.
 
     Raises:
         InputError: for another `ema_momentum`, a folder that cannot be written, a checkpoint of
@@ -77,6 +79,7 @@ class Checkpoints:
         validate_start: bool = False,
         patience: int = 0,
         ema_momentum: float = 0,
+        keep_best: bool = True,
     ) -> None:
         self.path = Path(ckpt_dir) / "checkpoint.pt"
         self.evaluator = evaluator
@@ -86,7 +89,7 @@ class Checkpoints:
         self.ema = EMA(self.network, ema_momentum, evaluator) if ema_momentum else None
         self.saved_network = self.ema.ema_model if self.ema else self.network
         self.best_model = BestModel(
-            ckpt_dir, self.saved_network, evaluator, validation_data, key_metric
+            ckpt_dir, self.saved_network, evaluator, validation_data, key_metric, keep_best
         )
         self.patience = patience
         self.parts = {"model": self.network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
@@ -131,8 +134,10 @@ class Checkpoints:
             self.best_model.update(state)
 
     def epoch_completed(self, engine: Engine) -> None:
-        """Save what this epoch reached, on rank 0 only."""
+        """Save what this epoch reached, on rank 0 only; the last epoch is always validated."""
         state: Any = engine.state
+        if state.epoch == state.max_epochs and self.evaluator.state.epoch != state.epoch:
+            self.evaluator.run(state.epoch)
         self.best_model.update(state)
         if state.rank == 0:
             checkpoint = {name: part.state_dict() for name, part in self.parts.items()}

@@ -1,9 +1,11 @@
+from liverseg.metrics.accuracy import VoxelAccuracy
 from liverseg.metrics.boundary import bf_scores, mean_bf_score
 from liverseg.metrics.case import case_metrics
 from liverseg.metrics.confusion import confusion_matrix, pooled_metrics
 from liverseg.metrics.lesions import lesion_burden, lesion_metrics, pooled_lesion_metrics
 
 __all__ = [
+    "VoxelAccuracy",
     "bf_scores",
     "case_metrics",
     "confusion_matrix",

@@ -119,6 +119,25 @@ def test_model_is_the_best_epoch_and_checkpoint_the_last(tmp_path):
     assert "a.nii" not in (tmp_path / "model.json").read_text()
 
 
+def test_the_last_model_stays_where_nothing_is_chosen(tmp_path):
+    run = Run(tmp_path, [0.2, 0.8, 0.5, 0.4], keep_best=False).run()
+    assert same(load(tmp_path / "model.pt"), run.states[3])
+    assert json.loads((tmp_path / "model.json").read_text())["val_mean_dice"] == 0.4
+    assert run.trainer.state.best_metric_epoch == 2
+    # A later training replaces it, better or not.
+    worse = Run(tmp_path, [0.1], keep_best=False).run()
+    assert same(load(tmp_path / "model.pt"), worse.states[0])
+
+
+def test_the_last_epoch_is_validated_whatever_the_interval(tmp_path):
+    run = Run(tmp_path, [0.2, 0.3, 0.4, 0.5, 0.6], val_interval=2, keep_best=False).run()
+    assert len(run.states) == 3  # after 2, 4 and 5 epochs
+    assert same(load(tmp_path / "model.pt"), run.states[-1])
+    with (tmp_path / "out" / "history.csv").open(newline="") as file:
+        validated = [row["epoch"] for row in csv.DictReader(file) if row["val_mean_dice"]]
+    assert validated == ["2", "4", "5"]
+
+
 def test_weights_to_start_from_stay_where_no_epoch_beats_them(tmp_path):
     run = Run(tmp_path, [0.2, 0.8, 0.7], start=0.8).run()
     assert len(run.states) == 4

@@ -14,7 +14,7 @@ from liverseg.data import load_datalist
 from liverseg.errors import InputError
 from liverseg.workbench.study.folder import StudyFolder
 from liverseg.workbench.study.report import write_report
-from liverseg.workbench.study.results import OF_TRAINING, check_metric, read_results
+from liverseg.workbench.study.results import OF_CONVERGENCE, OF_TRAINING, check_metric, read_results
 from liverseg.workbench.study.spec import PAPERS
 from liverseg.workbench.study.tables import StudyTable, compute_table, wilcoxon_p
 
@@ -82,9 +82,9 @@ def table_of(out: Path, plan: dict) -> StudyTable:
     return compute_table(read_results(StudyFolder(out), runs), "t", plan)
 
 
-def numbers_of(run: Path) -> dict[str, float]:
+def numbers_of(run: Path, **facts) -> dict[str, float]:
     """The values of a run's whole fold, by metric and class."""
-    results = read_results(StudyFolder(run.parents[1]), {run.name: {}})
+    results = read_results(StudyFolder(run.parents[1]), {run.name: facts})
     results = results[results["case"] == ""]
     names = (results["metric"] + ":" + results["class"]).str.removesuffix(":")
     return dict(zip(names, results["value"], strict=True))
@@ -208,8 +208,36 @@ def test_a_training_by_stages_is_all_of_them(tmp_path):
     (folder / "liver" / "history.csv").write_text("epoch,iteration,loss,seconds\n1,5,0.9,1\n")
     numbers = numbers_of(folder.parent)
     assert {metric: numbers[metric] for metric in OF_TRAINING} == pytest.approx(
-        {"training_minutes": 2, "epochs": 3, "iterations": 13, "memory_mb": 2500}
+        {
+            "training_minutes": 2,
+            "training_hours": 2 / 60,
+            "epochs": 3,
+            "iterations": 13,
+            "memory_mb": 2500,
+        }
     )
+
+
+def test_convergence_is_within_two_percent_of_the_last_accuracy_to_stay(tmp_path):
+    folder = write_cell(tmp_path, "cell", {"1.nii": [0.5]}, {"background": 1, "liver": 0.6})
+    # 0.93 is more than 2 % of 0.95 away, so the 0.94 before it does not count.
+    curve = ["1,10,0.9,,60", "2,20,0.8,0.94,120", "3,30,0.7,,180", "4,40,0.6,0.93,240"]
+    curve += ["5,50,0.5,0.932,300", "6,60,0.4,0.96,360", "7,70,0.3,0.95,420"]
+    text = "epoch,iteration,loss,val_accuracy,seconds\n" + "\n".join(curve) + "\n"
+    (folder / "training" / "history.csv").write_text(text)
+    numbers = numbers_of(folder)
+    assert {metric: numbers[metric] for metric in OF_CONVERGENCE} == pytest.approx(
+        {
+            "converged_minutes": 5,
+            "converged_epochs": 5,
+            "converged_iterations": 50,
+            "final_validation_accuracy": 0.95,
+        }
+    )
+    # In epochs of the paper, whose 40 slices are 10 iterations of 4.
+    protocol = {"samples": 40, "batch_size": 4}
+    assert numbers_of(folder, protocol=protocol)["converged_epochs"] == 5.0
+    assert numbers_of(folder, protocol={**protocol, "samples": 80})["converged_epochs"] == 2.5
 
 
 def test_figures_of_lesions_are_those_of_the_whole_fold(tmp_path):

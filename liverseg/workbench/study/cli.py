@@ -47,6 +47,7 @@ def run(
     from rich.console import Console
 
     from liverseg.workbench.study.folder import StudyFolder
+    from liverseg.workbench.study.length import compare_lengths, length_lines
     from liverseg.workbench.study.plan import make_plan, save_plan
     from liverseg.workbench.study.report import write_report
     from liverseg.workbench.study.run import make_phantoms, run_all, steps
@@ -61,11 +62,16 @@ def run(
             print(f"# {each.name}")
             for step in steps(each):
                 print(step.shell_line())
+        for line in length_lines(compare_lengths(plan)):
+            print(f"# {line}")
         print(f"# {len(plan.runs)} trainings in {folder.path}")
         return
     console = Console()
     with folder.lock():
-        save_plan(content, plan, folder)
+        lengths = compare_lengths(plan)
+        save_plan(content, plan, lengths, folder)
+        for line in length_lines(lengths):
+            console.print(line, soft_wrap=True)
         make_phantoms(content, folder)
         failed = run_all(list(plan.runs.values()), workers, content.keep_models, console)
         page = write_report(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -14,12 +14,13 @@ from typing import Any
 
 import liverseg
 from liverseg.data import load_datalist
+from liverseg.data.datalist_schema import read_datalist
 from liverseg.errors import InputError
 from liverseg.files import atomic_write
 from liverseg.io.paths import absolute
 from liverseg.workbench.study.folder import StudyFolder
 from liverseg.workbench.study.results import check_metric
-from liverseg.workbench.study.schema import Place, Table, check_choice
+from liverseg.workbench.study.schema import Place, Protocol, Table, check_choice
 from liverseg.workbench.study.spec import Bundle, Study
 
 # The setting of the bundles that chooses one of their `postprocessings`.
@@ -41,6 +42,7 @@ class Run:
         dataset: the options that name the data set.
         digest: SHA-256 of all that decides the result.
         folder: where everything of it goes.
+        protocol: the paper's training of the same; None without one.
         evaluations: by name, the settings that the model is evaluated with, once for each.
     """
 
@@ -56,7 +58,13 @@ class Run:
     dataset: dict[str, str]
     digest: str
     folder: Path
+    protocol: Protocol | None = None
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def datalist(self) -> str:
+        """Path of the data set's datalist."""
+        return self.dataset.get("datalist", f"{self.dataset['dataset_dir']}/dataset.json")
 
     @property
     def name(self) -> str:
@@ -100,11 +108,20 @@ def make_plan(study: Study, folder: StudyFolder) -> Plan:
     return plan
 
 
-def save_plan(study: Study, plan: Plan, folder: StudyFolder) -> None:
-    """Write the tables of the plan as `plan.json`, and what each run is."""
+def save_plan(
+    study: Study, plan: Plan, lengths: Sequence[Mapping[str, Any]], folder: StudyFolder
+) -> None:
+    """Write the tables of the plan as `plan.json`, what each run is, and how long it trains."""
     runs = {name: {key: getattr(run, key) for key in RUN_KEYS} for name, run in plan.runs.items()}
-    phantoms = any(data.phantoms is not None for data in study.data.values())
-    content = {"phantoms": phantoms, "tables": plan.tables, "cells": runs}
+    for name, run in plan.runs.items():
+        runs[name]["protocol"] = run.protocol and run.protocol.model_dump()
+    content = {
+        "phantoms": any(data.phantoms is not None for data in study.data.values()),
+        "differences": study.differences,
+        "lengths": lengths,
+        "tables": plan.tables,
+        "cells": runs,
+    }
     text = json.dumps(content, indent=1, ensure_ascii=False)
     with atomic_write(folder.plan) as file:
         file.write(f"{text}\n".encode())
@@ -151,6 +168,7 @@ def make_run(
         dataset=dataset,
         digest=digest,
         folder=folder.run("_".join(map(_word, words))),
+        protocol=data.protocol and data.protocol.model_copy(update=network.protocol),
     )
 
 
@@ -169,7 +187,17 @@ def _data_set(
         return {"dataset_dir": str(folder.phantoms(name, data.phantoms))}, data.phantoms
     datalist = absolute(data.datalist or Path(str(data.dataset_dir)) / "dataset.json")
     identity = []
-    for section in ("training", "validation"):
+    known = read_datalist(datalist)
+    num_folds = len({item["fold"] for item in known.sections.get("training", []) if "fold" in item})
+    if data.num_folds not in (None, num_folds):
+        raise InputError(
+            f"{datalist}: found {num_folds} folds, expected the {data.num_folds} of {study.path} "
+            f"(num_folds of {name}): write the scans with --folds {data.num_folds} into a folder "
+            "of their own, because another study may need these."
+        )
+    # The test section is part of it where there is one, as an evaluation may choose it.
+    test = ["test"] if known.sections.get("test") else []
+    for section in ("training", "validation", *test):
         for item in load_datalist(datalist, section, fold):
             files = [Path(item[key]) for key in ("image", "label")]
             identity.append([section, *((file.name, file.stat().st_size) for file in files)])

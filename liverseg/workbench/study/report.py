@@ -13,6 +13,7 @@ import pandas as pd
 from liverseg.files import atomic_write, check_writable
 from liverseg.workbench.report.overlays import MASK_COLOUR, REFERENCE_COLOUR
 from liverseg.workbench.study.folder import StudyFolder, file_name
+from liverseg.workbench.study.length import LENGTHS
 from liverseg.workbench.study.plots import bars_png, curves_png, overlays
 from liverseg.workbench.study.results import is_share, read_results
 from liverseg.workbench.study.tables import StudyTable, Value, compute_table
@@ -64,6 +65,9 @@ def write_report(folder: StudyFolder) -> Path:
             for name, caption, png in overlays(folder, plan["cells"], results)
         ],
         place=PLACE,
+        lengths=plan.get("lengths", []),
+        length_names=LENGTHS,
+        differences=plan.get("differences", []),
         phantoms=plan["phantoms"],
         mask_colour=MASK_COLOUR,
         reference_colour=REFERENCE_COLOUR,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,20 @@ from liverseg.workbench.study.folder import StudyFolder
 POOLED = ("global_accuracy", "mean_accuracy", "mean_iou", "weighted_iou", "mean_bf_score")
 OF_CASES = ("dice", "hd95_mm", "assd_mm", "volume_error_percent")
 OF_LESIONS = ("detection_precision", "detection_recall", "burden_rmse", "burden_max_error")
-OF_TRAINING = ("training_minutes", "epochs", "iterations", "memory_mb")
+OF_TRAINING = ("training_minutes", "training_hours", "epochs", "iterations", "memory_mb")
+# How long until the validation accuracy stays within 2 % of its last value.
+OF_CONVERGENCE = (
+    "converged_minutes", "converged_epochs", "converged_iterations", "final_validation_accuracy",
+)  # fmt: skip
+CONVERGED = 0.02
 SECONDS = {
     "seconds_per_slice": "inference_per_slice",
     "postprocessing_seconds": "postprocessing_per_case",
 }
 # Metrics from 0 to 1, whose differences are percentage points.
-SHARES = (*POOLED, *OF_LESIONS, "iou", "dice", "dice_global", "case_iou")
+SHARES = (
+    *POOLED, *OF_LESIONS, "iou", "dice", "dice_global", "case_iou", "final_validation_accuracy",
+)  # fmt: skip
 # Metrics with a counterpart for each case.
 PAIRED = ("iou", "dice", "mean_iou", "case_iou")
 
@@ -39,7 +47,7 @@ def check_metric(metric: str, classes: Sequence[str]) -> bool:
         return not of and "lesion" in classes
     if kind in OF_CASES:
         return of in classes
-    return not of and kind in (*POOLED, *OF_TRAINING, *SECONDS)
+    return not of and kind in (*POOLED, *OF_TRAINING, *OF_CONVERGENCE, *SECONDS)
 
 
 def is_share(metric: str) -> bool:
@@ -53,6 +61,8 @@ def files_of(metric: str, evaluations: Sequence[str]) -> list[str]:
     if kind in OF_TRAINING:
         counts = kind in ("epochs", "iterations")
         return ["training/metrics.json", *["training/history.csv"] * counts]
+    if kind in OF_CONVERGENCE:
+        return ["training/metrics.json", "training/history.csv"]
     cases = [f"evaluation/{evaluations[0]}/cases.csv"]
     if kind == "case_iou":
         return cases
@@ -75,7 +85,7 @@ def read_results(folder: StudyFolder, runs: Mapping[str, Mapping[str, Any]]) -> 
     frames = [pd.DataFrame(columns=[*OF_RUN, *OF_VALUE])]
     for name, run in runs.items():
         path = folder.run(name)
-        rows: list[tuple] = [*_of_training(path / "training")]
+        rows: list[tuple] = [*_of_training(path / "training", run.get("protocol"))]
         for file in sorted(path.glob("evaluation/*/summary.json")):
             summary = json.loads(file.read_text(encoding="utf-8"))
             where = (str(file.relative_to(path)), file.parent.name)
@@ -90,13 +100,11 @@ def read_results(folder: StudyFolder, runs: Mapping[str, Mapping[str, Any]]) -> 
     return pd.concat(frames, ignore_index=True).astype({"value": float})
 
 
-def last_epoch(training: Path) -> dict[str, Any] | None:
-    """Return the last line of a training's `history.csv`, or of that of its last stage.
-
-    None before the first epoch's end.
-    """
-    lines = [_last_line(path) for path in of_stages(training, "history.csv")]
-    return lines[-1] if lines else None
+def iterations_done(training: Path) -> int:
+    """Return the iterations of a training so far, of all its stages; 0 before the first epoch."""
+    return sum(
+        int(pd.read_csv(path)["iteration"].iloc[-1]) for path in of_stages(training, "history.csv")
+    )
 
 
 def of_stages(training: Path, name: str) -> list[Path]:
@@ -104,18 +112,45 @@ def of_stages(training: Path, name: str) -> list[Path]:
     return sorted(training.rglob(name), key=lambda path: path.stat().st_mtime)
 
 
-def _of_training(training: Path) -> Iterator[tuple[str, str, str, str, str, float]]:
+def _of_training(
+    training: Path, protocol: Mapping[str, Any] | None
+) -> Iterator[tuple[str, str, str, str, str, float]]:
     facts = [json.loads(path.read_text()) for path in of_stages(training, "metrics.json")]
     if facts:
         peaks = [stage["peak_gpu_memory_gb"] or stage["peak_memory_gb"] for stage in facts]
         minutes = sum(stage["seconds"] for stage in facts) / 60
         yield "training/metrics.json", "", "", "", "training_minutes", minutes
+        yield "training/metrics.json", "", "", "", "training_hours", minutes / 60
         yield "training/metrics.json", "", "", "", "memory_mb", 1000 * max(peaks)
-    last = [_last_line(path) for path in of_stages(training, "history.csv")]
+    histories = [pd.read_csv(path) for path in of_stages(training, "history.csv")]
     for metric, column in (("epochs", "epoch"), ("iterations", "iteration")):
-        if last:
-            count = float(sum(int(line[column]) for line in last))
+        if histories:
+            count = float(sum(int(history[column].iloc[-1]) for history in histories))
             yield "training/history.csv", "", "", "", metric, count
+    # Several networks converge at several times.
+    if len(histories) == 1:
+        for metric, value in _convergence(histories[0], protocol).items():
+            yield "training/history.csv", "", "", "", metric, value
+
+
+def _convergence(history: pd.DataFrame, protocol: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return when the validation accuracy came within 2 % of its last value, to stay there.
+
+    Of the epochs that were validated; epochs are those of the paper where there is a protocol.
+    """
+    if "val_accuracy" not in history:
+        return {}
+    curve = history.dropna(subset="val_accuracy")
+    final = curve["val_accuracy"].iloc[-1] if len(curve) else math.nan
+    away = (curve["val_accuracy"] - final).abs() > CONVERGED * final
+    row = curve.iloc[int(away.to_numpy().nonzero()[0].max(initial=-1)) + 1] if len(curve) else None
+    if row is None:
+        return dict.fromkeys(OF_CONVERGENCE, math.nan)
+    epochs = float(row["epoch"])
+    if protocol and isinstance(protocol["samples"], int):
+        epochs = row["iteration"] * protocol["batch_size"] / protocol["samples"]
+    values = (row["seconds"] / 60, epochs, float(row["iteration"]), final)
+    return dict(zip(OF_CONVERGENCE, values, strict=True))
 
 
 def _of_summary(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, float | None]]:
@@ -133,7 +168,3 @@ def _of_summary(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, float | 
         yield "", metric, value
     for metric, key in SECONDS.items():
         yield "", metric, summary["seconds"][key]["mean"]
-
-
-def _last_line(history: Path) -> dict[str, Any]:
-    return pd.read_csv(history).iloc[-1].to_dict()

@@ -33,8 +33,9 @@ from rich.progress import (
 from liverseg.chain import die_with_parent
 from liverseg.files import check_writable, write_json
 from liverseg.workbench.study.folder import StudyFolder
+from liverseg.workbench.study.length import planned_lengths
 from liverseg.workbench.study.plan import Run
-from liverseg.workbench.study.results import last_epoch
+from liverseg.workbench.study.results import iterations_done
 from liverseg.workbench.study.spec import Study
 
 
@@ -210,8 +211,8 @@ class _Runner:
     def run(self, run: Run) -> str | None:
         """Run all steps that are not done; returns what the log says where one failed."""
         slot = self.slots.get()
-        epochs = run.settings.get("max_epochs", run.bundle.train.get("max_epochs"))
-        bar = self.progress.add_task(run.name, total=epochs if isinstance(epochs, int) else None)
+        iterations = sum(length.iterations for length in planned_lengths(run).values())
+        bar = self.progress.add_task(run.name, total=iterations)
         try:
             return self._run_steps(run, slot, bar)
         finally:
@@ -278,8 +279,7 @@ class _Runner:
                 try:
                     return process.wait(timeout=1)
                 except subprocess.TimeoutExpired:
-                    last = last_epoch(run.folder / "training") or {"epoch": 0}
-                    self.progress.update(bar, completed=int(last["epoch"]))
+                    self.progress.update(bar, completed=iterations_done(run.folder / "training"))
 
 
 def _write_record(run: Run, seconds: float | None) -> None:

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 from pydantic_core import PydanticCustomError
 
 from liverseg.errors import InputError
@@ -41,22 +50,63 @@ UniqueNumbers = Annotated[Numbers, AfterValidator(_each_once)]
 Names = Annotated[list[str], Field(min_length=1)]
 
 
+class Protocol(BaseModel):
+    """The training of a paper, in its own units, which a study's is compared with.
+
+    Attributes:
+        epochs: passes over all samples.
+        samples: of an epoch, slices or crops; by stage, where a training has several.
+        batch_size: samples in a step.
+        learning_rate: at the start; it is multiplied by `drop_factor` every `drop_epochs`.
+    """
+
+    model_config = STRICT
+    epochs: PositiveInt
+    samples: PositiveInt | dict[str, PositiveInt]
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    drop_factor: PositiveFloat = 1.0
+    drop_epochs: PositiveInt = 1
+
+    def samples_of(self, stage: str) -> int:
+        """Return the samples of an epoch of a stage."""
+        return self.samples if isinstance(self.samples, int) else self.samples[stage]
+
+    def iterations_per_epoch(self, stage: str) -> float:
+        """Return the steps of an epoch of a stage; the papers do not say what a rest becomes."""
+        return self.samples_of(stage) / self.batch_size
+
+
 class Data(BaseModel):
-    """A data set: where it is, and the label values of each class."""
+    """A data set: where it is, the label values of each class, and how the paper trains on it.
+
+    Attributes:
+        dataset_dir, datalist, phantoms: one of them says where it is.
+        labels: the values of each class.
+        num_folds: how many folds the data set must have; None takes any.
+        protocol: the paper's training.
+        settings: of all trainings on it.
+    """
 
     model_config = STRICT
     dataset_dir: str | None = None
     datalist: str | None = None
     phantoms: dict[str, Any] | None = None
     labels: Annotated[dict[str, Numbers], Field(min_length=1)]
+    num_folds: PositiveInt | None = None
+    protocol: Protocol | None = None
     settings: Settings = {}
 
 
 class Network(BaseModel):
-    """A bundle, its own settings, and the ids of its config that train it, in this order."""
+    """A bundle, its own settings, and the ids of its config that train it, in this order.
+
+    `protocol` has keys over those of the data set's.
+    """
 
     model_config = STRICT
     bundle: str
+    protocol: dict[str, Any] = {}
     settings: Settings = {}
     run: Names = ["training"]
 
@@ -109,6 +159,8 @@ class Spec(BaseModel):
         settings: of every training and evaluation.
         folds, seeds: each training is repeated for all of them.
         keep_models: keep each `model.pt` once it is evaluated.
+        differences: in which other ways than in length the study differs from the paper, for the
+            top of its page.
         tables: by name; None stands for a paper's.
     """
 
@@ -121,6 +173,7 @@ class Spec(BaseModel):
     folds: UniqueNumbers = [0]
     seeds: UniqueNumbers = [0]
     keep_models: bool = True
+    differences: list[str] = []
     tables: Annotated[dict[str, Table | None], Field(min_length=1), BeforeValidator(_by_name)]
 
 
@@ -166,6 +219,26 @@ class _Loader(yaml.SafeLoader):
 
 
 def _load(path: Path) -> Any:
+    content = _load_file(path)
+    name = content.pop("base", None)
+    if name is None:
+        return content
+    base = path.parent / str(name)
+    if not base.is_file() or base == path:
+        raise InputError(
+            f"{path}: base: found {name}, expected another study beside it: correct it."
+        )
+    return _merge(_load(base), content)
+
+
+def _merge(base: Any, own: Any) -> Any:
+    """Return `base` with the keys of `own` over it, at every depth; lists are replaced."""
+    if not (isinstance(base, dict) and isinstance(own, dict)):
+        return own
+    return base | {key: _merge(base.get(key), value) for key, value in own.items()}
+
+
+def _load_file(path: Path) -> Any:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from liverseg.workbench.study.results import OF_TRAINING, PAIRED, SECONDS, files_of, is_share
+from liverseg.workbench.study.results import (
+    OF_CONVERGENCE,
+    OF_TRAINING,
+    PAIRED,
+    SECONDS,
+    files_of,
+    is_share,
+)
 
 Labels = tuple[str, str]
 
@@ -151,7 +158,8 @@ class _Reader:
     def _number(self, run: str, metric: str, evaluations: Sequence[str]) -> float:
         """Return the value of a run; with several kinds of postprocessing, their seconds add up."""
         kind, _, of = metric.partition(":")
-        names = evaluations if kind in SECONDS else [""] if kind in OF_TRAINING else evaluations[:1]
+        whole = (*OF_TRAINING, *OF_CONVERGENCE)
+        names = evaluations if kind in SECONDS else [""] if kind in whole else evaluations[:1]
         return sum(self.numbers[run, name, kind, of] for name in names)
 
     def _cases(self, runs: Sequence[str], metric: str, evaluation: str) -> pd.Series | None:

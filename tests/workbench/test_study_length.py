@@ -1,0 +1,132 @@
+"""How long the shipped studies train, against the papers' own numbers, by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import yaml
+from helpers.bundle_runs import ROOT
+
+from liverseg.errors import InputError
+from liverseg.workbench.study.folder import StudyFolder
+from liverseg.workbench.study.length import compare_lengths
+from liverseg.workbench.study.plan import make_plan
+from liverseg.workbench.study.spec import find_study, read_study
+
+# Scans, folds and series of a patient of each data set that a paper's study reads.
+SIZES = {
+    "chaos_ct": (20, 5, 1),
+    "chaos_mr": (20, 5, 3),
+    "btcv": (30, 5, 1),
+    "lits": (131, 5, 1),
+    "lits_10": (131, 10, 1),
+    "ircadb": (20, 5, 1),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Data sets as large as the real ones, whose scans are one small file each."""
+    folder = tmp_path_factory.mktemp("papers")
+    for name, (patients, folds, series) in SIZES.items():
+        (folder / name).mkdir()
+        items = []
+        for number in range(patients * series):
+            item = {key: f"{key}_{number}.nii" for key in ("image", "label")}
+            for file in item.values():
+                nib.save(
+                    nib.Nifti1Image(np.ones((4, 4, 2), np.uint8), np.eye(4)), folder / name / file
+                )
+            patient = number // series
+            items.append({**item, "patient": f"p{patient}", "fold": patient % folds})
+        content = {"labels": {str(n): f"class {n}" for n in range(14)}, "training": items}
+        (folder / name / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def lengths_of(name: str, data: Path) -> dict[tuple[str, str, str], dict]:
+    path = find_study(Path(name))
+    content = yaml.safe_load(path.read_text())
+    merged = yaml.safe_load((path.parent / content.get("base", name)).read_text())
+    content.setdefault("data", {})
+    for key, entry in merged["data"].items():
+        of_data = content["data"].setdefault(key, {})
+        of_data["dataset_dir"] = str(data / Path(entry["dataset_dir"]).name)
+    own = data / f"own_{name}"
+    if "base" in content:
+        (data / content["base"]).write_text((path.parent / content["base"]).read_text())
+    own.write_text(yaml.safe_dump(content))
+    plan = make_plan(read_study(own, ROOT / "bundles"), StudyFolder(data / "out"))
+    rows = compare_lengths(plan)
+    return {(row["data"], row["network"], row["stage"]): row for row in rows}
+
+
+def falling_sum(rate: float, factor: float, period: int, steps: int) -> float:
+    """The sum of a rate over `steps` that falls by `factor` after each `period` of them."""
+    return sum(rate * factor ** (step // period) for step in range(steps))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "iterations", "samples", "rates"),
+    [
+        # 500 epochs of 80 % of 2874 slices, 8 a step; 0.0005, 0.8 times that every 10 epochs.
+        ("paper_a.yaml", ("ct", "UNet", ""), 143688, 1149500, falling_sum(5e-4, 0.8, 2874, 143688)),
+        # The same of 80 % of 1594 slices.
+        (
+            "paper_a.yaml", ("mr", "DeepLabV3", ""), 79688, 637500,
+            falling_sum(5e-4, 0.8, 1594, 79688),
+        ),
+        # Table 7: 2600 iterations in 5 epochs, in which the learning rate does not fall.
+        ("paper_a_short.yaml", ("ct", "DeepLabV3", ""), 2600, 20800, 2600 * 5e-4),
+        # Table 7: 16260 in 30 epochs, in which it falls twice.
+        ("paper_a_short.yaml", ("ct", "FCN", ""), 16260, 130080, 5420 * 5e-4 * (1 + 0.8 + 0.64)),
+        ("paper_a_short.yaml", ("mr", "DeepLabV3", ""), 797, 6375, 797 * 5e-4),
+        # 500 epochs of 1275 slices, 32 a step; 0.005, 0.9 times that every 20 epochs.
+        (
+            "paper_b.yaml", ("mr", "DeepLabV3-MRI", ""), 19922, 637500,
+            falling_sum(5e-3, 0.9, 797, 19922),
+        ),
+        (
+            "paper_b_short.yaml", ("mr", "UNet", ""), 16260, 520320,
+            falling_sum(5e-3, 0.9, 797, 16260),
+        ),
+        # 10,000 iterations of three crops, at both learning rates.
+        ("paper_d.yaml", ("ct", "UNet3D-0.001", ""), 10000, 30000, 10.0),
+        ("paper_d.yaml", ("ct", "UNet3D-0.01", ""), 10000, 30000, 100.0),
+        # 20 epochs of 30600 and of 35550 slices, 32 a step.
+        ("paper_e.yaml", ("ct", "MixedUNet", "liver"), 19125, 612000, 0.19125),
+        ("paper_e.yaml", ("ct", "MixedUNet", "lesion"), 22219, 711000, 0.22219),
+    ],
+)  # fmt: skip
+def test_a_study_trains_as_long_as_its_paper(data, name, key, iterations, samples, rates):
+    ours = lengths_of(name, data)[key]["ours"]
+    # Steps are counted in whole epochs of the bundles.
+    assert ours["iterations"] == pytest.approx(iterations, rel=0.007)
+    assert ours["samples"] == pytest.approx(samples, rel=0.007)
+    assert ours["learning_rate_sum"] == pytest.approx(rates, rel=0.007)
+
+
+@pytest.mark.parametrize("name", ["paper_a.yaml", "paper_b.yaml", "paper_d.yaml", "paper_e.yaml"])
+def test_the_page_says_what_the_paper_trains(data, name):
+    for row in lengths_of(name, data).values():
+        assert row["ours"] == pytest.approx(row["paper"], rel=0.007)
+
+
+def test_the_short_studies_say_how_much_shorter_they_are(data):
+    row = lengths_of("paper_a_short.yaml", data)["ct", "DeepLabV3", ""]
+    assert row["paper"]["iterations"] == 143688
+    assert row["ours"]["iterations"] / row["paper"]["iterations"] == pytest.approx(0.0181, rel=0.01)
+
+
+def test_folds_of_another_study_are_refused(data, tmp_path):
+    path = find_study(Path("paper_e.yaml"))
+    content = yaml.safe_load(path.read_text())
+    content["data"]["ct"]["dataset_dir"] = str(data / "lits")
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    study = read_study(tmp_path / "study.yaml", ROOT / "bundles")
+    with pytest.raises(InputError, match=r"found 5 folds, expected the 10 of .*--folds 10"):
+        make_plan(study, StudyFolder(tmp_path / "out"))
