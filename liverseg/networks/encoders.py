@@ -143,6 +143,7 @@ class VGGEncoder(nn.Module):
         stages: output channels of the convolutions of each stage.
         dropout: probability with which a value is dropped in training at the end of the fourth
             and the fifth stage.
+        dropout_everywhere: drop values after the first convolution of every stage instead.
         pooling: "max" or "mixed" (`MixedPool2d`) between the stages.
         fc_channels: output channels of fc6 (7x7, same padding) and fc7 (1x1), each followed by ReLU
             and dropout 0.5; None leaves them out.
@@ -157,6 +158,7 @@ class VGGEncoder(nn.Module):
         stages: Sequence[Sequence[int]] = VGG16_STAGES,
         *,
         dropout: float = 0.0,
+        dropout_everywhere: bool = False,
         pooling: str = "max",
         fc_channels: int | None = None,
     ) -> None:
@@ -174,13 +176,15 @@ class VGGEncoder(nn.Module):
                 self.pools.append(len(self.features))
                 self.features.add_module(str(index), POOLINGS[pooling](2))
                 index += 1
-            for width in widths:
+            # After this convolution of the stage; under a name, for the numbers are torchvision's.
+            last = 1 if dropout_everywhere else len(widths) if number >= 4 else 0
+            for count, width in enumerate(widths, start=1):
                 self.features.add_module(str(index), nn.Conv2d(channels, width, 3, padding=1))
                 self.features.add_module(str(index + 1), nn.ReLU(inplace=True))
                 channels = width
                 index += 2
-            if number >= 4 and dropout > 0:  # under a name, for the numbers are torchvision's
-                self.features.add_module(f"dropout{number}", nn.Dropout(dropout))
+                if count == last and dropout > 0:
+                    self.features.add_module(f"dropout{number}", nn.Dropout(dropout))
         self.classifier: nn.Module | None = None
         if fc_channels is not None:
             self.classifier = nn.Sequential(

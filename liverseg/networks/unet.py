@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -47,6 +48,10 @@ class UNet(nn.Module):
         pooling: "max" or "mixed" (`MixedPool2d`). The weights of one fit the other.
         dropout: probability with which a value is dropped in training at the end of the fourth
             stage and the bridge.
+        dropout_everywhere: drop values after the first convolution of every stage of encoder and
+            decoder instead, as IJIES 2022 says of its localisation network (section 3.3): "many
+            blocks, a combination of convolutional, dropout, max-pooling layers". The weights of
+            one fit the other.
         first_filters: of the first stage of the plain encoder; they double from stage to stage.
         encoder_weights: path or URL of torchvision's ``vgg16`` state dict; None starts
             from random weights.
@@ -67,6 +72,7 @@ class UNet(nn.Module):
         encoder: str = "plain",
         pooling: str = "max",
         dropout: float = 0.5,
+        dropout_everywhere: bool = False,
         first_filters: int = 64,
         encoder_weights: str | Path | None = None,
         encoder_weights_sha256: str | None = None,
@@ -88,11 +94,17 @@ class UNet(nn.Module):
             )
         widths = [first_filters * 2**stage for stage in range(5)]
         stages = VGG16_STAGES if encoder == "vgg16" else [(width, width) for width in widths]
-        self.encoder = VGGEncoder(in_channels, stages, dropout=dropout, pooling=pooling)
+        self.encoder = VGGEncoder(
+            in_channels,
+            stages,
+            dropout=dropout,
+            dropout_everywhere=dropout_everywhere,
+            pooling=pooling,
+        )
         self.decoder = nn.ModuleList()
         channels = stages[-1][-1]
         for width in widths[3::-1]:
-            self.decoder.append(_UpStage(channels, width))
+            self.decoder.append(_UpStage(channels, width, dropout if dropout_everywhere else 0))
             channels = width
         self.classifier = nn.Conv2d(channels, num_classes, 1)
         initialise_he(self)
@@ -110,19 +122,24 @@ class UNet(nn.Module):
 
 
 class _UpStage(nn.Module):
-    """Up-convolve (B, in_channels, H, W), join the skip (B, width, 2H, 2W), and convolve twice."""
+    """Up-convolve (B, in_channels, H, W), join the skip (B, width, 2H, 2W), and convolve twice.
 
-    def __init__(self, in_channels: int, width: int) -> None:
+    Between the two convolutions values are dropped in training.
+    """
+
+    def __init__(self, in_channels: int, width: int, dropout: float) -> None:
         super().__init__()
         self.up = nn.Sequential(
             nn.ConvTranspose2d(in_channels, width, 2, stride=2), nn.ReLU(inplace=True)
         )
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(2 * width, width, 3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.ReLU(inplace=True),
-        )
+        layers: dict[str, nn.Module] = {
+            "0": nn.Conv2d(2 * width, width, 3, padding=1),
+            "1": nn.ReLU(inplace=True),
+        }
+        if dropout > 0:  # under a name, so that the weights keep theirs
+            layers["dropout"] = nn.Dropout(dropout)
+        layers |= {"2": nn.Conv2d(width, width, 3, padding=1), "3": nn.ReLU(inplace=True)}
+        self.convolutions = nn.Sequential(OrderedDict(layers))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         return self.convolutions(torch.cat([self.up(x), skip], dim=1))

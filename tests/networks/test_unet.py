@@ -91,6 +91,22 @@ def test_the_mixed_unet_has_both_poolings_and_the_weights_of_the_other(count_ope
     ]
 
 
+@pytest.mark.parametrize("encoder", ["plain", "vgg16"])
+def test_dropout_everywhere_keeps_the_names_of_the_weights(count_operations, encoder: str) -> None:
+    with torch.device("meta"):
+        network, usual = UNet(encoder=encoder, dropout_everywhere=True), UNet(encoder=encoder)
+        assert count_operations(network)["dropout"] == 9
+        torch.jit.script(network)
+    assert [(k, v.shape) for k, v in network.state_dict().items()] == [
+        (k, v.shape) for k, v in usual.state_dict().items()
+    ]
+    # What Grad-CAM looks at is the end of the bridge in both.
+    end = {"plain": "encoder.features.23", "vgg16": "encoder.features.29"}[encoder]
+    for one in (network, usual):
+        layers = [name for name, _ in one.named_modules() if name.startswith("encoder.features.")]
+        assert [name for name in layers if "dropout" not in name][-1] == end
+
+
 def pool_by_hand(x: torch.Tensor, pooling: str, training: bool) -> torch.Tensor:
     highest, average = F.max_pool2d(x, 2), F.avg_pool2d(x, 2)
     if pooling == "max":
@@ -100,7 +116,7 @@ def pool_by_hand(x: torch.Tensor, pooling: str, training: bool) -> torch.Tensor:
 
 
 def unet_by_hand(
-    network: UNet, x: torch.Tensor, encoder: str, pooling: str, training: bool
+    network: UNet, x: torch.Tensor, encoder: str, pooling: str, training: bool, everywhere: bool
 ) -> torch.Tensor:
     """The 58 layers one after the other, with the network's parameters in their order."""
     dropout = 0.5 if training else 0.0
@@ -113,24 +129,37 @@ def unet_by_hand(
     for number, stage in enumerate(STAGES[encoder]):
         if skips:
             x = pool_by_hand(skips[-1], pooling, training)
-        for _ in stage:
+        for convolution in range(len(stage)):
             x = convolve_relu(x)
-        if number >= 3:
+            if everywhere and convolution == 0:
+                x = F.dropout(x, dropout)
+        if number >= 3 and not everywhere:
             x = F.dropout(x, dropout)
         skips.append(x)
     for skip in skips[-2::-1]:
         up = F.conv_transpose2d(x, next(parameters), next(parameters), stride=2).clamp(min=0)
-        x = convolve_relu(convolve_relu(torch.cat([up, skip], 1)))
+        x = convolve_relu(torch.cat([up, skip], 1))
+        x = convolve_relu(F.dropout(x, dropout) if everywhere else x)
     return F.conv2d(x, next(parameters), next(parameters))
 
 
 @pytest.mark.parametrize(
-    ("encoder", "pooling"), [("plain", "max"), ("vgg16", "max"), ("plain", "mixed")]
+    ("encoder", "pooling", "everywhere"),
+    [
+        ("plain", "max", False),
+        ("vgg16", "max", False),
+        ("plain", "mixed", False),
+        ("plain", "max", True),
+        ("vgg16", "max", True),
+    ],
 )
 @pytest.mark.parametrize("training", [False, True])
-def test_equals_the_layers_written_out(encoder: str, pooling: str, training: bool) -> None:
+def test_equals_the_layers_written_out(
+    encoder: str, pooling: str, everywhere: bool, training: bool
+) -> None:
     torch.manual_seed(0)
-    network = UNet(3, 4, encoder=encoder, pooling=pooling).double().train(training)
+    network = UNet(3, 4, encoder=encoder, pooling=pooling, dropout_everywhere=everywhere)
+    network = network.double().train(training)
     for name, parameter in network.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(parameter, std=0.1)
@@ -139,7 +168,7 @@ def test_equals_the_layers_written_out(encoder: str, pooling: str, training: boo
         torch.manual_seed(1)
         y = network(x)
         torch.manual_seed(1)
-        expected = unet_by_hand(network, x, encoder, pooling, training)
+        expected = unet_by_hand(network, x, encoder, pooling, training, everywhere)
     torch.testing.assert_close(y, expected)
 
 
