@@ -39,6 +39,8 @@ class SegmentationReport:
       the scan or its label;
     - ``pooled``: `pooled_metrics` over all voxels and ``mean_bf_score`` over all axial slices,
       background included;
+    - ``targets``: for each foreground class ``accuracy``, ``iou`` and ``mean_iou`` of this class
+      against all other voxels, pooled; `organ_class` with its lesions;
     - ``cases``: for each class and metric of ``cases.csv`` the mean, sd (of a sample, n − 1) and
       median over the ``count`` cases that have a value; for each class, ``empty_predictions`` and
       ``empty_references`` count the cases without a voxel of it;
@@ -156,7 +158,9 @@ class SegmentationReport:
             return  # The evaluator says why.
         self._check(cases)
         measure = self.measure
-        summary = summarise([*cases.values()], measure.class_names, measure.lesion_class)
+        summary = summarise(
+            [*cases.values()], measure.class_names, measure.lesion_class, measure.organ_class
+        )
         summary["failures"] = failures
         warnings = {name: case["warnings"] for name, case in cases.items()}
         summary["warnings"] = {name: found for name, found in warnings.items() if found}

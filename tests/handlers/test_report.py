@@ -218,6 +218,22 @@ def test_a_liver_is_measured_with_its_lesions(lesion_cases, with_lesions, withou
         assert livers.loc[case["image"], "dice"] == pytest.approx(expected, nan_ok=True)
 
 
+def test_a_target_is_all_or_nothing(lesion_cases, with_lesions, without_lesions):
+    volumes = [[nib.load(case[key]).get_fdata() for key in case] for case in lesion_cases]
+    predictions, references = (np.stack([pair[n] for pair in volumes]) for n in (0, 1))
+    liver, lesion = (1, 2), (2,)
+    for (_, summary), parts in (
+        (with_lesions, {"liver": liver, "lesion": lesion}),
+        (without_lesions, {"liver": (1,), "lesion": lesion}),
+    ):
+        for name, values in parts.items():
+            found, drawn = np.isin(predictions, values), np.isin(references, values)
+            ious = [(a & b).sum() / (a | b).sum() for a, b in ((found, drawn), (~found, ~drawn))]
+            assert summary["targets"][name] == pytest.approx(
+                {"accuracy": (found == drawn).mean(), "iou": ious[0], "mean_iou": np.mean(ious)}
+            )
+
+
 def test_lesions_of_all_cases_are_pooled(with_lesions, without_lesions):
     (table, summary), (_, plain_summary) = with_lesions, without_lesions
     rows = table[table["class"] == "lesion"]

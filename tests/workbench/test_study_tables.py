@@ -251,12 +251,20 @@ def test_figures_of_lesions_are_those_of_the_whole_fold(tmp_path):
     }
     summary = json.loads(path.read_text()) | {"lesions": lesions}
     summary["pooled"]["classes"]["lesion"]["dice"] = 0.75
+    summary["targets"] = {
+        "liver": {"accuracy": 0.9, "iou": 0.7, "mean_iou": 0.8},
+        "lesion": {"accuracy": 0.95, "iou": 0.5, "mean_iou": 0.6},
+    }
     path.write_text(json.dumps(summary))
-    wanted = lesions | {"dice_global:lesion": 0.75}
+    wanted = lesions | {
+        "dice_global:lesion": 0.75, "target_accuracy:lesion": 0.95, "target_iou:lesion": 0.5,
+        "target_mean_iou:liver": 0.8,
+    }  # fmt: skip
     numbers = numbers_of(folder)
     assert {metric: numbers[metric] for metric in wanted} == wanted
     assert all(check_metric(metric, ["liver", "lesion"]) for metric in wanted)
-    assert not any(check_metric(metric, ["liver"]) for metric in wanted)
+    own = {metric for metric in wanted if check_metric(metric, ["liver"])}
+    assert own == {"target_mean_iou:liver"}
 
 
 def test_a_missing_cell_leaves_its_place_empty_and_is_named(tmp_path):

@@ -15,6 +15,10 @@ from liverseg.workbench.study.folder import StudyFolder
 POOLED = ("global_accuracy", "mean_accuracy", "mean_iou", "weighted_iou", "mean_bf_score")
 OF_CASES = ("dice", "hd95_mm", "assd_mm", "volume_error_percent")
 OF_LESIONS = ("detection_precision", "detection_recall", "burden_rmse", "burden_max_error")
+# Of a class against all other voxels; the liver with its lesions.
+OF_TARGETS = {
+    "target_accuracy": "accuracy", "target_iou": "iou", "target_mean_iou": "mean_iou",
+}  # fmt: skip
 OF_TRAINING = ("training_minutes", "training_hours", "epochs", "iterations", "memory_mb")
 # How long until the validation accuracy stays within 2 % of its last value.
 OF_CONVERGENCE = (
@@ -27,7 +31,8 @@ SECONDS = {
 }
 # Metrics from 0 to 1, whose differences are percentage points.
 SHARES = (
-    *POOLED, *OF_LESIONS, "iou", "dice", "dice_global", "case_iou", "final_validation_accuracy",
+    *POOLED, *OF_LESIONS, *OF_TARGETS, "iou", "dice", "dice_global", "case_iou",
+    "final_validation_accuracy",
 )  # fmt: skip
 # Metrics with a counterpart for each case.
 PAIRED = ("iou", "dice", "mean_iou", "case_iou")
@@ -45,7 +50,7 @@ def check_metric(metric: str, classes: Sequence[str]) -> bool:
         return of.isdigit() and int(of) > 0
     if kind in OF_LESIONS:
         return not of and "lesion" in classes
-    if kind in OF_CASES:
+    if kind in (*OF_CASES, *OF_TARGETS):
         return of in classes
     return not of and kind in (*POOLED, *OF_TRAINING, *OF_CONVERGENCE, *SECONDS)
 
@@ -161,6 +166,9 @@ def _of_summary(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, float | 
     for name, pooled in summary["pooled"]["classes"].items():
         yield name, "iou", pooled["iou"]
         yield name, "dice_global", pooled.get("dice")
+    for name, metrics in summary.get("targets", {}).items():
+        for metric, key in OF_TARGETS.items():
+            yield name, metric, metrics[key]
     for name, metrics in summary.get("cases", {}).items():
         for metric in OF_CASES:
             yield name, metric, metrics[metric]["mean"]
