@@ -26,7 +26,10 @@ from liverseg.workbench.study.spec import Bundle, Study
 # The setting of the bundles that chooses one of their `postprocessings`.
 POSTPROCESSING = "postprocessing"
 REQUIRED = ("data", "network", "task", "loss", "postprocessing", "metric")
-DEFAULTS = {"postprocessing": ["none"], "task": "all", "evaluation": None, "reference": None}
+DEFAULTS = {
+    "postprocessing": ["none"], "task": "all", "evaluation": None, "section": "validation",
+    "reference": None,
+}  # fmt: skip
 RUN_KEYS = ("data", "network", "loss", "task", "fold", "seed", "settings", "dataset")
 
 
@@ -298,14 +301,22 @@ class _TablePlanner:
         for name in keys["postprocessing"]:
             check_choice(f"{place}: postprocessing", name, bundle.train["postprocessings"])
             evaluations[name] = {POSTPROCESSING: f"@postprocessings#{name}"}
-        own = keys["evaluation"]
-        if own is None:
+        own, section = keys["evaluation"], keys["section"]
+        check_choice(f"{place}: section", section, ["validation", "test"])
+        if own is not None:
+            check_choice(
+                f"{place}: evaluation", own, self.study.evaluations, "the study's evaluations, "
+            )
+            settings = self.study.evaluations[own]
+            evaluations = {
+                _word(f"{name}_{own}"): value | settings for name, value in evaluations.items()
+            }
+        if section == "validation":
             return evaluations
-        check_choice(
-            f"{place}: evaluation", own, self.study.evaluations, "the study's evaluations, "
-        )
-        settings = self.study.evaluations[own]
-        return {_word(f"{name}_{own}"): value | settings for name, value in evaluations.items()}
+        return {
+            f"{name}_{section}": {**value, "section": section}
+            for name, value in evaluations.items()
+        }
 
     def _runs(
         self, keys: Mapping[str, Any], task: str, evaluations: dict[str, dict[str, Any]]
@@ -313,6 +324,9 @@ class _TablePlanner:
         choice = {key: keys[key] for key in ("data", "network", "loss")} | {"task": task}
         for fold, seed in product(self.table.folds or self.study.folds, self.study.seeds):
             run = make_run(self.study, self.folder, choice | {"fold": fold, "seed": seed})
+            if keys["section"] == "test" and self.study.data[keys["data"]].phantoms is None:
+                # Found missing now, not when all networks are trained.
+                load_datalist(run.datalist, "test")
             # Two names may stand for the same training, as an own loss for one of the bundle's.
             same = (known for known in self.runs.values() if known.digest == run.digest)
             run = self.runs.setdefault(next(same, run).name, run)

@@ -101,6 +101,44 @@ def curves_png(
         yield title, _png(figure)
 
 
+def rounds_png(table: StudyTable) -> bytes | None:
+    """Return a PNG of each metric over the rounds, a line for each column, the paper's dashed.
+
+    Figure 16 of IJIES 2022. None for a table whose rows are not "N = 0", "N = 1", ….
+    """
+    rounds = [row.removeprefix("N = ") for row in table.rows]
+    metrics = list(dict.fromkeys(value.metric for value in table.values.values()))
+    if not metrics or not all(number.isdigit() for number in rounds):
+        return None
+    figure = Figure((3.4 * len(metrics), 3.2), dpi=130, layout="constrained")
+    for axes, metric in zip(
+        figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True
+    ):
+        lines = {
+            column: [table.values.get((row, column)) for row in table.rows]
+            for column in table.columns
+        }
+        lines = {
+            column: values
+            for column, values in lines.items()
+            if any(value and value.metric == metric for value in values)
+        }
+        for colour, (column, values) in zip(COLOURS, lines.items(), strict=False):
+            ours = [value.mean if value else math.nan for value in values]
+            papers = [value.paper if value and value.paper else math.nan for value in values]
+            numbers = list(map(int, rounds))
+            axes.plot(numbers, ours, color=colour, marker="o", ms=3.5, lw=1.4, label=column)
+            if np.isfinite(papers).any():
+                label = f"{column} (paper)"
+                axes.plot(numbers, papers, color=colour, lw=1, ls="--", alpha=0.7, label=label)
+        axes.set(xlabel="Round N")
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=7)
+    return _png(figure)
+
+
 def _draw_curves(axes: Axes, label: str, histories: list[Path]) -> None:
     for index, history in enumerate(histories):
         table = pd.read_csv(history)
@@ -126,16 +164,18 @@ def overlays(
     Of the network and loss with the best mean IoU of the cases, without postprocessing.
     """
     rows = results[
-        (results["evaluation"] == "none") & (results["case"] != "") & (results["metric"] == "iou")
+        results["evaluation"].isin(["none", "none_test"])
+        & (results["case"] != "")
+        & (results["metric"] == "iou")
     ]
-    key = ["data", "task", "network", "loss", "run", "case"]
+    key = ["data", "task", "network", "loss", "run", "evaluation", "case"]
     cases = rows.groupby(key, sort=False)["value"].mean().dropna().reset_index()
     for (data, task), group in cases.groupby(["data", "task"], sort=False):
         network, loss = group.groupby(["network", "loss"], sort=False)["value"].mean().idxmax()
         best = group[(group["network"] == network) & (group["loss"] == loss)]
         for word, index in (("best", best["value"].idxmax()), ("worst", best["value"].idxmin())):
-            run, case, iou = best.loc[index, ["run", "case", "value"]]
-            png = _overlay(folder.run(run) / "evaluation" / "none", case, runs[run])
+            run, name, case, iou = best.loc[index, ["run", "evaluation", "case", "value"]]
+            png = _overlay(folder.run(run) / "evaluation" / name, case, runs[run])
             if png:
                 caption = (
                     f"{data}, {task}, {network}, {loss}: {word} case {Path(case).name}, "
@@ -151,7 +191,8 @@ def _overlay(evaluation: Path, case: str, run: Mapping[str, Any]) -> bytes | Non
     mask = find_mask(evaluation / "masks", case)
     if mask is None or not Path(datalist).is_file():
         return None
-    items = load_datalist(datalist, "validation", run["fold"])
+    section = "test" if evaluation.name.endswith("_test") else "validation"
+    items = load_datalist(datalist, section, run["fold"])
     label = next((item["label"] for item in items if item["image"] == case), None)
     if label is None:  # The data has been moved.
         return None

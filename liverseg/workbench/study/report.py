@@ -14,7 +14,7 @@ from liverseg.files import atomic_write, check_writable
 from liverseg.workbench.report.overlays import MASK_COLOUR, REFERENCE_COLOUR
 from liverseg.workbench.study.folder import StudyFolder, file_name
 from liverseg.workbench.study.length import LENGTHS
-from liverseg.workbench.study.plots import bars_png, curves_png, overlays
+from liverseg.workbench.study.plots import bars_png, curves_png, overlays, rounds_png
 from liverseg.workbench.study.results import is_share, read_results
 from liverseg.workbench.study.tables import StudyTable, Value, compute_table
 
@@ -143,14 +143,16 @@ def _write_table(folder: StudyFolder, table: StudyTable) -> dict[str, Any]:
         paths.append(folder.tables / f"{file_name(table.name)}{suffix}")
         with atomic_write(paths[-1]) as file:
             file.write(text.encode())
-    png = bars_png(table)
+    kind, png = "rounds", rounds_png(table)
+    if png is None:
+        kind, png = "bars", bars_png(table)
     return {
         "title": table.title,
         "columns": table.columns,
         "rows": [(row, places) for row, *places in _texts(table).itertuples()],
         "texts": remarks(table),
         "files": [path.relative_to(folder.path).as_posix() for path in paths],
-        "bars": png and _write_plot(folder, f"{table.name}_bars", png),
+        "bars": png and _write_plot(folder, f"{table.name}_{kind}", png),
     }
 
 

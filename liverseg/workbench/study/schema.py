@@ -124,6 +124,7 @@ class Place(BaseModel):
     ] = None
     metric: str | None = None
     evaluation: str | None = None
+    section: str | None = None
     column: str | None = None
     reference: str | None = None
     average: Literal[True] | None = None
