@@ -62,7 +62,7 @@ class CascadeInferer(VolumeInferer):
         liver_postprocessing: transform of the tuned liver (1, h, w, d), 0 and 1, before lesions are
             looked for.
         margin_mm: by which the box of the liver is widened for the lesions, in the axial plane, to
-            either side.
+            either side; None looks for them in the whole region.
         threshold: the least mean probability of a target's voxel.
 
     Raises:
@@ -77,7 +77,7 @@ class CascadeInferer(VolumeInferer):
         planes: Sequence[str] = tuple(PLANE_AXES),
         targets: Sequence[str] = ("liver", "lesion"),
         liver_postprocessing: Callable[[Tensor], Tensor] | None = None,
-        margin_mm: float = 10,
+        margin_mm: float | None = 10,
         threshold: float = 0.5,
     ) -> None:
         unknown = [plane for plane in planes if plane not in PLANE_AXES or plane not in slices]

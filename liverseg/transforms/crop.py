@@ -16,7 +16,9 @@ from liverseg.errors import InputError
 from liverseg.transforms.morphology import Box, bounding_box, dilate, ellipsoid, largest
 
 
-def foreground_box(label: torch.Tensor, affine: torch.Tensor, margin_mm: float) -> Box | None:
+def foreground_box(
+    label: torch.Tensor, affine: torch.Tensor, margin_mm: float | None
+) -> Box | None:
     """Find the box around a label's foreground, widened in the plane of the slices, or None.
 
     Along the last axis the box is not widened: slices without foreground have nothing to show.
@@ -25,11 +27,13 @@ def foreground_box(label: torch.Tensor, affine: torch.Tensor, margin_mm: float) 
         label: shape (H, W, D); all above 0 is foreground.
         affine: voxels to mm, shape (4, 4).
         margin_mm: by which the box is widened to either side along H and W, rounded up to voxels,
-            inside the volume.
+            inside the volume; None gives the whole volume, where there is foreground.
 
     Returns:
         a slice for each axis.
     """
+    if margin_mm is None:
+        return tuple(slice(0, length) for length in label.shape) if label.any() else None
     spacing = affine_to_spacing(affine, r=3).tolist()
     margin = [math.ceil(margin_mm / mm - 1e-3) for mm in spacing[:2]]
     return bounding_box((label > 0).cpu().numpy(), [*margin, 0])
@@ -89,7 +93,8 @@ class CropToLabeld(MapTransform):
     Args:
         keys: MetaTensors of shape (1, H, W, D) to crop; `label_key` is one of them.
         label_key: the label; all above 0 is foreground.
-        margin_mm: by which the box is widened in the plane of the slices, to either side.
+        margin_mm: by which the box is widened in the plane of the slices, to either side; None
+            keeps the whole volume.
         outside_value: the value that images, the keys of floating point, get outside the
             foreground; None leaves them.
         shown_mm: how far beyond the foreground the image is left as it is all the same.
@@ -99,7 +104,7 @@ class CropToLabeld(MapTransform):
         self,
         keys: KeysCollection,
         label_key: str,
-        margin_mm: float = 10,
+        margin_mm: float | None = 10,
         outside_value: float | None = None,
         shown_mm: float = 0,
     ) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
-from helpers.bundle_runs import BUNDLE, monai_bundle_here
+import torch.nn.functional as F
+from helpers.bundle_runs import BUNDLE, monai_bundle_here, write_dataset
 from monai.bundle import ConfigParser
+from scipy.ndimage import median_filter
 
 from liverseg.errors import message
 from liverseg.networks import CascadeNetworks, cascade_weights
@@ -127,3 +131,93 @@ def test_an_unknown_stage_or_plane_is_one_message(tmp_path, monkeypatch, setting
     with pytest.raises(RuntimeError) as error:
         monai_bundle_here(monkeypatch, "run", *arguments, **setting)
     assert message(error.value).startswith(words)
+
+
+# The setting of IJIES 2022, on slices of 64 pixels.
+PAPER = {
+    "fit": "resize",
+    "spatial_size": [64, 64],
+    "localise_size": [64, 64],
+    "batch_size": 2,
+    "slices_per_volume": 2,
+    "foreground_ratio": 0,
+    "augmentation": "@augmentations#none",
+    "localise_postprocessing": "@localise_postprocessings#none",
+    "localise_crf": "@localise_crfs#none",
+    "localise_network#first_filters": 4,
+    "localise_network#dropout_everywhere": True,
+    "tune_network#first_filters": 4,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("cascade"))
+
+
+def paper_config(scans, tmp_path, **settings) -> ConfigParser:
+    """The config of a training, with a localisation network of random weights on disk."""
+    settings = {**PAPER, "dataset_dir": str(scans), "ckpt_dir": str(tmp_path), **settings}
+    parser = config("train.json", **settings)
+    torch.manual_seed(0)
+    for target in ("liver", "lesion"):
+        weights = tmp_path / target / "localise" / "model.pt"
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(parser.get_parsed_content("localise_network").state_dict(), weights)
+    return parser
+
+
+def whole_slices(scans, plane: str) -> torch.Tensor:
+    """All slices of all scans as the paper prepares them: window, z-score, median, their size."""
+    found = []
+    for path in sorted(scans.glob("volume-*.nii")):
+        volume = np.clip(nib.load(path).get_fdata(), -100, 200)
+        volume = (volume - volume.mean()) / volume.std()
+        volume = median_filter(volume, (3, 3, 1), mode="nearest").transpose(PLANE_AXES[plane])
+        slices = torch.from_numpy(volume).permute(2, 0, 1)[:, None]
+        found.append(F.interpolate(slices, (64, 64), mode="area"))
+    return torch.cat(found).float()
+
+
+@pytest.mark.parametrize("target", ["liver", "lesion"])
+@pytest.mark.parametrize("plane", PLANE_AXES)
+def test_whole_slices_are_neither_cropped_nor_changed(scans, tmp_path, target, plane):
+    parser = paper_config(scans, tmp_path, target=target, stage="tune", plane=plane)
+    batch = next(iter(parser.get_parsed_content("train#dataloader")))
+    assert batch["image"].shape == (4, 2, 64, 64)
+    assert batch["label"].shape == (4, 1, 64, 64)
+    known = whole_slices(scans, plane)
+    for image in batch["image"][:, :1]:
+        assert (known - image).abs().amax((1, 2, 3)).min() < 1e-4
+
+
+@pytest.mark.parametrize("stage", ["localise", "tune"])
+def test_a_step_of_whole_slices_trains(scans, tmp_path, stage):
+    parser = paper_config(scans, tmp_path, stage=stage)
+    # Patches of a half, a quarter and an eighth divide the slice.
+    assert all(size % 8 == 0 for size in parser["spatial_size"])
+    network = parser.get_parsed_content("network").train()
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    batch = next(iter(parser.get_parsed_content("train#dataloader")))
+    optimizer = parser.get_parsed_content("optimizer")
+    loss = parser.get_parsed_content("loss")(network(batch["image"]), batch["label"].float())
+    loss.backward()
+    optimizer.step()
+    assert loss.isfinite()
+    assert any(
+        not torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("plane", PLANE_AXES)
+def test_whole_slices_are_segmented_as_they_were_trained(plane):
+    settings = {"fit": "resize", "spatial_size": [64, 48], "localise_size": [32, 48]}
+    inferer = config("inference.json", **settings).get_parsed_content("inferer#inferer")
+    assert inferer.slices[plane].size == (64, 48)
+    assert inferer.slices[plane].spacing == inferer.region_grid.spacing == (-1, -1)
+    assert inferer.margin_mm is None
+    for target, localiser in inferer.localise.items():
+        found = localiser(network=torch.nn.Identity(), prior="none")
+        assert found.crop_margin_mm is None, target
+        assert (found.inferer.size, found.inferer.spacing) == ((32, 48), (-1, -1))

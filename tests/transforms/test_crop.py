@@ -34,6 +34,7 @@ def make_item():
         (4, (slice(15, 36), slice(8, 18), slice(3, 9))),  # 5 voxels of 0.8 mm and 2 of 2 mm
         (4.1, (slice(14, 37), slice(7, 19), slice(3, 9))),
         (1000, (slice(0, 60), slice(0, 40), slice(3, 9))),
+        (None, (slice(0, 60), slice(0, 40), slice(0, 12))),
     ],
 )
 def test_the_margin_is_in_mm_and_in_the_plane(margin_mm, box):
@@ -47,6 +48,10 @@ def test_the_margin_is_in_mm_and_in_the_plane(margin_mm, box):
     assert torch.equal(cropped["image"].as_tensor(), item["image"].as_tensor()[:, *box])
     assert torch.equal(cropped["label"].as_tensor(), item["label"].as_tensor()[:, *box])
     assert cropped["id"] == 7
+
+
+def test_without_a_margin_an_empty_label_has_no_box():
+    assert foreground_box(torch.zeros(6, 4, 2), AFFINE, None) is None
 
 
 def test_the_margin_follows_the_grid_and_not_the_patient():
