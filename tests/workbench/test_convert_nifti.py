@@ -66,6 +66,29 @@ def test_lits_stays_where_it_is_in_any_orientation(tmp_path):
     assert not (tmp_path / "out" / "images").exists()
 
 
+def test_some_patients_can_be_set_apart_for_testing(tmp_path):
+    for number in range(7):
+        image, label, affine = trees.pair(number % 3)
+        trees.save(tmp_path / "LiTS" / f"volume-{number}.nii", image, affine)
+        trees.save(tmp_path / "LiTS" / f"segmentation-{number}.nii", label, affine)
+    found = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 3)):
+        options = ["--test-share", 0.3, "--folds", 2, "--seed", seed]
+        assert run("lits", tmp_path / "LiTS", "--out", tmp_path / name, *options).exit_code == 0
+        path = tmp_path / name / "dataset.json"
+        parts = [load_datalist(path, part) for part in ("training", "validation", "test")]
+        # 0.3 of seven is two; the other five are in two folds.
+        assert sorted(map(len, parts)) == [2, 2, 3]
+        patients = [{item["patient"] for item in part} for part in parts]
+        assert set.union(*patients) == {f"lits-{number}" for number in range(7)}
+        assert len(patients[2]) == 2 and not patients[2] & (patients[0] | patients[1])
+        found.append(patients)
+    assert found[0] == found[1] != found[2]
+    # What is left is too little for the folds.
+    result = run("lits", tmp_path / "LiTS", "--out", tmp_path / "d", "--test-share", 0.5)
+    assert "folds: found 5 for 3 patients" in str(result.exception)
+
+
 def test_lits_in_capitals_and_in_folders_called_as_files(tmp_path):
     """As some programs unpack it: a folder for each compressed file."""
     for name in (

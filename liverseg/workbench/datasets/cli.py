@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 
 Folds = Annotated[int, typer.Option(help="Folds for cross-validation, split by patient.")]
+TestShare = Annotated[float, typer.Option(help="Share of the patients for testing, in no fold.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same data set.")]
 Root = Annotated[
     Path, typer.Argument(help="Folder with the data set, unpacked as it was downloaded.")
@@ -156,14 +157,14 @@ def chaos_mr(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
 
 
 @app.command()
-def lits(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
+def lits(root: Root, out: Out, test_share: TestShare = 0, folds: Folds = 5, seed: Seed = 0) -> None:
     """Make a datalist of LiTS (volume-N.nii, segmentation-N.nii) in place; 1 liver, 2 lesion.
 
     Example: liverseg data lits downloads/LiTS --out data/lits
     """
     from liverseg.workbench.datasets.nifti import LITS
 
-    _convert(LITS, root, out, folds, seed)
+    _convert(LITS, root, out, folds, seed, test_share)
 
 
 @app.command()
@@ -178,14 +179,16 @@ def msd(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
 
 
 @app.command()
-def ircadb(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
+def ircadb(
+    root: Root, out: Out, test_share: TestShare = 0, folds: Folds = 5, seed: Seed = 0
+) -> None:
     """Convert 3D-IRCADb-01: DICOM folders or zips to NIfTI, lesions joined; 1 liver, 2 lesion.
 
     Example: liverseg data ircadb downloads/3Dircadb1 --out data/ircadb
     """
     from liverseg.workbench.datasets.ircadb import IRCADB
 
-    _convert(IRCADB, root, out, folds, seed)
+    _convert(IRCADB, root, out, folds, seed, test_share)
 
 
 @app.command()
@@ -210,7 +213,9 @@ def check(datalist: Annotated[Path, typer.Argument(help="A dataset.json.")]) -> 
     typer.echo(check_datalist(datalist))
 
 
-def _convert(layout: Layout, root: Path, out: Path, folds: int, seed: int) -> None:
+def _convert(
+    layout: Layout, root: Path, out: Path, folds: int, seed: int, test_share: float = 0
+) -> None:
     from liverseg.workbench.datasets.convert import convert
 
-    typer.echo(convert(layout, root, out, folds, seed))
+    typer.echo(convert(layout, root, out, folds, seed, test_share))

@@ -24,13 +24,16 @@ from liverseg.io.paths import absolute
 from liverseg.io.volumes import as_int16
 from liverseg.workbench.datasets.check import BROKEN, OK, SUSPICIOUS, CaseCheck, check_case
 from liverseg.workbench.datasets.layout import Case, Layout, check_own
+from liverseg.workbench.datasets.split import check_share, set_apart
 from liverseg.workbench.report.overlays import MASK_COLOUR, REFERENCE_COLOUR
 
 Report = dict[str, Any]
 NIFTI, CASES = ("images", "labels"), "check"
 
 
-def convert(layout: Layout, root: Path, out: Path, num_folds: int, seed: int) -> Path:
+def convert(
+    layout: Layout, root: Path, out: Path, num_folds: int, seed: int, test_share: float = 0
+) -> Path:
     """Write `dataset.json`, `check.html`, `check.json` and, of DICOM, `images/` and `labels/`.
 
     The last two hold NIfTI.
@@ -43,7 +46,8 @@ def convert(layout: Layout, root: Path, out: Path, num_folds: int, seed: int) ->
         root: its folder.
         out: the folder to write.
         num_folds: folds, split by patient.
-        seed: decides the folds.
+        seed: decides the folds, and who is set apart.
+        test_share: share of the patients in the section `test` and in no fold.
 
     Returns:
         The datalist. Broken cases are not in it, suspicious ones are.
@@ -55,14 +59,20 @@ def convert(layout: Layout, root: Path, out: Path, num_folds: int, seed: int) ->
     """
     path = out / "dataset.json"
     check_own(path, layout.name)
+    check_share(test_share)
     cases = layout.find(root)
-    check_folds(num_folds, len({case.patient for case in cases}))
+    patients = len({case.patient for case in cases})
+    check_folds(num_folds, patients - round(test_share * patients))
     reports = _check_cases(cases, check_writable(out), layout)
     good = [report for report in reports if report["verdict"] != BROKEN]
     patients = len({report["patient"] for report in good})
-    if patients >= num_folds or len(good) == len(reports):
+    left = patients - round(test_share * patients)
+    if left >= num_folds or len(good) == len(reports):
         items = [{key: report[key] for key in ("image", "label", "patient")} for report in good]
-        write_datalist(path, items, layout.labels, num_folds=num_folds, seed=seed, name=layout.name)
+        training, test = set_apart(items, test_share, seed) if test_share else (items, [])
+        write_datalist(
+            path, training, layout.labels, test, num_folds=num_folds, seed=seed, name=layout.name
+        )
         _complain(reports, out, "left out of dataset.json")
     _complain(
         reports,

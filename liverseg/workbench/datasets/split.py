@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from liverseg.data import write_datalist
@@ -58,10 +59,7 @@ def split_folder(
                 f"pattern {pattern!r}: found an absolute path, expected one "
                 f"below {folder}: shorten it."
             )
-    if not 0 <= test_share < 1:
-        raise InputError(
-            f"test_share is {test_share}, expected a share from 0 to below 1: change it."
-        )
+    check_share(test_share)
     out, name = out or folder / "dataset.json", absolute(folder).name
     before, after = images.split("{}")
     items = []
@@ -87,17 +85,36 @@ def split_folder(
         raise InputError(f"{folder}: no file matches {images!r}: name the images with --images.")
     found = _names(folder, (images, labels), names)
     check_own(out, name)
-    random.Random(seed).shuffle(items)
-    num_test = round(test_share * len(items))
+    training, test = set_apart(items, test_share, seed)
     return write_datalist(
-        out,
-        items[num_test:],
-        found,
-        test=items[:num_test],
-        num_folds=num_folds,
-        seed=seed,
-        name=name,
+        out, training, found, test=test, num_folds=num_folds, seed=seed, name=name
     )
+
+
+def check_share(test_share: float) -> None:
+    """Check that a share is from 0 to below 1.
+
+    Raises:
+        InputError: when it is not.
+    """
+    if not 0 <= test_share < 1:
+        raise InputError(
+            f"test_share is {test_share}, expected a share from 0 to below 1: change it."
+        )
+
+
+def set_apart(
+    items: Sequence[dict[str, str]], test_share: float, seed: int
+) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Return the items to train on and those of `test_share` of the patients, drawn at random."""
+    patients = list(dict.fromkeys(item["patient"] for item in items))
+    random.Random(seed).shuffle(patients)
+    num_test = round(test_share * len(patients))
+    training, test = (
+        [item for patient in part for item in items if item["patient"] == patient]
+        for part in (patients[num_test:], patients[:num_test])
+    )
+    return training, test
 
 
 def _names(folder: Path, patterns: tuple[str, str], names: str) -> dict[str, str]:
