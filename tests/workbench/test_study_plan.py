@@ -101,9 +101,9 @@ def test_the_shipped_studies_hold_the_papers_trainings(folder, monkeypatch):
     for name, count in (
         ("paper_a.yaml", 13),
         ("paper_b.yaml", 21),
-        ("paper_c.yaml", 11),
+        ("paper_c.yaml", 13),
         ("paper_d.yaml", 6),
-        ("paper_e.yaml", 3),
+        ("paper_e.yaml", 5),
     ):
         with pytest.raises(InputError, match=r"data/\w+/.*there is no such datalist"):
             plan_from(folder, find_study(Path(name)))
@@ -116,7 +116,12 @@ def test_the_shipped_studies_hold_the_papers_trainings(folder, monkeypatch):
         assert len(cells) == count
         own = {run.loss: run.settings["iou_xy_alpha"] for run in cells if "iou_" in run.loss}
         assert own == ({"iou_15_05": 1.5, "iou_05_15": 0.5} if name in PAPERS_AB else {})
-        # Nothing is chosen on the scans that the tables are about.
+        # Nothing is chosen on the scans that the tables are about; Table 5 of C has both.
+        if name == "paper_c.yaml":
+            for run in cells:
+                sections = {settings.get("section") for settings in run.evaluations.values()}
+                assert sections == ({None, "test"} if run.network == "Iterated" else {"test"})
+            continue
         assert all(not run.settings["keep_best"] and run.settings["patience"] == 0 for run in cells)
 
 
@@ -127,7 +132,9 @@ def test_a_model_is_made_by_several_ids_and_evaluated_in_several_ways(folder):
         (step.name, step.trains, step.result.relative_to(iterated.folder))
         for step in steps(iterated)
     ]
-    evaluations = [f"none_round-{number}" for number in range(3)]
+    evaluations = [
+        f"none_round-{number}{section}" for number in range(3) for section in ("", "_test")
+    ]
     assert found == [
         ("training", True, Path("training/training.done")),
         ("iterate", True, Path("training/iterate.done")),
@@ -136,9 +143,38 @@ def test_a_model_is_made_by_several_ids_and_evaluated_in_several_ways(folder):
             for name in evaluations
         ),
     ]
-    last = list(steps(iterated))[-1].arguments
-    assert last[last.index("--evaluated_round") + 1] == "2"
-    assert plan.tables["C5"]["places"]["N = 2"]["Dice"]["evaluations"] == ["none_round-2"]
+    for step, section in zip(list(steps(iterated))[-2:], ("validation", "test"), strict=True):
+        arguments = step.arguments
+        assert arguments[arguments.index("--evaluated_round") + 1] == "2"
+        assert arguments[arguments.index("--section") + 1] == section
+    # What only an evaluation uses is no setting of a training.
+    given = [{word for word in step.arguments if word.startswith("--")} for step in steps(iterated)]
+    assert ["--liver_postprocessing" in words for words in given] == [False] * 2 + [True] * 6
+    assert all("--augmentation" in words for words in given)
+    of_round = plan.tables["C5"]["places"]["N = 2"]
+    assert of_round["Dice, validation"]["evaluations"] == ["none_round-2"]
+    assert of_round["Dice, test"]["evaluations"] == ["none_round-2_test"]
+
+
+def test_a_table_of_test_scans_needs_some(folder):
+    table = {
+        "where": {"data": "ct", "network": "A", "loss": "dice", "task": "liver", "section": "test"},
+        "rows": {"r": {}},
+        "columns": {
+            "c": {"metric": "mean_iou"},
+            "old": {"metric": "iou:liver", "section": "validation"},
+        },
+    }
+    plan = plan_of(folder, tables={"t": table}, folds=[0])
+    (run,) = plan.runs.values()
+    assert {name: settings.get("section") for name, settings in run.evaluations.items()} == {
+        "none_test": "test", "none": None,
+    }  # fmt: skip
+    datalist = folder / "scans" / "dataset.json"
+    content = json.loads(datalist.read_text())
+    datalist.write_text(json.dumps(content | {"test": []}))
+    with pytest.raises(InputError, match=r"section 'test' .* is empty: add at least one scan"):
+        plan_of(folder, tables={"t": table}, folds=[0])
 
 
 def test_the_name_of_a_run_follows_all_that_decides_its_result(folder):
@@ -437,6 +473,7 @@ def test_a_section_with_nothing_after_it(folder, key):
             r"where: found the key metrik, expected only .*: correct it, perhaps to metric",
         ),
         ({"data": "mr"}, r"data: found mr, expected one of ct"),
+        ({"section": "tset"}, r"section: found tset, expected one of validation, test"),
         (
             {"metric": None},
             r"r / c: found no metric, expected one from where, the row or the column",

@@ -12,6 +12,7 @@ from scipy.stats import wilcoxon
 
 from liverseg.data import load_datalist
 from liverseg.errors import InputError
+from liverseg.workbench.study import plots
 from liverseg.workbench.study.folder import StudyFolder
 from liverseg.workbench.study.report import write_report
 from liverseg.workbench.study.results import OF_CONVERGENCE, OF_TRAINING, check_metric, read_results
@@ -314,18 +315,51 @@ def test_the_papers_numbers_stand_beside_ours(tmp_path):
     assert printed("E", "Mixed U-Net, 3-D CRF", "Dice lesion") == 0.65
 
 
-def test_the_page_shows_tables_and_pictures(tmp_path):
+def test_rounds_are_curves_of_both_sections_and_of_the_paper(tmp_path, monkeypatch):
+    places = {}
+    for number in range(3):
+        for section, iou in (("", 0.5 + number / 10), ("_test", 0.4)):
+            cases = {f"{index}.nii": [iou] for index in range(2)}
+            pooled = {"background": 1.0, "liver": iou}
+            write_cell(tmp_path, "cell", cases, pooled, f"none_round-{number}{section}")
+        places[f"N = {number}"] = {
+            "Mean IoU, validation": place("mean_iou", "cell", evaluations=[f"none_round-{number}"]),
+            "Mean IoU, test": place("mean_iou", "cell", evaluations=[f"none_round-{number}_test"]),
+            "Dice, test": place("dice:liver", "away"),
+        }
+    table = table_of(tmp_path, table_plan(places, paper={row: [0.8, None, 0.9] for row in places}))
+    monkeypatch.setattr(plots, "_png", lambda figure: figure)
+    (axes,) = plots.rounds_png(table).axes  # There is no Dice yet.
+    lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+    expected = {
+        "Mean IoU, validation": [0.75, 0.8, 0.85],
+        "Mean IoU, validation (paper)": [0.8] * 3,
+        "Mean IoU, test": [0.7] * 3,
+    }
+    assert lines.keys() == expected.keys()
+    for label, values in expected.items():
+        assert lines[label].tolist() == [
+            [number, pytest.approx(value)] for number, value in enumerate(values)
+        ]
+    # Another table has bars.
+    places["all"] = places.pop("N = 2")
+    assert plots.rounds_png(table_of(tmp_path, table_plan(places))) is None
+
+
+@pytest.mark.parametrize("section", ["validation", "test"])
+def test_the_page_shows_tables_and_pictures(tmp_path, section):
     import nibabel as nib
 
     from liverseg.io.masks import MaskFolder
 
     scans = write_dataset(tmp_path / "scans")
-    items = load_datalist(scans / "dataset.json", "validation", 0)
+    items = load_datalist(scans / "dataset.json", section, 0)
+    evaluation = {"validation": "none", "test": "none_test"}[section]
     folder = write_cell(
         tmp_path, "cell", {item["image"]: [0.9 - index / 2] for index, item in enumerate(items)},
-        {"background": 1, "liver": 0.8},
+        {"background": 1, "liver": 0.8}, evaluation,
     )  # fmt: skip
-    masks = MaskFolder(folder / "evaluation/none/masks", "pred")
+    masks = MaskFolder(folder / "evaluation" / evaluation / "masks", "pred")
     for item in items:
         mask = nib.load(item["label"])
         masks.save(item["image"], np.asarray(mask.dataobj), mask.affine)
@@ -333,7 +367,7 @@ def test_the_page_shows_tables_and_pictures(tmp_path):
         **RUN, "dataset": {"dataset_dir": str(scans)},
         "settings": {"classes": {"background": None, "liver": [1, 2]}},
     }  # fmt: skip
-    plan = table_plan({"a": {"IoU": place("iou:liver", "cell")}})
+    plan = table_plan({"a": {"IoU": place("iou:liver", "cell", evaluations=[evaluation])}})
     content = {"phantoms": True, "cells": {"cell": cell}, "tables": {"own": plan}}
     (tmp_path / "plan.json").write_text(json.dumps(content))
     page = write_report(StudyFolder(tmp_path)).read_text()

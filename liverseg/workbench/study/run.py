@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import queue
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from monai.bundle import ConfigParser
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -32,6 +34,7 @@ from rich.progress import (
 
 from liverseg.chain import die_with_parent
 from liverseg.files import check_writable, write_json
+from liverseg.settings import is_used
 from liverseg.workbench.study.folder import StudyFolder
 from liverseg.workbench.study.length import planned_lengths
 from liverseg.workbench.study.plan import Run
@@ -65,7 +68,7 @@ class Step:
 def steps(run: Run) -> Iterator[Step]:
     """Yield the bundle's commands of a run: those that train, then its evaluations.
 
-    The held-out fold is what they evaluate on, never the test section.
+    They evaluate on the held-out fold, or on the test section where a table asks for that.
     """
     training = run.folder / "training"
     common = {
@@ -74,9 +77,13 @@ def steps(run: Run) -> Iterator[Step]:
         "ckpt_dir": run.folder / "models",
         **run.settings,
     }
-    # Settings of the study may be of the evaluation alone, such as the planes that vote.
+    # Settings of the study may be of the evaluation alone, such as the planes that vote; those that
+    # a training does not use are refused there.
+    config = ConfigParser(copy.deepcopy(run.bundle.train), globals=False)
     of_training = {
-        name: value for name, value in common.items() if name.partition("#")[0] in run.bundle.train
+        name: value
+        for name, value in common.items()
+        if name.partition("#")[0] in config and is_used(name, config, config)
     } | {"output_dir": training, "resume": True}
     for run_id in run.run_ids:
         arguments = _arguments(run_id, run, ["train"], of_training)
