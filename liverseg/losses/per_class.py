@@ -13,10 +13,8 @@ from liverseg.errors import InputError
 class PerClassLoss(nn.Module):
     """Average a loss for each class: Σ w_c · loss_c(p_c, g_c) / Σ w_c.
 
-    p_c is the softmax probability of class c, g_c its binary mask.
-
-    Each organ with the loss, or the α and β, that suit it: the per-organ loss functions that
-    Furtado n.d. names as future work.
+    p_c is the softmax probability of class c, g_c its binary mask. Each organ with the loss, or the
+    α and β, that suit it: the per-organ loss functions that Furtado n.d. names as future work.
 
     Each loss gets one channel of probabilities and one of zeros and ones, both (B, 1, H, W[,
     D]). Those that fit:
@@ -69,10 +67,7 @@ class PerClassLoss(nn.Module):
         self.losses = nn.ModuleDict(used)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss, a scalar, of logits (B, C, H, W[, D]) and class indices.
-
-        These are (B, 1, H, W[, D]), of any dtype.
-        """
+        """Return the loss of logits (B, C, H, W[, D]) and class indices (B, 1, …) of any dtype."""
         if logits.shape[1] != len(self.names):
             raise InputError(
                 f"losses: found {len(self.names)} classes ({', '.join(self.names)}), "

@@ -37,9 +37,7 @@ class TopKLoss(nn.Module):
         self.k = k
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss, a scalar, of logits (B, C, H, W[, D]) and class indices.
-
-        These are (B, 1, H, W[, D]), of any dtype.
+        """Return the loss of logits (B, C, H, W[, D]) and class indices (B, 1, …) of any dtype.
 
         One channel is the logit of the foreground, whose sigmoid is its probability.
         """
