@@ -40,7 +40,7 @@ class ClickLoss(nn.Module):
         self.loss, self.weight = loss, float(weight)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of logits (B, C, H, W, D) and what `label_and_clicks` returns."""
+        """Return the scalar loss of logits (B, C, H, W, D) and what `label_and_clicks` returns."""
         label, clicks = target[:, :1], target[:, 1].float()
         loss: Tensor = self.loss(logits, label)
         if not self.weight or not clicks.any():

@@ -35,6 +35,9 @@ class FocalTverskyLoss(TverskyLoss):
         self.gamma = gamma
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Return the loss of logits (B, C, H, W[, D]) and a target like them or (B, 1, …)."""
+        """Return the loss, a scalar, of logits (B, C, H, W[, D]) and their target.
+
+        The target has the same shape or (B, 1, …).
+        """
         # At zero the power has no finite gradient, and rounding can leave a perfect class below it.
         return super().forward(input, target).clamp(min=1e-7).pow(1 / self.gamma).mean()

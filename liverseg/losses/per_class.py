@@ -67,7 +67,10 @@ class PerClassLoss(nn.Module):
         self.losses = nn.ModuleDict(used)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of logits (B, C, H, W[, D]) and class indices (B, 1, …) of any dtype."""
+        """Return the loss, a scalar, of logits (B, C, H, W[, D]) and class indices.
+
+        These are (B, 1, H, W[, D]), of any dtype.
+        """
         if logits.shape[1] != len(self.names):
             raise InputError(
                 f"losses: found {len(self.names)} classes ({', '.join(self.names)}), "

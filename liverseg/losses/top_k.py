@@ -37,9 +37,10 @@ class TopKLoss(nn.Module):
         self.k = k
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of logits (B, C, H, W[, D]) and class indices (B, 1, …) of any dtype.
+        """Return the loss, a scalar, of logits (B, C, H, W[, D]) and class indices.
 
-        One channel is the logit of the foreground, whose sigmoid is its probability.
+        These are (B, 1, H, W[, D]), of any dtype. One channel is the logit of the foreground, whose
+        sigmoid is its probability.
         """
         voxels = functional.cross_entropy(
             two_class_logits(logits), target.squeeze(1).long(), reduction="none"

@@ -123,7 +123,10 @@ def add_flag(volume: MetaTensor, flag: str, message: str, index: int | None = No
 
 
 def flags_of(volume: MetaTensor, index: int | None = None) -> dict[str, str]:
-    """Return the messages of a volume's flags, or of volume `index` of a batch (B, C, H, W, D)."""
+    """Return the message of each flag of a volume, by the flag's name.
+
+    With `index`, of one volume of a batch (B, C, H, W, D).
+    """
     flags = volume.meta.get("flags", "")
     lines = (flags if index is None or not flags else flags[index]).splitlines()
     return dict(line.split(": ", 1) for line in lines)

@@ -185,7 +185,7 @@ def count_values(volume: NDArray[Any], length: int) -> NDArray[np.int64]:
 
 
 def _largest_in_slice(section: Mask) -> Mask:
-    """Return a slice's largest 8-connected component, of equals the first in C order; not empty."""
+    """Return a non-empty slice's largest 8-connected component, of equals the first in C order."""
     flooded = section.copy()
     row, column = divmod(int(flooded.argmax()), flooded.shape[1])
     area = cv2.floodFill(flooded, None, (column, row), 2, flags=8)[0]

@@ -161,7 +161,7 @@ def liver_values(class_names: Mapping[int, str]) -> list[int]:
 
 
 def check_volume(volume_ml: float, cut_off: bool) -> str | None:
-    """Return what is wrong with a liver's volume; None for a plausible, or a small cut off one."""
+    """Return what is wrong with a liver's volume, None for a plausible or a small cut-off one."""
     least, most = VOLUME_ML
     if volume_ml > most or (volume_ml < least and not cut_off):
         found = (
