@@ -51,7 +51,7 @@ def patient_of(item: Mapping[str, Any]) -> str:
 
 
 def read_datalist(datalist: str | os.PathLike[str]) -> Datalist:
-    """Read a datalist in the Medical Segmentation Decathlon's form, without a look for its scans.
+    """Read a datalist in the Medical Segmentation Decathlon's form; its scans may be missing.
 
     Raises:
         InputError: for a file that is missing or no datalist, an item of another form, one without

@@ -218,7 +218,7 @@ def recorded_masks(folder: str | os.PathLike[str]) -> set[str]:
     """
     try:
         scans = recorded_scans(folder)
-    except (InputError, OSError):
+    except InputError:
         return set()
     return {str(entry["mask"]) for entry in scans if isinstance(entry, Mapping) and "mask" in entry}
 
@@ -311,8 +311,9 @@ def _read(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         return {**content, "scans": [*content.get("scans", [])]}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"{file}: not readable ({error}), expected the record of whose masks these are: move "
+            f"{file}: not readable ({reason}), expected the record of whose masks these are: move "
             "it away, or choose another folder."
         ) from error
