@@ -95,9 +95,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
             for series in self.server.search(**self._search_filter)
         ]
 
-    def get_labeled_images(
-        self, label_tag: str | None = None, labels: list[str] | None = None
-    ) -> list[str]:
+    def get_labeled_images(self, *_: Any) -> list[str]:
         """Those with a label that can be read; each is copied if its copy is not the newest.
 
         Raises:
@@ -120,9 +118,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
                 logger.warning("%s", error)
         return found
 
-    def get_unlabeled_images(
-        self, label_tag: str | None = None, labels: list[str] | None = None
-    ) -> list[str]:
+    def get_unlabeled_images(self, *_: Any) -> list[str]:
         """Those of them without a DICOM SEG, except scans that could not be read."""
         segmentations = self.segmentations.read()
         return [
