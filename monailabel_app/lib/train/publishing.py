@@ -77,16 +77,14 @@ def publish_if_better(bundle: Path, version: Version) -> Version:
             "not published: in no epoch was the model better on the validation scans than the one "
             "it started from"
         )
-        return version.update(state="candidate", reason=reason, end_ts=int(time.time()))
+        return _ended(version, state="candidate", reason=reason)
     new = case_dice(bundle, version.folder, version, version.folder / "evaluation")
     reached = sum(new.values()) / len(new)
     version, reason = version.update(mean_dice=reached), "the first model"
     worse: set[str | None] = {None}
     while version.state != "published":
         if publish(bundle, version.name, worse):
-            return version.update(
-                state="published", reason=f"published: {reason}", end_ts=int(time.time())
-            )
+            return _ended(version, state="published", reason=f"published: {reason}")
         name = version_in_use(bundle)
         if name is None:
             continue
@@ -107,13 +105,13 @@ def publish_if_better(bundle: Path, version: Version) -> Version:
             )
         version = version.update(mean_dice_in_use=before)
         if version.state != "published" and not is_better:
-            return version.update(
-                state="candidate", reason=f"not published: {reason}", end_ts=int(time.time())
-            )
+            return _ended(version, state="candidate", reason=f"not published: {reason}")
         worse.add(name)
-    return version.update(
-        reason="published by hand while it was evaluated", end_ts=int(time.time())
-    )
+    return _ended(version, reason="published by hand while it was evaluated")
+
+
+def _ended(version: Version, **facts: str) -> Version:
+    return version.update(end_ts=int(time.time()), **facts)
 
 
 def case_dice(bundle: Path, weights: Path, version: Version, output_dir: Path) -> dict[str, float]:
