@@ -228,13 +228,10 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
             )
         super().remove_label(label_id, label_tag)
 
-    def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
-        """The label of a scan as NIfTI on its grid, copied if there is a newer one; "" without one.
+    def get_label_uri(self, label_id: str, label_tag: str) -> str:
+        """The label of a scan as NIfTI on its grid; "" without one.
 
-        Args:
-            label_id: that of the scan.
-            label_tag: `final` for the DICOM SEG.
-            image_id: not looked at.
+        The final one is that of the DICOM SEGs, copied if there is a newer one.
 
         Raises:
             DicomServerError: where the server does not answer, and what it last listed was not
@@ -255,12 +252,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         return LockedDatastore.get_label_uri(self, label_id, label_tag)
 
     def save_label(
-        self,
-        image_id: str,
-        label_filename: str,
-        label_tag: str,
-        label_info: dict[str, Any],
-        label_id: str = "",
+        self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]
     ) -> str:
         """Save a label of a scan, a final one on the server, as DICOM SEG.
 
