@@ -187,9 +187,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
 
     def series_info(self, image_id: str) -> dict[str, Any]:
         """What the server says of a series, downloaded or not."""
-        found = self.server.search(SeriesInstanceUID=image_id)
-        mine = (one for one in found if first(one, "SeriesInstanceUID") == image_id)
-        return _shown(next(mine, {}))
+        return _shown(self.server.find(image_id))
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """As MONAI Label's, also for a scan that was not downloaded before."""
@@ -303,7 +301,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         folder = file.with_name(image_id)
         shutil.rmtree(folder, ignore_errors=True)
         series = self.server.download(image_id, folder)
-        if series is None:
+        if not series:
             return False
         info = _shown(series)
         with tempfile.TemporaryDirectory() as converted:
