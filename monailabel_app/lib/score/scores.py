@@ -117,17 +117,13 @@ class Scores(ScoringMethod):
                 result = self.score(image, datastore)
             # A damaged scan may raise anything.
             except Exception as error:
-                reason = message(error) or f"{type(error).__name__}: {error}".splitlines()[0]
-                logger.warning(
-                    "%s of %s: %s", self.name, image, reason, exc_info=message(error) is None
-                )
+                expected = message(error)
+                reason = expected or f"{type(error).__name__}: {error}".splitlines()[0]
+                odd = expected is None
+                logger.warning("%s of %s: %s", self.name, image, reason, exc_info=odd)
                 failed[image] = reason
                 # It says nothing of the scan.
-                if (
-                    message(error) is None
-                    or isinstance(error, DicomServerError)
-                    or is_of_machine(error)
-                ):
+                if odd or isinstance(error, DicomServerError) or is_of_machine(error):
                     continue
                 result = {"error": reason}
             try:
