@@ -206,6 +206,8 @@ class DiceScores(Scores):
             # Their values as training has them.
             (item,) = items(datastore, [image], bundle.labels, Path(folder), known)
             grid, label = grid_of(scan), read_label(item["label"])
+        # An error is about the label of the store, not about its copy.
+        label.meta["filename_or_obj"] = datastore.get_label_uri(image, FINAL)
         label = check_same_grid(grid, label)
         codes = "".join(nib.aff2axcodes(grid.affine.numpy()))
         values = Orientation(axcodes=codes, labels=None)(label)[0].numpy()
