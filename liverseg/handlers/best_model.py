@@ -16,7 +16,7 @@ import torch
 from ignite.engine import Engine
 
 from liverseg.errors import InputError
-from liverseg.files import atomic_write
+from liverseg.files import atomic_write, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -109,9 +109,7 @@ class BestModel:
             "epoch": epoch,
             "validation_sha256": self.validation_sha256,
         }
-        text = json.dumps(record, indent=1)
-        with atomic_write(self.record_path) as file:
-            file.write(text.encode())
+        write_json(self.record_path, record)
         logger.info("New best %s %.4f at epoch %d: %s", self.key_metric, metric, epoch, self.path)
 
     def _comparable_record(self) -> dict[str, Any]:
