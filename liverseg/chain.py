@@ -6,9 +6,7 @@ one starts, and leaves a chain that was killed where `--resume true` finds it.
 
 from __future__ import annotations
 
-import csv
 import ctypes
-import io
 import json
 import os
 import shutil
@@ -18,6 +16,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from liverseg.bundle import choose
 from liverseg.command_line import Command, running_command
@@ -104,7 +104,8 @@ def run_rounds(
             f"Round {number}: val_mean_dice {results[-1]['val_mean_dice']:.4f}, the best "
             f"is round {best['round']}."
         )
-        _write_table(folder / "rounds.csv", results)
+        with atomic_write(folder / "rounds.csv") as file:
+            file.write(pd.DataFrame(results).to_csv(index=False).encode())
         for name in ("model.pt", "model.json"):
             _copy(folder / str(best["round"]) / name, trained / name)
         if patience and number - best["round"] >= patience:
@@ -134,15 +135,6 @@ def _result(folder: Path, number: int) -> dict[str, float]:
         "val_mean_dice": model["val_mean_dice"],
         "patches": sum(counts.values()),
     }
-
-
-def _write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
 
 
 def _copy(source: Path, target: Path) -> None:
