@@ -17,7 +17,7 @@ from liverseg.data import write_datalist
 from liverseg.data.datalist import check_folds, relative
 from liverseg.data.datalist_schema import read_datalist
 from liverseg.errors import InputError
-from liverseg.files import atomic_write, check_writable
+from liverseg.files import NotSavedError, atomic_write, check_writable
 from liverseg.io.masks import scan_names
 from liverseg.io.nifti import write_nifti
 from liverseg.io.paths import absolute
@@ -148,7 +148,7 @@ def _check_cases(cases: Sequence[Case], out: Path, layout: Layout) -> list[Repor
 
 
 def _do(case: Case, out: Path, layout: Layout) -> Report:
-    image, label, volume = case.image, case.label, None
+    image, label = case.image, case.label
     for partial in out.glob("*/.*"):
         # What a run that was killed while it wrote has left.
         if partial.parent.name in (*NIFTI, CASES) and partial.name.startswith(f".{case.name}."):
@@ -156,18 +156,17 @@ def _do(case: Case, out: Path, layout: Layout) -> Report:
     try:
         if layout.read:
             volume = layout.read(case.image, case.label)
-    except InputError as error:
-        return _report(case, out, image, label, CaseCheck(broken=[str(error)]))
-    if volume is not None:
-        image, label = (out / kind / f"{case.name}.nii.gz" for kind in NIFTI)
-        for path, array in ((label, volume.label), (image, as_int16(volume.image))):
-            path.parent.mkdir(exist_ok=True)
-            write_nifti(path, array, volume.affine)
-        volume = None
-    try:
+            image, label = (out / kind / f"{case.name}.nii.gz" for kind in NIFTI)
+            for path, array in ((label, volume.label), (image, as_int16(volume.image))):
+                path.parent.mkdir(exist_ok=True)
+                write_nifti(path, array, volume.affine)
+            # The check reads the files, and two copies of a scan may be more than memory holds.
+            del volume, array
         found = check_case(image, label, layout.labels, layout.modality)
+    except NotSavedError:
+        raise
     except InputError as error:
-        return _report(case, out, image, label, CaseCheck(broken=[str(error)]))
+        found = CaseCheck(broken=[str(error)])
     return _report(case, out, image, label, found)
 
 
