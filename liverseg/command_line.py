@@ -46,13 +46,11 @@ from liverseg.settings import (
 
 def _names(*functions: Callable) -> set[str]:
     """Return MONAI's own options, without those that it passes on to the config."""
-    parameters = (
-        parameter
+    return {
+        parameter.name
         for function in functions
         for parameter in inspect.signature(function).parameters.values()
-    )
-    return {
-        parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD
+        if parameter.kind is not parameter.VAR_KEYWORD
     }
 
 
