@@ -12,6 +12,7 @@ from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from scipy.ndimage import gaussian_filter, zoom
 from skimage.measure import marching_cubes
 
+from liverseg.transforms.morphology import bounding_box
 from liverseg.workbench.report.overlays import MASK_COLOUR, PLANE_PIXELS, Scan
 
 # Fine enough for a picture, and some ten thousand triangles, which matplotlib draws in seconds.
@@ -27,10 +28,7 @@ def surface_png(scan: Scan) -> bytes:
     Args:
         scan: with a mask that is not empty.
     """
-    inside = np.argwhere(scan.mask)
-    box = tuple(
-        slice(low, high + 1) for low, high in zip(inside.min(0), inside.max(0), strict=True)
-    )
+    box = bounding_box(scan.mask)
     factors = np.divide(scan.spacing_mm, GRID_MM)
     grid = zoom(scan.mask[box].astype(np.float32), factors, order=1, grid_mode=True, mode="nearest")
     smooth = gaussian_filter(np.pad(grid, 3), 1)
