@@ -93,6 +93,9 @@ def check_case(
     low, high = float(image.min()), float(image.max())
     ct = low <= CT_HOLDS_HU if modality is None else modality == "ct"
     counts = _count_values(label)
+    voxels: Counter[str] = Counter()  # several values may share a name
+    for value, count in sorted(counts.items()):
+        voxels[names.get(str(value), str(value))] += count
     found = CaseCheck(
         {
             "modality": "ct" if ct else "mr",
@@ -103,7 +106,7 @@ def check_case(
             "identity_affine": bool(np.allclose(np.abs(stored), np.eye(4))),
             "intensity_min": low,
             "intensity_max": high,
-            "voxels": _by_name(counts, names),
+            "voxels": voxels,
         }
     )
     found.suspicious += [*warnings, *recorded_flags(label_path).values()]
@@ -145,17 +148,6 @@ def _count_values(label: np.ndarray) -> Counter[int]:
             values, numbers = np.unique(plane, return_counts=True)
             counts.update(dict(zip(map(int, values), numbers.tolist(), strict=True)))
     return +counts  # without those of 0
-
-
-def _by_name(counts: Mapping[int, int], names: Mapping[str, str]) -> Counter[str]:
-    """Return counts by the name of the value, or by the value itself where it has none.
-
-    Several may share a name.
-    """
-    found: Counter[str] = Counter()
-    for value, count in sorted(counts.items()):
-        found[names.get(str(value), str(value))] += count
-    return found
 
 
 def _check_organ(found: CaseCheck, scan: Scan, *, ct: bool) -> None:

@@ -173,9 +173,8 @@ def _do(case: Case, out: Path, layout: Layout) -> Report:
 def _report(case: Case, out: Path, image: Path, label: Path, found: CaseCheck) -> Report:
     picture = out / CASES / f"{case.name}.png"
     if found.png:
-        png = found.png
         with atomic_write(picture) as file:
-            file.write(png)
+            file.write(found.png)
     return {
         "name": case.name,
         "patient": case.patient,
@@ -194,12 +193,10 @@ def _finished(record: Path, signature: str, out: Path) -> Report | None:
         report = json.loads(record.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    same = report.pop("signature", "") == signature and report["verdict"] != BROKEN
-    return (
-        report
-        if same and all((out / report[key]).exists() for key in ("image", "label", "picture"))
-        else None
-    )
+    if report.pop("signature", "") != signature or report["verdict"] == BROKEN:
+        return None
+    there = all((out / report[key]).exists() for key in ("image", "label", "picture"))
+    return report if there else None
 
 
 def _signature(case: Case, layout: Layout) -> str:
