@@ -41,12 +41,12 @@ class ScanDataset(Dataset):
     """
 
     def _transform(self, index: int) -> Any:
-        if len(self) == 1:
-            return super()._transform(index)
         try:
             return super()._transform(index)
         # A damaged file may raise anything.
         except Exception as error:
+            if len(self) == 1:
+                raise
             # As text, because errors lose their cause on the way out of a worker process.
             return {FAILED: str(self.data[index]["image"]), REASON: _log_reason(error)}
 

@@ -32,9 +32,8 @@ class BestModel:
         folder: for both files.
         network: the network whose plain state dict is saved, without a wrapper.
         evaluator: the validation engine.
-        validation_data: the items of the validation set, `{"image": …}`, known by file name and
-            size.
-        key_metric: the metric of `evaluator` to compare, larger is better.
+        validation_data: as for `Checkpoints`.
+        key_metric: as for `Checkpoints`.
     """
 
     def __init__(

@@ -53,8 +53,7 @@ class Checkpoints:
         validate_start: validate before the first epoch too, for a training that starts from
             weights: they are epoch 0, and stay `model.pt` where no epoch beats them.
         patience: stop at a validation when the best model is at least this many epochs old; 0 never
-            stops. Ignite's `EarlyStopping` counts validations, and in a resumed training from 0
-            again.
+            stops.
         ema_momentum: m of `EMA`, at least 0 and below 1. The average spans about 1 / m iterations,
             so a training needs several times as many; 0 averages nothing.
 
@@ -140,6 +139,7 @@ class Checkpoints:
             # Ignite's DiskSaver lets all users read it, whatever the umask.
             with atomic_write(self.path) as file:
                 torch.save(checkpoint, file)
+        # Ignite's `EarlyStopping` counts validations, and in a resumed training from 0 again.
         validated = self.patience and self.evaluator.state.epoch == state.epoch
         if validated and state.epoch - state.best_metric_epoch >= self.patience:
             logger.info("Stopping early: the best model is of epoch %d.", state.best_metric_epoch)

@@ -29,15 +29,9 @@ def measure_case(
     lesion_class: str | None,
     organ_class: str | None,
 ) -> dict[str, Any]:
-    """Compare a prediction with its reference in all that `SegmentationReport` reports.
+    """Compare prediction and reference of a decollated item in all that is reported.
 
-    Args:
-        item: decollated.
-        label_key: of `SegmentationReport`, as all that follow.
-        pred_key: key of the prediction.
-        class_names: the background first.
-        lesion_class: whose components are counted; None counts none.
-        organ_class: what lies around the lesions; None leaves the burden out.
+    All other arguments are those of `SegmentationReport`.
 
     Returns:
         `confusion`, (C, C), of the voxels; `bf_scores`, by axial slice and class; `classes`, by the

@@ -78,10 +78,8 @@ class ContextTileInferer(VolumeInferer):
             foreground = resize_planes(planes, volume.shape[:2])
             # The background wins where the foreground is not above the threshold.
             background = torch.full_like(foreground, self.threshold)
-            yield (
-                slice(position, position + len(planes)),
-                torch.cat([background, foreground], 1),
-            )
+            scores = torch.cat([background, foreground], 1)
+            yield slice(position, position + len(planes)), scores
 
     def _normalise(self, scores: Tensor) -> Tensor:
         return scores

@@ -162,14 +162,13 @@ def check_bundle(bundle: Path) -> None:
     Raises:
         InputError: when it is not.
     """
-    if not (bundle / "configs" / "train.json").is_file():
+    config = bundle / "configs" / "train.json"
+    if not config.is_file():
         raise InputError(
             f"{bundle}: there is no bundle, expected configs/train.json in it: "
             "run from the project's root."
         )
-    finds = set(json.loads((bundle / "configs" / "train.json").read_text())["classes"]) - {
-        "background"
-    }
+    finds = set(json.loads(config.read_text())["classes"]) - {"background"}
     # What the report calls the liver is all that the mask holds.
     if finds != {"liver"}:
         raise InputError(

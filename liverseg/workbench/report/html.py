@@ -241,8 +241,6 @@ def _mean_and_sd(metric: Mapping[str, float | None], form: str) -> str:
 
 
 def _difference_pp(share: float | None, baseline: float | None) -> str:
-    return (
-        ""
-        if share is None or baseline is None
-        else f"{_number(100 * (share - baseline), '+.1f')} pp"
-    )
+    if share is None or baseline is None:
+        return ""
+    return f"{_number(100 * (share - baseline), '+.1f')} pp"
