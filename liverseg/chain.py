@@ -22,7 +22,7 @@ import pandas as pd
 from liverseg.bundle import choose
 from liverseg.command_line import Command, running_command
 from liverseg.errors import InputError
-from liverseg.files import atomic_write
+from liverseg.files import atomic_write, write_text
 from liverseg.kinds import is_text
 
 PR_SET_PDEATHSIG = 1
@@ -104,8 +104,7 @@ def run_rounds(
             f"Round {number}: val_mean_dice {results[-1]['val_mean_dice']:.4f}, the best "
             f"is round {best['round']}."
         )
-        with atomic_write(folder / "rounds.csv") as file:
-            file.write(pd.DataFrame(results).to_csv(index=False).encode())
+        write_text(folder / "rounds.csv", pd.DataFrame(results).to_csv(index=False))
         for name in ("model.pt", "model.json"):
             _copy(folder / str(best["round"]) / name, trained / name)
         if patience and number - best["round"] >= patience:

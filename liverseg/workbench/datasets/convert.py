@@ -17,7 +17,7 @@ from liverseg.data import write_datalist
 from liverseg.data.datalist import check_folds, relative
 from liverseg.data.datalist_schema import read_datalist
 from liverseg.errors import InputError
-from liverseg.files import NotSavedError, atomic_write, check_writable
+from liverseg.files import NotSavedError, atomic_write, check_writable, write_text
 from liverseg.io.masks import scan_names
 from liverseg.io.nifti import write_nifti
 from liverseg.io.paths import absolute
@@ -126,14 +126,14 @@ def _check_cases(cases: Sequence[Case], out: Path, layout: Layout) -> list[Repor
         report = _finished(record, signature, out)
         if report is None:
             report = _do(case, out, layout)
-            _write_text(record, json.dumps({"signature": signature, **report}, indent=1))
+            write_text(record, json.dumps({"signature": signature, **report}, indent=1))
         reports.append(report)
     counts = {
         verdict: sum(report["verdict"] == verdict for report in reports)
         for verdict in (OK, SUSPICIOUS, BROKEN)
     }
     summary = {"name": layout.name, **counts, "cases": reports}
-    _write_text(out / "check.json", json.dumps(summary, indent=1, ensure_ascii=False))
+    write_text(out / "check.json", json.dumps(summary, indent=1, ensure_ascii=False))
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string((files(__package__) / "check.html.j2").read_text(encoding="utf-8"))
@@ -143,7 +143,7 @@ def _check_cases(cases: Sequence[Case], out: Path, layout: Layout) -> list[Repor
         mask_colour=MASK_COLOUR,
         other_colour=REFERENCE_COLOUR,
     )
-    _write_text(out / "check.html", page)
+    write_text(out / "check.html", page)
     return reports
 
 
@@ -210,8 +210,3 @@ def _signature(case: Case, layout: Layout) -> str:
             state = path.stat() if path.exists() else None
             states.append((str(absolute(path)), state and (state.st_size, state.st_mtime_ns)))
     return hashlib.sha256(repr(states).encode()).hexdigest()
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic_write(path) as file:
-        file.write(text.encode())
