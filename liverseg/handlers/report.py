@@ -7,19 +7,18 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
-import ignite.distributed as idist
 import pandas as pd
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
-from monai.engines import IterationEvents
 
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_text
-from liverseg.handlers.report_case import measure_case
+from liverseg.handlers.report_case import CaseMeasures
 from liverseg.handlers.report_summary import summarise
+from liverseg.handlers.timing import ScanTimer
 from liverseg.io.masks import MaskFolder, open_summary, recorded_scans
 from liverseg.metrics.lesions import COUNTS
 from liverseg.transforms.load import flags_of
@@ -99,32 +98,14 @@ class SegmentationReport:
         self.label_key = label_key
         self.pred_key = pred_key
         self.masks = None if masks_dir is None else MaskFolder(masks_dir, "pred")
-        self.class_names = list(class_names)
-        for key, name in (("lesion_class", lesion_class), ("organ_class", organ_class)):
-            if name is not None and name not in self.class_names[1:]:
-                raise InputError(
-                    f"{key}: found {name!r}, expected one of {', '.join(self.class_names[1:])}: "
-                    "name one of these, or null for none."
-                )
-        self.lesion_class = lesion_class
-        self.organ_class = organ_class
-        # Of this iteration: at its start, after the inferer, after the postprocessing.
-        self.times_s: list[float] = []
+        self.measure = CaseMeasures(class_names, label_key, pred_key, lesion_class, organ_class)
+        self.timer = ScanTimer()
         self.cases: dict[str, dict[str, Any]] = {}
 
     def attach(self, engine: Engine) -> None:
         """Hook into the evaluator, whose `decollate` must be on (MONAI's default)."""
         engine.add_event_handler(Events.STARTED, self.start)
-        # A scan that failed before may have left some.
-        engine.add_event_handler(Events.ITERATION_STARTED, self.times_s.clear)
-        # MONAI runs the postprocessing on MODEL_COMPLETED, and registered it before any handler.
-        # Ignite's `BasicTimeProfiler` times an iteration as a whole.
-        for event in (
-            Events.ITERATION_STARTED,
-            IterationEvents.FORWARD_COMPLETED,
-            IterationEvents.MODEL_COMPLETED,
-        ):
-            engine.add_event_handler(event, self._note_time)
+        self.timer.attach(engine)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
         engine.add_event_handler(Events.COMPLETED, self.completed)
 
@@ -140,7 +121,6 @@ class SegmentationReport:
     def iteration_completed(self, engine: Engine) -> None:
         """Measure the scans of the batch."""
         items: list[Any] = engine.state.output  # type: ignore[assignment]
-        started, inferred, processed = self.times_s
         for item in items:
             image, label = item[self.image_key], item[self.label_key]
             file = getattr(image, "meta", {}).get("filename_or_obj")
@@ -150,20 +130,10 @@ class SegmentationReport:
                     "expected the file that the case is known by; load it with LoadVolumed."
                 )
             try:
-                case = measure_case(
-                    item,
-                    self.label_key,
-                    self.pred_key,
-                    self.class_names,
-                    self.lesion_class,
-                    self.organ_class,
-                )
+                case = self.measure(item)
             except InputError as error:
                 raise InputError(f"{file}: {error}") from error
-            case["seconds"] = {
-                "inference_per_slice": (inferred - started) / len(items) / label.shape[-1],
-                "postprocessing_per_case": (processed - inferred) / len(items),
-            }
+            case["seconds"] = self.timer.seconds(len(items), label.shape[-1])
             case["warnings"] = _warnings(image, label)
             if self.masks:
                 mask = item[self.pred_key][0].to(torch.uint8).cpu().numpy()
@@ -172,9 +142,12 @@ class SegmentationReport:
 
     def completed(self, engine: Engine) -> None:
         """Write both files, of the cases of all ranks."""
-        parts: list[Any] = idist.all_gather(self.cases)  # type: ignore[assignment]
-        if idist.get_rank() != 0:
-            return
+        parts = [self.cases]
+        if dist.is_available() and dist.is_initialized():
+            parts = [{}] * dist.get_world_size()
+            dist.all_gather_object(parts, self.cases)
+            if dist.get_rank() != 0:
+                return
         # In order of name, so that the files are the same whatever the number of ranks.
         merged = {name: case for part in parts for name, case in part.items()}
         cases = {name: merged[name] for name in sorted(merged)}
@@ -182,7 +155,8 @@ class SegmentationReport:
         if not cases and failures:
             return  # The evaluator says why.
         self._check(cases)
-        summary = summarise([*cases.values()], self.class_names, self.lesion_class)
+        measure = self.measure
+        summary = summarise([*cases.values()], measure.class_names, measure.lesion_class)
         summary["failures"] = failures
         warnings = {name: case["warnings"] for name, case in cases.items()}
         summary["warnings"] = {name: found for name, found in warnings.items() if found}
@@ -193,12 +167,6 @@ class SegmentationReport:
             content.update(_null_for_nan(summary), scans=scans)
         _log(summary, self.output_dir / "summary.json")
 
-    def _note_time(self) -> None:
-        if torch.cuda.is_available():
-            # The GPU works behind the program's back.
-            torch.cuda.synchronize()
-        self.times_s.append(perf_counter())
-
     def _check(self, cases: dict[str, dict[str, Any]]) -> None:
         if not cases:
             raise InputError(
@@ -208,7 +176,7 @@ class SegmentationReport:
         if not any(metrics["reference_volume_ml"] for metrics in classes):
             raise InputError(
                 f"the labels of all {len(cases)} cases hold no voxel of "
-                f"{', '.join(self.class_names[1:])}, expected some to compare with: check "
+                f"{', '.join(self.measure.class_names[1:])}, expected some to compare with: check "
                 "which of their values `classes` takes for what."
             )
 

@@ -21,53 +21,81 @@ from liverseg.metrics import (
 )
 
 
-def measure_case(
-    item: dict[str, torch.Tensor],
-    label_key: str,
-    pred_key: str,
-    class_names: Sequence[str],
-    lesion_class: str | None,
-    organ_class: str | None,
-) -> dict[str, Any]:
-    """Compare prediction and reference of a decollated item in all that is reported.
+class CaseMeasures:
+    """Compare a prediction with its reference in all that `SegmentationReport` reports.
 
-    All other arguments are those of `SegmentationReport`.
-
-    Returns:
-        `confusion`, (C, C), of the voxels; `bf_scores`, by axial slice and class; `classes`, by the
-        name of each foreground class its metrics.
+    Args:
+        class_names: of `SegmentationReport`, as the others.
+        label_key: key of the reference.
+        pred_key: key of the prediction.
+        lesion_class: whose components are counted; None counts none.
+        organ_class: what lies around the lesions; None leaves the burden out.
 
     Raises:
-        InputError: if a label map is not one channel of indices of `class_names`, the two differ in
-            shape, or the label has no affine.
+        InputError: if `lesion_class` or `organ_class` is no foreground class.
     """
-    label = item[label_key]
-    if not isinstance(label, MetaTensor):
-        raise InputError(
-            f'"{label_key}" is a {type(label).__name__} without an affine, expected a MetaTensor, '
-            "which knows the spacing; load it with LoadVolumed."
-        )
-    spacing_mm = [float(length) for length in affine_to_spacing(label.affine)]
-    prediction, reference = _label_map(item[pred_key], pred_key), _label_map(label, label_key)
-    case: dict[str, Any] = {
-        "confusion": confusion_matrix(prediction, reference, len(class_names)),
-        "bf_scores": bf_scores(prediction, reference, len(class_names)),
-        "classes": case_metrics(prediction, reference, spacing_mm, class_names),
-    }
-    if lesion_class is not None:
-        index = class_names.index(lesion_class)
-        lesions = case["classes"][lesion_class]
-        lesions |= lesion_metrics(prediction == index, reference == index)
-        if organ_class is not None:
-            lesions |= lesion_burden(lesions, case["classes"][organ_class])
-            both = [index, class_names.index(organ_class)]
-            whole, reference = (
-                np.isin(label_map, both).view(np.uint8) for label_map in (prediction, reference)
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        label_key: str,
+        pred_key: str,
+        lesion_class: str | None,
+        organ_class: str | None,
+    ) -> None:
+        self.class_names = list(class_names)
+        self.label_key = label_key
+        self.pred_key = pred_key
+        for key, name in (("lesion_class", lesion_class), ("organ_class", organ_class)):
+            if name is not None and name not in self.class_names[1:]:
+                raise InputError(
+                    f"{key}: found {name!r}, expected one of {', '.join(self.class_names[1:])}: "
+                    "name one of these, or null for none."
+                )
+        self.lesion_class = lesion_class
+        self.organ_class = organ_class
+
+    def __call__(self, item: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """Measure a decollated item.
+
+        Returns:
+            `confusion`, (C, C), of the voxels; `bf_scores`, by axial slice and class; `classes`,
+            by the name of each foreground class its metrics.
+
+        Raises:
+            InputError: if a label map is not one channel of indices of `class_names`, the two
+                differ in shape, or the label has no affine.
+        """
+        label = item[self.label_key]
+        if not isinstance(label, MetaTensor):
+            raise InputError(
+                f'"{self.label_key}" is a {type(label).__name__} without an affine, expected a '
+                "MetaTensor, which knows the spacing; load it with LoadVolumed."
             )
-            case["classes"][organ_class] = case_metrics(
-                whole, reference, spacing_mm, ["background", organ_class]
-            )[organ_class]
-    return case
+        spacing_mm = [float(length) for length in affine_to_spacing(label.affine)]
+        prediction = _label_map(item[self.pred_key], self.pred_key)
+        reference = _label_map(label, self.label_key)
+        num_classes = len(self.class_names)
+        case: dict[str, Any] = {
+            "confusion": confusion_matrix(prediction, reference, num_classes),
+            "bf_scores": bf_scores(prediction, reference, num_classes),
+            "classes": case_metrics(prediction, reference, spacing_mm, self.class_names),
+        }
+        if self.lesion_class is not None:
+            index = self.class_names.index(self.lesion_class)
+            lesions = case["classes"][self.lesion_class]
+            lesions |= lesion_metrics(prediction == index, reference == index)
+            if self.organ_class is not None:
+                organ = self.organ_class
+                lesions |= lesion_burden(lesions, case["classes"][organ])
+                both = [index, self.class_names.index(organ)]
+                whole, reference = (
+                    np.isin(label_map, both).view(np.uint8) for label_map in (prediction, reference)
+                )
+                case["classes"][organ] = case_metrics(
+                    whole, reference, spacing_mm, ["background", organ]
+                )[organ]
+        return case
 
 
 def _label_map(tensor: torch.Tensor, key: str) -> np.ndarray:

@@ -20,7 +20,7 @@ def summarise(
     """Put the cases together, as the docstring of `SegmentationReport` says.
 
     Args:
-        cases: what `measure_case` gives of each, with its `seconds` by name.
+        cases: what `CaseMeasures` gives of each, with its `seconds` by name.
         class_names: the background first.
         lesion_class: the class whose lesions were counted; None for none.
 

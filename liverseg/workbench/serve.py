@@ -52,7 +52,7 @@ def serve(
     is no option here goes to `monailabel start_server`.
 
     Nobody is asked for a password: with --host 0.0.0.0, whoever reaches this machine reads and
-        deletes scans.
+    deletes scans.
 
     Examples: liverseg serve; liverseg serve --studies data/scans;
     liverseg serve --studies data/scans --models deeplabv3_liver,cascade_lits --port 8001 --conf

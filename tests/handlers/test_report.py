@@ -22,7 +22,7 @@ from monai.transforms import AsDiscreted, Compose, EnsureChannelFirstd, LoadImag
 import liverseg
 from liverseg.engines import ScanDataset, ScanEvaluator
 from liverseg.errors import InputError
-from liverseg.handlers import SegmentationReport
+from liverseg.handlers import SegmentationReport, timing
 from liverseg.io.masks import MaskFolder, find_mask
 from liverseg.metrics import bf_scores, case_metrics, lesion_metrics
 
@@ -253,7 +253,7 @@ def test_lesions_of_no_class_are_refused(tmp_path, key, name):
 def clock(monkeypatch):
     """A clock that stands still but while a `Slow` is called."""
     clock = Clock()
-    monkeypatch.setattr("liverseg.handlers.report.perf_counter", lambda: clock.now_s)
+    monkeypatch.setattr(timing, "perf_counter", lambda: clock.now_s)
     return clock
 
 

@@ -88,6 +88,7 @@ def write_phantoms(
         ("num_cases", num_cases, 0),
         ("num_test", num_test, 0),
         ("num_workers", num_workers, 1),
+        ("seed", seed, 0),
     ):
         if count < least:
             raise InputError(

@@ -40,7 +40,7 @@ def surface_png(scan: Scan) -> bytes:
     # the picture's left.
     axes.view_init(elev=10, azim=90)
     towards_light = normals[faces].mean(1) @ LIGHT
-    colours = np.outer(0.35 + 0.65 * towards_light.clip(0), to_rgb(MASK_COLOUR))
+    colours = np.outer(0.35 + 0.65 * towards_light.clip(0, 1), to_rgb(MASK_COLOUR))
     axes.add_collection3d(
         Poly3DCollection(points[faces], facecolors=colours, edgecolors=colours, linewidths=0.3)
     )
