@@ -54,6 +54,8 @@ def test_evaluation_segments_as_inference_does():
         "liver_postprocessing": "liver_postprocessing",
         "localisers": "localisers",
         "slice_inferers": "slice_inferers",
+        "cascade_inferer": "cascade_inferer",
+        "liver_localised": "liver_localised",
     }
     for one, other in pairs.items():
         assert inference[one] == evaluation[other]
@@ -131,6 +133,20 @@ def test_an_unknown_stage_or_plane_is_one_message(tmp_path, monkeypatch, setting
     with pytest.raises(RuntimeError) as error:
         monai_bundle_here(monkeypatch, "run", *arguments, **setting)
     assert message(error.value).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        ({"background": [0], "liver": [1], "lesion": [2]}, ("lesion", "liver")),
+        # As the study of the liver alone has them.
+        ({"background": None, "liver": [1, 2]}, (None, None)),
+    ],
+)
+def test_lesions_are_counted_where_there_is_a_class_of_them(classes, expected):
+    parser = config("train.json", "evaluate.json", classes=classes)
+    found = tuple(parser.get_parsed_content(name) for name in ("lesion_class", "organ_class"))
+    assert found == expected
 
 
 # The setting of IJIES 2022, on slices of 64 pixels.
