@@ -12,6 +12,7 @@ the masks in reverse.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,17 +65,8 @@ def find_mr(root: Path) -> list[Case]:
     return not_empty(cases, folder, "one folder a patient")
 
 
-def read_ct(image: Path, label: Path) -> Volume:
-    """Read a CT series and its liver masks (any value above 0 is liver)."""
-    return _read(image, label, None)
-
-
-def read_mr(image: Path, label: Path) -> Volume:
-    """Read an MR series and its masks of four organs."""
-    return _read(image, label, MR_GREY)
-
-
-def _read(image: Path, label: Path, greys: dict[int, range] | None) -> Volume:
+def read(image: Path, label: Path, greys: dict[int, range] | None = None) -> Volume:
+    """Read a series and its masks: of organs by their grey values, or of the liver above 0."""
     for folder in (image, label):
         if not folder.is_dir():
             raise InputError(
@@ -121,11 +113,11 @@ def _read_mask(path: Path, shape: tuple[int, int], greys: dict[int, range] | Non
     return mask
 
 
-CHAOS_CT = Layout("chaos-ct", "ct", {"0": "background", "1": "liver"}, find_ct, read_ct)
+CHAOS_CT = Layout("chaos-ct", "ct", {"0": "background", "1": "liver"}, find_ct, read)
 CHAOS_MR = Layout(
     "chaos-mr",
     "mr",
     {"0": "background", "1": "liver", "2": "right kidney", "3": "left kidney", "4": "spleen"},
     find_mr,
-    read_mr,
+    partial(read, greys=MR_GREY),
 )
