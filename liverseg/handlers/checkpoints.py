@@ -132,10 +132,7 @@ class Checkpoints:
             self.best_model.update(state)
 
     def epoch_completed(self, engine: Engine) -> None:
-        """Save what this epoch reached, on rank 0 only; stop where nothing gets better.
-
-        The last epoch is always validated.
-        """
+        """Validate the last epoch, save this one on rank 0 only, stop where nothing gets better."""
         state: Any = engine.state
         if state.epoch == state.max_epochs and self.evaluator.state.epoch != state.epoch:
             self.evaluator.run(state.epoch)
