@@ -217,6 +217,7 @@ KINDS: dict[str, Kind] = {
     "lesion_spatial_size": SIZE,
     "hu_window": _window,
     "flips": _flips,
+    "fit": _one_of("crop", "resize"),
     "plane": _one_of("axial", "coronal", "sagittal"),
     "planes": _some_of("axial", "coronal", "sagittal"),
     "segmented_targets": _some_of("liver", "lesion"),

@@ -137,3 +137,9 @@ def test_what_takes_any_name_is_not_asked():
         check_name(name, config, config)
     with pytest.raises(InputError, match="found no colour in the config"):
         check_name("colour", config, config)
+
+
+def test_a_fit_is_known_where_no_transform_is_chosen_by_it():
+    inference = {"fit": "crop", "size": "$@spatial_size if @fit == 'resize' else None"}
+    with pytest.raises(InputError, match="fit: found 'rezise', expected one of crop, resize"):
+        read_setting("fit", "rezise", inference, ConfigParser(inference, globals=False))
