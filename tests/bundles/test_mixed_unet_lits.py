@@ -59,3 +59,21 @@ def test_without_augmentation_slices_at_their_own_scale_have_one_size(scans):
     # Of 48 pixels along the first axis, eight on either side are empty.
     assert not batch["image"][:, :, :8].any()
     assert batch["image"][:, :, 8:-8].any()
+
+
+@pytest.mark.parametrize(
+    ("names", "place"),
+    [
+        (["train.json"], "validate#preprocessing"),
+        (["train.json", "evaluate.json"], "validate#preprocessing"),
+        (["inference.json"], "preprocessing"),
+    ],
+)
+@pytest.mark.parametrize("equalize", [False, True])
+def test_equalisation_is_left_out_wherever_a_scan_is_read(names, place, equalize):
+    parser = ConfigParser()
+    parser.read_config([FOLDER / "configs" / name for name in names])
+    parser["bundle_root"], parser["equalize"] = str(FOLDER), equalize
+    steps = [type(step).__name__ for step in parser.get_parsed_content(place).transforms]
+    assert "NoneType" not in steps
+    assert ("EqualizeHistogramd" in steps) == equalize
