@@ -13,7 +13,6 @@ the masks in reverse.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -73,17 +72,8 @@ def find_mr(root: Path, *, t2_spir: bool = False) -> list[Case]:
     return not_empty(cases, folder, "one folder a patient")
 
 
-def read_ct(image: Path, label: Path) -> Volume:
-    """Read a CT series and its liver masks (any value above 0 is liver)."""
-    return _read(image, label, None)
-
-
-def read_mr(image: Path, label: Path) -> Volume:
-    """Read an MR series and its masks of four organs."""
-    return _read(image, label, MR_GREY)
-
-
-def _read(image: Path, label: Path, greys: dict[int, range] | None) -> Volume:
+def read(image: Path, label: Path, greys: dict[int, range] | None = None) -> Volume:
+    """Read a series and its masks: of organs by their grey values, or of the liver above 0."""
     for folder in (image, label):
         if not folder.is_dir():
             raise InputError(
@@ -130,12 +120,14 @@ def _read_mask(path: Path, shape: tuple[int, int], greys: dict[int, range] | Non
     return mask
 
 
-CHAOS_CT = Layout("chaos-ct", "ct", {"0": "background", "1": "liver"}, find_ct, read_ct)
+CHAOS_CT = Layout("chaos-ct", "ct", {"0": "background", "1": "liver"}, find_ct, read)
 CHAOS_MR = Layout(
     "chaos-mr",
     "mr",
     {"0": "background", "1": "liver", "2": "right kidney", "3": "left kidney", "4": "spleen"},
     find_mr,
-    read_mr,
+    partial(read, greys=MR_GREY),
 )
-CHAOS_MR_T2_SPIR = replace(CHAOS_MR, find=partial(find_mr, t2_spir=True))
+CHAOS_MR_T2_SPIR = Layout(
+    CHAOS_MR.name, CHAOS_MR.modality, CHAOS_MR.labels, partial(find_mr, t2_spir=True), CHAOS_MR.read
+)
