@@ -87,10 +87,8 @@ def segment(scan: Path, labels: np.ndarray) -> tuple[dict[str, float], dict[str,
         for name, part in network.items()
     ]
     # The second look, at a mirror image, is no part of the cascade.
-    slices = config["inferer#inferer"]["slices"]
-    config["inferer#inferer"]["slices"] = {
-        name: {**part, "progress": False} for name, part in slices.items()
-    }
+    slices = config["slice_inferers"]
+    config["slice_inferers"] = {name: {**part, "progress": False} for name, part in slices.items()}
     inferer = config.get_parsed_content("inferer#inferer")
     seconds = {}
 

@@ -6,9 +6,7 @@ one starts, and leaves a chain that was killed where `--resume true` finds it.
 
 from __future__ import annotations
 
-import csv
 import ctypes
-import io
 import json
 import os
 import shutil
@@ -19,10 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from liverseg.bundle import choose
 from liverseg.command_line import Command, running_command
 from liverseg.errors import InputError
-from liverseg.files import atomic_write
+from liverseg.files import atomic_write, write_text
 from liverseg.kinds import is_text
 
 PR_SET_PDEATHSIG = 1
@@ -104,7 +104,7 @@ def run_rounds(
             f"Round {number}: val_mean_dice {results[-1]['val_mean_dice']:.4f}, the best "
             f"is round {best['round']}."
         )
-        _write_table(folder / "rounds.csv", results)
+        write_text(folder / "rounds.csv", pd.DataFrame(results).to_csv(index=False))
         for name in ("model.pt", "model.json"):
             _copy(folder / str(best["round"]) / name, trained / name)
         if patience and number - best["round"] >= patience:
@@ -134,15 +134,6 @@ def _result(folder: Path, number: int) -> dict[str, float]:
         "val_mean_dice": model["val_mean_dice"],
         "patches": sum(counts.values()),
     }
-
-
-def _write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
 
 
 def _copy(source: Path, target: Path) -> None:

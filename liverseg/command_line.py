@@ -46,13 +46,11 @@ from liverseg.settings import (
 
 def _names(*functions: Callable) -> set[str]:
     """Return MONAI's own options, without those that it passes on to the config."""
-    parameters = (
-        parameter
+    return {
+        parameter.name
         for function in functions
         for parameter in inspect.signature(function).parameters.values()
-    )
-    return {
-        parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD
+        if parameter.kind is not parameter.VAR_KEYWORD
     }
 
 
@@ -213,7 +211,8 @@ def _read_settings(
         elif not is_text(name) and name in settings and given is not None:
             words = read_words(before)
             given = before if words == before else words
-        value = given if _is_nested(name) else read_setting(name, given, own, config)
+        nested = "::" in ReferenceResolver.normalize_id(name)
+        value = given if nested else read_setting(name, given, own, config)
         if value is not before:
             for place in _places(name, shipped):
                 _put(config, place, value)
@@ -235,10 +234,6 @@ def _typed(known: Collection[str]) -> dict[str, Any]:
     texts = {name: text for name, text in typed.items() if is_text(name) and not FLAG.match(text)}
     absent = {name: None for name, text in typed.items() if text == "None" and name not in known}
     return {**absent, **texts}
-
-
-def _is_nested(name: str) -> bool:
-    return "::" in ReferenceResolver.normalize_id(name)
 
 
 def _places(name: str, shipped: ConfigParser) -> Iterator[str]:

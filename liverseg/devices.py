@@ -59,8 +59,6 @@ def sync_batch_norm(network: torch.nn.Module) -> torch.nn.Module:
 
     The names of its weights stay, so what is saved loads into a network without.
     """
-    return (
-        torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        if torch.cuda.is_available()
-        else network
-    )
+    if not torch.cuda.is_available():
+        return network
+    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import ignite.distributed as idist
 import torch
-import torch.distributed as dist
 from ignite.engine import Events
 from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
@@ -41,12 +41,12 @@ class ScanDataset(Dataset):
     """
 
     def _transform(self, index: int) -> Any:
-        if len(self) == 1:
-            return super()._transform(index)
         try:
             return super()._transform(index)
         # A damaged file may raise anything.
         except Exception as error:
+            if len(self) == 1:
+                raise
             # As text, because errors lose their cause on the way out of a worker process.
             return {FAILED: str(self.data[index]["image"]), REASON: _log_reason(error)}
 
@@ -147,10 +147,7 @@ class ScanEvaluator(SupervisedEvaluator):
 
     def _gather(self) -> bool:
         """Gather the failures of all ranks; return whether each has a scan that did not fail."""
-        parts: list[Any] = [(self.failures, self.done)]
-        if dist.is_available() and dist.is_initialized():
-            parts = [None] * dist.get_world_size()
-            dist.all_gather_object(parts, (self.failures, self.done))
+        parts: list[Any] = idist.all_gather((self.failures, self.done))  # type: ignore[assignment]
         # By image, as a padded sampler gives a scan twice.
         self.failures = list(
             {failure["image"]: failure for failures, _ in parts for failure in failures}.values()

@@ -72,6 +72,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BufferedRandom]:
         ) from error
 
 
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` as UTF-8, as `atomic_write` does."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write `content` as JSON, into a folder that is made where it is missing.
 
@@ -79,5 +85,4 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         InputError: as `check_writable` and `atomic_write`.
     """
     check_writable(Path(path).parent)
-    with atomic_write(path) as file:
-        file.write(f"{json.dumps(content, indent=1)}\n".encode())
+    write_text(path, f"{json.dumps(content, indent=1)}\n")

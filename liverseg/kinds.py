@@ -63,11 +63,9 @@ def _axes(
 
     def read(name: str, value: Any, shipped: Any) -> Any:
         axes = shipped if isinstance(shipped, list) else [1, 1, 1]
-        numbers = (
-            [value if axis > 0 else axis for axis in axes]
-            if _is_number(value, 0, math.inf, whole)
-            else value
-        )
+        numbers = value
+        if _is_number(value, 0, math.inf, whole):
+            numbers = [value if axis > 0 else axis for axis in axes]
         if (
             not isinstance(numbers, Sequence)
             or len(numbers) != len(axes)

@@ -120,14 +120,10 @@ def read_setting(name: str, value: Any, shipped: Mapping[str, Any], config: Conf
     Raises:
         InputError: for a value that the setting cannot have.
     """
-    if is_text(name):
-        value = (
-            None
-            if value in ("None", "null") and name in shipped and shipped[name] is None
-            else value
-        )
-    elif isinstance(value, str):
-        value = read_words(value)
+    if not is_text(name):
+        value = read_words(value) if isinstance(value, str) else value
+    elif value in ("None", "null") and name in shipped and shipped[name] is None:
+        return None
     if value is None and shipped.get(name) is None:
         return value
     if isinstance(value, str) and value.startswith(ELSEWHERE):

@@ -24,7 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from liverseg.errors import InputError
-from liverseg.files import atomic_write, check_writable
+from liverseg.files import check_writable, write_text
 
 RECORD = "version.json"
 # Files of a model; whatever else is there belongs to its training.
@@ -67,9 +67,7 @@ class Version:
         """Change facts in `version.json`, and return the version with them; all others stay."""
         # It may have been published since it was read.
         record = {**_read(self.folder).record, **facts}
-        text = json.dumps(record, indent=1)
-        with atomic_write(self.folder / RECORD) as file:
-            file.write(text.encode())
+        write_text(self.folder / RECORD, json.dumps(record, indent=1))
         return Version(self.folder, record)
 
 

@@ -42,9 +42,8 @@ class Datalist:
 def patient_of(item: Mapping[str, Any]) -> str:
     """Return the `patient` of an item.
 
-    Where none is given, its scan is a patient's only one, called as its file or folder.
-
-    A DICOM file stands for a series in its folder, and all series in one folder are one patient's.
+    Where none is given, its scan is a patient's only one, called as its file or folder. A DICOM
+    file stands for a series in its folder, and all series in one folder are one patient's.
     """
     if item.get("patient") is not None:
         return str(item["patient"])
@@ -52,9 +51,7 @@ def patient_of(item: Mapping[str, Any]) -> str:
 
 
 def read_datalist(datalist: str | os.PathLike[str]) -> Datalist:
-    """Read a datalist in the Medical Segmentation Decathlon's form.
-
-    It does not look whether the files are there.
+    """Read a datalist in the Medical Segmentation Decathlon's form; its scans may be missing.
 
     Raises:
         InputError: for a file that is missing or no datalist, an item of another form, one without
@@ -75,13 +72,13 @@ def read_datalist(datalist: str | os.PathLike[str]) -> Datalist:
     }
     every = [item for items in sections.values() for item in items]
     _check_files_of_one_patient(path, every)
-    with_fold = [item for item in sections.get("training", ()) if "fold" in item]
-    for item in sections.get("training", ()) if with_fold else ():
-        if "fold" not in item:
-            raise InputError(
-                f"{path}: {item['place']} has no fold, expected one as the others have: "
-                "give one to each or to none."
-            )
+    training = sections.get("training", [])
+    bare = [item for item in training if "fold" not in item]
+    if 0 < len(bare) < len(training):
+        raise InputError(
+            f"{path}: {bare[0]['place']} has no fold, expected one as the others have: "
+            "give one to each or to none."
+        )
     _check_patients_apart(path, sections)
     for item in every:
         item["patient"] = patient_of(item)
@@ -243,10 +240,7 @@ def _item(path: Path, folder: Path, place: str, entry: Any) -> Item:
 
 
 def _check_spelling(what: str, entry: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Refuse what is meant for a key that is not there.
-
-    Datalists may have other keys, as `pseudo_label`.
-    """
+    """Refuse what is meant for a missing key; datalists may have others, as `pseudo_label`."""
     for meant in known:
         for key in entry:
             if meant not in entry and _is_slip(key.lower(), meant):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from liverseg.errors import InputError
-from liverseg.files import atomic_write
+from liverseg.files import atomic_write, write_json
 
 RECORD = "patches.json"
 
@@ -87,9 +86,7 @@ def cut_patches(
         raise InputError(
             f"{folder}: found no patch with {min_area:g} of it annotated: lower min_patch_area."
         )
-    record = {"min_area": min_area, "patches": counts}
-    with atomic_write(folder / RECORD) as file:
-        file.write(json.dumps(record, indent=1).encode())
+    write_json(folder / RECORD, {"min_area": min_area, "patches": counts})
 
 
 def _volume(item: Any) -> Tensor:
@@ -97,10 +94,7 @@ def _volume(item: Any) -> Tensor:
 
 
 def _tiles(volume: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut (H, W, D) into non-overlapping tiles (N, *size), slice by slice.
-
-    Zeros fill up the last row and column of tiles.
-    """
+    """Cut the slices of (H, W, D) into tiles (N, *size); zeros fill up the last row and column."""
     height, width = size
     slices = F.pad(
         volume.permute(2, 0, 1), (0, -volume.shape[1] % width, 0, -volume.shape[0] % height)

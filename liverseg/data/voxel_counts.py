@@ -26,6 +26,7 @@ from liverseg.transforms.labels import whole_values
 logger = logging.getLogger(__name__)
 
 MOST_VALUES = 2**16
+READERS = 4  # label files that are read at the same time
 SLAB = 16  # slices that are counted at a time: whole volumes as int64 would take 8 bytes a voxel
 
 
@@ -34,7 +35,6 @@ def count_voxels(
     classes: Mapping[str, Sequence[int] | None],
     datalist: str | os.PathLike[str] | None = None,
     spacing: Sequence[float] = (-1, -1, -1),
-    num_workers: int = 4,
 ) -> torch.Tensor:
     """Return the voxels of each class in all labels of `data`, float64, shape (num_classes,).
 
@@ -49,7 +49,6 @@ def count_voxels(
         datalist: the file that `data` was read from; None remembers nothing.
         spacing: count voxels of this size in mm, as resampling to it leaves them; −1 keeps the
             axis.
-        num_workers: label files read at the same time.
 
     Raises:
         InputError: as `LoadVolumed` and `MapLabelsd` raise it.
@@ -63,7 +62,7 @@ def count_voxels(
     }
     missing = [label for label in names if not _is_current(known.get(names[label]), label)]
     if missing:
-        with ThreadPoolExecutor(num_workers) as pool:
+        with ThreadPoolExecutor(READERS) as pool:
             read = pool.map(_read_label, missing)
             bar = tqdm(
                 read, total=len(missing), desc="Counting voxels per class", unit="scan", delay=2
@@ -117,11 +116,7 @@ def _state(label: str) -> dict[str, int]:
 
 def _is_current(found: Mapping[str, Any] | None, label: str) -> bool:
     state = _state(label)
-    return (
-        found is not None
-        and state != {}
-        and all(found.get(name) == value for name, value in state.items())
-    )
+    return found is not None and state != {} and state.items() <= found.items()
 
 
 def _read(memory: Path) -> dict[str, Any]:

@@ -19,10 +19,8 @@ def inverse_frequency_weights(
 ) -> torch.Tensor:
     """Return weights w_c ∝ 1 / (voxels of class c in all labels of `data`), scaled to mean 1.
 
-    Shape (num_classes,).
-
-    The class-frequency-inverse weights of `crossE` (Furtado 2021, section 2.4; Furtado n.d.,
-    section 3.3). A class that never occurs gets weight 0: no voxel could use it.
+    Shape (num_classes,). The class-frequency-inverse weights of `crossE` (Furtado 2021, section
+    2.4; Furtado n.d., section 3.3). A class that never occurs gets weight 0: no voxel could use it.
 
     Args:
         data: items with `label`.

@@ -16,7 +16,7 @@ import torch
 from ignite.engine import Engine
 
 from liverseg.errors import InputError
-from liverseg.files import atomic_write
+from liverseg.files import atomic_write, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +32,8 @@ class BestModel:
         folder: for both files.
         network: the network whose plain state dict is saved, without a wrapper.
         evaluator: the validation engine.
-        validation_data: the items of the validation set, `{"image": …}`, known by file name and
-            size.
-        key_metric: the metric of `evaluator` to compare, larger is better.
+        validation_data: as for `Checkpoints`.
+        key_metric: as for `Checkpoints`.
         keep_best: False writes `model.pt` at every validation, so it is the last one's. Nothing is
             then chosen on the validation scans, as a study that reports on them needs it.
     """
@@ -113,9 +112,7 @@ class BestModel:
             "epoch": epoch,
             "validation_sha256": self.validation_sha256,
         }
-        text = json.dumps(record, indent=1)
-        with atomic_write(self.record_path) as file:
-            file.write(text.encode())
+        write_json(self.record_path, record)
         word = "New best" if self.keep_best else "Last"
         logger.info("%s %s %.4f at epoch %d: %s", word, self.key_metric, metric, epoch, self.path)
 

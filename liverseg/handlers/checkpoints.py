@@ -17,9 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from liverseg.errors import InputError
 from liverseg.files import atomic_write, check_writable
 from liverseg.handlers.best_model import BestModel
-from liverseg.handlers.early_stop import EarlyStop
 from liverseg.handlers.ema import EMA
-from liverseg.handlers.finite import FiniteCheck
+from liverseg.handlers.finite import check_iteration, check_saved
 from liverseg.networks.weights import check_finite, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -98,13 +97,12 @@ class Checkpoints:
 
     def attach(self, engine: Engine) -> None:
         """Act at the start, every iteration and every epoch of `engine`, the trainer."""
-        FiniteCheck(self.network, self.saved_network).attach(engine)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, check_iteration, self.network)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, check_saved, self.saved_network)
         if self.ema:
             self.ema.attach(engine)
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
-        if self.patience:
-            EarlyStop(self.patience, self.evaluator).attach(engine)
 
     def start(self, engine: Engine) -> None:
         """Load the last checkpoint if asked to, and find the metric that a new model has to beat.
@@ -134,7 +132,7 @@ class Checkpoints:
             self.best_model.update(state)
 
     def epoch_completed(self, engine: Engine) -> None:
-        """Save what this epoch reached, on rank 0 only; the last epoch is always validated."""
+        """Validate the last epoch, save this one on rank 0 only, stop where nothing gets better."""
         state: Any = engine.state
         if state.epoch == state.max_epochs and self.evaluator.state.epoch != state.epoch:
             self.evaluator.run(state.epoch)
@@ -146,6 +144,11 @@ class Checkpoints:
             # Ignite's DiskSaver lets all users read it, whatever the umask.
             with atomic_write(self.path) as file:
                 torch.save(checkpoint, file)
+        # Ignite's `EarlyStopping` counts validations, and in a resumed training from 0 again.
+        validated = self.patience and self.evaluator.state.epoch == state.epoch
+        if validated and state.epoch - state.best_metric_epoch >= self.patience:
+            logger.info("Stopping early: the best model is of epoch %d.", state.best_metric_epoch)
+            engine.terminate()
 
     def _load(self, state: Any) -> None:
         checkpoint = read_checkpoint(self.path)

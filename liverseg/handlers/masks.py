@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 
 from liverseg.engines import ScanEvaluator, reason_of
 from liverseg.io.masks import MaskFolder
@@ -25,13 +25,9 @@ class MaskSummary:
 
     def attach(self, engine: ScanEvaluator) -> None:
         """Act at the start and at the end of `engine`."""
-        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.STARTED, self.masks.check)
         engine.add_event_handler(Events.COMPLETED, self.completed)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.failed)
-
-    def start(self, engine: Engine) -> None:
-        """Look whether masks can be written."""
-        self.masks.check()
 
     def completed(self, engine: ScanEvaluator) -> None:
         """Record the scans that failed."""

@@ -180,14 +180,9 @@ def _largest_slice(
     """Return the slice along Z with most of the label, else of the prediction, else the middle."""
     areas = [(classes[0] > 0).sum((0, 1)) for classes in (label, prediction)]
     index = next((int(area.argmax()) for area in areas if area.any()), image.shape[-1] // 2)
-    image_xy, label_xy, prediction_xy = (
-        torch.as_tensor(volume)[0, ..., index].float().cpu().numpy()
-        for volume in (image, label, prediction)
-    )
-    spacing_mm = tuple(float(mm) for mm in image.pixdim[:2])
-    return {
-        "image": image_xy,
-        "label": label_xy,
-        "prediction": prediction_xy,
-        "spacing_mm": spacing_mm,
+    volumes = {"image": image, "label": label, "prediction": prediction}
+    shown = {
+        name: torch.as_tensor(volume)[0, ..., index].float().cpu().numpy()
+        for name, volume in volumes.items()
     }
+    return {**shown, "spacing_mm": tuple(float(mm) for mm in image.pixdim[:2])}

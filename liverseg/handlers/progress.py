@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from monai.engines import Trainer
@@ -27,13 +25,9 @@ class Progress:
         if isinstance(engine, Trainer):
             bar.attach(
                 engine,
-                output_transform=_loss,
+                output_transform=lambda output: {"loss": output["loss"].item()},
                 event_name=Events.EPOCH_COMPLETED,
                 closing_event_name=Events.COMPLETED,
             )
         else:
             bar.attach(engine)
-
-
-def _loss(output: Any) -> dict[str, float]:
-    return {"loss": output["loss"].item()}

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 
 from liverseg.errors import InputError
-from liverseg.files import atomic_write, check_writable
+from liverseg.files import check_writable, write_text
 from liverseg.handlers.report_case import CaseMeasures
 from liverseg.handlers.report_summary import summarise
 from liverseg.handlers.timing import ScanTimer
@@ -160,9 +160,7 @@ class SegmentationReport:
         summary["failures"] = failures
         warnings = {name: case["warnings"] for name, case in cases.items()}
         summary["warnings"] = {name: found for name, found in warnings.items() if found}
-        table = _table(cases).to_csv(index=False)
-        with atomic_write(self.output_dir / "cases.csv") as file:
-            file.write(table.encode())
+        write_text(self.output_dir / "cases.csv", _table(cases).to_csv(index=False))
         with open_summary(self.output_dir) as content:
             scans = content["scans"]
             content.clear()

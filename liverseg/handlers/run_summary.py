@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from ignite.engine import Engine, Events
 
-from liverseg.files import atomic_write, check_writable
+from liverseg.files import check_writable, write_text
 from liverseg.handlers.provenance import package_versions
 
 
@@ -80,9 +80,7 @@ class RunSummary:
         """Add a line to the history."""
         self._add_row(engine)
         self.losses = []
-        table = pd.DataFrame(self.rows).to_csv(index=False)
-        with atomic_write(self.output_dir / "history.csv") as file:
-            file.write(table.encode())
+        write_text(self.output_dir / "history.csv", pd.DataFrame(self.rows).to_csv(index=False))
 
     def _add_row(self, engine: Engine) -> None:
         validated = self.evaluator.state.epoch == engine.state.epoch
@@ -113,6 +111,5 @@ class RunSummary:
             "versions": package_versions(),
         }
         line = json.dumps(summary)
-        with atomic_write(self.output_dir / "metrics.json") as file:
-            file.write(f"{line}\n".encode())
+        write_text(self.output_dir / "metrics.json", f"{line}\n")
         print(line, flush=True)

@@ -59,8 +59,6 @@ class AutocastInferer(Inferer):
         )
         with bf16_autocast(inputs.device, self.amp and not small):
             logits = network(inputs, *args, **self.options, **kwargs)
-        return (
-            [level.float() for level in logits]
-            if isinstance(logits, (list, tuple))
-            else logits.float()
-        )
+        if isinstance(logits, (list, tuple)):
+            return [level.float() for level in logits]
+        return logits.float()

@@ -13,12 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from liverseg.errors import InputError
 from liverseg.inferers.autocast import bf16_autocast
 from liverseg.inferers.base import VolumeInferer
-from liverseg.inferers.utils import as_tensor, get_affine, resize_planes, to_uint8
+from liverseg.inferers.utils import (
+    as_tensor,
+    check_volumes,
+    get_affine,
+    progress_bar,
+    resize_planes,
+)
 from liverseg.inferers.volume_windows import planes_between
 from liverseg.transforms.crop import body_box, largest_box
 from liverseg.transforms.spacing import resize_volume, spaced_size
@@ -60,40 +64,32 @@ class ContextTileInferer(VolumeInferer):
         self.flips = [[2 + axis for axis in axes] for axes in flips]
         self.amp, self.progress = amp, progress
 
-    def segment(
-        self, inputs: Tensor, network: Any, *args: Any, probabilities: bool = False, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """Segment a batch to 0 background and 1 foreground; see `VolumeInferer.segment`."""
-        if inputs.ndim != 5 or inputs.shape[1] != 1:
-            raise InputError(
-                f"the inferer got shape {tuple(inputs.shape)}, expected (B, "
-                "1, H, W, D): check the keys."
-            )
+    def _slabs(
+        self, inputs: Tensor, index: int, network: Any, *args: Any, **kwargs: Any
+    ) -> Iterator[tuple[slice, Tensor]]:
+        check_volumes(inputs, "1")
         network = getattr(network, "module", network)  # of DistributedDataParallel
-        labels = torch.zeros_like(inputs, dtype=torch.uint8)
-        on_grid = torch.zeros_like(as_tensor(labels)) if probabilities else None
-        for index in range(inputs.shape[0]):
-            volume, label = as_tensor(inputs)[index, 0], as_tensor(labels)[index, 0]
-            size = spaced_size(volume.shape, get_affine(inputs, index), self.spacing)
-            with torch.no_grad():
-                found = self._probabilities(resize_volume(volume, size), network)
-            for position, planes in planes_between(
-                iter([found.permute(2, 0, 1)[:, None]]), size[2], label.shape[2]
-            ):
-                here = (..., slice(position, position + len(planes)))
-                slab = resize_planes(planes, label.shape[:2])[:, 0].permute(1, 2, 0)
-                label[here] = (slab > self.threshold).to(label)
-                if on_grid is not None:
-                    on_grid[index, 0][here] = to_uint8(slab).to(label)
-        return labels, on_grid
+        volume = as_tensor(inputs)[index, 0]
+        size = spaced_size(volume.shape, get_affine(inputs, index), self.spacing)
+        found = self._probabilities(resize_volume(volume, size), network)
+        for position, planes in planes_between(
+            iter([found.permute(2, 0, 1)[:, None]]), size[2], volume.shape[2]
+        ):
+            foreground = resize_planes(planes, volume.shape[:2])
+            # The background wins where the foreground is not above the threshold.
+            background = torch.full_like(foreground, self.threshold)
+            scores = torch.cat([background, foreground], 1)
+            yield slice(position, position + len(planes)), scores
+
+    def _normalise(self, scores: Tensor) -> Tensor:
+        return scores
 
     def _probabilities(self, volume: Tensor, network: Any) -> Tensor:
         """Return the foreground's, (h, w, d), on the grid of the network; context beyond is 0."""
         found = torch.zeros(volume.shape)
-        tiles = list(_tiles(volume.shape, self.roi_size))
-        for start in tqdm(
-            tiles, "Segmenting", unit="tile", delay=2, disable=not self.progress, leave=False
-        ):
+        steps = zip(volume.shape, self.roi_size, strict=True)
+        tiles = list(itertools.product(*(range(0, length, roi) for length, roi in steps)))
+        for start in progress_bar(tiles, "Segmenting", "tile", self.progress):
             inside, outside = _overlap(start, self.roi_size, volume.shape)
             found[outside] = self._window(volume, start, self.roi_size, network)[inside]
         return found
@@ -191,12 +187,6 @@ class BodyWindowInferer(ContextTileInferer):
         inside, outside = _overlap(starts, self.roi_size, volume.shape)
         found[outside] = window[inside]
         return found
-
-
-def _tiles(size: Sequence[int], roi_size: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    return itertools.product(
-        *(range(0, length, roi) for length, roi in zip(size, roi_size, strict=True))
-    )
 
 
 def _overlap(

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from monai.data import MetaTensor, affine_to_spacing
 from torch import Tensor, nn
 
+from liverseg.bundle import choose
 from liverseg.errors import InputError
 from liverseg.inferers.utils import as_tensor
 from liverseg.networks.blocks import crop, pad_to_multiple
@@ -102,11 +103,7 @@ class Localiser:
         target_layer: str = "encoder.features.23",
         image_key: str = "image",
     ) -> None:
-        if prior not in PRIORS:
-            raise InputError(
-                f"prior: found {prior!r}, expected one of "
-                f"{', '.join(PRIORS)}: set it to one of these."
-            )
+        choose("prior", prior, dict.fromkeys(PRIORS))
         if prior == "gradcam" and target_layer not in dict(network.named_modules()):
             layers = [
                 name for name, module in network.named_modules() if isinstance(module, nn.ReLU)

@@ -110,10 +110,7 @@ class MirrorCheckInferer(VolumeInferer):
         every = [int(max(SAMPLE_MM // mm, 1)) for mm in spacing_mm[:2]]
         every.append(int(max(SAMPLE_MM // spacing_mm[2], 1)) if apart == 1 else 1)
         sample = tuple(slice(None, None, step) for step in every)
-        volume, label = (
-            as_tensor(inputs)[index, 0, ..., ::apart],
-            as_tensor(labels)[index, 0, ..., ::apart],
-        )
+        volume, label = (as_tensor(each)[index, 0, ..., ::apart] for each in (inputs, labels))
         every[2] *= apart
         voxel_ml = (
             abs(float(torch.linalg.det(affine[:3, :3].double()))) * float(np.prod(every)) / 1000
@@ -152,10 +149,7 @@ class MirrorCheckInferer(VolumeInferer):
         )
 
     def _liver(self, labels: Tensor) -> np.ndarray:
-        found: np.ndarray = largest(
-            torch.isin(labels, self.liver.to(labels)).to(torch.uint8).cpu().numpy()
-        )
-        return found
+        return largest(torch.isin(labels, self.liver.to(labels)).to(torch.uint8).cpu().numpy())
 
 
 def _offset(mask: np.ndarray, body: np.ndarray, axis: int) -> float:

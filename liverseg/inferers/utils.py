@@ -1,15 +1,41 @@
-"""Helpers that inferers share: affines and file names of a batch, resized planes, probabilities."""
+"""Helpers that inferers share: what a batch is, where it goes, resized planes, probabilities."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from torch import Tensor
+from tqdm import tqdm
 
 from liverseg.errors import InputError
+
+
+def check_volumes(inputs: Tensor, channels: str = "C") -> None:
+    """Check that a batch is (B, `channels`, H, W, D); "C" is any number.
+
+    Raises:
+        InputError: for another shape.
+    """
+    if inputs.ndim != 5 or channels not in ("C", str(inputs.shape[1])):
+        raise InputError(
+            f"the inferer got shape {tuple(inputs.shape)}, expected (B, {channels}, H, W, D): "
+            "check the keys."
+        )
+
+
+def device_of(network: Any, inputs: Tensor) -> torch.device:
+    """Return the device of a network's parameters, or of `inputs` where it has none."""
+    parameters = network.parameters() if isinstance(network, torch.nn.Module) else ()
+    return next(iter(parameters), inputs).device
+
+
+def progress_bar(items: Sequence[Any], what: str, unit: str, shown: bool) -> tqdm:
+    """Return `items` with a bar, if it is to be shown, for those that take longer than 2 s."""
+    return tqdm(items, what, unit=unit, delay=2, disable=not shown, leave=False)
 
 
 def get_affine(inputs: Tensor, index: int) -> Tensor:

@@ -7,12 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from liverseg.errors import InputError
 from liverseg.inferers.autocast import bf16_autocast
 from liverseg.inferers.base import VolumeInferer
-from liverseg.inferers.utils import as_tensor, get_affine, resize_planes
+from liverseg.inferers.utils import (
+    as_tensor,
+    check_volumes,
+    device_of,
+    get_affine,
+    progress_bar,
+    resize_planes,
+)
 from liverseg.networks.blocks import two_class_logits
 from liverseg.transforms.slices import stack_slices
 from liverseg.transforms.spacing import spaced_size
@@ -96,39 +102,24 @@ class VolumeSliceInferer(VolumeInferer):
     def _slabs(
         self, inputs: Tensor, index: int, network: Any, *args: Any, **kwargs: Any
     ) -> Iterator[tuple[slice, Tensor]]:
-        if inputs.ndim != 5:
-            raise InputError(
-                f"the inferer got shape {tuple(inputs.shape)}, expected (B, C, H, W, D): check the "
-                "keys."
-            )
-        parameter = (
-            next(iter(network.parameters()), inputs)
-            if isinstance(network, torch.nn.Module)
-            else inputs
-        )
+        check_volumes(inputs)
+        device = device_of(network, inputs)
         size = self.slice_size(inputs, index)
         volumes = as_tensor(inputs)[index]
         depth = volumes.shape[-1]
         starts = range(0, depth, self.sw_batch_size)
-        for start in tqdm(
-            starts,
-            "Segmenting slices",
-            unit="slab",
-            delay=2,
-            disable=not self.progress,
-            leave=False,
-        ):
+        for start in progress_bar(starts, "Segmenting slices", "slab", self.progress):
             positions = torch.arange(
                 start, min(start + self.sw_batch_size, depth), device=volumes.device
             )
             x = torch.cat(
                 [stack_slices(volume, positions, self.num_slices) for volume in volumes], dim=1
             )
-            x = x.to(parameter.device, torch.float32)
+            x = x.to(device, torch.float32)
             x = resize_planes(x, size, "bilinear" if self.size is None else "area")
             x = x.contiguous(memory_format=torch.channels_last)
             # No context may be open while a generator waits: its reader would be in it.
-            with torch.no_grad(), bf16_autocast(parameter.device, self.amp):
+            with torch.no_grad(), bf16_autocast(device, self.amp):
                 scores = self._scores(network, x, *args, **kwargs)
             yield slice(start, start + len(positions)), resize_planes(scores, volumes.shape[1:3])
 

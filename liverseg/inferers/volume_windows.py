@@ -10,12 +10,18 @@ import torch
 import torch.nn.functional as F
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from torch import Tensor
-from tqdm import tqdm
 
 from liverseg.errors import InputError
 from liverseg.inferers.autocast import bf16_autocast
 from liverseg.inferers.base import VolumeInferer
-from liverseg.inferers.utils import as_tensor, get_affine, resize_planes
+from liverseg.inferers.utils import (
+    as_tensor,
+    check_volumes,
+    device_of,
+    get_affine,
+    progress_bar,
+    resize_planes,
+)
 from liverseg.transforms.spacing import resize_volume, spaced_size
 
 PLANES = 4  # planes of the volume's own grid whose logits exist at a time
@@ -75,23 +81,15 @@ class VolumeWindowInferer(VolumeInferer):
     def _slabs(
         self, inputs: Tensor, index: int, network: Any, *args: Any, **kwargs: Any
     ) -> Iterator[tuple[slice, Tensor]]:
-        if inputs.ndim != 5 or inputs.shape[1] != 1:
-            raise InputError(
-                f"the inferer got shape {tuple(inputs.shape)}, expected (B, 1, H, W, D): check the "
-                "keys."
-            )
-        parameter = (
-            next(iter(network.parameters()), inputs)
-            if isinstance(network, torch.nn.Module)
-            else inputs
-        )
+        check_volumes(inputs, "1")
         volume = as_tensor(inputs)[index, 0]
         height, width, depth = volume.shape
         if any(value > 0 for value in self.spacing):
             size = spaced_size(volume.shape, get_affine(inputs, index), self.spacing)
             volume = volume if size == tuple(volume.shape) else resize_volume(volume, size)
         channels = self._channels(volume, inputs, index)
-        finished = self._finished_planes(channels, network, parameter.device, *args, **kwargs)
+        device = device_of(network, inputs)
+        finished = self._finished_planes(channels, network, device, *args, **kwargs)
         for position, logits in planes_between(finished, volume.shape[-1], depth):
             yield (
                 slice(position, position + len(logits)),
@@ -131,16 +129,11 @@ class VolumeWindowInferer(VolumeInferer):
         height, width, depth = (*padded.shape[1:3], self.roi_size[2])
         weight = torch.zeros(height, width, depth, device=device)
         logits: Tensor | None = None
-        bar = tqdm(
-            total=len(windows),
-            desc="Segmenting",
-            unit="window",
-            delay=2,
-            disable=not self.progress,
-            leave=False,
-        )
-        for start, layer in groupby(windows, key=lambda window: window[2].start):
-            for batch in _batches(list(layer), self.sw_batch_size):
+        bar = progress_bar(windows, "Segmenting", "window", self.progress)
+        for start, group in groupby(windows, key=lambda window: window[2].start):
+            layer = list(group)
+            for first in range(0, len(layer), self.sw_batch_size):
+                batch = layer[first : first + self.sw_batch_size]
                 x = torch.stack([padded[:, *window] for window in batch]).to(device, torch.float32)
                 x = x.contiguous(memory_format=torch.channels_last_3d)
                 # No context may be open while a generator waits: its reader would be in it.
@@ -184,8 +177,3 @@ def planes_between(
         position = ready
         used = min(int(lower[min(position, depth - 1)]) - first, len(held))
         held, first = held[used:], first + used
-
-
-def _batches(windows: list[Any], size: int) -> Iterator[list[Any]]:
-    for first in range(0, len(windows), size):
-        yield windows[first : first + size]

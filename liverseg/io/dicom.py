@@ -54,37 +54,31 @@ def series_at(path: Path) -> Series:
     """
     if path.is_dir():
         found, left_out = find_series(path)
-        if len(found) != 1:
-            raise InputError(f"{path}: {_not_one(found, left_out)}")
-        notes = (f"left out, as no part of the scan: {describe(left_out)}.",) if left_out else ()
     else:
         left_out = defaultdict(list)
         found = _find([(path.parent, files_at(path))], left_out)
-        reasons = [
-            reason
-            for reason, files in left_out.items()
-            if path.name in {file.name for file in files}
-        ]
-        found = [each for each in found if path.name in {file.name for file in each.files}]
+        found = [each for each in found if path in each.files]
         if not found:
-            what = (reasons or ["neither NIfTI nor DICOM"])[0]
+            reasons = (reason for reason, files in left_out.items() if path in files)
             raise InputError(
-                f"{path}: not readable as a volume ({what}), expected a whole NIfTI file or a file "
-                "of one DICOM series of CT or MRI: replace it or remove the scan."
+                f"{path}: not readable as a volume ({next(reasons, 'neither NIfTI nor DICOM')}), "
+                "expected a whole NIfTI file or a file of one DICOM series of CT or MRI: replace "
+                "it or remove the scan."
             )
-        if len(found) > 1:
-            raise InputError(f"{path}: {_not_one(found, left_out)}")
-        notes = ()
-        if elsewhere := _elsewhere(found[0], path.parent):
-            names = some_of(elsewhere)
-            notes = (
-                f"more of its series lies in other folders ({names}) and was not read: where it is "
-                "one scan, put all in one folder.",
-            )
+    if len(found) != 1:
+        raise InputError(f"{path}: {_not_one(found, left_out)}")
     (series,) = found
     if series.problem:
         raise InputError(f"{path}: {series.problem}")
-    return replace(series, path=str(path), warnings=(*series.warnings, *notes))
+    warnings = [*series.warnings]
+    if path.is_dir() and left_out:
+        warnings.append(f"left out, as no part of the scan: {describe(left_out)}.")
+    if not path.is_dir() and (elsewhere := _elsewhere(series, path.parent)):
+        warnings.append(
+            f"more of its series lies in other folders ({some_of(elsewhere)}) and was not read: "
+            "where it is one scan, put all in one folder."
+        )
+    return replace(series, path=str(path), warnings=tuple(warnings))
 
 
 def files_at(path: Path) -> list[Path]:
@@ -126,7 +120,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _find(folders: Iterable[tuple[Path, Sequence[Path]]], left_out: LeftOut) -> list[Series]:
-    damaged: dict[Path, str] = {}
+    damaged: dict[Path, tuple[Path, str]] = {}
     by_series: dict[tuple[str, ...], dict[Path, list[Slice]]] = defaultdict(
         lambda: defaultdict(list)
     )
@@ -135,7 +129,7 @@ def _find(folders: Iterable[tuple[Path, Sequence[Path]]], left_out: LeftOut) -> 
             try:
                 slices = slices_of(file)
             except DamagedError as error:
-                damaged[file] = str(error)
+                damaged.setdefault(folder, (file, str(error)))
                 continue
             if isinstance(slices, str):
                 left_out[slices].append(file)
@@ -204,43 +198,34 @@ def _goes_on(series: Series, file: Path) -> bool:
 
 def _join_singles(by_series: dict[tuple[str, ...], dict[Path, list[Slice]]]) -> list[Series]:
     """Take out of `by_series`, and join, files of a folder that are each their own series."""
-    single = {
-        key: next(iter(parts))
-        for key, parts in by_series.items()
-        if sum(map(len, parts.values())) == 1
-    }
+    single = {key for key, parts in by_series.items() if sum(map(len, parts.values())) == 1}
     in_folder: dict[Path, list[tuple[str, ...]]] = defaultdict(list)
     for key, parts in by_series.items():
         for folder in parts:
             in_folder[folder].append(key)
     joined = []
     for folder, keys in in_folder.items():
-        if not all(key in single for key in keys):
+        if not single.issuperset(keys):
             continue
         alike: dict[tuple[str, ...], list[tuple[str, ...]]] = defaultdict(list)
         for key in keys:
-            alike[
-                tuple(key[SERIES.index(keyword)] for keyword in ("PatientID", "Modality"))
-            ].append(key)
+            alike[key[SERIES.index("PatientID")], key[SERIES.index("Modality")]].append(key)
         for some in alike.values():
             if len(some) < 3:
                 continue
             slices = [each for key in some for each in by_series.pop(key)[folder]]
-            warning = (
+            odd = (
                 f"each of {len(slices)} files has its own SeriesInstanceUID; they are taken as one "
                 "series."
             )
-            joined += [
-                replace(each, warnings=(*each.warnings, warning)) for each in volumes_of(slices)
-            ]
+            joined += [replace(each, warnings=(*each.warnings, odd)) for each in volumes_of(slices)]
     return joined
 
 
-def _with_damaged(found: list[Series], damaged: dict[Path, str]) -> list[Series]:
+def _with_damaged(found: list[Series], damaged: dict[Path, tuple[Path, str]]) -> list[Series]:
     """Give each series beside a file that cannot be read this problem: it may lack that slice."""
-    for folder in {file.parent for file in damaged}:
-        file = next(file for file in damaged if file.parent == folder)
-        problem = damaged[file].replace(f"{file}: ", f"{file.name}: ")
+    for folder, (file, error) in damaged.items():
+        problem = error.replace(f"{file}: ", f"{file.name}: ")
         beside = [each for each in found if folder in {other.parent for other in each.files}]
         found = [replace(each, problem=problem) if each in beside else each for each in found]
         if not beside:

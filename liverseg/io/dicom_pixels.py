@@ -53,7 +53,9 @@ def read_pixels(file: Path, inverted: bool = False) -> tuple[np.ndarray, np.ndar
     # Whatever a codec raises.
     except Exception as error:
         name = uid_name(str(syntax))
-        if _lacks_decoder(syntax, error):
+        # pydicom counts pylibjpeg as a decoder of all JPEG, whatever plugins it has.
+        lacking = isinstance(error, NotImplementedError) or "plugin" in str(error)
+        if syntax.is_compressed and lacking:
             raise InputError(
                 f"{file}: its pixels are compressed as {name}, for which no decoder is installed: "
                 "pip install python-gdcm, or export the series uncompressed."
@@ -100,10 +102,3 @@ def _number(file: Path, dataset: Any, keyword: str) -> int | None:
     # Read without it, the voxels would be others.
     except (TypeError, ValueError, OverflowError) as error:
         raise unreadable(file, f"its {keyword} is damaged") from error
-
-
-def _lacks_decoder(syntax: Any, error: Exception) -> bool:
-    # pydicom counts pylibjpeg as a decoder of all JPEG, whatever plugins it has.
-    return syntax.is_compressed and (
-        isinstance(error, NotImplementedError) or "plugin" in str(error)
-    )

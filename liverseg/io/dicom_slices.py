@@ -147,9 +147,7 @@ class Slice:
 
 
 def slices_of(file: Path) -> tuple[Slice, ...] | str:
-    """Return the slices of a file, without their pixels.
-
-    Of a file that is no part of a scan, return what it is.
+    """Return a file's slices, without their pixels, or what it is if it is no part of a scan.
 
     Raises:
         DamagedError: for a DICOM file that cannot be read.
@@ -254,10 +252,8 @@ def _slice(file: Path, frame: int, kind: str, dataset: Any, groups: Sequence[Any
         value_of(dataset, "SeriesDescription")
         or f"series {value_of(dataset, 'SeriesNumber') or 'without name'}"
     )
-    modality, seen = (
-        str(value_of(dataset, "Modality") or ""),
-        value_of(dataset, "PhotometricInterpretation"),
-    )
+    modality = str(value_of(dataset, "Modality") or "")
+    seen = value_of(dataset, "PhotometricInterpretation")
     return Slice(
         file,
         frame,

@@ -112,10 +112,7 @@ def stack(series: Series, planes: Iterable[np.ndarray], fill: np.generic, order:
 
 
 def _planes(series: Series, padding: Counter[float]) -> Iterator[np.ndarray]:
-    """Yield the slices, NaN where they say that nothing was measured.
-
-    What they hold there is counted in `padding`.
-    """
+    """Yield the slices, NaN where nothing was measured, and count in `padding` what was there."""
     file, stored, empty = None, np.empty(0), None
     for each in series.slices:
         # The frames of a file follow each other, mostly.

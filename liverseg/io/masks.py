@@ -117,10 +117,8 @@ class MaskFolder:
             InputError: when it cannot be written.
         """
         image = str(absolute(scan))
-        found: dict[str, Any] = {
-            "volume_ml": self._volumes_ml(mask, affine),
-            "warnings": list(warnings),
-        }
+        volumes_ml = self._volumes_ml(mask, affine)
+        found: dict[str, Any] = {"volume_ml": volumes_ml, "warnings": list(warnings)}
         found |= {} if flags is None else {"flags": dict(flags)}
         with open_summary(self.folder) as summary:
             scans = summary["scans"]
@@ -144,12 +142,9 @@ class MaskFolder:
             self._replace(scans, {**before, "image": image, "error": error})
 
     def _name(self, image: str, scans: Sequence[Mapping[str, Any]]) -> str:
-        own = next(
-            (entry["mask"] for entry in scans if "mask" in entry and self._is_of(entry, image)),
-            None,
-        )
-        if own:
-            return own
+        for entry in scans:
+            if "mask" in entry and self._is_of(entry, image):
+                return str(entry["mask"])
         names = [f"{stem}{self.tail}" for stem in _stems(image)]
         taken = {path.name.lower() for path in self.folder.iterdir()} | {
             entry["mask"].lower() for entry in scans if "mask" in entry
@@ -191,9 +186,8 @@ class MaskFolder:
 def open_summary(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the content of a folder's `summary.json`, for one process at a time.
 
-    What the block makes of it is written.
-
-    Its `scans` are those of `MaskFolder`; the rest is that of `SegmentationReport`.
+    What the block makes of it is written. Its `scans` are those of `MaskFolder`; the rest is that
+    of `SegmentationReport`.
 
     Raises:
         InputError: for one that cannot be read, or written.
@@ -224,15 +218,13 @@ def recorded_masks(folder: str | os.PathLike[str]) -> set[str]:
     """
     try:
         scans = recorded_scans(folder)
-    except (InputError, OSError):
+    except InputError:
         return set()
     return {str(entry["mask"]) for entry in scans if isinstance(entry, Mapping) and "mask" in entry}
 
 
 def find_mask(folder: str | os.PathLike[str], scan: str | os.PathLike[str]) -> Path | None:
-    """Return the newest mask of a scan in a folder that `MaskFolder` wrote.
-
-    None where there is none.
+    """Return the newest mask of a scan in a folder that `MaskFolder` wrote, None without any.
 
     Raises:
         InputError: for a `summary.json` that cannot be read.
@@ -248,19 +240,14 @@ def find_mask(folder: str | os.PathLike[str], scan: str | os.PathLike[str]) -> P
 
 
 def recorded_flags(mask: str | os.PathLike[str]) -> dict[str, str]:
-    """Return the flags of a mask, by what `MaskFolder` recorded beside it.
-
-    None of a mask that it has not written.
-    """
+    """Return the flags that `MaskFolder` recorded of a mask; none of one that it did not write."""
     path = Path(mask)
     try:
         scans = recorded_scans(path.parent)
     except InputError:
         return {}
-    flags: list[dict[str, str]] = [
-        entry.get("flags", {}) for entry in scans if entry.get("mask") == path.name
-    ]
-    return flags[0] if flags else {}
+    own = (entry for entry in scans if entry.get("mask") == path.name)
+    return dict(next(own, {}).get("flags", {}))
 
 
 def scan_names(images: Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -271,10 +258,7 @@ def scan_names(images: Sequence[str | os.PathLike[str]]) -> list[str]:
 
 
 def class_names(metadata: Mapping[str, Any]) -> dict[int, str]:
-    """Return the name of each value in the masks of a bundle, by its `metadata.json`.
-
-    None where that does not say.
-    """
+    """Return the name of each value in a bundle's masks that its `metadata.json` names."""
     data_format = metadata.get("network_data_format", {})
     # As the schema has it: the first where postprocessing changes what the network gives.
     outputs = data_format.get("post_processed_outputs") or data_format.get("outputs", {})
@@ -327,8 +311,9 @@ def _read(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         return {**content, "scans": [*content.get("scans", [])]}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"{file}: not readable ({error}), expected the record of whose masks these are: move "
+            f"{file}: not readable ({reason}), expected the record of whose masks these are: move "
             "it away, or choose another folder."
         ) from error

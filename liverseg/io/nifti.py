@@ -304,10 +304,7 @@ def _raw_header(image: Any) -> Any:
 
 
 def _shear_degrees(affine: np.ndarray) -> float:
-    """Return how far the axes are from right angles to each other.
-
-    0 for what ITK takes for right angles.
-    """
+    """Return how far the axes are from right angles; 0 for what ITK takes for right angles."""
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     product = directions @ directions.T
     if np.abs(product - np.eye(3)).max() <= RIGHT_ANGLE:

@@ -21,10 +21,7 @@ def is_hidden(path: str | os.PathLike[str]) -> bool:
 
 
 def nifti_suffix(path: str | os.PathLike[str]) -> str:
-    """Return the suffix of a NIfTI file as it stands in its name, `.nii.gz` or `.NII`.
-
-    "" for any other name.
-    """
+    """Return the suffix of a NIfTI file as its name has it, `.nii.gz` or `.NII`; "" of others."""
     return _suffix(path, NIFTI_SUFFIXES)
 
 
@@ -37,10 +34,7 @@ def stem_of(path: str | os.PathLike[str]) -> str:
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """Return the absolute path.
-
-    A link stays what it is called, and does not become what it points to.
-    """
+    """Return the absolute path; a link keeps its name and does not become what it points to."""
     return Path(os.path.abspath(os.path.expanduser(path)))
 
 

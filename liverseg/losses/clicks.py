@@ -40,10 +40,7 @@ class ClickLoss(nn.Module):
         self.loss, self.weight = loss, float(weight)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of logits (B, C, H, W, D) and `target` (B, 2, H, W, D), a scalar.
-
-        The target is that of `label_and_clicks`.
-        """
+        """Return the scalar loss of logits (B, C, H, W, D) and what `label_and_clicks` returns."""
         label, clicks = target[:, :1], target[:, 1].float()
         loss: Tensor = self.loss(logits, label)
         if not self.weight or not clicks.any():
@@ -53,23 +50,19 @@ class ClickLoss(nn.Module):
 
 
 def label_and_clicks(
-    batchdata: Mapping[str, Tensor],
-    device: str | torch.device | None = None,
-    non_blocking: bool = False,
-    **kwargs: Any,
+    batchdata: Mapping[str, Tensor], *args: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
     """Return a trainer's `prepare_batch` for `ClickLoss`.
 
     Args:
         batchdata: `image` (B, 1 + C, H, W, D), the scan and the clicks of each class, and `label`
             (B, 1, H, W, D).
-        device: where both go.
-        non_blocking: as of `Tensor.to`.
+        args: `device` and `non_blocking` of MONAI's `default_prepare_batch`.
         kwargs: more for `Tensor.to`.
 
     Returns:
         the image, and the label with the largest click of any class as its second channel (B, 2, H,
         W, D).
     """
-    image, label = default_prepare_batch(dict(batchdata), device, non_blocking, **kwargs)  # type: ignore[misc]
+    image, label = default_prepare_batch(dict(batchdata), *args, **kwargs)  # type: ignore[misc]
     return image, torch.cat([label, image[:, 1:].amax(1, keepdim=True)], 1)  # type: ignore[list-item]

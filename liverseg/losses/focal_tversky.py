@@ -39,6 +39,5 @@ class FocalTverskyLoss(TverskyLoss):
 
         The target has the same shape or (B, 1, …).
         """
-        # At zero the power has no finite gradient, and rounding can leave a
-        # perfect class below zero.
+        # At zero the power has no finite gradient, and rounding can leave a perfect class below it.
         return super().forward(input, target).clamp(min=1e-7).pow(1 / self.gamma).mean()

@@ -13,10 +13,8 @@ from liverseg.errors import InputError
 class PerClassLoss(nn.Module):
     """Average a loss for each class: Σ w_c · loss_c(p_c, g_c) / Σ w_c.
 
-    p_c is the softmax probability of class c, g_c its binary mask.
-
-    Each organ with the loss, or the α and β, that suit it: the per-organ loss functions that
-    Furtado n.d. names as future work.
+    p_c is the softmax probability of class c, g_c its binary mask. Each organ with the loss, or the
+    α and β, that suit it: the per-organ loss functions that Furtado n.d. names as future work.
 
     Each loss gets one channel of probabilities and one of zeros and ones, both (B, 1, H, W[,
     D]). Those that fit:

@@ -39,9 +39,8 @@ class TopKLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss, a scalar, of logits (B, C, H, W[, D]) and class indices.
 
-        These are (B, 1, H, W[, D]), of any dtype.
-
-        One channel is the logit of the foreground, whose sigmoid is its probability.
+        These are (B, 1, H, W[, D]), of any dtype. One channel is the logit of the foreground, whose
+        sigmoid is its probability.
         """
         voxels = functional.cross_entropy(
             two_class_logits(logits), target.squeeze(1).long(), reduction="none"

@@ -9,7 +9,7 @@ import cc3d
 import numpy as np
 
 from liverseg.metrics.confusion import check_label_maps
-from liverseg.transforms.morphology import NO_BOX, bounding_box
+from liverseg.transforms.morphology import NO_BOX, bounding_box, count_values
 
 COUNTS = ("reference_lesions", "predicted_lesions", "true_positive_lesions")
 
@@ -59,7 +59,8 @@ def lesion_metrics(prediction: np.ndarray, reference: np.ndarray) -> dict[str, f
         else (np.zeros(mask[box].shape, np.uint16), 0)
         for mask in (prediction, reference)
     )
-    predicted_voxels, true_voxels = _voxels(predicted, num_predicted), _voxels(true, num_true)
+    predicted_voxels = count_values(predicted, num_predicted + 1)
+    true_voxels = count_values(true, num_true + 1)
 
     common = (predicted > 0) & (true > 0)
     of_predicted, of_true, shared = _count_pairs(
@@ -129,16 +130,6 @@ def _precision_and_recall(
         "detection_precision": true_positive / predicted if predicted else math.nan,
         "detection_recall": true_positive / reference if reference else math.nan,
     }
-
-
-def _voxels(components: np.ndarray, count: int) -> np.ndarray:
-    """Return the voxels of each component, from number 0, which has none."""
-    voxels = np.zeros(count + 1, dtype=np.int64)
-    # Plane by plane: bincount makes an int64 copy of what it counts.
-    for plane in components:
-        voxels += np.bincount(plane.reshape(-1), minlength=count + 1)
-    voxels[0] = 0
-    return voxels
 
 
 def _count_pairs(

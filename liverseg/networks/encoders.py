@@ -89,10 +89,9 @@ class ResNet18Encoder(nn.Module):
         self.layer2 = _stage(64, 128, stride=2, dilation=1)
         self.layer3 = _stage(128, 256, stride=1 if dilate3 else 2, dilation=1, dilate=dilate3)
         self.layer4 = _stage(256, 512, stride=1, dilation=2 if dilate3 else 1, dilate=True)
+        # As in training from scratch by He et al. 2015, and in torchvision.
         for module in self.modules():
-            if isinstance(
-                module, nn.Conv2d
-            ):  # as in training from scratch by He et al. 2015, and in torchvision
+            if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -300,9 +299,8 @@ def _verified_file(source: str | Path, sha256: str | None) -> Path:
             except OSError as error:
                 advice = "download the file elsewhere and give its path as encoder_weights"
                 raise InputError(f"{source} cannot be downloaded ({error}): {advice}.") from error
-            except (
-                RuntimeError
-            ) as error:  # raised for a wrong hash only, and the message holds both digests
+            # Raised for a wrong hash only, and the message holds both digests.
+            except RuntimeError as error:
                 advice = "correct encoder_weights or encoder_weights_sha256"
                 raise InputError(
                     f"{source} does not have the SHA-256 it should ({error}): {advice}."

@@ -69,15 +69,15 @@ def merge_weights(
     if idist.get_rank() > 0:
         return
     missing = [os.fspath(path) for path in paths.values() if not Path(path).is_file()]
-    if missing and Path(merged).exists():
-        logger.warning(
-            "%s stays as it is, without what was trained since: there is no %s. Copy "
-            "it there, or move %s away.",
-            *(merged, ", ".join(missing), merged),
-        )
-    elif missing:
-        logger.info("%s is made once there is %s.", merged, ", ".join(missing))
     if missing:
+        if Path(merged).exists():
+            logger.warning(
+                "%s stays as it is, without what was trained since: there is no %s. Copy "
+                "it there, or move %s away.",
+                *(merged, ", ".join(missing), merged),
+            )
+        else:
+            logger.info("%s is made once there is %s.", merged, ", ".join(missing))
         return
     state = {
         f"{name}.{key}": value

@@ -81,9 +81,7 @@ class RandSyntheticLesionsd(RandomizableTransform, MapTransform):
             for part, c, radius in zip(box, centre, radii, strict=True)
         ]
         distance = torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0)
-        coarse = torch.from_numpy(
-            self.R.uniform(-1, 1, (1, 1, *[5] * label.ndim)).astype("float32")
-        )
+        coarse = torch.tensor(self.R.uniform(-1, 1, (1, 1, *[5] * label.ndim)), dtype=torch.float32)
         uneven = F.interpolate(
             coarse, distance.shape, mode=INTERPOLATION[label.ndim], align_corners=True
         )[0, 0]
@@ -165,21 +163,17 @@ class RandCutOffd(RandomizableTransform, MapTransform):
         self.label_key, self.axis = label_key, axis
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return `data`, cut off.
-
-        The cut is drawn from the slices that show something of the label.
-        """
+        """Return `data`, cut off at a slice drawn from those that show something of the label."""
         d = dict(data)
         self.randomize(None)
         if not self._do_transform:
             return d
-        others = [axis for axis in range(d[self.label_key][0].ndim) if axis != self.axis]
-        shown = d[self.label_key][0].amax(others).nonzero()[:, 0]
+        slices = d[self.label_key][0].movedim(self.axis, 0)
+        shown = slices.flatten(1).any(1).nonzero()[:, 0]
         if len(shown):
             position = int(shown[self.R.randint(len(shown))])
             lower = self.R.rand() < 0.5
+            beyond = slice(0, position) if lower else slice(position + 1, None)
             for key in self.keys:
-                ends = [slice(None)] * d[key].ndim
-                ends[1 + self.axis] = slice(0, position) if lower else slice(position + 1, None)
-                d[key][tuple(ends)] = 0
+                d[key].movedim(1 + self.axis, 0)[beyond] = 0
         return d

@@ -20,9 +20,7 @@ CLICKS = "clicks"  # key of the metadata of an image
 
 
 class AddClicksd(MapTransform):
-    """Write an annotator's clicks into the image's metadata, in mm.
-
-    In mm, no later turn or crop of the voxels moves them.
+    """Write an annotator's clicks into the image's metadata, in mm, which no turn or crop moves.
 
     They become `meta["clicks"]`, float64 of shape (N, 4): x, y, z in mm and the index of the class.
     Use it right after loading. MONAI's `AddGuidanceFromPointsDeepEditd` scales voxel indices by the
@@ -122,40 +120,31 @@ class SimulateClickd(MapTransform):
             show the clicks.
         sigma: of a click, in voxels; see `draw_clicks`.
         anywhere: the share of clicks that are put anywhere in a class, 0 to 1.
-        pred_key: logits (num_classes, H, W, D), taken out of the dictionary.
-        probability_key: how likely there is a click this time, written by `Interaction`.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        sigma: float,
-        anywhere: float = 0.0,
-        pred_key: str = "pred",
-        probability_key: str = "probability",
-    ) -> None:
+    def __init__(self, keys: KeysCollection, sigma: float, anywhere: float = 0.0) -> None:
         super().__init__(keys)
         self.image_key, self.label_key = self.keys
         self.sigma, self.anywhere = sigma, anywhere
-        self.pred_key, self.probability_key = pred_key, probability_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return `data` with one click more, if there is an error and chance has it."""
+        """Return `data` with one click more, if there is an error and chance has it.
+
+        `Interaction` adds "pred", logits (num_classes, H, W, D), which are taken out, and
+        "probability", how likely there is a click this time.
+        """
         d = dict(data)
-        logits = d.pop(self.pred_key)
-        if np.random.random() >= d[self.probability_key]:
+        logits = d.pop("pred")
+        if np.random.random() >= d["probability"]:
             return d
         label, channels = d[self.label_key][0], d[self.image_key][-len(logits) :]
-        if np.random.random() < self.anywhere:
+        if np.random.random() >= self.anywhere:
+            found = find_error(label, logits.max(0).indices, len(logits), draw=True)
+        else:
             index = int(np.random.choice(label.unique().tolist()))
             voxels = np.argwhere(_array(label) == index)
-            draw_clicks(
-                channels,
-                torch.from_numpy(voxels[[np.random.randint(len(voxels))]]),
-                [index],
-                self.sigma,
-            )
-        elif found := find_error(label, logits.max(0).indices, len(logits), draw=True):
+            found = index, voxels[np.random.randint(len(voxels))].tolist()
+        if found:
             draw_clicks(channels, torch.tensor([found[1]]), [found[0]], self.sigma)
         return d
 
@@ -163,9 +152,7 @@ class SimulateClickd(MapTransform):
 def find_error(
     label: Tensor, prediction: Tensor, num_classes: int, draw: bool = False
 ) -> tuple[int, tuple[int, int, int]] | None:
-    """Return where an annotator would click: the true class of a wrong voxel, and this voxel.
-
-    None without errors.
+    """Return where an annotator would click, if anywhere: a wrong voxel's true class and place.
 
     Args:
         label: class indices (H, W, D).
@@ -199,11 +186,10 @@ def find_error(
 def draw_clicks(channels: Tensor, voxels: Tensor, classes: Sequence[int], sigma: float) -> None:
     """Draw clicks into the channels of their classes, in place, as exp(−r² / 2 sigma²).
 
-    A click is 1 at its centre and 0 from 3 sigma on.
-
-    Where clicks overlap the larger value counts, so that each looks the same whatever the others
-    are. MONAI's `AddGuidanceSignalDeepEditd` adds them up and divides by the sum's largest value,
-    and a click that stands alone fades when others stand close together.
+    A click is 1 at its centre and 0 from 3 sigma on. Where clicks overlap the larger value counts,
+    so that each looks the same whatever the others are. MONAI's `AddGuidanceSignalDeepEditd` adds
+    them up and divides by the sum's largest value, and a click that stands alone fades when others
+    stand close together.
 
     Args:
         channels: (num_classes, H, W, D), float.
@@ -214,10 +200,8 @@ def draw_clicks(channels: Tensor, voxels: Tensor, classes: Sequence[int], sigma:
     for voxel, index in zip(voxels.tolist(), classes, strict=True):
         box, profiles = [], []
         for at, length in zip(voxel, channels.shape[1:], strict=True):
-            start, stop = (
-                max(math.ceil(at - 3 * sigma), 0),
-                min(math.floor(at + 3 * sigma) + 1, length),
-            )
+            start = max(math.ceil(at - 3 * sigma), 0)
+            stop = min(math.floor(at + 3 * sigma) + 1, length)
             distance = torch.arange(start, stop, device=channels.device) - at
             box.append(slice(start, stop))
             profiles.append(torch.exp(-(distance**2) / (2 * sigma**2)))

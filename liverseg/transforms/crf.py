@@ -21,12 +21,10 @@ from liverseg.transforms.morphology import Box, bounding_box
 
 MARGIN = 2  # standard deviations of the wider kernel: 95 % of it along an axis
 LOWEST_PROBABILITY = 1e-5  # the energy of a probability of zero is infinite
-IMPOSSIBLE = (
-    1e6  # the energy of a label that a voxel must not take, above all that weights can add up to
-)
-WIDEST_SPAN = (
-    1000  # in standard deviations; the lattice counts in 16 bits and wraps silently at about 8000
-)
+# The energy of a label that a voxel must not take, above all that weights can add up to.
+IMPOSSIBLE = 1e6
+# In standard deviations; the lattice counts in 16 bits and wraps silently at about 8000.
+WIDEST_SPAN = 1000
 
 
 def _import_densecrf() -> Any:
@@ -154,11 +152,8 @@ class DenseCRF(Transform):
         self.smoothness_mm, self.smoothness_weight = smoothness_mm, smoothness_weight
         self.appearance_mm, self.appearance_weight = appearance_mm, appearance_weight
         self.appearance_intensity = appearance_intensity
-        self.num_iterations, self.label_confidence, self.nested = (
-            num_iterations,
-            label_confidence,
-            nested,
-        )
+        self.num_iterations = num_iterations
+        self.label_confidence, self.nested = label_confidence, nested
 
     def __call__(self, pred: NdarrayOrTensor, image: NdarrayOrTensor) -> NdarrayOrTensor:  # type: ignore[override]
         """Return the new label map, uint8, shape (1, H, W, D), with the metadata of `pred`.
@@ -221,11 +216,8 @@ class DenseCRF(Transform):
 
     def _boxes(self, labels: NDArray[np.uint8], spacing: NDArray[np.float64]) -> Iterator[Box]:
         """Yield the box to work in, or that of each slice, if there is foreground."""
-        margin = (
-            np.ceil(MARGIN * max(self.smoothness_mm, self.appearance_mm) / spacing)
-            .astype(int)
-            .tolist()
-        )
+        margin_mm = MARGIN * max(self.smoothness_mm, self.appearance_mm)
+        margin = [math.ceil(margin_mm / mm) for mm in spacing]
         foreground = labels > 0
         if self.spatial_dims == 3:
             box = bounding_box(foreground, margin)
@@ -264,10 +256,7 @@ class DenseCRF(Transform):
         return np.asarray(crf.inference(self.num_iterations)).argmax(0)
 
     def _positions(self, shape: tuple[int, ...], step: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return positions (spatial_dims, voxels) in C order.
-
-        `step` from voxel to voxel per axis.
-        """
+        """Return positions (spatial_dims, voxels) in C order, `step` apart along each axis."""
         positions = np.indices(shape, np.float32)[: self.spatial_dims].reshape(
             self.spatial_dims, -1
         )
@@ -299,10 +288,7 @@ class DenseCRFd(MapTransform):
         self.transform = DenseCRF(**options)
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
-        """Return `data`, with the segmentations replaced.
-
-        Raises `InputError` as `DenseCRF` does, naming the key.
-        """
+        """Return `data`, with the segmentations replaced; an error of `DenseCRF` names the key."""
         d = dict(data)
         if self.image_key not in d:
             raise InputError(

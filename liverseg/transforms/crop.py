@@ -36,10 +36,7 @@ def foreground_box(label: torch.Tensor, affine: torch.Tensor, margin_mm: float) 
 
 
 def largest_box(mask: torch.Tensor) -> Box | None:
-    """Return the box around the largest component of a mask (H, W, D), bool.
-
-    None for an empty one.
-    """
+    """Return the box around the largest component of a bool mask (H, W, D); None if it is empty."""
     return bounding_box(largest(mask.cpu().numpy().view(np.uint8)))
 
 
@@ -60,9 +57,7 @@ def body_box(volume: torch.Tensor, threshold: float | None) -> Box | None:
 
 
 class CropToBodyd(MapTransform):
-    """Crop volumes to the body in the plane of the slices, as `BodyWindowInferer` does.
-
-    Without a body they stay.
+    """Crop volumes to a body, if they show one, in the slices' plane, as `BodyWindowInferer` does.
 
     Args:
         keys: MetaTensors of shape (1, H, W, D), the image first.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data.meta_tensor import MetaTensor
 from monai.transforms import MapTransform
 
 from liverseg.errors import InputError
@@ -26,21 +25,14 @@ class ScaleWindowd(MapTransform):
     Args:
         keys: float tensors, any shape; they are changed.
         window: lowest and highest intensity, in HU for CT.
-        allow_missing_keys: skip keys that an item lacks.
         lowest: what the lowest intensity becomes; the highest is 1 more.
 
     Raises:
         InputError: when the window is empty.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        window: Sequence[float],
-        allow_missing_keys: bool = False,
-        lowest: float = 0,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
+    def __init__(self, keys: KeysCollection, window: Sequence[float], lowest: float = 0) -> None:
+        super().__init__(keys)
         self.low, self.high = window
         self.lowest = lowest
         if not self.low < self.high:
@@ -59,45 +51,31 @@ class ScaleWindowd(MapTransform):
 class ScaleFromMinimumd(MapTransform):
     """Map intensities from the minimum to a share of a high percentile to −0.5…0.5, in place.
 
-    The rest is clipped.
-
-    How Tang et al. (see `PreactivationUNet3D`) scale MRI: up to the minimum + `share` · (percentile
-    − minimum).
+    The rest is clipped. How Tang et al. (see `PreactivationUNet3D`) scale MRI: up to the minimum +
+    `share` · (percentile − minimum).
 
     Args:
         keys: float tensors, any shape; they are changed.
         percentile: of all voxels.
         share: see above.
-        allow_missing_keys: skip keys that an item lacks.
 
     Raises:
         InputError: in a call, when all intensities up to there are equal.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        percentile: float = 99.5,
-        share: float = 0.8,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
+    def __init__(self, keys: KeysCollection, percentile: float = 99.5, share: float = 0.8) -> None:
+        super().__init__(keys)
         self.percentile, self.share = percentile, share
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return `data`, with the intensities scaled."""
         for key in self.key_iterator(dict(data)):
-            image = data[key].as_tensor() if isinstance(data[key], MetaTensor) else data[key]
+            image = data[key].as_subclass(torch.Tensor)
             low = float(image.min())
-            high = low + self.share * (
-                float(np.percentile(image.cpu().numpy(), self.percentile)) - low
-            )
+            bright = float(np.percentile(image.cpu().numpy(), self.percentile))
+            high = low + self.share * (bright - low)
             if not low < high:
-                name = (
-                    data[key].meta.get("filename_or_obj", key)
-                    if isinstance(data[key], MetaTensor)
-                    else key
-                )
+                name = getattr(data[key], "meta", {}).get("filename_or_obj", key)
                 raise InputError(
                     f"{name}: found nothing but the intensity {low:g}, expected an image: check it."
                 )
@@ -140,25 +118,15 @@ class EqualizeHistogramd(MapTransform):
             InputError: for intensities outside 0…1, naming the key.
         """
         for key in self.key_iterator(dict(data)):
-            volume = data[key].as_tensor() if isinstance(data[key], MetaTensor) else data[key]
-            for slab in volume[0].split(SLAB, dim=-1):
+            for slab in data[key].as_subclass(torch.Tensor)[0].split(SLAB, dim=-1):
                 low, high = (float(value) for value in slab.aminmax())
                 if not (low >= 0 and high <= 1):
                     raise InputError(
                         f"{key}: found intensities from {low:g} to {high:g}, expected 0 to 1: "
                         "scale them first, for CT with ScaleWindowd."
                     )
-                levels = (
-                    slab.mul(255)
-                    .round_()
-                    .to(torch.uint8)
-                    .permute(2, 0, 1)
-                    .contiguous()
-                    .cpu()
-                    .numpy()
-                )
-                equal = np.stack([cv2.equalizeHist(section) for section in levels])
-                slab.copy_(torch.from_numpy(equal).permute(1, 2, 0)).div_(255)
+                levels = slab.mul(255).round_().to(torch.uint8)
+                slab.copy_(_by_slice(levels, cv2.equalizeHist)).div_(255)
         return dict(data)
 
 
@@ -177,9 +145,12 @@ class MedianSlicesd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return `data`, with the slices filtered."""
         for key in self.key_iterator(dict(data)):
-            volume = data[key].as_tensor() if isinstance(data[key], MetaTensor) else data[key]
-            for slab in volume[0].split(SLAB, dim=-1):
-                sections = slab.permute(2, 0, 1).contiguous().cpu().numpy()
-                filtered = np.stack([cv2.medianBlur(section, 3) for section in sections])
-                slab.copy_(torch.from_numpy(filtered).permute(1, 2, 0))
+            for slab in data[key].as_subclass(torch.Tensor)[0].split(SLAB, dim=-1):
+                slab.copy_(_by_slice(slab, lambda section: cv2.medianBlur(section, 3)))
         return dict(data)
+
+
+def _by_slice(slab: torch.Tensor, function: Callable[[Any], Any]) -> torch.Tensor:
+    """Return what `function` makes of each slice of a slab (H, W, D)."""
+    sections = slab.permute(2, 0, 1).contiguous().cpu().numpy()
+    return torch.from_numpy(np.stack([function(section) for section in sections])).permute(1, 2, 0)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from liverseg.errors import InputError
@@ -34,7 +33,7 @@ def whole_values(label: torch.Tensor, name: str = "") -> torch.Tensor:
     """
     if not label.is_floating_point() or not label.numel():
         return label
-    values = label.as_tensor() if isinstance(label, MetaTensor) else label
+    values = label.as_subclass(torch.Tensor)
     parts = values.reshape(-1).split(CHUNK)
     off = float(torch.stack([(part - part.round()).abs().max() for part in parts]).max())
     if off == 0:
@@ -65,24 +64,18 @@ class MapLabelsd(MapTransform):
             means every value that no other class
             names: `{"background": None, "liver": [5]}` takes the liver out of a file with many
                 organs.
-        allow_missing_keys: skip keys that an item lacks.
 
     Raises:
         InputError: as `whole_values`, and for a value that no class names, naming the file and the
             value.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        classes: Mapping[str, Sequence[int] | None],
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
+    def __init__(self, keys: KeysCollection, classes: Mapping[str, Sequence[int] | None]) -> None:
+        super().__init__(keys)
         self.classes = dict(classes)
-        values = [value for named in self.classes.values() for value in named or ()]
+        self.values = [value for named in self.classes.values() for value in named or ()]
         rest = [index for index, named in enumerate(self.classes.values()) if named is None]
-        if len(values) != len(set(values)) or len(rest) > 1:
+        if len(self.values) != len(set(self.values)) or len(rest) > 1:
             raise InputError(
                 f"classes: {self.classes} names a value twice, expected each "
                 "value in one class: fix it."
@@ -105,19 +98,18 @@ class MapLabelsd(MapTransform):
                 here = label == value
                 matched += int(here.sum())
                 classes[here] = index
-        known = [value for values in self.classes.values() for value in values or ()]
         if self.rest is None and matched != label.numel():
-            unknown = sorted(set(torch.unique(torch.as_tensor(label)).tolist()) - set(known))
+            unknown = sorted(set(torch.unique(torch.as_tensor(label)).tolist()) - {*self.values})
             raise InputError(
                 f"{file_of(label)}: label values "
                 f"{', '.join(f'{value:g}' for value in unknown[:5])} are in no class, "
-                f"expected only {known}: list in `classes` under each class the values that "
+                f"expected only {self.values}: list in `classes` under each class the values that "
                 "stand for it in this file; only then may background be null, for all "
                 "values that are listed nowhere."
             )
         if self.rest is not None and matched == 0 and label.any():
             logger.warning(
                 "%s: found none of the values %s of `classes`, so all of it is taken for %s.",
-                *(file_of(label), known, list(self.classes)[self.rest]),
+                *(file_of(label), self.values, list(self.classes)[self.rest]),
             )
         return classes

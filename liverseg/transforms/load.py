@@ -10,7 +10,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import SpaceKeys
@@ -45,16 +44,12 @@ class LoadVolumed(MapTransform):
             one item on different grids.
     """
 
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return `data` with paths replaced by volumes."""
         loaded = dict(data)
         first: MetaTensor | None = None
         for key in self.key_iterator(loaded):
             volume = _load(str(loaded[key]))
-            _check_finite(volume)
             loaded[key] = volume if first is None else check_same_grid(first, volume)
             first = loaded[key] if first is None else first
         for key in self.key_iterator(loaded):
@@ -80,6 +75,14 @@ def _load(path: str) -> MetaTensor:
     loaded = MetaTensor(array, affine=affine, meta=meta)
     for warning in volume.warnings:
         add_warning(loaded, warning)
+    # Of NaN anywhere, both are NaN; neither needs a copy.
+    lowest, highest = torch.aminmax(array)
+    if not -LARGEST <= float(lowest) <= float(highest) <= LARGEST:
+        bad = int((~(array.abs() <= LARGEST)).sum())
+        raise InputError(
+            f"{path}: {bad} voxels are NaN or infinite, or beyond ±{LARGEST:.0e}, expected "
+            "intensities: replace them."
+        )
     return loaded
 
 
@@ -95,9 +98,7 @@ def add_warning(volume: MetaTensor, warning: str) -> None:
 
 
 def add_flag(volume: MetaTensor, flag: str, message: str, index: int | None = None) -> None:
-    """Add why a mask of a volume may be wrong to the log and to `meta["flags"]`.
-
-    The first message of a flag stays.
+    """Add why a mask of a volume may be wrong to the log and `meta["flags"]`, once for each flag.
 
     Args:
         volume: as `LoadVolumed` gives it, or its mask.
@@ -105,14 +106,14 @@ def add_flag(volume: MetaTensor, flag: str, message: str, index: int | None = No
         message: on one line.
         index: of one volume of a batch (B, C, H, W, D).
     """
+    if flag in flags_of(volume, index):
+        return
     # As text, for scans of a batch have different ones, which MONAI could not collate as a
     # dictionary.
     path, flags = (
         volume.meta[key] if index is None else volume.meta[key][index]
         for key in ("filename_or_obj", "flags")
     )
-    if flag in _parse_flags(flags):
-        return
     _log_once(path, message)
     flags = "\n".join(filter(None, [flags, f"{flag}: {message}"]))
     if index is None:
@@ -127,29 +128,14 @@ def flags_of(volume: MetaTensor, index: int | None = None) -> dict[str, str]:
     With `index`, of one volume of a batch (B, C, H, W, D).
     """
     flags = volume.meta.get("flags", "")
-    return _parse_flags(flags if index is None or not flags else flags[index])
-
-
-def _parse_flags(text: str) -> dict[str, str]:
-    return dict(line.split(": ", 1) for line in text.splitlines())  # type: ignore[misc]
+    lines = (flags if index is None or not flags else flags[index]).splitlines()
+    return dict(line.split(": ", 1) for line in lines)
 
 
 @functools.cache
 def _log_once(path: str, warning: str) -> None:
     # A training loads what its cache does not hold in every epoch.
     logger.warning("%s: %s", path, warning)
-
-
-def _check_finite(volume: MetaTensor) -> None:
-    voxels = volume.as_tensor()
-    # Of NaN anywhere, both are NaN; neither needs a copy.
-    lowest, highest = torch.aminmax(voxels)
-    if not -LARGEST <= float(lowest) <= float(highest) <= LARGEST:
-        bad = int((~(voxels.abs() <= LARGEST)).sum())
-        raise InputError(
-            f"{volume.meta['filename_or_obj']}: {bad} voxels are NaN or infinite, or beyond "
-            f"±{LARGEST:.0e}, expected intensities: replace them."
-        )
 
 
 def check_same_grid(first: MetaTensor, other: MetaTensor) -> MetaTensor:
@@ -191,11 +177,8 @@ class _Match:
     def __init__(
         self, first: MetaTensor, place: torch.Tensor | np.ndarray, other: MetaTensor
     ) -> None:
-        affine, self.shape, shape = (
-            np.asarray(place),
-            tuple(first.shape[1:]),
-            tuple(other.shape[1:]),
-        )
+        affine = np.asarray(place)
+        self.shape, shape = tuple(first.shape[1:]), tuple(other.shape[1:])
         index_of = np.linalg.inv(affine) @ other.affine.numpy()
         orientation = nib.orientations.io_orientation(index_of)
         self.reordered = not np.array_equal(orientation, [[0, 1], [1, 1], [2, 1]])

@@ -40,10 +40,7 @@ def in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any
 
 
 def ellipsoid(radii: Sequence[float]) -> NDArray[np.bool_]:
-    """Return the offsets d with sum((d_i / radii_i)²) <= 1: a disk, ball, ellipse or ellipsoid.
-
-    `radii` in voxels per axis.
-    """
+    """Return the offsets d in voxels with sum((d_i / radii_i)²) <= 1: an ellipsoid or ellipse."""
     grid = np.ogrid[tuple(slice(-int(r + 1e-6), int(r + 1e-6) + 1) for r in radii)]
     distance = sum((offset / max(r, 1e-6)) ** 2 for offset, r in zip(grid, radii, strict=True))
     # Spacings come out of float32 affines: a voxel that is on the surface but for their rounding
@@ -77,10 +74,7 @@ def bounding_box(mask: Mask | NDArray[np.bool_], margin: Sequence[int] = (0, 0, 
 
 
 def _dilate_words(words: NDArray[np.uint64], element: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """Dilate (X, Y, words along Z).
-
-    Rows must end in at least as many zero bits as the element reaches along Z.
-    """
+    """Dilate (X, Y, words along Z), whose rows end in as many zero bits as the element reaches."""
     reach_x, reach_y, reach_z = (n // 2 for n in element.shape)
     half_lengths = (element.sum(axis=2) - 1) // 2
     columns = [(int(x) - reach_x, int(y) - reach_y) for x, y in np.argwhere(element.any(axis=2))]
@@ -146,10 +140,7 @@ def erode(mask: Mask, element: NDArray[np.bool_]) -> Mask:
 
 
 def _first_largest(components: NDArray[np.integer], sizes: NDArray[np.integer]) -> Mask:
-    """Return the largest component.
-
-    `sizes` by component, background first. Among equals the first in C order.
-    """
+    """Return the largest component, of equals the first in C order; `sizes[0]` is background's."""
     equals = np.flatnonzero(sizes[1:] == sizes[1:].max()) + 1
     chosen = equals[0]
     if len(equals) > 1:
@@ -158,12 +149,10 @@ def _first_largest(components: NDArray[np.integer], sizes: NDArray[np.integer]) 
     return (components == chosen).view(np.uint8)
 
 
-def open_largest(mask: Mask, radii: Sequence[float], keep_largest: bool = True) -> Mask:
+def open_largest(mask: Mask, radii: Sequence[float], keep_largest: bool) -> Mask:
     """Erode with an ellipsoid, keep the largest 26-connected component, and dilate.
 
-    `radii` in voxels per axis.
-
-    If the erosion leaves nothing, the result is empty.
+    `radii` in voxels per axis. If the erosion leaves nothing, the result is empty.
     """
     element = ellipsoid(radii)
     eroded = erode(mask, element)
@@ -185,16 +174,18 @@ def largest(mask: Mask) -> Mask:
     components, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
     if count < 2:
         return mask
+    return _first_largest(components, count_values(components, count + 1))
+
+
+def count_values(volume: NDArray[Any], length: int) -> NDArray[np.int64]:
+    """Return how often each of the values from 0 to `length` − 1 is in a volume."""
     # Plane by plane: bincount makes an int64 copy of what it counts.
-    sizes = sum(np.bincount(plane.reshape(-1), minlength=count + 1) for plane in components)
-    return _first_largest(components, np.asarray(sizes))
+    planes = (np.bincount(plane.reshape(-1), minlength=length) for plane in volume)
+    return sum(planes, np.zeros(length, np.int64))
 
 
 def _largest_in_slice(section: Mask) -> Mask:
-    """Return the largest 8-connected component of a slice that is not empty.
-
-    Among equals the first in C order.
-    """
+    """Return a non-empty slice's largest 8-connected component, of equals the first in C order."""
     flooded = section.copy()
     row, column = divmod(int(flooded.argmax()), flooded.shape[1])
     area = cv2.floodFill(flooded, None, (column, row), 2, flags=8)[0]
@@ -240,26 +231,16 @@ def _by_slice(mask: Mask, axis: int, function: Callable[[Mask], Mask]) -> Mask:
 
 
 def smooth_slices(mask: Mask, axis: int) -> Mask:
-    """Keep, in each slice along `axis`, the pixels whose 5 × 5 mean is above one half.
-
-    Outside is zero.
-    """
+    """Keep, in each slice along `axis`, pixels whose 5 × 5 mean, 0 outside, is above one half."""
     return _by_slice(mask, axis, _smooth)
 
 
-def clean_slices(
-    mask: Mask,
-    axis: int,
-    radii: Sequence[float],
-    keep_largest: bool = True,
-) -> Mask:
+def clean_slices(mask: Mask, axis: int, radii: Sequence[float], keep_largest: bool) -> Mask:
     """Erode, keep the largest 8-connected component, dilate, fill holes and smooth, in each slice.
 
-    The slices are those along `axis`.
-
-    `radii` in voxels for the three axes, of which the two of the slice are used. A hole is
-    background that no 4-connected path joins to the edge of the slice. A slice that the erosion
-    empties stays empty.
+    The slices are those along `axis`; of `radii`, in voxels for the three axes, their two are used.
+    A hole is background that no 4-connected path joins to the edge of the slice. A slice that the
+    erosion empties stays empty.
     """
     element = ellipsoid([r for i, r in enumerate(radii) if i != axis]).view(np.uint8)
     reach_rows, reach_columns = (n // 2 for n in element.shape)

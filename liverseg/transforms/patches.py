@@ -20,26 +20,16 @@ class RandPatchesd(RandomizableTransform):
         keys: of the arrays, such as image, prior and label.
         num_samples: patches to draw.
         spatial_size: pixels (H, W) of the slices.
-        path_key: key of the file's path.
     """
 
-    def __init__(
-        self,
-        keys: Sequence[str],
-        num_samples: int,
-        spatial_size: Sequence[int],
-        path_key: str = "patches",
-    ) -> None:
+    def __init__(self, keys: Sequence[str], num_samples: int, spatial_size: Sequence[int]) -> None:
         super().__init__()
-        self.keys, self.num_samples, self.path_key = list(keys), num_samples, path_key
+        self.keys, self.num_samples = list(keys), num_samples
         self.spatial_size = tuple(spatial_size)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
-        """Return a dictionary of tensors (1, *spatial_size) for each patch.
-
-        They are float32, the label uint8.
-        """
-        with np.load(data[self.path_key], allow_pickle=False) as content:
+        """Return tensors (1, *spatial_size) for each patch, float32 and the label uint8."""
+        with np.load(data["patches"], allow_pickle=False) as content:
             arrays = dict(content)
         levels = [name.rpartition("_")[2] for name in arrays if name.startswith(f"{self.keys[0]}_")]
         levels = [level for level in levels if len(arrays[f"{self.keys[0]}_{level}"])]

@@ -78,9 +78,8 @@ class CheckPlausibilityd(MapTransform):
                 raise InputError(f"{image.meta['filename_or_obj']}: {check_spacing(spacing_mm)}.")
             if (odd := check_spacing(spacing_mm)) is not None:
                 add_warning(image, odd + UNTIL_THEN)
-            if (
-                found := check_intensities(image.as_tensor()[0].numpy(), self.modality)
-            ) is not None:
+            found = check_intensities(image.as_tensor()[0].numpy(), self.modality)
+            if found is not None:
                 flag, odd = found
                 add_flag(image, flag, odd + UNTIL_THEN)
         return d
@@ -108,13 +107,11 @@ def check_spacing(spacing_mm: Sequence[float]) -> str | None:
 def check_intensities(image: np.ndarray, modality: str) -> tuple[str, str] | None:
     """Return what shows that a scan is not a CT in HU, or no MR image, and what to do.
 
-    None where nothing does.
-
-    A CT in HU has voxels of fat or air, and most of what is no air is soft tissue. That finds HU
-    with 1024 or another number added, scaled to 0…1 or 0…255 or negated, and MR. An MR image that
-    looks like this is a CT, and one with four bright corners is negated; its scale means nothing. A
-    mask, of whatever scan, is even and of whole numbers. What is not found: a negated CT with
-    hardly any air, and a CT scaled to 0…255 that is taken for MR.
+    None where nothing does. A CT in HU has voxels of fat or air, and most of what is no air is soft
+    tissue. That finds HU with 1024 or another number added, scaled to 0…1 or 0…255 or negated, and
+    MR. An MR image that looks like this is a CT, and one with four bright corners is negated; its
+    scale means nothing. A mask, of whatever scan, is even and of whole numbers. What is not found:
+    a negated CT with hardly any air, and a CT scaled to 0…255 that is taken for MR.
 
     Args:
         image: (H, W, D), intensities as they are stored.
@@ -174,11 +171,9 @@ def _check_mr(sample: np.ndarray) -> tuple[str, str] | None:
     if corners > dark + NEGATED_SHARE * (bright - dark):
         reason = "all corners, where air is, are as bright as the brightest tissue"
         return "intensities", f"MR ({reason}): they are negated, so correct them"
-    return (
-        ("modality", "MR but those of a CT in HU: take a model for CT")
-        if _not_hu(sample) is None
-        else None
-    )
+    if _not_hu(sample) is None:
+        return "modality", "MR but those of a CT in HU: take a model for CT"
+    return None
 
 
 _CHECKS: dict[str, Callable[[np.ndarray], tuple[str, str] | None]] = {

@@ -171,10 +171,7 @@ class ErodeKeepLargestDilate(_PerLabel):
     """
 
     def __init__(
-        self,
-        radius: float = 3,
-        radius_mm: float | None = None,
-        keep_largest: bool = True,
+        self, radius: float = 3, radius_mm: float | None = None, keep_largest: bool = True
     ) -> None:
         _check_radius(radius, radius_mm)
         self.radius, self.radius_mm, self.keep_largest = radius, radius_mm, keep_largest
@@ -187,10 +184,8 @@ class ErodeKeepLargestDilate(_PerLabel):
 class SmoothEdges(_PerLabel):
     """Algorithm 3: in each slice keep the pixels whose 5 × 5 mean is above one half.
 
-    Outside the image is zero.
-
-    Zero outside is what MATLAB's ``imfilter`` pads with: corners of a mask at the border of the
-    image are rounded, a slice of fewer than three pixels across comes out empty.
+    Outside the image is zero, with which MATLAB's ``imfilter`` pads: corners of a mask at the
+    border of the image are rounded, a slice of fewer than three pixels across comes out empty.
 
     Args:
         axes: the slices are those along each of these axes of (H, W, D), one axis after the other.
@@ -199,10 +194,7 @@ class SmoothEdges(_PerLabel):
         InputError: for another shape than (1, H, W, D) or values that are not whole numbers.
     """
 
-    def __init__(
-        self,
-        axes: Sequence[int] = (2,),
-    ) -> None:
+    def __init__(self, axes: Sequence[int] = (2,)) -> None:
         _check_axes(axes)
         self.axes = tuple(axes)
 
@@ -214,9 +206,7 @@ class SmoothEdges(_PerLabel):
 
 
 class CleanSlices(_PerLabel):
-    """Postprocess all slices along each axis in turn, in 2-D (Algorithm 2).
-
-    Each axis works on the result of the one before.
+    """Postprocess all slices along one axis after the other, in 2-D (Algorithm 2).
 
     In each slice: erode with a disk, keep the largest 8-connected component, dilate with the same
     disk, fill holes (background that no 4-connected path joins to the edge), smooth the edges

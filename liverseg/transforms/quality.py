@@ -1,7 +1,4 @@
-"""Flag masks of the liver that are probably wrong.
-
-What counts is their volume, pieces, intensities and place in the body.
-"""
+"""Flag masks of the liver with an odd volume, pieces, intensities or place in the body."""
 
 from __future__ import annotations
 
@@ -164,10 +161,7 @@ def liver_values(class_names: Mapping[int, str]) -> list[int]:
 
 
 def check_volume(volume_ml: float, cut_off: bool) -> str | None:
-    """Return what is wrong with the volume of a liver.
-
-    None for a plausible one, and a small one that is cut off.
-    """
+    """Return what is wrong with a liver's volume, None for a plausible or a small cut-off one."""
     least, most = VOLUME_ML
     if volume_ml > most or (volume_ml < least and not cut_off):
         found = (
@@ -221,9 +215,7 @@ def check_hu(mean_hu: float) -> str | None:
 
 
 def check_ends(ends: list[bool], upwards: bool) -> str | None:
-    """Return what a liver that reaches the scan's first or last slice means.
-
-    None for one that ends before.
+    """Return what it means that a liver reaches the first or last slice, None if it does not.
 
     Args:
         ends: whether it reaches the first and the last slice.
@@ -240,9 +232,7 @@ def check_ends(ends: list[bool], upwards: bool) -> str | None:
 
 
 def check_side(liver: np.ndarray, body: np.ndarray, affine: np.ndarray) -> str | None:
-    """Return what is wrong with the side of the body that a liver is on.
-
-    None for the right one and the middle.
+    """Return what is wrong with a liver's side of the body; None for the right and the middle.
 
     Args:
         liver: bool, (h, w, d), not empty.

@@ -14,9 +14,7 @@ from liverseg.errors import InputError
 
 
 def stack_slices(volume: torch.Tensor, positions: torch.Tensor, num_slices: int) -> torch.Tensor:
-    """Take slices of a volume with their neighbours as channels.
-
-    Beyond the ends the outermost slice repeats.
+    """Take slices of a volume with their neighbours as channels, beyond the ends the outermost.
 
     Args:
         volume: shape (H, W, D).

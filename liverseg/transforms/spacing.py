@@ -12,10 +12,9 @@ from monai.data import MetaTensor, affine_to_spacing
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
 
-from liverseg.errors import InputError
+from liverseg.bundle import choose
 
 SLAB = 16  # slices that are resampled in-plane at a time: the whole volume would be held twice
-MODES = ("linear", "nearest")
 
 
 def spaced_size(
@@ -52,9 +51,7 @@ def _average(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 class ResampleVolumed(MapTransform):
-    """Resample volumes (1, H, W, D) to about `spacing` over the same extent.
-
-    `VolumeWindowInferer` does the same.
+    """Resample volumes (1, H, W, D) to about `spacing` over their extent, as `VolumeWindowInferer`.
 
     The size is rounded to whole voxels and the affine says their spacing. MONAI's
     `Spacingd(scale_extent=True)` puts the voxels at the same places, but reads two per axis however
@@ -65,7 +62,6 @@ class ResampleVolumed(MapTransform):
         spacing: mm along the volume's axes; −1 keeps an axis.
         mode: "linear" for images, float32 after it; "nearest" for labels, of the dtype that they
             had. One or one for each key.
-        allow_missing_keys: skip keys that an item lacks.
 
     Raises:
         InputError: for another mode.
@@ -76,32 +72,28 @@ class ResampleVolumed(MapTransform):
         keys: KeysCollection,
         spacing: Sequence[float],
         mode: str | Sequence[str] = "linear",
-        allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        super().__init__(keys)
         self.spacing = tuple(spacing)
-        self.modes = ensure_tuple_rep(mode, len(self.keys))
-        unknown = [mode for mode in self.modes if mode not in MODES]
-        if unknown:
-            raise InputError(
-                f"mode: found {unknown[0]!r}, expected one of "
-                f"{', '.join(MODES)}: set it to one of these."
-            )
+        self.nearest = [
+            choose("mode", name, {"linear": False, "nearest": True})
+            for name in ensure_tuple_rep(mode, len(self.keys))
+        ]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return `data`, with the volumes resampled."""
         resampled = dict(data)
-        for key, mode in self.key_iterator(resampled, self.modes):
-            resampled[key] = self._resample(resampled[key], mode)
+        for key, nearest in self.key_iterator(resampled, self.nearest):
+            resampled[key] = self._resample(resampled[key], nearest)
         return resampled
 
-    def _resample(self, volume: MetaTensor, mode: str) -> MetaTensor:
+    def _resample(self, volume: MetaTensor, nearest: bool) -> MetaTensor:
         shape = volume.shape[1:]
         size = spaced_size(shape, volume.affine, self.spacing)
         if size == tuple(shape):
             return volume
         voxels = volume.as_tensor()
-        if mode == "nearest":
+        if nearest:
             found = F.interpolate(voxels[None], size, mode="nearest-exact")[0]
         else:
             found = resize_volume(voxels[0], size)[None]

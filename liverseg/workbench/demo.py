@@ -11,7 +11,7 @@ from rich.console import Console
 
 from liverseg.errors import InputError
 from liverseg.io.paths import absolute
-from liverseg.workbench.run import run_bundle
+from liverseg.workbench.run import announce, run_bundle
 
 if TYPE_CHECKING:
     from liverseg.workbench.report.html import ShownScan
@@ -68,12 +68,7 @@ def demo(
     try:
         shown.append(_segment_real_scan(console, out, starting_model, scan))
     except NotFetchedError as error:
-        console.print(
-            f"Without the trained weights or the CT: {error}",
-            style="bold",
-            markup=False,
-            soft_wrap=True,
-        )
+        announce(console, f"Without the trained weights or the CT: {error}")
     test = train_on_phantoms(console, out, bundle, first=2, steps=6)
     paths, own = _paths(out, bundle), out / bundle.name
 
@@ -167,14 +162,13 @@ def check_bundle(bundle: Path) -> None:
     Raises:
         InputError: when it is not.
     """
-    if not (bundle / "configs" / "train.json").is_file():
+    config = bundle / "configs" / "train.json"
+    if not config.is_file():
         raise InputError(
             f"{bundle}: there is no bundle, expected configs/train.json in it: "
             "run from the project's root."
         )
-    finds = set(json.loads((bundle / "configs" / "train.json").read_text())["classes"]) - {
-        "background"
-    }
+    finds = set(json.loads(config.read_text())["classes"]) - {"background"}
     # What the report calls the liver is all that the mask holds.
     if finds != {"liver"}:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Run bundles as a user does, with the command that is shown."""
+"""Run bundles as a user does, with the command that is shown, and say what matters."""
 
 from __future__ import annotations
 
@@ -39,3 +39,8 @@ def run_bundle(
         raise InputError(
             f"{run_id}: the command above failed, so this ends here: do what it says, then go on."
         )
+
+
+def announce(console: Console, message: str) -> None:
+    """Show a message in bold, unbroken and with its brackets, which Rich takes for markup."""
+    console.print(message, style="bold", markup=False, soft_wrap=True)

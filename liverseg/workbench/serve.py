@@ -18,6 +18,7 @@ from rich.console import Console
 from liverseg.errors import InputError
 from liverseg.files import check_writable
 from liverseg.workbench.demo import SETTINGS, train_on_phantoms
+from liverseg.workbench.run import announce
 
 STARTING_MODEL = "unet3d_liver"
 
@@ -51,7 +52,7 @@ def serve(
     is no option here goes to `monailabel start_server`.
 
     Nobody is asked for a password: with --host 0.0.0.0, whoever reaches this machine reads and
-        deletes scans.
+    deletes scans.
 
     Examples: liverseg serve; liverseg serve --studies data/scans;
     liverseg serve --studies data/scans --models deeplabv3_liver,cascade_lits --port 8001 --conf
@@ -105,13 +106,7 @@ def serve(
     reached = (
         socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     )
-    address = f"http://{reached}:{port}"
-    console.print(
-        f"In 3D Slicer's module MONAI Label, the server is {address}",
-        style="bold",
-        markup=False,
-        soft_wrap=True,
-    )
+    announce(console, f"In 3D Slicer's module MONAI Label, the server is http://{reached}:{port}")
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app)]
     command += ["--studies", studies, "--host", host, "--port", str(port)]
     command += [*(["--conf", "models", models] if models else []), *context.args]
@@ -126,12 +121,7 @@ def _fetch_starting_model(console: Console, bundle: Path) -> bool:
 
         fetch_starting_model(bundle)
     except InputError as error:
-        console.print(
-            f"Without the weights of {bundle.name}: {error}",
-            style="bold",
-            markup=False,
-            soft_wrap=True,
-        )
+        announce(console, f"Without the weights of {bundle.name}: {error}")
         return False
     return True
 
@@ -143,7 +133,7 @@ def _fetch_studies(console: Console, out: Path) -> Path | None:
     try:
         scan, _ = fetch_ct(out / "ct")
     except InputError as error:
-        console.print(f"Without a real CT: {error}", style="bold", markup=False, soft_wrap=True)
+        announce(console, f"Without a real CT: {error}")
         return None
     studies = check_writable(out / "ct_studies")
     if not (studies / scan.name).is_file():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import hashlib
 import json
 import re
@@ -11,7 +10,7 @@ import sys
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,8 @@ class Bundle:
     metadata: Mapping[str, Any]
     labels: Mapping[str, int]
     choices: Mapping[str, Mapping[str, Any]]
+    # To resolve a config takes longer than to list its files, and clients ask often.
+    _places: dict[tuple[Path, ...], list[Path]] = field(default_factory=dict, init=False)
 
     @property
     def name(self) -> str:
@@ -69,14 +70,10 @@ class Bundle:
         if not model_files(self.folder / "models"):
             return "no weights yet: train it, or copy them there"
         missing = [str(path.relative_to(self.folder)) for path in self._missing()]
-        several = (
-            f"{missing[0]} and {len(missing) - 1} more" if len(missing) > 1 else "".join(missing)
-        )
-        return (
-            f"weights missing ({several}): train it to its end, or copy them there"
-            if missing
-            else "ready"
-        )
+        if not missing:
+            return "ready"
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        return f"weights missing ({missing[0]}{more}): train it to its end, or copy them there"
 
     def _missing(self) -> list[Path]:
         return [path for path in self._needed() if not path.is_file()]
@@ -86,19 +83,16 @@ class Bundle:
         there = tuple(model_files(self.folder / "models"))
         if there not in self._places:
             with self.workflow({}) as parser:
-                paths: Any = (
-                    parser.get_parsed_content("ckpt_path")
-                    if "ckpt_path" in parser
-                    else "models/model.pt"
-                )
-            some = paths.values() if isinstance(paths, Mapping) else [paths]
-            self._places[there] = [self.folder / path for path in some]
+                self._places[there] = self.weights_of(parser)
         return self._places[there]
 
-    @functools.cached_property
-    def _places(self) -> dict[tuple[Path, ...], list[Path]]:
-        # To resolve a config takes longer than to list its files, and clients ask often.
-        return {}
+    def weights_of(self, parser: ConfigParser) -> list[Path]:
+        """The files that a config of `workflow` reads the weights of each network from."""
+        paths: Any = "models/model.pt"
+        if "ckpt_path" in parser:
+            paths = parser.get_parsed_content("ckpt_path")
+        some = paths.values() if isinstance(paths, Mapping) else [paths]
+        return [self.folder / path for path in some]
 
     def fingerprint(self) -> str:
         """Text that changes when the weights in use do."""

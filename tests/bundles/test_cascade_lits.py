@@ -50,6 +50,8 @@ def test_evaluation_segments_as_inference_does():
         "liver_postprocessing": "liver_postprocessing",
         "localisers": "localisers",
         "slice_inferers": "slice_inferers",
+        "cascade_inferer": "cascade_inferer",
+        "liver_localised": "liver_localised",
     }
     for one, other in pairs.items():
         assert inference[one] == evaluation[other]

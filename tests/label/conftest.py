@@ -90,3 +90,11 @@ def server(root) -> Iterator[SimpleNamespace]:
     conf = ["--conf", "max_upload_mb", "4", "--conf", "hosts", "Label.example"]
     with serve(root, *conf, MONAI_LABEL_AUTO_UPDATE_SCORING="false") as server:
         yield server
+
+
+@pytest.fixture
+def client(server, tmp_path):
+    """MONAI Label's own client of it."""
+    from monailabel.client import MONAILabelClient
+
+    return MONAILabelClient(server.url, str(tmp_path))

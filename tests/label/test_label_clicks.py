@@ -13,7 +13,6 @@ from helpers.label_bundles import run_bundle
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
 import nrrd
-from monailabel.client import MONAILabelClient
 
 from lib.bundle import read_bundle
 from lib.infer.clicks import ClickSegmentation
@@ -21,11 +20,6 @@ from lib.infer.probabilities import ProbabilityStore
 
 CLICKS = {"background": [[24, 20, 3]], "liver": [[5, 6, 1], [36, 30, 5]], "lesion": [[30, 9, 4]]}
 FILES = {"plain": "plain.nii.gz", "oblique": "oblique.nii"}
-
-
-@pytest.fixture
-def client(server, tmp_path):
-    return MONAILabelClient(server.url, str(tmp_path))
 
 
 def of_slicer(client, clicks) -> dict:

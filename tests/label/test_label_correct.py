@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +13,6 @@ from helpers.bundle_runs import save
 from scipy import ndimage
 
 pytest.importorskip("monailabel", reason='needs pip install ".[label]"')
-from monailabel.client import MONAILabelClient
 
 from lib.bundle import read_bundle
 from lib.infer.correct import CleanUp, Scribbles
@@ -276,11 +276,6 @@ def test_a_label_that_is_no_volume_is_reported(correct, shape):
 
 
 @pytest.fixture
-def client(server, tmp_path):
-    return MONAILabelClient(server.url, str(tmp_path))
-
-
-@pytest.fixture
 def held(root, tmp_path):
     """What the annotator holds of the scan `oblique`: a labelmap, and the file that is sent."""
     scan = nib.load(root / "studies" / "oblique.nii")
@@ -295,6 +290,17 @@ def held(root, tmp_path):
 
 def params(**more):
     return {"label_info": INFO, "selected_label_name": "liver", "roi": [], **more}
+
+
+def refusal(server, file, status, **more) -> str:
+    answer = requests.post(
+        f"{server.url}/infer/scribbles?image=oblique",
+        data={"params": json.dumps(params(**more))},
+        files={"label": (Path(file).name, Path(file).read_bytes())},
+        timeout=60,
+    )
+    assert answer.status_code == status
+    return answer.json()["detail"]
 
 
 def test_strokes_correct_the_segment_around_them_on_the_scans_grid(client, held):
@@ -368,15 +374,8 @@ def test_after_a_segmentation_nothing_is_run_for_a_stroke(client, server, root, 
 
 
 def test_a_prior_without_weights_is_409(server, held):
-    with open(held[2], "rb") as file:
-        answer = requests.post(
-            f"{server.url}/infer/scribbles?image=oblique",
-            data={"params": json.dumps(params(prior="untrained"))},
-            files={"label": ("held.nii.gz", file)},
-            timeout=60,
-        )
-    assert answer.status_code == 409
-    assert "model untrained: found no weights" in answer.json()["detail"]
+    shown = refusal(server, held[2], 409, prior="untrained")
+    assert "model untrained: found no weights" in shown
 
 
 def test_clean_up_is_algorithm_1_on_the_selected_segment(client, held):
@@ -417,28 +416,12 @@ def test_clean_up_is_algorithm_1_on_the_selected_segment(client, held):
     ],
 )
 def test_says_what_is_wrong_with_a_request(server, held, changed, words):
-    with open(held[2], "rb") as file:
-        answer = requests.post(
-            f"{server.url}/infer/scribbles?image=oblique",
-            data={"params": json.dumps(params(**changed))},
-            files={"label": ("held.nii.gz", file)},
-            timeout=60,
-        )
-    assert answer.status_code == 400
-    assert words in answer.json()["detail"]
+    assert words in refusal(server, held[2], 400, **changed)
 
 
 def test_a_label_of_another_grid_is_refused(server, held, tmp_path):
     scan, labels, _ = held
     nib.save(nib.Nifti1Image(labels[:-1], scan.affine), tmp_path / "other.nii.gz")
-    with open(tmp_path / "other.nii.gz", "rb") as file:
-        answer = requests.post(
-            f"{server.url}/infer/scribbles?image=oblique",
-            data={"params": json.dumps(params())},
-            files={"label": ("other.nii.gz", file)},
-            timeout=60,
-        )
-    assert answer.status_code == 400
-    shown = answer.json()["detail"]
+    shown = refusal(server, tmp_path / "other.nii.gz", 400)
     assert shown.startswith("label: its grid is not that of scan 'oblique.nii' ("), shown
     assert all(word in shown for word in ("40×48×7", "39×48×7")), shown

@@ -29,6 +29,10 @@ SCAN, LABEL = packed(make_scan(9)[0]), packed(make_scan(9)[1])
 RGB = [("R", "u1"), ("G", "u1"), ("B", "u1")]
 
 
+def raw(shape: tuple[int, ...] = (4, 4, 4), value: int = 0) -> bytes:
+    return nib.Nifti1Image(np.full(shape, value, np.int8), AFFINE).to_bytes()
+
+
 def huge(side: int) -> bytes:
     """A file that announces more voxels than it has."""
     header = nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), AFFINE).header
@@ -85,6 +89,14 @@ def check_refused(answer: requests.Response, status: int, *words: str) -> None:
         assert word in detail, detail
 
 
+def check_done(answer: requests.Response) -> None:
+    assert answer.status_code == 200, answer.text
+
+
+def put_scan(ask, name: str) -> requests.Response:
+    return ask("PUT", f"datastore/image?image={name}", files={"file": ("a.nii.gz", SCAN)})
+
+
 def objects(ask) -> dict:
     return ask("GET", "datastore/?output=all").json()["objects"]
 
@@ -110,110 +122,78 @@ def test_an_id_is_the_name_of_the_file(ask):
     for name in names:
         assert ask("DELETE", f"datastore/image?id={name}").status_code == 200
         # There is room for another one at once.
-        assert (
-            ask(
-                "PUT", f"datastore/image?image={name}", files={"file": ("a.nii.gz", SCAN)}
-            ).status_code
-            == 200
-        )
+        check_done(put_scan(ask, name))
         assert ask("DELETE", f"datastore/image?id={name}").status_code == 200
 
 
 def test_an_id_is_no_path_of_the_server(ask, root):
     assert (root / "bundles").is_dir()
-    assert (
-        ask("PUT", "datastore/image?image=bundles", files={"file": ("a.nii.gz", SCAN)}).status_code
-        == 200
-    )
+    check_done(put_scan(ask, "bundles"))
     params = {"params": json.dumps({"save_label": True, "label_tag": "tried"})}
     answer = ask("POST", "infer/two_d?image=bundles&output=image", data=params)
-    assert answer.status_code == 200, answer.text
+    check_done(answer)
     assert ask("GET", "datastore/label?label=bundles&tag=tried").content == answer.content
     assert ask("DELETE", "datastore/image?id=bundles").status_code == 200
 
 
 SHAPE = (48, 40, 8)
+NOISE = b"noise" * 100
+COMPLEX = packed(np.zeros(SHAPE, np.complex64))
 UPLOADS = {
-    "4-D": ("label", "a.nii.gz", lambda: packed(np.zeros((*SHAPE, 2), np.uint8)), 400, ["3-D"]),
-    "2-D": (
-        "label",
-        "a.nii.gz",
-        lambda: packed(np.zeros(SHAPE[:2], np.uint8)),
-        400,
-        ["48×40", "3-D"],
-    ),
-    "complex": (
-        "label",
-        "a.nii.gz",
-        lambda: packed(np.zeros(SHAPE, np.complex64)),
-        400,
-        ["complex numbers"],
-    ),
-    "colours": ("label", "a.nii.gz", lambda: packed(np.zeros(SHAPE, RGB)), 400, ["colours"]),
-    "nan": ("label", "a.nii.gz", lambda: bent(LABEL, np.nan), 400, ["sform", "nan"]),
-    "flat": ("label", "a.nii.gz", lambda: bent(LABEL, 0), 400, ["sform", "finite length"]),
-    "huge": ("label", "a.nii.gz", lambda: huge(30000), 413, ["4 MB", "max_upload_mb"]),
-    "noise": ("label", "a.nii.gz", lambda: damaged(LABEL), 400, ["'a.nii.gz'"]),
-    "long tag": (f"label&tag={LONG}", "a.nii.gz", lambda: LABEL, 400, ["tag", "300", "200"]),
-    "scan nan": ("image", "a.nii.gz", lambda: bent(SCAN, np.nan), 400, ["'a.nii.gz'", "sform"]),
-    "scan complex": (
-        "image",
-        "a.nii.gz",
-        lambda: packed(np.zeros((8, 8, 8), np.complex64)),
-        400,
-        ["complex numbers"],
-    ),
-    "scan bomb": ("image", "a.nii.gz", lambda: huge(200), 413, ["32 MB", "4 MB"]),
-    "long id": (f"image&image={LONG}", "a.nii.gz", lambda: SCAN, 400, ["image", "300", "200"]),
-    "junk": ("session", "a.bin", lambda: b"abc", 400, ["'a.bin'", ".nii.gz"]),
-    "no volume": ("session", "a.nii.gz", lambda: b"abc", 400, ["not readable"]),
-    "expiry": ("session&expiry=-5", "a.nii.gz", lambda: SCAN, 400, ["expiry", "-5"]),
-    "text": ("session&uncompress=true", "a.txt", lambda: b"abc", 400, ["'a.txt'", ".zip"]),
-    "no zip": ("session&uncompress=true", "a.zip", lambda: b"abc", 400, ["'a.zip'", "archive"]),
-    "half a zip": (
-        "session&uncompress=true",
-        "a.zip",
-        lambda: damaged(zipped("a", SCAN)),
-        400,
-        ["'a.zip'"],
-    ),
-    "no tar": ("session&uncompress=true", "a.tar.gz", lambda: SCAN, 400, ["'a.tar.gz'"]),
-    "outside": (
-        "session&uncompress=true",
-        "a.tar.gz",
-        lambda: tarred("../a", b"abc"),
-        400,
-        ["'a.tar.gz'", "../a"],
-    ),
-    "zip bomb": (
-        "session&uncompress=true",
-        "a.zip",
-        lambda: zipped("a", bytes(5 * 10**6)),
-        413,
-        ["5 MB", "4 MB"],
-    ),
-    "tar bomb": (
-        "session&uncompress=true",
-        "a.tar.gz",
-        lambda: tarred("a", bytes(5 * 10**6)),
-        413,
-        ["5 MB", "4 MB"],
-    ),
+    "4-D": ("plain", "a.nii.gz", packed(np.zeros((*SHAPE, 2), np.uint8)), 400, ["3-D"]),
+    "2-D": ("plain", "a.nii.gz", packed(np.zeros(SHAPE[:2], np.uint8)), 400, ["48×40", "3-D"]),
+    "complex": ("plain", "a.nii.gz", COMPLEX, 400, ["complex numbers"]),
+    "colours": ("plain", "a.nii.gz", packed(np.zeros(SHAPE, RGB)), 400, ["colours"]),
+    "nan": ("plain", "a.nii.gz", bent(LABEL, np.nan), 400, ["sform", "nan"]),
+    "flat": ("plain", "a.nii.gz", bent(LABEL, 0), 400, ["sform", "finite length"]),
+    "huge": ("plain", "a.nii.gz", huge(30000), 413, ["4 MB", "max_upload_mb"]),
+    "noise": ("plain", "a.nii.gz", NOISE, 400, ["'a.nii.gz'", "not readable"]),
+    "damaged": ("plain", "a.nii.gz", damaged(LABEL), 400, ["'a.nii.gz'"]),
+    "half": ("plain", "a.nii.gz", gzip.compress(raw())[:-20], 400, ["'a.nii.gz'", "not readable"]),
+    "nrrd": ("plain", "a.nrrd", raw(), 400, [".nii.gz"]),
+    "shape": ("plain", "a.nii", raw(), 400, ["shape 4×4×4", "expected 48×40×8", "plain.nii.gz"]),
+    "negative": ("plain", "a.nii", raw(SHAPE, -1), 400, ["values -1", "expected 0 to 255"]),
+    "turned": ("oblique", "a.nii", raw((40, 48, 7)), 400, ["oblique.nii", "mm off", "resample"]),
+    "nobody": ("nobody", "a.nii", raw(), 404, ["'nobody'"]),
+    "tag above": ("plain&tag=../new", "a.nii", raw(), 400, ["tag"]),
+    "long tag": (f"plain&tag={LONG}", "a.nii.gz", LABEL, 400, ["tag", "300", "200"]),
+    "scan nan": ("image", "a.nii.gz", bent(SCAN, np.nan), 400, ["'a.nii.gz'", "sform"]),
+    "scan complex": ("image", "a.nii.gz", COMPLEX, 400, ["complex numbers"]),
+    "scan bomb": ("image", "a.nii.gz", huge(200), 413, ["32 MB", "4 MB"]),
+    "scan large": ("image", "a.nii", raw((256, 128, 256)), 413, ["4 MB", "max_upload_mb"]),
+    "scan noise": ("image&image=new", "a.nii.gz", NOISE, 400, ["'a.nii.gz'", "not readable"]),
+    "scan 4-D": ("image&image=new", "a.nii", raw((4, 4, 4, 2)), 400, ["4×4×4×2"]),
+    "scan text": ("image&image=new", "a.txt", raw(), 400, [".nii.gz"]),
+    "scan above": ("image&image=../new", "a.nii", raw(), 400, ["slashes"]),
+    "long id": (f"image&image={LONG}", "a.nii.gz", SCAN, 400, ["image", "300", "200"]),
+    "junk": ("session", "a.bin", b"abc", 400, ["'a.bin'", ".nii.gz"]),
+    "no volume": ("session", "a.nii.gz", b"abc", 400, ["not readable"]),
+    "no name": ("session", "..", raw(), 400, ["'..'"]),
+    "expiry": ("session&expiry=-5", "a.nii.gz", SCAN, 400, ["expiry", "-5"]),
+    "text": ("archive", "a.txt", b"abc", 400, ["'a.txt'", ".zip"]),
+    "no zip": ("archive", "a.zip", b"abc", 400, ["'a.zip'", "archive"]),
+    "half a zip": ("archive", "a.zip", damaged(zipped("a", SCAN)), 400, ["'a.zip'"]),
+    "no tar": ("archive", "a.tar.gz", SCAN, 400, ["'a.tar.gz'"]),
+    "outside": ("archive", "a.tar.gz", tarred("../a", b"abc"), 400, ["'a.tar.gz'", "../a"]),
+    "zip bomb": ("archive", "a.zip", zipped("a", bytes(5 * 10**6)), 413, ["5 MB", "4 MB"]),
+    "tar bomb": ("archive", "a.tar.gz", tarred("a", bytes(5 * 10**6)), 413, ["5 MB", "4 MB"]),
 }
-ADDRESSES = {
-    "label": "datastore/label?image=plain",
-    "image": "datastore/image?",
-    "session": "session/?",
+# Where they are sent, and the field of the file.
+PLACES = {
+    **{scan: (f"datastore/label?image={scan}", "label") for scan in ("plain", "oblique", "nobody")},
+    "image": ("datastore/image?", "file"),
+    "session": ("session/?", "files"),
+    "archive": ("session/?uncompress=true", "files"),
 }
-FIELDS = {"label": "label", "image": "file", "session": "files"}
 
 
 @pytest.mark.parametrize("case", UPLOADS)
 def test_an_upload_is_whole_and_a_volume(ask, root, case):
-    what, name, content, status, words = UPLOADS[case]
-    kind, _, options = what.partition("&")
+    where, name, content, status, words = UPLOADS[case]
+    place, _, options = where.partition("&")
+    address, field = PLACES[place]
     before = sorted(path for path in root.rglob("*") if "logs" not in path.parts)
-    answer = ask("PUT", f"{ADDRESSES[kind]}&{options}", files={FIELDS[kind]: (name, content())})
+    answer = ask("PUT", f"{address}&{options}", files={field: (name, content)})
     check_refused(answer, status, *words)
     assert sorted(path for path in root.rglob("*") if "logs" not in path.parts) == before
 
@@ -281,15 +261,8 @@ def test_archives_are_unpacked_for_a_session(ask, pack):
 @pytest.fixture
 def labelled(ask):
     """A scan with a label that is no final one."""
-    assert (
-        ask("PUT", "datastore/image?image=drawn", files={"file": ("a.nii.gz", SCAN)}).status_code
-        == 200
-    )
-    sent = {
-        "files": {"label": ("a.nii.gz", LABEL)},
-        "data": {"params": '{"label_info": [{"name": "liver", "idx": 1}]}'},
-    }
-    assert ask("PUT", "datastore/label?image=drawn&tag=draft", **sent).status_code == 200
+    check_done(put_scan(ask, "drawn"))
+    check_done(save_label(ask, LABEL, "datastore/label?image=drawn&tag=draft", liver=1))
     yield "drawn"
     assert ask("DELETE", "datastore/image?id=drawn").status_code == 200
 
@@ -405,6 +378,41 @@ def test_no_tag_stands_for_others(ask, labelled):
 @pytest.mark.parametrize(
     ("address", "body", "status", "words"),
     [
+        ("infer/none?image=plain", {}, 404, ["'none'", "two_d", "three_d"]),
+        ("infer/two_d?image=nobody", {}, 404, ["'nobody'", "oblique", "plain"]),
+        ("infer/two_d", {}, 404, ["image"]),
+        ("infer/two_d?session_id=nothing", {}, 404, ["'nothing'"]),
+        ("infer/two_d?session_id=../../studies", {}, 400, ["slashes"]),
+        (
+            "infer/two_d?image=plain",
+            {"postprocessing": "polish"},
+            400,
+            ["two_d", "'polish'", "'dense_crf'"],
+        ),
+        ("infer/two_d?image=plain", {"flips": [[7]]}, 400, ["flips", "[[0]]"]),
+        ("infer/two_d?image=plain", {"version": "7"}, 400, ["version", "in use"]),
+        ("infer/two_d?image=plain", {"device": "abacus"}, 400, ["'abacus'", "cpu"]),
+        ("infer/two_d?image=plain", {"result_extension": ".jpg"}, 400, [".nii.gz"]),
+        (
+            "infer/two_d?image=plain",
+            {"mask_cleanin": "none"},
+            400,
+            ["'mask_cleanin'", "postprocessing"],
+        ),
+        (
+            "infer/two_d?image=plain",
+            {"save_label": True, "label_tag": "../../x"},
+            400,
+            ["label_tag", "slashes"],
+        ),
+        ("infer/two_d?image=plain", [1], 400, ["params"]),
+        ("infer/two_d?image=damaged", {}, 400, ["damaged.nii.gz", "not readable"]),
+        ("infer/wsi/two_d?image=plain", {}, 404, ["whole slide"]),
+        ("batch/infer/none", None, 404, ["'none'"]),
+        ("train/none", None, 404, ["'none'", "two_d"]),
+        ("train/two_d", None, 400, ["found 0 scans of 0 patients with a final label"]),
+        ("activelearning/best", None, 404, ["'best'", "random"]),
+        ("scoring/luck", None, 404, ["'luck'"]),
         ("infer/two_d?image=plain", {"device": 5}, 400, ["device", "5"]),
         ("infer/two_d?image=plain", {"device": [5]}, 400, ["device", "5"]),
         ("infer/two_d?image=plain", {"device": {"a": 1}}, 400, ["device"]),
@@ -502,13 +510,13 @@ def test_no_request_is_answered_with_anything_but_a_message(ask):
     )
 
 
+def info_of(**names) -> dict:
+    return {"label_info": [{"name": name, "idx": value} for name, value in names.items()]}
+
+
 def save_label(ask, label, address="datastore/label?image=plain", **names):
-    info = [{"name": name, "idx": value} for name, value in names.items()]
-    sent = {
-        "files": {"label": ("a.nii.gz", label)},
-        "data": {"params": json.dumps({"label_info": info})},
-    }
-    return ask("PUT", address, **sent)
+    data = {"params": json.dumps(info_of(**names))}
+    return ask("PUT", address, files={"label": ("a.nii.gz", label)}, data=data)
 
 
 def test_a_final_label_says_what_its_segments_are(ask):
@@ -530,21 +538,11 @@ def test_a_final_label_says_what_its_segments_are(ask):
     assert objects(ask)["plain"] == before
     # What nobody learns from may be called as its annotator likes, and names of segments without
     # voxels do no harm.
-    assert (
-        save_label(
-            ask, LABEL, "datastore/label?image=plain&tag=draft", **{"Segment_1": 1}
-        ).status_code
-        == 200
-    )
-    assert save_label(ask, LABEL, Liver=1, kidney_left=2, Segment_1=3).status_code == 200
-    info = {
-        "info": json.dumps(
-            {"label_info": [{"name": "Liver", "idx": 1}, {"name": "Segment_1", "idx": 2}]}
-        )
-    }
-    check_refused(
-        ask("PUT", "datastore/label/info?label=plain&tag=final", data=info), 400, "Segment_1"
-    )
+    check_done(save_label(ask, LABEL, "datastore/label?image=plain&tag=draft", Segment_1=1))
+    check_done(save_label(ask, LABEL, Liver=1, kidney_left=2, Segment_1=3))
+    info = {"info": json.dumps(info_of(Liver=1, Segment_1=2))}
+    answer = ask("PUT", "datastore/label/info?label=plain&tag=final", data=info)
+    check_refused(answer, 400, "Segment_1")
     for tag in ("draft", "final"):
         assert ask("DELETE", f"datastore/label?id=plain&tag={tag}").status_code == 200
 
@@ -562,11 +560,9 @@ def test_a_label_without_names_has_those_of_the_one_before(ask, tag):
         assert info["label_info"] == named and info.get("client_id") == json.loads(params).get(
             "client_id"
         )
-    assert save_label(ask, LABEL, address, liver=1, tumour=2).status_code == 200
-    assert objects(ask)["plain"]["labels"][tag]["info"]["label_info"][0] == {
-        "name": "liver",
-        "idx": 1,
-    }
+    check_done(save_label(ask, LABEL, address, liver=1, tumour=2))
+    renamed = objects(ask)["plain"]["labels"][tag]["info"]["label_info"]
+    assert renamed == info_of(liver=1, tumour=2)["label_info"]
     assert ask("DELETE", f"datastore/label?id=plain&tag={tag}").status_code == 200
 
 
@@ -596,31 +592,17 @@ def test_the_log_is_that_of_this_server(ask, root):
 
 def test_what_is_written_of_patients_is_for_nobody_else(ask, root):
     answer = ask("PUT", "session/", files={"files": ("a.nii.gz", SCAN)})
-    assert (
-        ask(
-            "PUT", "datastore/label?image=plain&tag=secret", files={"label": ("a.nii.gz", LABEL)}
-        ).status_code
-        == 200
-    )
-    assert (
-        ask("PUT", "datastore/image?image=private", files={"file": ("a.nii.gz", SCAN)}).status_code
-        == 200
-    )
-    written = ["studies/labels", "studies/labels/secret", "studies/labels/secret/plain.nii.gz"]
-    written += [
-        "studies/private.nii.gz",
-        "studies/datastore_v2.json",
-        "monailabel_app/logs/app.log",
-    ]
-    written += [
-        str(path.relative_to(root))
-        for path in (root / "sessions" / answer.json()["session_id"]).rglob("*")
-    ]
+    check_done(save_label(ask, LABEL, "datastore/label?image=plain&tag=secret"))
+    check_done(put_scan(ask, "private"))
+    labels, session = root / "studies" / "labels", answer.json()["session_id"]
+    written = [labels, labels / "secret", labels / "secret" / "plain.nii.gz"]
+    written += [root / "studies" / name for name in ("private.nii.gz", "datastore_v2.json")]
+    written += [root / "monailabel_app/logs/app.log", *(root / "sessions" / session).rglob("*")]
     assert len(written) > 7
-    assert [path for path in written if (root / path).stat().st_mode & 0o077] == []
+    assert [path for path in written if path.stat().st_mode & 0o077] == []
     assert ask("DELETE", "datastore/label?id=plain&tag=secret").status_code == 200
     assert ask("DELETE", "datastore/image?id=private").status_code == 200
-    assert ask("DELETE", f"session/{answer.json()['session_id']}").status_code == 200
+    assert ask("DELETE", f"session/{session}").status_code == 200
 
 
 def test_the_archive_of_the_labels_is_packed(ask):

@@ -6,7 +6,6 @@ import copy
 import csv
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ import pytest
 import requests
 import torch
 from helpers.bundle_runs import ROOT, make_scan, save
-from helpers.label_bundles import run_bundle, serve, tiny_bundle, write_weights
+from helpers.label_bundles import copy_app, run_bundle, serve, tiny_bundle, write_weights
 from helpers.waiting import wait_until
 from monai.bundle import ConfigParser
 from typer.testing import CliRunner
@@ -45,19 +44,7 @@ TINY = {
 }
 STEPS = 3
 FAST = {"max_epochs": 20, "learning_rate": 0.001, "loss": "dice"}
-
-
-def make_project(root: Path, scans: int) -> Path:
-    """A project with the app, a bundle without weights, and scans; returns the bundle."""
-    shutil.copytree(
-        ROOT / "monailabel_app",
-        root / "monailabel_app",
-        ignore=shutil.ignore_patterns("model", "logs"),
-    )
-    (root / "studies").mkdir()
-    for number in range(scans):
-        save(root / "studies" / f"scan{number}.nii.gz", make_scan(number)[0])
-    return tiny_bundle(root / "bundles" / "learns", "fcn_liver", **TINY)
+CLASSES = {"background": 0, "liver": 1, "lesion": 2}
 
 
 def write_label(file: Path, number: int) -> dict:
@@ -68,8 +55,13 @@ def write_label(file: Path, number: int) -> dict:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
+    """A project with the app, a bundle without weights, and scans."""
     root = tmp_path_factory.mktemp("retrain")
-    make_project(root, 4)
+    copy_app(root)
+    (root / "studies").mkdir()
+    for number in range(4):
+        save(root / "studies" / f"scan{number}.nii.gz", make_scan(number)[0])
+    tiny_bundle(root / "bundles" / "learns", "fcn_liver", **TINY)
     return root
 
 
@@ -142,7 +134,7 @@ def test_whose_a_scan_is_its_info_says(tmp_path):
 
 def test_labels_mean_what_their_names_say(store, tmp_path):
     for classes, values in (
-        ({"background": 0, "liver": 1, "lesion": 2}, [0, 1, 2]),
+        (CLASSES, [0, 1, 2]),
         ({"background": 0, "spleen": 1, "liver": 2}, [0, 2, 2]),
         ({"background": 0, "spleen": 1}, [0, 0, 0]),
         ({"background": 0, "Tumour": 1, "hepar": 2}, [0, 2, 1]),
@@ -163,9 +155,7 @@ def test_a_label_of_floats_trains_as_its_whole_numbers(store, tmp_path):
     named = [{"name": "lesion", "idx": 1}, {"name": "liver", "idx": 2}]
     store.save_label("scan3", str(tmp_path / "label.nii.gz"), "final", {"label_info": named})
     try:
-        (item,) = items(
-            store, ["scan3"], {"background": 0, "liver": 1, "lesion": 2}, tmp_path / "labels"
-        )
+        (item,) = items(store, ["scan3"], CLASSES, tmp_path / "labels")
         assert np.array_equal(nib.load(item["label"]).dataobj, np.choose(whole, [0, 2, 1]))
     finally:
         store.remove_label("scan3", "final")
@@ -208,13 +198,7 @@ def test_a_label_that_says_nothing_clear_is_named(store, tmp_path, info, problem
     store.save_label("scan3", str(tmp_path / "label.nii.gz"), "final", info)
     try:
         with pytest.raises(InputError, match="scan scan3, its final label: ") as caught:
-            items(
-                store,
-                ["scan3"],
-                {"background": 0, "liver": 1, "lesion": 2},
-                tmp_path / "labels",
-                ["mass effect"],
-            )
+            items(store, ["scan3"], CLASSES, tmp_path / "labels", ["mass effect"])
         assert problem in str(caught.value)
         # Several segments may have one name.
         named = [
@@ -222,9 +206,7 @@ def test_a_label_that_says_nothing_clear_is_named(store, tmp_path, info, problem
             for value, name in enumerate(["lesion", "lesion", "liver"], 1)
         ]
         store.update_label_info("scan3", "final", {"label_info": named})
-        (item,) = items(
-            store, ["scan3"], {"background": 0, "liver": 1, "lesion": 2}, tmp_path / "labels"
-        )
+        (item,) = items(store, ["scan3"], CLASSES, tmp_path / "labels")
         assert np.array_equal(nib.load(item["label"]).dataobj, np.choose(values, [0, 2, 2, 1]))
         # Another organ is background on purpose, whether it is known everywhere or to another
         # bundle alone.

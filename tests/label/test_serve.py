@@ -29,6 +29,12 @@ from uvicorn.lifespan.on import LifespanOn
 APP = ROOT / "monailabel_app"
 
 
+def refusal(*arguments) -> str:
+    error = CliRunner().invoke(app, ["serve", *map(str, arguments)]).exception
+    assert isinstance(error, InputError)
+    return str(error)
+
+
 def test_help_has_examples():
     shown = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "120"}).output
     assert "liverseg serve --studies data/scans" in shown
@@ -36,35 +42,22 @@ def test_help_has_examples():
 
 
 def test_a_taken_port_a_missing_app_and_missing_studies_are_reported(tmp_path):
-    here = ["serve", "--studies", str(tmp_path), "--app"]
+    here = ["--studies", tmp_path, "--app"]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = str(taken.getsockname()[1])
-        error = CliRunner().invoke(app, [*here, str(APP), "--port", port]).exception
-    assert isinstance(error, InputError)
-    assert "--port" in str(error)
-    error = CliRunner().invoke(app, [*here, str(tmp_path)]).exception
-    assert isinstance(error, InputError)
-    assert "main.py" in str(error)
+        assert "--port" in refusal(*here, APP, "--port", taken.getsockname()[1])
+    assert "main.py" in refusal(*here, tmp_path)
     nowhere = tmp_path / "typo"
-    error = (
-        CliRunner().invoke(app, ["serve", "--studies", str(nowhere), "--app", str(APP)]).exception
-    )
-    assert isinstance(error, InputError)
-    assert "--studies" in str(error)
+    assert "--studies" in refusal("--studies", nowhere, "--app", APP)
     assert not nowhere.exists()
-    error = CliRunner().invoke(app, ["serve", "--studies", "", "--app", str(APP)]).exception
-    assert isinstance(error, InputError)
-    assert "--studies: found ''" in str(error)
+    assert "--studies: found ''" in refusal("--studies", "", "--app", APP)
 
 
 def test_a_bundle_that_is_not_there_is_reported_before_the_server_starts(tmp_path):
-    here = ["serve", "--studies", str(tmp_path), "--app", str(APP), "--models"]
-    error = CliRunner().invoke(app, [*here, "deeplabv3_liver,nosuch"]).exception
-    assert isinstance(error, InputError) and "--models: found nosuch, expected names among" in str(
-        error
-    )
+    here = ["--studies", tmp_path, "--app", APP]
+    shown = refusal(*here, "--models", "deeplabv3_liver,nosuch")
+    assert "--models: found nosuch, expected names among" in shown
 
 
 @pytest.mark.parametrize("port", ["0", "99999"])
@@ -165,20 +158,8 @@ def test_the_server_starts_without_the_starting_model(started, tmp_path, monkeyp
 
 def serve_at(folder, host, port):
     (folder / "main.py").touch()
-    here = [
-        "serve",
-        "--app",
-        str(folder),
-        "--out",
-        str(folder / "out"),
-        "--port",
-        str(port),
-        "--host",
-        host,
-    ]
-    error = CliRunner().invoke(app, here).exception
-    assert isinstance(error, InputError)
-    return str(error)
+    here = ["--app", folder, "--out", folder / "out"]
+    return refusal(*here, "--port", port, "--host", host)
 
 
 def test_the_phantoms_bundle_gets_its_weights_where_a_folder_for_them_is_there(tmp_path):
@@ -250,7 +231,5 @@ def test_the_server_logs_only_the_message_of_what_ends_its_start(monkeypatch, ca
 
 def test_the_server_does_not_start_with_another_version(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda package: "0.9.1")
-    here = ["serve", "--studies", str(tmp_path), "--app", str(APP)]
-    error = CliRunner().invoke(app, here).exception
-    assert isinstance(error, InputError)
-    assert str(error).startswith("found monailabel 0.9.1, expected 0.8.5")
+    shown = refusal("--studies", tmp_path, "--app", APP)
+    assert shown.startswith("found monailabel 0.9.1, expected 0.8.5")

@@ -15,9 +15,7 @@ def test_it_is_the_global_accuracy_of_all_voxels_of_a_validation():
         for shape in ((4, 5, 6), (7, 3, 2), (2, 2, 9))
     ]
     engine = Engine(
-        lambda _, pair: [
-            {key: torch.as_tensor(map_)[None] for key, map_ in zip(("pred", "label"), pair, strict=True)}
-        ]
+        lambda _, pair: [{"pred": torch.as_tensor(pair[0]), "label": torch.as_tensor(pair[1])}]
     )
     VoxelAccuracy().attach(engine, "val_accuracy")
     for _ in range(2):  # a second validation starts anew

@@ -134,6 +134,8 @@ def test_a_scan_that_is_no_phantom_is_not_overwritten(tmp_path):
 def test_bad_arguments_get_one_message(tmp_path):
     with pytest.raises(InputError, match="num_cases: found -1"):
         write_phantoms(tmp_path, -1)
+    with pytest.raises(InputError, match="seed: found -1"):
+        write_phantoms(tmp_path, 1, seed=-1)
     with pytest.raises(InputError, match="'late', expected one of native, arterial, portal"):
         write_phantoms(tmp_path, 1, phase="late")
     (tmp_path / "file").touch()

@@ -467,6 +467,14 @@ def test_the_surface_is_seen_from_the_front_with_the_head_up(write_nifti):
     assert left.mean() < right.mean()
 
 
+def test_a_facet_that_faces_the_light_has_a_colour(write_nifti):
+    axes = np.ogrid[:60, :60, :60]
+    ball = sum((axis - 30) ** 2 for axis in axes) <= 25**2
+    image = write_nifti("i.nii", np.zeros(ball.shape, np.int16), np.eye(4))
+    scan = load_scan(image, write_nifti("m.nii", ball.astype(np.uint8), np.eye(4)))
+    assert decode(surface_png(scan))[..., 0].max() >= 200
+
+
 def test_mask_of_another_grid_is_refused(run, write_nifti):
     with pytest.raises(InputError, match=r"other\.nii: its grid is not that of .*scan\.nii\.gz"):
         write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
+@functools.cache
 def lengths_of(name: str, data: Path) -> dict[tuple[str, str, str], dict]:
     path = find_study(Path(name))
     content = yaml.safe_load(path.read_text())

@@ -87,14 +87,15 @@ def check_case(
     names = {"0": "background", **labels}
     stored = volumes["image"].affine.numpy()
     shape = tuple(volumes["image"].shape[1:])
-    (image, affine), (label, _) = (
-        in_ras_order(volumes.pop("image")),
-        in_ras_order(volumes.pop("label")),
-    )
+    image, affine = in_ras_order(volumes.pop("image"))
+    label, _ = in_ras_order(volumes.pop("label"))
     spacing = nib.affines.voxel_sizes(affine)
     low, high = float(image.min()), float(image.max())
     ct = low <= CT_HOLDS_HU if modality is None else modality == "ct"
     counts = _count_values(label)
+    voxels: Counter[str] = Counter()  # several values may share a name
+    for value, count in sorted(counts.items()):
+        voxels[names.get(str(value), str(value))] += count
     found = CaseCheck(
         {
             "modality": "ct" if ct else "mr",
@@ -105,11 +106,14 @@ def check_case(
             "identity_affine": bool(np.allclose(np.abs(stored), np.eye(4))),
             "intensity_min": low,
             "intensity_max": high,
-            "voxels": _by_name(counts, names),
+            "voxels": voxels,
         }
     )
     found.suspicious += [*warnings, *recorded_flags(label_path).values()]
-    _check_geometry(found, spacing)
+    if wrong := check_spacing(spacing.tolist()):
+        found.broken.append(wrong)
+    if found.facts["identity_affine"]:
+        found.suspicious.append("the affine is the identity: spacing and orientation are lost")
     if odd := check_intensities(image, found.facts["modality"]):
         found.suspicious.append(odd[1])
     if unknown := [str(value) for value in sorted(counts) if str(value) not in names]:
@@ -139,35 +143,11 @@ def _count_values(label: np.ndarray) -> Counter[int]:
         # np.unique sorts, which is slow, and only needed for values that are no labels.
         small = plane.astype(np.uint8)
         if np.array_equal(small, plane):
-            values, numbers = np.arange(256), np.bincount(small.ravel(), minlength=256)
+            counts.update(dict(enumerate(np.bincount(small.ravel()).tolist())))
         else:
             values, numbers = np.unique(plane, return_counts=True)
-        counts.update(
-            {
-                int(value): int(number)
-                for value, number in zip(values, numbers, strict=True)
-                if number
-            }
-        )
-    return counts
-
-
-def _by_name(counts: Mapping[int, int], names: Mapping[str, str]) -> Counter[str]:
-    """Return counts by the name of the value, or by the value itself where it has none.
-
-    Several may share a name.
-    """
-    found: Counter[str] = Counter()
-    for value, count in sorted(counts.items()):
-        found[names.get(str(value), str(value))] += count
-    return found
-
-
-def _check_geometry(found: CaseCheck, spacing: np.ndarray) -> None:
-    if wrong := check_spacing(spacing.tolist()):
-        found.broken.append(wrong)
-    if found.facts["identity_affine"]:
-        found.suspicious.append("the affine is the identity: spacing and orientation are lost")
+            counts.update(dict(zip(map(int, values), numbers.tolist(), strict=True)))
+    return +counts  # without those of 0
 
 
 def _check_organ(found: CaseCheck, scan: Scan, *, ct: bool) -> None:

@@ -17,7 +17,7 @@ from liverseg.data import write_datalist
 from liverseg.data.datalist import check_folds, relative
 from liverseg.data.datalist_schema import read_datalist
 from liverseg.errors import InputError
-from liverseg.files import atomic_write, check_writable
+from liverseg.files import NotSavedError, atomic_write, check_writable, write_text
 from liverseg.io.masks import scan_names
 from liverseg.io.nifti import write_nifti
 from liverseg.io.paths import absolute
@@ -126,14 +126,14 @@ def _check_cases(cases: Sequence[Case], out: Path, layout: Layout) -> list[Repor
         report = _finished(record, signature, out)
         if report is None:
             report = _do(case, out, layout)
-            _write_text(record, json.dumps({"signature": signature, **report}, indent=1))
+            write_text(record, json.dumps({"signature": signature, **report}, indent=1))
         reports.append(report)
     counts = {
         verdict: sum(report["verdict"] == verdict for report in reports)
         for verdict in (OK, SUSPICIOUS, BROKEN)
     }
     summary = {"name": layout.name, **counts, "cases": reports}
-    _write_text(out / "check.json", json.dumps(summary, indent=1, ensure_ascii=False))
+    write_text(out / "check.json", json.dumps(summary, indent=1, ensure_ascii=False))
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string((files(__package__) / "check.html.j2").read_text(encoding="utf-8"))
@@ -143,12 +143,12 @@ def _check_cases(cases: Sequence[Case], out: Path, layout: Layout) -> list[Repor
         mask_colour=MASK_COLOUR,
         other_colour=REFERENCE_COLOUR,
     )
-    _write_text(out / "check.html", page)
+    write_text(out / "check.html", page)
     return reports
 
 
 def _do(case: Case, out: Path, layout: Layout) -> Report:
-    image, label, volume = case.image, case.label, None
+    image, label = case.image, case.label
     for partial in out.glob("*/.*"):
         # What a run that was killed while it wrote has left.
         if partial.parent.name in (*NIFTI, CASES) and partial.name.startswith(f".{case.name}."):
@@ -156,27 +156,25 @@ def _do(case: Case, out: Path, layout: Layout) -> Report:
     try:
         if layout.read:
             volume = layout.read(case.image, case.label)
-    except InputError as error:
-        return _report(case, out, image, label, CaseCheck(broken=[str(error)]))
-    if volume is not None:
-        image, label = (out / kind / f"{case.name}.nii.gz" for kind in NIFTI)
-        for path, array in ((label, volume.label), (image, as_int16(volume.image))):
-            path.parent.mkdir(exist_ok=True)
-            write_nifti(path, array, volume.affine)
-        volume = None
-    try:
+            image, label = (out / kind / f"{case.name}.nii.gz" for kind in NIFTI)
+            for path, array in ((label, volume.label), (image, as_int16(volume.image))):
+                path.parent.mkdir(exist_ok=True)
+                write_nifti(path, array, volume.affine)
+            # The check reads the files, and two copies of a scan may be more than memory holds.
+            del volume, array
         found = check_case(image, label, layout.labels, layout.modality)
+    except NotSavedError:
+        raise
     except InputError as error:
-        return _report(case, out, image, label, CaseCheck(broken=[str(error)]))
+        found = CaseCheck(broken=[str(error)])
     return _report(case, out, image, label, found)
 
 
 def _report(case: Case, out: Path, image: Path, label: Path, found: CaseCheck) -> Report:
     picture = out / CASES / f"{case.name}.png"
     if found.png:
-        png = found.png
         with atomic_write(picture) as file:
-            file.write(png)
+            file.write(found.png)
     return {
         "name": case.name,
         "patient": case.patient,
@@ -195,12 +193,10 @@ def _finished(record: Path, signature: str, out: Path) -> Report | None:
         report = json.loads(record.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    same = report.pop("signature", "") == signature and report["verdict"] != BROKEN
-    return (
-        report
-        if same and all((out / report[key]).exists() for key in ("image", "label", "picture"))
-        else None
-    )
+    if report.pop("signature", "") != signature or report["verdict"] == BROKEN:
+        return None
+    there = all((out / report[key]).exists() for key in ("image", "label", "picture"))
+    return report if there else None
 
 
 def _signature(case: Case, layout: Layout) -> str:
@@ -214,8 +210,3 @@ def _signature(case: Case, layout: Layout) -> str:
             state = path.stat() if path.exists() else None
             states.append((str(absolute(path)), state and (state.st_size, state.st_mtime_ns)))
     return hashlib.sha256(repr(states).encode()).hexdigest()
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic_write(path) as file:
-        file.write(text.encode())

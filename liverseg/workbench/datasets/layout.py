@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +67,7 @@ class Layout:
     read: Callable[[Path, Path], Volume] | None = None
 
 
-def by_number(path: Path | zipfile.Path) -> list[str | int]:
+def by_number(path: Path) -> list[str | int]:
     """Return a key that sorts file names with their numbers as numbers: 2 before 10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
 

@@ -63,11 +63,7 @@ class Canvas:
         self.image: Array = np.full(shape, air, np.float32)
         self.organs = np.zeros(shape, np.uint8)
         self.lesion = np.zeros(shape, bool)
-        wx, wy, wz = (
-            self.axes_mm[0][:, None, None],
-            self.axes_mm[1][None, :, None],
-            self.axes_mm[2][None, None, :],
-        )
+        wx, wy, wz = np.meshgrid(*self.axes_mm, indexing="ij", sparse=True)
         cos, sin, s = patient.cos, patient.sin, patient.scale
         straight = ((cos * wx + sin * wy) / s, (cos * wy - sin * wx) / s, wz / s)
         self._xyz = []

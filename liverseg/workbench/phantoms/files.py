@@ -88,6 +88,7 @@ def write_phantoms(
         ("num_cases", num_cases, 0),
         ("num_test", num_test, 0),
         ("num_workers", num_workers, 1),
+        ("seed", seed, 0),
     ):
         if count < least:
             raise InputError(
@@ -95,16 +96,14 @@ def write_phantoms(
             )
     folder = Path(out_dir)
     cases = [("", k) for k in range(num_cases)] + [("test-", k) for k in range(num_test)]
-    items = [
-        {
-            "image": f"{kind}volume-{k}.nii",
-            "label": f"{kind}segmentation-{k}.nii",
-            "patient": f"{kind}phantom-{k}",
-        }
-        for kind, k in cases
-    ]
 
-    def write(item: dict[str, str], kind: str, number: int) -> None:
+    def write(case: tuple[str, int]) -> dict[str, str]:
+        kind, number = case
+        item = {
+            "image": f"{kind}volume-{number}.nii",
+            "label": f"{kind}segmentation-{number}.nii",
+            "patient": f"{kind}phantom-{number}",
+        }
         # Hashed, so that data sets of neighbouring seeds share no patient.
         patient = int(np.random.SeedSequence([seed, bool(kind), number]).generate_state(1)[0])
         arguments = (
@@ -118,25 +117,23 @@ def write_phantoms(
         )
         mark = f"{_MARK} {hashlib.sha256(repr(arguments).encode()).hexdigest()[:32]}"
         paths = [folder / item["image"], folder / item["label"]]
-        if all([_is_whole(path, mark) for path in paths]):
-            return
-        phantom = make_phantom(patient, shape, spacing, modality=modality, phase=phase)
-        mask = phantom.labels if labels == LITS_LABELS else _organ_labels(phantom, labels)
-        write_nifti(paths[0], phantom.image.astype(np.int16), phantom.affine, mark)
-        write_nifti(paths[1], mask, phantom.affine, mark)
+        if not all([_is_whole(path, mark) for path in paths]):
+            phantom = make_phantom(patient, shape, spacing, modality=modality, phase=phase)
+            mask = phantom.labels if labels == LITS_LABELS else _organ_labels(phantom, labels)
+            write_nifti(paths[0], phantom.image.astype(np.int16), phantom.affine, mark)
+            write_nifti(paths[1], mask, phantom.affine, mark)
+        return item
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(num_workers) as pool:
-            jobs = pool.map(write, items, *zip(*cases, strict=True)) if cases else ()
-            for _ in tqdm(jobs, total=len(items), desc="phantoms", unit="scan"):
-                pass
+            jobs = pool.map(write, cases)
+            return list(tqdm(jobs, total=len(cases), desc="phantoms", unit="scan"))
     except OSError as error:
         raise InputError(
             f"{folder}: cannot be written ({error.strerror}), expected a folder with space; choose "
             "another or free some."
         ) from error
-    return items
 
 
 def _organ_labels(phantom: Phantom, labels: Mapping[str, str]) -> NDArray[np.uint8]:

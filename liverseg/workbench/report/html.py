@@ -17,7 +17,7 @@ import jinja2
 import pandas as pd
 
 from liverseg.errors import InputError
-from liverseg.files import atomic_write
+from liverseg.files import write_text
 from liverseg.io.masks import recorded_flags
 from liverseg.workbench.report.curves import curves_png
 from liverseg.workbench.report.overlays import (
@@ -100,8 +100,7 @@ def write_report(
         mask_colour=MASK_COLOUR,
         reference_colour=REFERENCE_COLOUR,
     )
-    with atomic_write(path) as file:
-        file.write(page.encode())
+    write_text(path, page)
 
 
 def _scan(shown: ShownScan) -> dict[str, Any]:
@@ -234,15 +233,11 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _mean_and_sd(metric: Mapping[str, float | None], form: str) -> str:
-    sd = metric["sd"]
-    return _number(metric["mean"], form) + (
-        "" if sd is None else f" ± {_number(sd, form.lstrip('+'))}"
-    )
+    mean, sd = _number(metric["mean"], form), metric["sd"]
+    return mean if sd is None else f"{mean} ± {_number(sd, form.lstrip('+'))}"
 
 
 def _difference_pp(share: float | None, baseline: float | None) -> str:
-    return (
-        ""
-        if share is None or baseline is None
-        else f"{_number(100 * (share - baseline), '+.1f')} pp"
-    )
+    if share is None or baseline is None:
+        return ""
+    return f"{_number(100 * (share - baseline), '+.1f')} pp"

@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from liverseg.handlers.overlays import Outline, draw_slice, encode_png
 from liverseg.transforms import LoadVolumed
 from liverseg.transforms.labels import whole_values
+from liverseg.transforms.morphology import bounding_box
 
 MASK_COLOUR = "#ff8c1a"
 REFERENCE_COLOUR = "#22c7ff"
@@ -169,13 +170,8 @@ def axial_pngs(scan: Scan, count: int = 6) -> list[bytes]:
 
 def _around(scan: Scan, axis: int, margin_mm: float) -> slice:
     """Return the part of `axis` that holds the mask, and a margin."""
-    inside = np.flatnonzero(
-        scan.shown.any(axis=tuple(other for other in range(3) if other != axis))
-    )
-    if not len(inside):
-        return slice(None)
-    margin = round(margin_mm / scan.spacing_mm[axis])
-    return slice(max(inside[0] - margin, 0), inside[-1] + 1 + margin)
+    box = bounding_box(scan.shown, [round(margin_mm / mm) for mm in scan.spacing_mm])
+    return slice(None) if box is None else box[axis]
 
 
 def _slice_png(

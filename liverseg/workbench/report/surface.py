@@ -12,6 +12,7 @@ from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from scipy.ndimage import gaussian_filter, zoom
 from skimage.measure import marching_cubes
 
+from liverseg.transforms.morphology import bounding_box
 from liverseg.workbench.report.overlays import MASK_COLOUR, PLANE_PIXELS, Scan
 
 # Fine enough for a picture, and some ten thousand triangles, which matplotlib draws in seconds.
@@ -27,10 +28,7 @@ def surface_png(scan: Scan) -> bytes:
     Args:
         scan: with a mask that is not empty.
     """
-    inside = np.argwhere(scan.mask)
-    box = tuple(
-        slice(low, high + 1) for low, high in zip(inside.min(0), inside.max(0), strict=True)
-    )
+    box = bounding_box(scan.mask)
     factors = np.divide(scan.spacing_mm, GRID_MM)
     grid = zoom(scan.mask[box].astype(np.float32), factors, order=1, grid_mode=True, mode="nearest")
     smooth = gaussian_filter(np.pad(grid, 3), 1)
@@ -42,7 +40,7 @@ def surface_png(scan: Scan) -> bytes:
     # the picture's left.
     axes.view_init(elev=10, azim=90)
     towards_light = normals[faces].mean(1) @ LIGHT
-    colours = np.outer(0.35 + 0.65 * towards_light.clip(0), to_rgb(MASK_COLOUR))
+    colours = np.outer(0.35 + 0.65 * towards_light.clip(0, 1), to_rgb(MASK_COLOUR))
     axes.add_collection3d(
         Poly3DCollection(points[faces], facecolors=colours, edgecolors=colours, linewidths=0.3)
     )

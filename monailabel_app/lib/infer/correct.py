@@ -54,12 +54,8 @@ class Correction(InferTask):
     """
 
     def __init__(self, name: str, description: str, options: Mapping[str, list[str]]) -> None:
-        super().__init__(InferType.SCRIBBLES, {}, 3, description)
-        self.name, self.options = name, options
-
-    def config(self) -> dict[str, Any]:
-        """The options."""
-        return dict(self.options)
+        super().__init__(InferType.SCRIBBLES, {}, 3, description, dict(options))
+        self.name = name
 
     def is_valid(self) -> bool:
         """Needs no weights."""
@@ -89,7 +85,7 @@ class Correction(InferTask):
             )
         chosen = {
             key: choose(self.name, key, request.get(key, known), known)
-            for key, known in self.options.items()
+            for key, known in self.config().items()
         }
         suffix = choose(
             self.name, "result_extension", request.get("result_extension") or SUFFIXES[0], SUFFIXES
@@ -173,21 +169,18 @@ class Scribbles(Correction):
         task = self.segmentations.get(chosen["prior"])
         names = _names(name, values, task.bundle) if task else []
         regions = regions_of(foreground | background, spacing_mm, region_mm)
-        probabilities = task.probabilities(scan).regions(names, regions) if task else []
-        for number, (region, image) in enumerate(
-            zip(regions, read_boxes(scan, regions), strict=True)
-        ):
+        prior: Any = "label" if chosen["prior"] == "label" else None
+        priors = (
+            task.probabilities(scan).regions(names, regions) if task else [prior] * len(regions)
+        )
+        for region, prior, image in zip(regions, priors, read_boxes(scan, regions), strict=True):
             mask[region] = correct_region(
                 image,
                 mask[region],
                 foreground[region],
                 background[region],
                 spacing_mm,
-                probabilities[number]
-                if probabilities
-                else "label"
-                if chosen["prior"] == "label"
-                else None,
+                prior,
                 likelihood=chosen["likelihood"],
                 reach_mm=region_mm / 2,
                 smoothness=float(chosen["smoothness"]),

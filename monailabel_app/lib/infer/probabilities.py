@@ -57,20 +57,13 @@ class Kept:
             for name in names:
                 starts, values = stored[f"{name} starts"], stored[name]
                 for region, total in zip(regions, totals, strict=True):
-                    begins = [
-                        max(part.start, start) for part, start in zip(region, starts, strict=True)
-                    ]
-                    ends = [
-                        min(p.stop, s + n)
-                        for p, s, n in zip(region, starts, values.shape, strict=True)
-                    ]
-                    if all(begin < end for begin, end in zip(begins, ends, strict=True)):
+                    corner = [part.start for part in region]
+                    begin = np.maximum(corner, starts)
+                    end = np.minimum([part.stop for part in region], starts + values.shape)
+                    if (begin < end).all():
                         there, here = (
-                            tuple(
-                                slice(b - o, e - o)
-                                for b, e, o in zip(begins, ends, origin, strict=True)
-                            )
-                            for origin in (starts, [part.start for part in region])
+                            tuple(map(slice, begin - origin, end - origin))
+                            for origin in (starts, corner)
                         )
                         total[here] += values[there]
         return [(total / 255).astype(np.float32) for total in totals]

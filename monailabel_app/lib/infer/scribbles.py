@@ -110,24 +110,19 @@ def correct_region(
         limit: number of voxels.
         options: the further ones of `cut`.
     """
-    steps = [1, 1, 1]
-    while (
-        math.prod(-(-length // step) for length, step in zip(label.shape, steps, strict=True))
-        > limit
-    ):
-        steps[int(np.argmin(np.multiply(steps, spacing_mm)))] *= 2
+    steps = np.ones(3, int)
+    while np.prod(-(-np.array(label.shape) // steps)) > limit:
+        steps[np.argmin(steps * spacing_mm)] *= 2
     pairs = list(zip(label.shape, steps, strict=True))
     middles = np.ix_(
         *(np.minimum(np.arange(0, length, step) + step // 2, length - 1) for length, step in pairs)
     )
     back = np.ix_(*(np.arange(length) // step for length, step in pairs))
-    held, coarse_mm = label[middles], np.multiply(steps, spacing_mm).tolist()
+    held, coarse_mm = label[middles], (steps * spacing_mm).tolist()
     strokes = np.zeros((2, *held.shape), bool)
     for coarse, drawn in zip(strokes, (foreground, background), strict=True):
         # However thin.
-        coarse[
-            tuple(index // step for index, step in zip(np.nonzero(drawn), steps, strict=True))
-        ] = True
+        coarse[tuple((np.argwhere(drawn) // steps).T)] = True
     if isinstance(prior, str):
         log_odds: NDArray[np.floating] | None = label_log_odds(held, coarse_mm)
     else:
@@ -154,12 +149,11 @@ def cut(
     """Correct `label` with strokes, all of one region, (h, w, d).
 
     The log odds of the foreground are a mixture: far from all strokes those of the prior; at a
-        stroke those of the
-    intensities under the strokes. The weight of the second is exp(-d / reach_mm) at a distance d
-    from the nearest stroke. Strokes are certain, and the cut minimises this together with the
-    smoothness of the border (Wang et al., "Interactive medical image segmentation using deep
-    learning with image-specific fine tuning", IEEE TMI 37 (2018), equations 5 and 7), by maximal
-    flow.
+    stroke those of the intensities under the strokes. The weight of the second is
+    exp(-d / reach_mm) at a distance d from the nearest stroke. Strokes are certain, and the cut
+    minimises this together with the smoothness of the border (Wang et al., "Interactive medical
+    image segmentation using deep learning with image-specific fine tuning", IEEE TMI 37 (2018),
+    equations 5 and 7), by maximal flow.
 
     Where there are strokes of one kind only, intensities of the other are those inside, or outside,
     of what the prior holds for the foreground (without one, the label) at more than `reach_mm` from

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import HTTPException
-from monai.bundle import ConfigParser
 from monai.engines import SupervisedEvaluator
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.utils.others.generic import device_list
@@ -25,6 +24,8 @@ from liverseg.io.paths import NIFTI_SUFFIXES
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (*NIFTI_SUFFIXES, *NRRD_SUFFIXES)
+# Settings where no mask is asked for.
+NO_MASK = dict.fromkeys(("postprocessing", "save_mask#transform"), "@postprocessings#none")
 
 
 class Segmentation(InferTask):
@@ -32,10 +33,8 @@ class Segmentation(InferTask):
 
     Every request resolves the bundle's own config and loads the weights that are there at that
     moment: new weights need no restart, what runs keeps those it started with, and no two requests
-    share a network. Against the inference
-    itself that is short: on two CPU cores 0.3 s for `deeplabv3_liver` and 2.2 s for the eight
-        networks of
-    `cascade_lits`.
+    share a network. Against the inference itself that is short: on two CPU cores 0.3 s for
+    `deeplabv3_liver` and 2.2 s for the eight networks of `cascade_lits`.
 
     Args:
         bundle: what runs.
@@ -133,7 +132,16 @@ class Segmentation(InferTask):
         """
         with self.bundle.workflow(settings) as parser:
             evaluator = parser.get_parsed_content("evaluator")
-            self._check_weights(parser)
+            needed = self.bundle.weights_of(parser)
+            missing = [path for path in needed if not path.is_file()]
+            if missing:
+                raise HTTPException(
+                    409,
+                    f"model {self.bundle.name}: found no weights "
+                    f"{missing[0].relative_to(self.bundle.folder)} in its folder ({len(missing)} "
+                    f"of {len(needed)} missing), expected them for segmenting: train it or copy "
+                    "them there, and ask again.",
+                )
             if watch is not None:
                 watch(evaluator)
         parser.get_parsed_content("run")
@@ -149,9 +157,7 @@ class Segmentation(InferTask):
         kept = self.store.find(self.bundle, scan)
         if kept is None or kept.fingerprint != self.bundle.fingerprint():
             with tempfile.TemporaryDirectory() as folder:
-                # No mask is asked for.
-                none = "@postprocessings#none"
-                own = {"output_dir": folder, "postprocessing": none, "save_mask#transform": none}
+                own = {"output_dir": folder, **NO_MASK}
                 self._run_over({**(kept.options if kept else {}), "image": scan}, own)
             kept = self.store.find(self.bundle, scan)
         if kept is None:
@@ -182,19 +188,3 @@ class Segmentation(InferTask):
             if expected is None:
                 raise
             raise InputError(f"model {bundle.name}: {expected}") from error
-
-    def _check_weights(self, parser: ConfigParser) -> None:
-        default = self.bundle.folder / "models" / "model.pt"
-        paths: Any = parser.get_parsed_content("ckpt_path") if "ckpt_path" in parser else default
-        needed = [
-            Path(path) for path in (paths.values() if isinstance(paths, Mapping) else [paths])
-        ]
-        missing = [path for path in needed if not path.is_file()]
-        if missing:
-            raise HTTPException(
-                409,
-                f"model {self.bundle.name}: found no weights "
-                f"{missing[0].relative_to(self.bundle.folder)} in its folder ({len(missing)} of "
-                f"{len(needed)} missing), expected them for segmenting: train it or copy them "
-                "there, and ask again.",
-            )

@@ -11,14 +11,14 @@ import ipaddress
 import logging
 import re
 import socket
-from collections.abc import Callable, Collection, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 from fastapi import FastAPI
 from monailabel.config import settings
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from liverseg.errors import InputError
 
@@ -75,18 +75,16 @@ class OwnPages:
         origins: of other pages that may ask it, such as `https://viewer.example.org`.
     """
 
-    def __init__(self, app: Callable, hosts: Collection[str], origins: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, hosts: Collection[str], origins: Collection[str]) -> None:
         self.app, self.hosts, self.origins = app, hosts, origins
 
-    async def __call__(
-        self, scope: MutableMapping[str, Any], receive: Callable, send: Callable
-    ) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
 
-        async def send_protected(message: MutableMapping[str, Any]) -> None:
+        async def send_protected(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(PROTECTION)
             await send(message)
@@ -98,7 +96,7 @@ class OwnPages:
             logger.warning("%s %s: 403 %s", scope["method"], scope["path"], refusal)
             await JSONResponse({"detail": refusal}, 403)(scope, receive, send_protected)
 
-    def _refusal(self, scope: MutableMapping[str, Any]) -> str | None:
+    def _refusal(self, scope: Scope) -> str | None:
         headers = Headers(scope=scope)
         names = headers.getlist("host")
         host = names[0].lower() if len(names) == 1 else ""

@@ -7,11 +7,12 @@ all others; a client that sends a file slowly holds up nobody there, but an endp
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 from fastapi import FastAPI, HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # A client that sends nothing for so long is refused.
 IDLE_SECONDS = 60
@@ -35,14 +36,12 @@ class Threads:
         inferences: how many run at once; others wait for their turn.
     """
 
-    def __init__(self, app: Callable, inferences: int) -> None:
+    def __init__(self, app: ASGIApp, inferences: int) -> None:
         self.app = app
         self.inferences = anyio.CapacityLimiter(inferences)
         self.others = anyio.CapacityLimiter(40)
 
-    async def __call__(
-        self, scope: MutableMapping[str, Any], receive: Callable, send: Callable
-    ) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
@@ -67,7 +66,7 @@ class Threads:
             await body.seek(0)
             ended = False
 
-            async def receive_again() -> Any:
+            async def receive_again() -> Message:
                 nonlocal ended
                 # Where endpoints ask for the body, so that the answer is made like all others.
                 if refusal is not None:
@@ -81,13 +80,13 @@ class Threads:
             infers = (
                 "/infer/" in scope["path"] and "/batch/" not in scope["path"] and refusal is None
             )
-            answer = self.app(scope, receive_again, there(send))
+            answer: Any = self.app(scope, receive_again, there(send))
             await anyio.to_thread.run_sync(
                 asyncio.run, answer, limiter=self.inferences if infers else self.others
             )
 
 
-async def _receive_body(receive: Callable, body: anyio.SpooledTemporaryFile[bytes]) -> bool:
+async def _receive_body(receive: Receive, body: anyio.SpooledTemporaryFile[bytes]) -> bool:
     """Write the body of a request into a file; False where its client has gone."""
     more = True
     while more:

@@ -29,49 +29,40 @@ def fix(server: FastAPI) -> None:
 
 
 def _update(model: str, file: UploadFile, **_: Any) -> dict[str, Any]:
-    app = app_instance()
-    check_known("model", model, app.infers)
-    return update_model(app.bundles.get(model), model, file)
-
-
-def update_model(bundle: Bundle | None, model: str, upload: UploadFile) -> dict[str, Any]:
     """Put weights into use as a new version; those before stay for inferences that run.
 
     Args:
-        bundle: whose weights they are; None for a model that has none.
         model: its name.
-        upload: the weights of its network, as `torch.save` writes a state dict.
+        file: the weights of its network, as `torch.save` writes a state dict.
 
     Returns:
         `checksum` and `modified_time` of the file, as MONAI Label has them.
 
     Raises:
-        HTTPException: 404 for a model that has no single file of weights.
+        HTTPException: 404 for a model that is not there, or has no single file of weights.
         InputError: for weights that are not those of its network.
     """
+    check_known("model", model, app_instance().infers)
+    bundle: Bundle | None = app_instance().bundles.get(model)
     files = model_files(weights_in_use(bundle.folder)) if bundle else []
-    if (
-        bundle is None
-        or any(len(file.parts) > 1 for file in files)
-        or _has_several_networks(bundle)
-    ):
+    if bundle is None or any(len(one.parts) > 1 for one in files) or _has_several_networks(bundle):
         raise HTTPException(
             404,
             f"model {model}: found no single file of weights to replace, expected one: copy them "
             "into the bundle's folder models/ instead.",
         )
-    with copy_of("file", upload, [".pt"]) as path:
+    with copy_of("file", file, [".pt"]) as path:
         with bundle.workflow({"device": "cpu"}) as parser:
             load_weights(parser.get_parsed_content("network"), path)
         version = new_version(
             bundle.folder, state="training", reason="sent by a client", parent=None
         )
         with FileLock(version.folder / ".lock"):
-            file = version.folder / "model.pt"
-            shutil.copyfile(path, file)
+            saved = version.folder / "model.pt"
+            shutil.copyfile(path, saved)
             version.update(state="candidate")
     publish(bundle.folder, version.name)
-    return {"checksum": file_checksum(str(file)), "modified_time": int(file.stat().st_mtime)}
+    return {"checksum": file_checksum(str(saved)), "modified_time": int(saved.stat().st_mtime)}
 
 
 def _has_several_networks(bundle: Bundle) -> bool:

@@ -22,19 +22,16 @@ from lib.patches.endpoints import replace
 
 # MONAI Label's own loggers for lines of the processes that it starts.
 LOGGERS = ("", "task_train", "task_scoring", "task_batch_infer")
+# So many lines are kept.
 KEPT = 5000
 
 
 class RecentLines(logging.Handler):
-    """Keep the last lines of this server, without what DICOM says of the patient.
+    """Keep the last lines of this server, without what DICOM says of the patient."""
 
-    Args:
-        number: of lines.
-    """
-
-    def __init__(self, number: int = KEPT) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.lines: deque[str] = deque(maxlen=number)
+        self.lines: deque[str] = deque(maxlen=KEPT)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep what a record says."""

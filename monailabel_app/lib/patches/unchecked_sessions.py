@@ -58,16 +58,14 @@ def _check_new_session(files: list[UploadFile], uncompress: bool, expiry: int, *
             f"expiry: found {expiry} s, expected 0 (the server's own) or more: fix it."
         )
     if len(files) == 1:
-        (check_archive if uncompress else check_volume)(
-            "files", files[0], app_instance().options.max_upload_mb
-        )
+        (check_archive if uncompress else check_volume)("files", files[0])
     elif uncompress:
         raise InputError(
             f"uncompress: found {len(files)} files, expected one archive: send one, or leave it "
             "out."
         )
     else:
-        check_series("files", files, app_instance().options.max_upload_mb)
+        check_series("files", files)
 
 
 def _check_session_image(session_id: str, image: bool, **_: Any) -> None:

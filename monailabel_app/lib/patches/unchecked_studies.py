@@ -58,7 +58,7 @@ def _check_new_image(image: str | None, params: str, file: UploadFile, **_: Any)
     # MONAI Label takes all behind the first dot for the suffix.
     name = image or sent.removesuffix(nifti_suffix(sent))
     check_name("image", name)
-    check_volume("file", file, app_instance().options.max_upload_mb)
+    check_volume("file", file)
     # Masks and labels of names that differ in case alone would be one file on some disks.
     there = [one for one in app_instance().datastore().list_images() if one.lower() == name.lower()]
     if there:
@@ -92,7 +92,7 @@ def _check_new_label(
     check_image(image)
     check_name("tag", tag)
     check_name("label", PurePath(label.filename or "").name)
-    values = check_label(label, store.get_image_uri(image), app_instance().options.max_upload_mb)
+    values = check_label(label, store.get_image_uri(image))
     if not (info.get("label_info") or info.get("params", {}).get("label_names")):
         # Who sends no names has drawn on with those of the label before.
         known = store.get_label_info(image, tag)

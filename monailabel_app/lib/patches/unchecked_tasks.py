@@ -185,7 +185,7 @@ def _check_inference(
                 "both."
             )
     if file is not None:
-        check_volume("file", file, app_instance().options.max_upload_mb)
+        check_volume("file", file)
     elif session_id:
         check_session(session_id)
     else:

@@ -6,10 +6,8 @@ https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/endpoints/data
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
-from typing import Any
-
 from fastapi import FastAPI, HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 def fix(server: FastAPI, max_mb: int) -> None:
@@ -22,19 +20,17 @@ def fix(server: FastAPI, max_mb: int) -> None:
 class UploadLimit:
     """Refuse requests of more than `max_mb` · 10⁶ bytes with 413, before they fill the disk."""
 
-    def __init__(self, app: Callable, max_mb: int) -> None:
+    def __init__(self, app: ASGIApp, max_mb: int) -> None:
         self.app = app
         self.max_mb = max_mb
 
-    async def __call__(
-        self, scope: MutableMapping[str, Any], receive: Callable, send: Callable
-    ) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on, as long as it is small enough."""
         length = dict(scope.get("headers", [])).get(b"content-length", b"0")
         announced = int(length) if length.isdigit() else 0
         received = 0
 
-        async def receive_some() -> Any:
+        async def receive_some() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))

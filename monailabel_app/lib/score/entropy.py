@@ -16,7 +16,7 @@ from monai.engines import SupervisedEvaluator
 from torch import Tensor, nn
 
 from lib.bundle import Bundle
-from lib.infer.segment import Segmentation
+from lib.infer.segment import NO_MASK, Segmentation
 from liverseg.errors import InputError
 from liverseg.inferers import MirrorCheckInferer
 from liverseg.inferers.utils import as_tensor
@@ -45,10 +45,9 @@ class EntropyMeter:
     so neither the scan's size nor its voxels' weigh in.
 
     The body is what is brighter than a tenth of the way from the 1st to the 99th percentile of the
-    scan as the networks
-    see it: in CT that is above the lower end of the HU window, in MRI above the noise of air. A
-        margin around the
-    predicted organ would leave out what was missed, for which uncertainty is sought.
+    scan as the networks see it: in CT that is above the lower end of the HU window, in MRI above
+    the noise of air. A margin around the predicted organ would leave out what was missed, for which
+    uncertainty is sought.
 
     Args:
         evaluator: of one scan, before it runs; its `network` is one network, or `CascadeNetworks`
@@ -172,13 +171,7 @@ def mean_entropy(bundle: Bundle, scan: str) -> float:
     key = bundle.config.get("image_key", "image")
     meters: list[EntropyMeter] = []
     with tempfile.TemporaryDirectory() as folder:
-        # No mask is asked for.
-        settings = {
-            "output_dir": folder,
-            "postprocessing": "@postprocessings#none",
-            "save_mask#transform": "@postprocessings#none",
-            "dataset#data": [{key: Path(scan)}],
-        }
+        settings = {"output_dir": folder, "dataset#data": [{key: Path(scan)}], **NO_MASK}
         Segmentation(bundle).run(
             settings, lambda evaluator: meters.append(EntropyMeter(evaluator, key))
         )

@@ -52,23 +52,19 @@ class NextScan(Strategy):
         """The `id` of a scan that can be read and what `order` says of it; None where none is left.
 
         Args:
-            request: `client_id` is the annotator's, all without one are the same; `label_tag` and
-                `labels` as MONAI Label has them.
+            request: `client_id` is the annotator's, all without one are the same.
             datastore: the scans.
 
         Raises:
             HTTPException: as `order`.
         """
         annotator = str(request.get("client_id"))
-        asked = request.get("label_tag"), request.get("labels")
         while True:
             found = None
             try:
                 # Two who ask at once must not get the same.
                 with _choosing:
-                    found = self._choose(
-                        annotator, datastore.get_unlabeled_images(*asked), request, datastore
-                    )
+                    found = self._choose(annotator, request, datastore)
                     if found is None:
                         return None
                     _coming[found["id"]][annotator] = time.time()
@@ -82,7 +78,7 @@ class NextScan(Strategy):
                 return found
             except InputError as error:
                 # The datastore no longer offers a scan that it has found to be none.
-                if found is None or found["id"] in datastore.get_unlabeled_images(*asked):
+                if found is None or found["id"] in datastore.get_unlabeled_images():
                     raise
                 logger.warning("Not given to %s, who gets the next: %s", annotator, error)
             finally:
@@ -90,12 +86,9 @@ class NextScan(Strategy):
                     _coming[found["id"]].pop(annotator, None)
 
     def _choose(
-        self,
-        annotator: str,
-        images: Sequence[str],
-        request: Mapping[str, Any],
-        datastore: Datastore,
+        self, annotator: str, request: Mapping[str, Any], datastore: Datastore
     ) -> dict[str, Any] | None:
+        images = datastore.get_unlabeled_images()
         every = {
             image: {**datastore.get_image_info(image).get("served", {}), **_coming.get(image, {})}
             for image in datastore.list_images()

@@ -117,17 +117,13 @@ class Scores(ScoringMethod):
                 result = self.score(image, datastore)
             # A damaged scan may raise anything.
             except Exception as error:
-                reason = message(error) or f"{type(error).__name__}: {error}".splitlines()[0]
-                logger.warning(
-                    "%s of %s: %s", self.name, image, reason, exc_info=message(error) is None
-                )
+                expected = message(error)
+                reason = expected or f"{type(error).__name__}: {error}".splitlines()[0]
+                odd = expected is None
+                logger.warning("%s of %s: %s", self.name, image, reason, exc_info=odd)
                 failed[image] = reason
                 # It says nothing of the scan.
-                if (
-                    message(error) is None
-                    or isinstance(error, DicomServerError)
-                    or is_of_machine(error)
-                ):
+                if odd or isinstance(error, DicomServerError) or is_of_machine(error):
                     continue
                 result = {"error": reason}
             try:
@@ -210,6 +206,8 @@ class DiceScores(Scores):
             # Their values as training has them.
             (item,) = items(datastore, [image], bundle.labels, Path(folder), known)
             grid, label = grid_of(scan), read_label(item["label"])
+        # An error is about the label of the store, not about its copy.
+        label.meta["filename_or_obj"] = datastore.get_label_uri(image, FINAL)
         label = check_same_grid(grid, label)
         codes = "".join(nib.aff2axcodes(grid.affine.numpy()))
         values = Orientation(axcodes=codes, labels=None)(label)[0].numpy()

@@ -66,6 +66,11 @@ class DicomServer:
                     return list(found.values())
                 found |= new
 
+    def find(self, series: str) -> dict[str, Any]:
+        """A series as DICOM JSON, {} where there is none; some servers know no filters."""
+        found = self.search(SeriesInstanceUID=series)
+        return next((one for one in found if first(one, "SeriesInstanceUID") == series), {})
+
     def metadata(self, study: str, series: str) -> list[dict[str, Any]]:
         """The headers of all instances of a series, as DICOM JSON."""
         with self._asked(f"series {series}"):
@@ -85,20 +90,16 @@ class DicomServer:
         with self._asked(f"instance {instance}"):
             return self.client.retrieve_instance(study, series, instance, media_types=AS_STORED)
 
-    def download(self, series: str, folder: Path) -> dict[str, Any] | None:
-        """Save the files of a series as they are; returns its DICOM JSON, None if there is none."""
-        found = [
-            one
-            for one in self.search(SeriesInstanceUID=series)
-            if first(one, "SeriesInstanceUID") == series
-        ]
+    def download(self, series: str, folder: Path) -> dict[str, Any]:
+        """Save the files of a series as they are; returns its DICOM JSON, {} if there is none."""
+        found = self.find(series)
         if not found:
-            return None
+            return found
         with self._asked(f"series {series}"):
             instances = self.client.retrieve_series(
-                first(found[0], "StudyInstanceUID"), series, media_types=AS_STORED
+                first(found, "StudyInstanceUID"), series, media_types=AS_STORED
             )
-        expected = first(found[0], "NumberOfSeriesRelatedInstances")
+        expected = first(found, "NumberOfSeriesRelatedInstances")
         # A connection that is cut may look like the end.
         if expected is not None and len(instances) < int(expected):
             raise DicomServerError(
@@ -109,7 +110,7 @@ class DicomServer:
         for number, instance in enumerate(instances):
             with atomic_write(folder / f"{number:05}.dcm") as file:
                 instance.save_as(file)
-        return found[0]
+        return found
 
     def store(self, dataset: Dataset) -> None:
         """Send an instance."""

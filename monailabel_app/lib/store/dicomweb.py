@@ -95,9 +95,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
             for series in self.server.search(**self._search_filter)
         ]
 
-    def get_labeled_images(
-        self, label_tag: str | None = None, labels: list[str] | None = None
-    ) -> list[str]:
+    def get_labeled_images(self, *_: Any) -> list[str]:
         """Those with a label that can be read; each is copied if its copy is not the newest.
 
         Raises:
@@ -120,9 +118,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
                 logger.warning("%s", error)
         return found
 
-    def get_unlabeled_images(
-        self, label_tag: str | None = None, labels: list[str] | None = None
-    ) -> list[str]:
+    def get_unlabeled_images(self, *_: Any) -> list[str]:
         """Those of them without a DICOM SEG, except scans that could not be read."""
         segmentations = self.segmentations.read()
         return [
@@ -191,9 +187,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
 
     def series_info(self, image_id: str) -> dict[str, Any]:
         """What the server says of a series, downloaded or not."""
-        found = self.server.search(SeriesInstanceUID=image_id)
-        mine = (one for one in found if first(one, "SeriesInstanceUID") == image_id)
-        return _shown(next(mine, {}))
+        return _shown(self.server.find(image_id))
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """As MONAI Label's, also for a scan that was not downloaded before."""
@@ -232,13 +226,10 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
             )
         super().remove_label(label_id, label_tag)
 
-    def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
-        """The label of a scan as NIfTI on its grid, copied if there is a newer one; "" without one.
+    def get_label_uri(self, label_id: str, label_tag: str) -> str:
+        """The label of a scan as NIfTI on its grid; "" without one.
 
-        Args:
-            label_id: that of the scan.
-            label_tag: `final` for the DICOM SEG.
-            image_id: not looked at.
+        The final one is that of the DICOM SEGs, copied if there is a newer one.
 
         Raises:
             DicomServerError: where the server does not answer, and what it last listed was not
@@ -259,12 +250,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         return LockedDatastore.get_label_uri(self, label_id, label_tag)
 
     def save_label(
-        self,
-        image_id: str,
-        label_filename: str,
-        label_tag: str,
-        label_info: dict[str, Any],
-        label_id: str = "",
+        self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]
     ) -> str:
         """Save a label of a scan, a final one on the server, as DICOM SEG.
 
@@ -315,7 +301,7 @@ class DicomwebDatastore(DICOMWebDatastore, LockedDatastore):
         folder = file.with_name(image_id)
         shutil.rmtree(folder, ignore_errors=True)
         series = self.server.download(image_id, folder)
-        if series is None:
+        if not series:
             return False
         info = _shown(series)
         with tempfile.TemporaryDirectory() as converted:

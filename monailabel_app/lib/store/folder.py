@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import logging
 import os
 from collections.abc import Collection
@@ -16,7 +16,7 @@ from lib.store.local import LockedDatastore
 from lib.store.series import name_series, read_record, record_file, state_of
 from lib.store.watcher import FolderWatcher
 from liverseg.errors import InputError
-from liverseg.files import NotSavedError, atomic_write, check_writable
+from liverseg.files import NotSavedError, check_writable, write_json
 from liverseg.io.dicom import describe
 from liverseg.io.nifti import open_nifti
 from liverseg.io.paths import LeftOut, is_hidden, nifti_suffix
@@ -61,8 +61,7 @@ class FolderDatastore(LockedDatastore):
         self._series: dict[str, str] = {}
         self._whose: dict[str, dict[str, str]] = {}
         self._no_series = LeftOut(list)
-        # What was found in a state of a file: of its header by name, of all of it by scan.
-        self._headers: dict[str, tuple[str, bool]] = {}
+        # What was found in a state of the files of a scan, by scan.
         self._problems: dict[str, tuple[str, str]] = {}
         check_writable(folder)
         if not read_only:
@@ -97,21 +96,14 @@ class FolderDatastore(LockedDatastore):
         if not info:
             return {}
         copy = self._copy_of(image_id, info["path"])
-        warnings = (
-            {} if str(copy) == info["path"] else {"warnings": read_record(copy).get("warnings", [])}
-        )
-        return {**info, **warnings, "name": copy.name, "path": str(copy)}
+        if str(copy) != info["path"]:
+            info["warnings"] = read_record(copy).get("warnings", [])
+        return {**info, "name": copy.name, "path": str(copy)}
 
-    def get_unlabeled_images(
-        self, label_tag: str | None = None, labels: list[str] | None = None
-    ) -> list[str]:
+    def get_unlabeled_images(self, *_: Any) -> list[str]:
         """The scans without a final label, but for those that could not be read."""
         unreadable = self._unreadable()
-        return [
-            image
-            for image in super().get_unlabeled_images(label_tag, labels)
-            if image not in unreadable
-        ]
+        return [image for image in super().get_unlabeled_images() if image not in unreadable]
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
         """The scans that can be read and have a final label.
@@ -187,9 +179,8 @@ class FolderDatastore(LockedDatastore):
                 if not copy.is_file() or read_record(copy).get("state") != state:
                     check_writable(copy.parent)
                     # The state is the one before, so that what comes while it is read is found out.
-                    basis = json.dumps({"state": state, "warnings": save_as_nifti(scan, copy)})
-                    with atomic_write(record_file(copy)) as file:
-                        file.write(basis.encode())
+                    record = {"state": state, "warnings": save_as_nifti(scan, copy)}
+                    write_json(record_file(copy), record)
         # It says nothing of the scan.
         except NotSavedError:
             raise
@@ -224,7 +215,8 @@ class FolderDatastore(LockedDatastore):
             *sorted(files, key=lambda name: (name[-3:].lower() != ".gz", name)),
             *self._series,
         ]:
-            if name not in self._series and not self._has_header(name):
+            file = self._place(name)
+            if name not in self._series and not _has_header(file, state_of(file)):
                 left_out["no NIfTI volume"].append(Path(name))
             elif found.setdefault(self._to_id(name)[0], name) != name:
                 left_out["called as another scan"].append(Path(name))
@@ -238,19 +230,6 @@ class FolderDatastore(LockedDatastore):
             )
         self.left_out = message
         return {name: name for name in found.values()}
-
-    def _has_header(self, name: str) -> bool:
-        file = self._place(name)
-        state = state_of(file)
-        seen, good = self._headers.get(name, (None, False))
-        if seen != state:
-            try:
-                open_nifti(file)
-                good = True
-            except InputError:
-                good = False
-            self._headers[name] = state, good
-        return good
 
     def _add_non_existing_images(self) -> int:
         changed = super()._add_non_existing_images()
@@ -292,3 +271,13 @@ class FolderDatastore(LockedDatastore):
     def _look_again(self) -> None:
         self._find_series(Path(self._datastore_path))
         self.refresh()
+
+
+@functools.cache
+def _has_header(file: str, state: str) -> bool:
+    """Whether a file is a NIfTI volume by its header, which is read once in each state."""
+    try:
+        open_nifti(file)
+    except InputError:
+        return False
+    return True

@@ -41,11 +41,11 @@ def name_series(folder: Path) -> tuple[dict[str, str], dict[str, dict[str, str]]
         file for file in _files_below(folder) if nifti_suffix(file)
     ]
     own = [folder / name for name in OWN]
-    left_out = {
-        reason: [file for file in files if file not in own] for reason, files in no_series.items()
-    }
-    some = {reason: files for reason, files in left_out.items() if files}
-    return names, whose, LeftOut(list, some)
+    left_out = LeftOut(list)
+    for reason, files in no_series.items():
+        if some := [file for file in files if file not in own]:
+            left_out[reason] = some
+    return names, whose, left_out
 
 
 def _files_below(folder: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from zipfile import BadZipFile, ZipFile
 
 from fastapi import HTTPException, UploadFile
+from monailabel.interfaces.utils.app import app_instance
 
 from lib.store.volumes import grid_of, read_label, values_in
 from liverseg.errors import InputError
@@ -20,34 +21,32 @@ from liverseg.io.paths import NIFTI_SUFFIXES, nifti_suffix
 from liverseg.transforms.load import LoadVolumed, check_same_grid
 
 
-def check_volume(what: str, upload: UploadFile, max_mb: int) -> None:
+def check_volume(what: str, upload: UploadFile) -> None:
     """Whether an upload is one whole volume.
 
     Args:
         what: the field of the request.
         upload: a NIfTI file; it is left as if it had not been read.
-        max_mb: the largest volume in 10⁶ bytes.
 
     Raises:
         InputError: for another file, and one that is not whole or no single 3-D volume.
-        HTTPException: 413 for a larger volume.
+        HTTPException: 413 for a volume that is too large.
     """
     with copy_of(what, upload, NIFTI_SUFFIXES) as path:
-        _check_header(path, max_mb)
+        _check_header(path)
         LoadVolumed(what)({what: str(path)})
 
 
-def check_series(what: str, uploads: Sequence[UploadFile], max_mb: int) -> None:
+def check_series(what: str, uploads: Sequence[UploadFile]) -> None:
     """Whether several uploads are the files of one DICOM series.
 
     Args:
         what: the field of the request.
         uploads: they are left as if they had not been read.
-        max_mb: the largest sum of the files in 10⁶ bytes.
 
     Raises:
         InputError: for files that are none, or those of several series, and two of one name.
-        HTTPException: 413 for more.
+        HTTPException: 413 for files that together are too large.
     """
     names = [PurePath(upload.filename or "").name for upload in uploads]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -69,45 +68,43 @@ def check_series(what: str, uploads: Sequence[UploadFile], max_mb: int) -> None:
                 shutil.copyfileobj(upload.file, file)
                 size += file.tell()
             upload.file.seek(0)
-            _check_size(size, max_mb)
+            _check_size(size)
         try:
             LoadVolumed(what)({what: folder})
         except InputError as error:
             raise InputError(str(error).replace(folder, what)) from error
 
 
-def check_label(upload: UploadFile, scan: str, max_mb: int) -> list[int]:
+def check_label(upload: UploadFile, scan: str) -> list[int]:
     """Check that a label is whole and on the grid of its scan; returns its segments' values.
 
     Args:
         upload: a NIfTI file; it is left as if it had not been read.
         scan: path of a NIfTI file or of a folder with a DICOM series.
-        max_mb: the largest volume in 10⁶ bytes.
 
     Raises:
         InputError: for another file, for values that are none of a labelmap, and for another grid,
             with both grids.
-        HTTPException: 413 for a larger volume.
+        HTTPException: 413 for a volume that is too large.
     """
     with copy_of("label", upload, NIFTI_SUFFIXES) as path:
-        _check_header(path, max_mb)
+        _check_header(path)
         label = read_label(str(path))
         check_same_grid(grid_of(scan), label)
         return values_in(label)
 
 
-def check_archive(what: str, upload: UploadFile, max_mb: int) -> None:
+def check_archive(what: str, upload: UploadFile) -> None:
     """Whether an archive can be unpacked, and is not too large for it.
 
     Args:
         what: the field of the request.
         upload: of any format that `shutil.unpack_archive` knows; it is left as if it had not been
             read.
-        max_mb: the largest sum of its files in 10⁶ bytes.
 
     Raises:
         InputError: for another file, and one that is not whole.
-        HTTPException: 413 for a larger one.
+        HTTPException: 413 for one whose files together are too large.
     """
     suffixes = [suffix for _, some, _ in shutil.get_unpack_formats() for suffix in some]
     with copy_of(what, upload, suffixes) as path:
@@ -115,7 +112,7 @@ def check_archive(what: str, upload: UploadFile, max_mb: int) -> None:
         try:
             for one in _sizes(path):
                 size += one
-                _check_size(size, max_mb)
+                _check_size(size)
         except HTTPException:
             raise
         # Each format has errors of its own, and some those of the compression.
@@ -142,14 +139,15 @@ def _sizes(archive: Path) -> Iterator[int]:
                 yield member.size
 
 
-def _check_header(path: Path, max_mb: int) -> None:
+def _check_header(path: Path) -> None:
     """What a NIfTI file says of itself, before it takes the memory that it asks for."""
     image = open_nifti(path)
     # Scans are read as float32.
-    _check_size(math.prod(image.shape) * max(4, image.get_data_dtype().itemsize), max_mb)
+    _check_size(math.prod(image.shape) * max(4, image.get_data_dtype().itemsize))
 
 
-def _check_size(size: int, max_mb: int) -> None:
+def _check_size(size: int) -> None:
+    max_mb = app_instance().options.max_upload_mb
     if size > max_mb * 10**6:
         raise HTTPException(
             413,

@@ -39,18 +39,16 @@ def progress(bundle: Path) -> dict[str, Any]:
     # One that was stopped could not write down when.
     stopped = max((file.stat().st_mtime for file in histories), default=record["start_ts"])
     seconds = int(record.get("end_ts", time.time() if running else stopped) - record["start_ts"])
-    left = (
-        {"time_left": str(timedelta(seconds=int(seconds * (total - epoch) / epoch)))}
-        if epoch
-        else {}
-    )
+    duration = str(timedelta(seconds=seconds))
+    # 3D Slicer's bar takes `total_time` for the end.
+    times = {"current_time": duration} if running else {"total_time": duration}
+    if running and epoch:
+        times["time_left"] = str(timedelta(seconds=int(seconds * (total - epoch) / epoch)))
     return {
         "epoch": epoch,
         "total_epochs": total,
         "start_ts": record["start_ts"],
-        **({"current_time": str(timedelta(seconds=seconds)), **left} if running else {}),
-        # 3D Slicer's bar takes this for the end.
-        **({} if running else {"total_time": str(timedelta(seconds=seconds))}),
+        **times,
         "best_metric": max(validated, default=0),
         "train": {"metrics": {"loss": float(rows[-1][-1]["loss"])} if rows and rows[-1] else {}},
         "eval": {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -32,27 +31,7 @@ LEAST_OF_ONE_SCAN = 0.02
 CONFIDENCE = 0.9
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two models on the same scans.
-
-    Attributes:
-        difference: mean over the scans of the Dice of the new model minus that of the other.
-        scans: how many.
-        needed: what the difference must be larger than.
-    """
-
-    difference: float
-    scans: int
-    needed: float
-
-    @property
-    def is_better(self) -> bool:
-        """Whether the new model is better by more than these scans can tell apart."""
-        return self.difference > self.needed
-
-
-def compare(new: Mapping[str, float], other: Mapping[str, float]) -> Comparison:
+def compare(new: Mapping[str, float], other: Mapping[str, float]) -> tuple[float, float]:
     """Compare two models, paired over the scans.
 
     With the differences d of n scans, mean(d) must be above LEAST and
@@ -65,17 +44,17 @@ def compare(new: Mapping[str, float], other: Mapping[str, float]) -> Comparison:
     Args:
         new: Dice of the new model by scan.
         other: of the other, for the same scans.
+
+    Returns:
+        The mean over the scans of the Dice of the new model minus that of the other, and what it
+        must be larger than: the least that these scans can tell apart.
     """
     differences = pd.Series(new) - pd.Series(other)
-    scans = len(differences)
-    if scans == 1:
-        needed = LEAST_OF_ONE_SCAN
-    else:
-        needed = max(
-            LEAST,
-            float(stats.t.ppf(CONFIDENCE, scans - 1) * differences.std(ddof=1) / math.sqrt(scans)),
-        )
-    return Comparison(float(differences.mean()), scans, needed)
+    scans, needed = len(differences), LEAST_OF_ONE_SCAN
+    if scans > 1:
+        quantile = stats.t.ppf(CONFIDENCE, scans - 1)
+        needed = max(LEAST, float(quantile * differences.std(ddof=1) / math.sqrt(scans)))
+    return float(differences.mean()), needed
 
 
 def publish_if_better(bundle: Path, version: Version) -> Version:
@@ -98,27 +77,26 @@ def publish_if_better(bundle: Path, version: Version) -> Version:
             "not published: in no epoch was the model better on the validation scans than the one "
             "it started from"
         )
-        return version.update(state="candidate", reason=reason, end_ts=int(time.time()))
+        return _ended(version, state="candidate", reason=reason)
     new = case_dice(bundle, version.folder, version, version.folder / "evaluation")
     reached = sum(new.values()) / len(new)
     version, reason = version.update(mean_dice=reached), "the first model"
     worse: set[str | None] = {None}
     while version.state != "published":
         if publish(bundle, version.name, worse):
-            return version.update(
-                state="published", reason=f"published: {reason}", end_ts=int(time.time())
-            )
+            return _ended(version, state="published", reason=f"published: {reason}")
         name = version_in_use(bundle)
         if name is None:
             continue
         in_use = find_version(bundle, name)
         other = case_dice(bundle, in_use.folder, version, version.folder / "evaluation_in_use")
         before = sum(other.values()) / len(other)
-        comparison = compare(new, other)
+        difference, needed = compare(new, other)
+        is_better = difference > needed
         reason = (
             f"mean Dice {reached:.4f} on the validation scans, {before:.4f} of {name}, which was "
-            f"in use: a difference of {comparison.difference:+.4f} over {comparison.scans} scans, "
-            f"where more than {comparison.needed:.4f} is needed"
+            f"in use: a difference of {difference:+.4f} over {len(new)} scans, where more than "
+            f"{needed:.4f} is needed"
         )
         learnt = set(in_use.record.get("training", ())) & set(version.record.get("validation", ()))
         if learnt:
@@ -126,14 +104,14 @@ def publish_if_better(bundle: Path, version: Version) -> Version:
                 f"; {name} has learnt {len(learnt)} of these scans, so that its figure is too high"
             )
         version = version.update(mean_dice_in_use=before)
-        if version.state != "published" and not comparison.is_better:
-            return version.update(
-                state="candidate", reason=f"not published: {reason}", end_ts=int(time.time())
-            )
+        if version.state != "published" and not is_better:
+            return _ended(version, state="candidate", reason=f"not published: {reason}")
         worse.add(name)
-    return version.update(
-        reason="published by hand while it was evaluated", end_ts=int(time.time())
-    )
+    return _ended(version, reason="published by hand while it was evaluated")
+
+
+def _ended(version: Version, **facts: str) -> Version:
+    return version.update(end_ts=int(time.time()), **facts)
 
 
 def case_dice(bundle: Path, weights: Path, version: Version, output_dir: Path) -> dict[str, float]:

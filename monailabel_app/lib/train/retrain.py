@@ -114,10 +114,8 @@ class Retraining(TrainTask):
         """
         chosen = read_options(self.bundle.name, self.config(), request)
         # Clients send back what they were shown, which is for a model to start from.
-        shown, own = (
-            self.defaults[self._has_model()],
-            self.defaults[chosen["pretrained"] and self._has_model()],
-        )
+        has_model = self._has_model()
+        shown, own = self.defaults[has_model], self.defaults[has_model and chosen["pretrained"]]
         chosen |= {key: own[key] for key, value in shown.items() if chosen[key] == value}
         return {**chosen, **self.bundle.device(chosen)}
 

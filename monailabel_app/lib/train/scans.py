@@ -7,6 +7,7 @@ import random
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+import numpy as np
 from monai.data import MetaTensor
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
@@ -14,7 +15,7 @@ from lib.store.dicomweb import DicomwebDatastore
 from lib.store.labels import match, segment_names
 from lib.store.volumes import read_label, values_in
 from liverseg.errors import InputError
-from liverseg.files import atomic_write
+from liverseg.files import write_json
 from liverseg.io.nifti import write_nifti
 
 FINAL = DefaultLabelTag.FINAL
@@ -79,9 +80,7 @@ def split(
         number = min(max(1, round(val_split * len(patients))), len(patients) - 1)
         validating = random.Random(SEED).sample(patients, number)
         drawn = sorted(name for name, whose in labelled.items() if whose in validating)
-        text = json.dumps({"seed": SEED, "images": drawn}, indent=1)
-        with atomic_write(file) as stream:
-            stream.write(text.encode())
+        write_json(file, {"seed": SEED, "images": drawn})
     validation = [name for name in drawn if name in labelled]
     theirs = {labelled[name] for name in validation}
     training = sorted(name for name, whose in labelled.items() if whose not in theirs)
@@ -124,12 +123,8 @@ def items(
         volume, values = _read(datastore, name, classes, known)
         if any(here != there for here, there in values.items()):
             label = _renumber(volume, values, folder / f"{name}.nii.gz")
-        item = {
-            "image": datastore.get_image_uri(name),
-            "label": str(label),
-            "patient": patient(datastore, name),
-        }
-        found.append(item)
+        image = datastore.get_image_uri(name)
+        found.append({"image": image, "label": str(label), "patient": patient(datastore, name)})
     return found
 
 
@@ -181,10 +176,8 @@ def _read(
 
 
 def _renumber(label: MetaTensor, values: Mapping[int, int], target: Path) -> Path:
-    before = label[0].numpy()
-    after = before.copy()
-    for here, there in values.items():
-        after[before == here] = there
+    there = np.zeros(256, np.uint8)
+    there[list(values)] = list(values.values())
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_nifti(target, after, label.affine.numpy())
+    write_nifti(target, there[label[0].numpy()], label.affine.numpy())
     return target
