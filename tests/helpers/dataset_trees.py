@@ -137,33 +137,50 @@ def chaos_ct(
 
 def chaos_mr(
     root: Path, patients=(1, 2, 3)
-) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Write CHAOS MR, coronal and oblique; return each in-phase image, label and affine."""
-    truth = {}
+) -> dict[int, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """Write CHAOS MR, oblique; return image, label and affine of the series of each patient.
+
+    T1-DUAL is coronal in the first patient. T2-SPIR has fewer slices, of other pixels.
+    """
+    truth: dict[int, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
     for seed, patient in enumerate(patients):
-        scan, axes = phantom(seed, "mr"), "LPS" if seed else "LIP"
-        image, affine = turned(scan.image, scan.affine, axes)
-        organs, _ = turned(scan.organs, scan.affine, axes)
-        grey = sum(
-            np.uint8(value) * (organs == ORGANS[organ]) for organ, value in CHAOS_GREY.items()
-        ).astype(np.uint8)
-        affine = rotated(affine, 12)
-        folder = root / "Train_Sets" / "MR" / str(patient) / "T1DUAL"
-        count = range(image.shape[2])
-        for phase, array, first in (("InPhase", image, 2), ("OutPhase", np.rint(0.8 * image), 1)):
-            names = [f"IMG-0004-{first + 2 * k:05d}.dcm" for k in count]
-            write_series(
-                folder / "DICOM_anon" / phase,
-                array,
-                affine,
-                names,
-                Modality="MR",
-                RescaleIntercept=0,
-            )
-        write_pngs(folder / "Ground", grey, [f"IMG-0004-{2 + 2 * k:05d}.png" for k in count])
-        label = sum(k * (grey == v) for k, v in enumerate(CHAOS_GREY.values(), 1)).astype(np.uint8)
-        truth[patient] = (image, label, affine)
+        folder = root / "Train_Sets" / "MR" / str(patient)
+        image, label, affine = _mr_series(phantom(seed, "mr"), "LPS" if seed else "LIP")
+        phases = {"InPhase": image, "OutPhase": np.rint(0.8 * image)}
+        for first, (phase, array) in zip((2, 1), phases.items(), strict=True):
+            write_mr(folder / "T1DUAL" / "DICOM_anon" / phase, array, affine, first, step=2)
+        write_grey(folder / "T1DUAL" / "Ground", label, first=2, step=2)
+        # Another breath: the organs are elsewhere, on another grid.
+        spir = make_phantom(seed, (40, 36, 18), (9.5, 9.5, 10.5), modality="mr", num_lesions=3)
+        t2_spir = _mr_series(spir, "LPS")
+        write_mr(folder / "T2SPIR" / "DICOM_anon", t2_spir[0], t2_spir[2], first=1, step=1)
+        write_grey(folder / "T2SPIR" / "Ground", t2_spir[1], first=1, step=1)
+        truth[patient] = {
+            "in": (image, label, affine),
+            "out": (phases["OutPhase"], label, affine),
+            "t2spir": t2_spir,
+        }
     return truth
+
+
+def _mr_series(scan: Any, axcodes: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image, label (1 liver, 2 right kidney, 3 left kidney, 4 spleen) and an oblique affine."""
+    image, affine = turned(scan.image, scan.affine, axcodes)
+    organs, _ = turned(scan.organs, scan.affine, axcodes)
+    label = sum(
+        np.uint8(value) * (organs == ORGANS[organ]) for value, organ in enumerate(CHAOS_GREY, 1)
+    ).astype(np.uint8)
+    return image, label, rotated(affine, 12)
+
+
+def write_mr(folder: Path, array: np.ndarray, affine: np.ndarray, first: int, step: int) -> None:
+    names = [f"IMG-0004-{first + step * k:05d}.dcm" for k in range(array.shape[2])]
+    write_series(folder, array, affine, names, Modality="MR", RescaleIntercept=0)
+
+
+def write_grey(folder: Path, label: np.ndarray, first: int, step: int) -> None:
+    names = [f"IMG-0004-{first + step * k:05d}.png" for k in range(label.shape[2])]
+    write_pngs(folder, np.array([0, *CHAOS_GREY.values()], np.uint8)[label], names)
 
 
 def ircadb(root: Path) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -26,8 +26,9 @@ def commands(document: Path, folder: Path, programs: Sequence[str] = PROGRAMS) -
     bin_folder.mkdir()
     record.touch()
     for name in programs:
+        # One write for each command, for some run side by side.
         (bin_folder / name).write_text(
-            f'#!/bin/sh\nprintf "%s\\037" {name} "$@" >> {record}\nprintf "\\036" >> {record}\n'
+            f'#!/bin/sh\nprintf "%s\\037" {name} "$@" "$(printf "\\036")" >> {record}\n'
         )
         (bin_folder / name).chmod(0o755)
     subprocess.run(
@@ -37,7 +38,7 @@ def commands(document: Path, folder: Path, programs: Sequence[str] = PROGRAMS) -
         check=True,
         timeout=SECONDS,
     )
-    return [line.split("\037")[:-1] for line in record.read_text().split("\036")[:-1]]
+    return [line.split("\037")[:-1] for line in record.read_text().split("\036\037")[:-1]]
 
 
 def read_configs(arguments: Sequence[str], folder: Path) -> ConfigParser:

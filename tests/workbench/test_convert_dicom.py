@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 from liverseg.data import load_datalist
 from liverseg.errors import InputError
 from liverseg.workbench.cli import app
-from liverseg.workbench.datasets.chaos import CHAOS_CT, CHAOS_MR
+from liverseg.workbench.datasets.chaos import CHAOS_CT, CHAOS_MR, CHAOS_MR_T2_SPIR
 from liverseg.workbench.datasets.convert import convert
 from liverseg.workbench.datasets.ircadb import IRCADB
 
@@ -46,29 +47,57 @@ def test_chaos_ct_pairs_by_file_name_and_orders_by_position(tmp_path):
     assert nib.load(items[0]["image"]).get_data_dtype() == np.int16
 
 
-def test_chaos_mr_has_two_scans_of_a_patient_in_one_fold(tmp_path):
+def folds_of(out: Path) -> set[tuple[str, int]]:
+    content = json.loads((out / "dataset.json").read_text())
+    return {(item["patient"], item["fold"]) for item in content["training"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "series"), [([], ("in", "out")), (["--t2-spir"], ("in", "out", "t2spir"))]
+)
+def test_chaos_mr_keeps_the_series_of_a_patient_in_one_fold(tmp_path, options, series):
     truth = trees.chaos_mr(tmp_path)
-    run("chaos-mr", tmp_path, "--out", tmp_path / "out", "--folds", 3)
+    run("chaos-mr", tmp_path, "--out", tmp_path / "out", "--folds", 3, *options)
     content = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert content["labels"]["2"] == "right kidney" and content["labels"]["4"] == "spleen"
-    assert len(content["training"]) == 6
-    for patient, (image, label, affine) in truth.items():
-        items = [
-            item
-            for item in everything(tmp_path / "out" / "dataset.json")
-            if item["patient"] == f"mr-{patient}"
-        ]
-        assert (
-            len(
-                {item["fold"] for item in content["training"] if item["patient"] == f"mr-{patient}"}
-            )
-            == 1
-        )
-        phases = {item["image"].rsplit("-", 1)[1].split(".")[0]: item for item in items}
-        assert_is(phases["in"], image, label, affine)
-        assert_is(phases["out"], np.rint(0.8 * image), label, affine)
+    assert len(content["training"]) == 3 * len(series)
+    assert len(folds_of(tmp_path / "out")) == 3
+    items = {
+        Path(item["image"]).name: item for item in everything(tmp_path / "out" / "dataset.json")
+    }
+    for patient, scans in truth.items():
+        for name in series:
+            item = items[f"mr-{patient}-{name}.nii.gz"]
+            assert item["patient"] == f"mr-{patient}"
+            assert_is(item, *scans[name])
     report = json.loads((tmp_path / "out" / "check.json").read_text())
-    assert report["ok"] == 6, [case["reasons"] for case in report["cases"]]
+    assert report["ok"] == len(items), [case["reasons"] for case in report["cases"]]
+
+
+def test_a_patient_without_t2_spir_is_named_and_keeps_t1_dual(tmp_path):
+    trees.chaos_mr(tmp_path)
+    shutil.rmtree(tmp_path / "Train_Sets" / "MR" / "2" / "T2SPIR")
+    with pytest.raises(InputError, match=r"1 of 9 cases are broken .*\(mr-2-t2spir\)"):
+        convert(CHAOS_MR_T2_SPIR, tmp_path, tmp_path / "out", 3, 0)
+    report = json.loads((tmp_path / "out" / "check.json").read_text())
+    (reason,) = [case["reasons"][0] for case in report["cases"] if case["verdict"] == "broken"]
+    assert "T2SPIR/DICOM_anon: there is no such folder" in reason
+    items = everything(tmp_path / "out" / "dataset.json")
+    assert sorted(Path(item["image"]).name for item in items if item["patient"] == "mr-2") == [
+        "mr-2-in.nii.gz",
+        "mr-2-out.nii.gz",
+    ]
+
+
+def test_t2_spir_is_added_to_a_data_set_without_it(tmp_path):
+    trees.chaos_mr(tmp_path)
+    convert(CHAOS_MR, tmp_path, tmp_path / "out", 3, 0)
+    first = tmp_path / "out" / "images" / "mr-1-in.nii.gz"
+    before, folds = first.stat().st_mtime_ns, folds_of(tmp_path / "out")
+    convert(CHAOS_MR_T2_SPIR, tmp_path, tmp_path / "out", 3, 0)
+    assert first.stat().st_mtime_ns == before
+    assert folds_of(tmp_path / "out") == folds
+    assert len(everything(tmp_path / "out" / "dataset.json")) == 9
 
 
 def test_ircadb_joins_lesions_and_nothing_else(tmp_path):

@@ -212,9 +212,8 @@ def test_broken_chaos_cases_are_named(tmp_path):
 
 
 def test_an_unknown_grey_is_broken(tmp_path):
-    trees.chaos_mr(tmp_path, patients=(1, 2))
+    image, _, _ = trees.chaos_mr(tmp_path, patients=(1, 2))[1]["in"]
     ground = tmp_path / "Train_Sets" / "MR" / "1" / "T1DUAL" / "Ground"
-    image, _, _ = trees.chaos_mr(tmp_path, patients=(1, 2))[1]
     trees.write_pngs(
         ground,
         np.full((*image.shape[:2], 1), 90, np.uint8),

@@ -4,6 +4,7 @@ Kavur et al. 2019, doi 10.5281/zenodo.3431873.
 
     Train_Sets/CT/<patient>/DICOM_anon/*.dcm, Ground/*.png
     Train_Sets/MR/<patient>/T1DUAL/DICOM_anon/{InPhase,OutPhase}/*.dcm, Ground/*.png
+    Train_Sets/MR/<patient>/T2SPIR/DICOM_anon/*.dcm, Ground/*.png
 
 A PNG belongs to the DICOM file of the same place in the order of the file names. The names
 run from head to foot in CT, against the positions, so that slices sorted by position meet
@@ -47,20 +48,26 @@ def find_ct(root: Path) -> list[Case]:
     return not_empty(cases, folder, "one folder a patient")
 
 
-def find_mr(root: Path) -> list[Case]:
-    """List the in-phase and out-phase series of T1-DUAL, which share a mask, without T2-SPIR."""
+def find_mr(root: Path, *, t2_spir: bool = False) -> list[Case]:
+    """List the MR series of each patient: in and out of phase of T1-DUAL, which share a mask.
+
+    With `t2_spir` also T2-SPIR, which has a mask and a grid of its own.
+    """
     require_pydicom(root)
     folder = first_folder(root, "Train_Sets/MR", "MR", "*/Train_Sets/MR")
+    series = {"in": "T1DUAL/DICOM_anon/InPhase", "out": "T1DUAL/DICOM_anon/OutPhase"}
+    if t2_spir:
+        series["t2spir"] = "T2SPIR/DICOM_anon"
     cases = [
         Case(
-            f"mr-{patient.name}-{phase.removesuffix('Phase').lower()}",
+            f"mr-{patient.name}-{name}",
             f"mr-{patient.name}",
-            patient / "T1DUAL" / "DICOM_anon" / phase,
-            patient / "T1DUAL" / "Ground",
+            patient / dicom,
+            patient / Path(dicom).parts[0] / "Ground",
         )
         for patient in folder.iterdir()
         if patient.is_dir() and not is_hidden(patient)
-        for phase in ("InPhase", "OutPhase")
+        for name, dicom in series.items()
     ]
     return not_empty(cases, folder, "one folder a patient")
 
@@ -120,4 +127,7 @@ CHAOS_MR = Layout(
     {"0": "background", "1": "liver", "2": "right kidney", "3": "left kidney", "4": "spleen"},
     find_mr,
     partial(read, greys=MR_GREY),
+)
+CHAOS_MR_T2_SPIR = Layout(
+    CHAOS_MR.name, CHAOS_MR.modality, CHAOS_MR.labels, partial(find_mr, t2_spir=True), CHAOS_MR.read
 )

@@ -143,17 +143,26 @@ def chaos_ct(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
 
 
 @app.command("chaos-mr")
-def chaos_mr(root: Root, out: Out, folds: Folds = 5, seed: Seed = 0) -> None:
-    """Convert CHAOS, MR T1-DUAL, to NIfTI; 1 liver, 2 right kidney, 3 left kidney, 4 spleen.
+def chaos_mr(
+    root: Root,
+    out: Out,
+    t2_spir: Annotated[
+        bool, typer.Option("--t2-spir", help="Also T2-SPIR, which has masks of its own.")
+    ] = False,
+    folds: Folds = 5,
+    seed: Seed = 0,
+) -> None:
+    """Convert CHAOS, MR, to NIfTI; 1 liver, 2 right kidney, 3 left kidney, 4 spleen.
 
-    The in-phase and the out-phase series share a mask and stay together in a fold.
-    T2-SPIR is left out.
+    T1-DUAL, whose in-phase and out-phase series share a mask. All series of a patient stay
+    together in a fold.
 
-    Example: liverseg data chaos-mr downloads/CHAOS --out data/chaos_mr
+    Examples: liverseg data chaos-mr downloads/CHAOS --out data/chaos_mr;
+    liverseg data chaos-mr downloads/CHAOS --t2-spir --out data/chaos_mr
     """
-    from liverseg.workbench.datasets.chaos import CHAOS_MR
+    from liverseg.workbench.datasets.chaos import CHAOS_MR, CHAOS_MR_T2_SPIR
 
-    _convert(CHAOS_MR, root, out, folds, seed)
+    _convert(CHAOS_MR_T2_SPIR if t2_spir else CHAOS_MR, root, out, folds, seed)
 
 
 @app.command()
