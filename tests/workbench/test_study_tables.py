@@ -312,6 +312,11 @@ def test_the_papers_numbers_stand_beside_ours(tmp_path):
     assert printed("B2", "iou0515", "Mean sensitivity") == 0.94
     assert printed("B3", "Liver", "IoU (α 1.5, β 0.5)") == 0.68
     assert printed("B4", "Right kidney", "uniclass IoU") == 0.50
+    assert printed("C5", "N = 5", "Dice, validation") == 0.9511
+    assert printed("C5", "N = 5", "Dice, test") == 0.9331
+    assert printed("C5", "N = 7", "Mean IoU, validation") == 0.9680
+    assert printed("C6", "3D-IRCADb-01", "Accuracy lesion") == 0.9524
+    assert printed("C6", "LiTS", "Mean IoU lesion") == 0.8718
     assert printed("E", "Mixed U-Net, 3-D CRF", "Dice lesion") == 0.65
 
 
