@@ -300,13 +300,14 @@ def test_every_mask_of_the_liver_is_checked_before_it_is_saved(bundle):
     assert "@save_mask" in content["handlers"]
 
 
-def test_a_training_shorter_than_val_interval_is_validated_at_its_end(bundle):
-    parser = config(bundle, "train.json")
-    parser.update({"val_interval": 10, "max_epochs": 3})
-    handlers = parser["train#handlers"]
-    (index,) = (i for i, one in enumerate(handlers) if "ValidationHandler" in str(one))
-    parser["interval"] = f"@train#handlers#{index}#interval"
-    assert parser.get_parsed_content("interval") == 3
+def test_the_last_epoch_is_validated_whatever_the_interval(bundle):
+    handlers = config(bundle, "train.json")["train#handlers"]
+    targets = [one["_target_"].rpartition(".")[2] for one in handlers]
+    # `Checkpoints` does it where the handler before it has not.
+    assert targets.index("ValidationHandler") < targets.index("Checkpoints")
+    evaluators = [handlers[targets.index("ValidationHandler")]["validator"]]
+    evaluators.append(handlers[targets.index("Checkpoints")]["evaluator"])
+    assert evaluators == ["@validate#evaluator"] * 2
 
 
 @pytest.mark.parametrize("section", ["training", "validation"])
