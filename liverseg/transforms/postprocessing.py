@@ -29,12 +29,16 @@ from liverseg.transforms.morphology import (
     Mask,
     bounding_box,
     clean_slices,
+    ellipsoid,
     in_threads,
+    matlab_disk,
     open_largest,
     smooth_slices,
 )
 
 logger = logging.getLogger(__name__)
+
+ELEMENTS = ("disk", "matlab_disk")
 
 
 def _to_array(img: NdarrayOrTensor) -> NDArray[Any]:
@@ -127,6 +131,19 @@ def _check_radius(radius: float, radius_mm: float | None) -> None:
     if not value >= 0:
         raise InputError(
             f"{name}: found {value}, expected zero or more: give the radius of the ball or disk."
+        )
+
+
+def _check_element(element: str, radius: float, radius_mm: float | None) -> None:
+    if element not in ELEMENTS:
+        raise InputError(
+            f"element: found {element}, expected {' or '.join(ELEMENTS)}: set it to one of these."
+        )
+    if element == "matlab_disk" and (radius_mm is not None or radius % 1 != 0):
+        found = f"radius {radius}" if radius_mm is None else f"radius_mm {radius_mm}"
+        raise InputError(
+            f"element: found matlab_disk with {found}, expected a radius of whole pixels, as "
+            "MATLAB takes it: give one, or set element to disk."
         )
 
 
@@ -223,6 +240,9 @@ class CleanSlices(_PerLabel):
     (Algorithm 3). The rules for borders, equal sizes and empty results are those of
     `ErodeKeepLargestDilate` and `SmoothEdges`.
 
+    The paper writes ``strel('disk', 3)``, which in its MATLAB is no disk but a square of 5 × 5
+    pixels; `element="matlab_disk"` takes that one.
+
     With all three axes, as in the paper, a concave organ loses true parts, and a volume of fewer
     than three slices comes out empty; `axes=(2,)` cleans the axial slices alone.
 
@@ -232,10 +252,14 @@ class CleanSlices(_PerLabel):
             MetaTensor.
         axes: the slices are those along each of these axes of (H, W, D), one axis after the other.
         keep_largest: False keeps all components.
+        element: "disk", the offsets with dx² + dy² <= radius², 29 of them for radius 3; or
+            "matlab_disk", those of MATLAB's ``strel('disk', radius)``, 25 for radius 3, which takes
+            whole pixels only.
 
     Raises:
-        InputError: for another shape than (1, H, W, D), values that are not whole numbers, or
-            `radius_mm` without an affine.
+        InputError: for another shape than (1, H, W, D), values that are not whole numbers,
+            `radius_mm` without an affine, another `element`, or `matlab_disk` with `radius_mm` or a
+            fraction of a pixel.
     """
 
     def __init__(
@@ -244,17 +268,23 @@ class CleanSlices(_PerLabel):
         radius_mm: float | None = None,
         axes: Sequence[int] = (0, 1, 2),
         keep_largest: bool = True,
+        element: str = "disk",
     ) -> None:
         _check_radius(radius, radius_mm)
         _check_axes(axes)
+        _check_element(element, radius, radius_mm)
         self.radius, self.radius_mm, self.keep_largest = radius, radius_mm, keep_largest
-        self.axes = tuple(axes)
+        self.axes, self.element = tuple(axes), element
 
     def process(self, mask: Mask, spacing: NDArray[np.float64] | None) -> Mask:
         """See the class."""
         radii = _radii(self.radius, self.radius_mm, spacing)
         for axis in self.axes:
-            mask = clean_slices(mask, axis, radii, self.keep_largest)
+            if self.element == "matlab_disk":
+                element = matlab_disk(int(self.radius))
+            else:
+                element = ellipsoid([r for i, r in enumerate(radii) if i != axis])
+            mask = clean_slices(mask, axis, element, self.keep_largest)
         return mask
 
 

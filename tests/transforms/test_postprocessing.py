@@ -20,6 +20,7 @@ from liverseg.transforms import (
     SmoothEdges,
     SmoothEdgesd,
 )
+from liverseg.transforms.morphology import matlab_disk
 
 SPACING = (0.7, 0.9, 2.5)
 PAIRS = {
@@ -96,6 +97,40 @@ def test_equals_for_radii_in_mm(algorithm, radius_mm):
     found = apply(shipped(radius_mm=radius_mm), mask.astype(np.uint8), affine)
     assert np.array_equal(found.astype(bool), reference(mask, radius=radius_mm, spacing=SPACING))
     assert not np.array_equal(found.astype(bool), reference(mask))
+
+
+def test_the_disk_of_matlab_is_that_of_its_program():
+    # strel('disk', 3) of R2018b; below 3 it takes no lines.
+    assert np.array_equal(matlab_disk(3), np.ones((5, 5)))
+    assert np.array_equal(matlab_disk(2), literal.ball(2, (1, 1)))
+    assert np.array_equal(matlab_disk(0), [[True]])
+    # strel('disk', 5) as MATLAB's documentation prints it.
+    corner = np.array([[0, 0, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]])
+    assert np.array_equal(matlab_disk(5)[:4, :4], corner)
+    assert matlab_disk(5).sum() == 81 - 4 * 3
+    for radius in range(3, 40):
+        assert np.array_equal(matlab_disk(radius), literal.matlab_disk(radius)), radius
+
+
+@pytest.mark.parametrize(("name", "mask"), masks(), ids=[name for name, _ in masks()])
+def test_equals_the_literal_algorithm_with_the_disk_of_matlab(name, mask):
+    found = apply(CleanSlices(element="matlab_disk"), mask.astype(np.uint8))
+    expected = literal.algorithm_2(mask, element=literal.matlab_disk(3))
+    assert np.array_equal(found.astype(bool), expected)
+    assert name != "blobs" or not np.array_equal(expected, literal.algorithm_2(mask))
+
+
+@pytest.mark.parametrize("radius", [4, 5, 6])
+@pytest.mark.parametrize("keep_largest", [True, False])
+def test_equals_for_other_radii_with_the_disk_of_matlab(radius, keep_largest):
+    mask = ndimage.gaussian_filter(np.random.default_rng(8).normal(size=(40, 36, 50)), 5) > 0
+    options = {"keep_largest": keep_largest}
+    found = apply(
+        CleanSlices(radius=radius, element="matlab_disk", **options), mask.astype(np.uint8)
+    )
+    expected = literal.algorithm_2(mask, element=literal.matlab_disk(radius), **options)
+    assert np.array_equal(found.astype(bool), expected)
+    assert not np.array_equal(expected, literal.algorithm_2(mask, radius=radius, **options))
 
 
 @pytest.mark.parametrize("axes", [(2,), (0, 1), (2, 1, 0)])
@@ -222,6 +257,9 @@ def test_a_mask_emptied_by_the_erosion_is_a_warning(caplog):
         (lambda: ErodeKeepLargestDilate(radius=-1), "radius: found -1"),
         (lambda: CleanSlices(axes=(3,)), "axes"),
         (lambda: CleanSlices(axes=()), "axes"),
+        (lambda: CleanSlices(element="square"), "element: found square, expected disk or"),
+        (lambda: CleanSlices(element="matlab_disk", radius_mm=5), "matlab_disk with radius_mm 5"),
+        (lambda: CleanSlices(element="matlab_disk", radius=2.5), "matlab_disk with radius 2.5"),
         (lambda: ErodeKeepLargestDilate()(torch.zeros(4, 4, 4)), "shape"),
         (lambda: ErodeKeepLargestDilate()(torch.full((1, 4, 4, 4), 0.5)), "whole numbers"),
         (lambda: ErodeKeepLargestDilate(radius_mm=3)(torch.ones(1, 4, 4, 4)), "radius_mm"),
