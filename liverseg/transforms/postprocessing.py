@@ -1,10 +1,10 @@
-"""Postprocess label maps, per label, exact and fast: Algorithms 1, 2 and 3 of Furtado 2021.
+"""Postprocess label maps, exact and fast: Algorithms 1, 2 and 3 of Furtado 2021, and holes.
 
 All work on label maps (1, H, W, D) of any bool, integer or floating type that hold whole numbers,
 as torch tensors, MetaTensors or NumPy arrays, and return the same type, with the same metadata.
-Each label is its own mask. A voxel that its label loses becomes background (0); where results
-overlap, the higher label wins, so a lesion inside the liver stays a lesion. A label that comes out
-empty is logged as a warning.
+For the algorithms, each label is its own mask. A voxel that its label loses becomes background (0);
+where results overlap, the higher label wins, so a lesion inside the liver stays a lesion. A label
+that comes out empty is logged as a warning.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from monai.config.type_definitions import NdarrayOrTensor
 from monai.data.meta_tensor import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.transforms.transform import MapTransform, Transform
+from monai.transforms.utils import fill_holes
 from monai.utils import TransformBackends, convert_to_dst_type
 from numpy.typing import NDArray
 
@@ -288,11 +289,37 @@ class CleanSlices(_PerLabel):
         return mask
 
 
-class _PerLabeld(MapTransform):
+class FillNestedHoles(Transform):
+    """Fill the holes of labels that lie in one another, as lesions (2) lie in the liver (1).
+
+    A hole of label c is background from which no path of voxels that share a face leads to the edge
+    of the image without crossing labels of c or more. It becomes c, the highest label first, and
+    all else stays as it is. MONAI's `FillHoles` gives a label all that it encloses, so that a
+    lesion inside the liver becomes liver.
+
+    Raises:
+        InputError: for another shape than (1, H, W, D) or values that are not whole numbers.
+    """
+
+    backend = [TransformBackends.NUMPY]  # noqa: RUF012 MONAI's own name and type
+
+    def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
+        """See the class."""
+        labels = _to_labels(_to_array(img)).copy()
+        box = bounding_box((labels > 0).view(np.uint8), (1, 1, 1))
+        if box is not None:
+            inside = labels[box]
+            for label in sorted(_label_spans(inside), reverse=True):
+                filled = fill_holes((inside >= label).astype(np.uint8)[None], [1], connectivity=1)
+                inside[filled[0].view(np.bool_) & (inside == 0)] = label
+        return convert_to_dst_type(labels[None], img)[0]
+
+
+class _OfArrayd(MapTransform):
     """Delegates to the array transform; an InputError names the key."""
 
     backend = _PerLabel.backend
-    array_class: type[_PerLabel]
+    array_class: type[Transform]
 
     def __init__(
         self, keys: KeysCollection, allow_missing_keys: bool = False, **options: Any
@@ -310,19 +337,25 @@ class _PerLabeld(MapTransform):
         return d
 
 
-class ErodeKeepLargestDilated(_PerLabeld):
+class ErodeKeepLargestDilated(_OfArrayd):
     """Dictionary-based wrapper of `ErodeKeepLargestDilate`, with its options."""
 
     array_class = ErodeKeepLargestDilate
 
 
-class SmoothEdgesd(_PerLabeld):
+class SmoothEdgesd(_OfArrayd):
     """Dictionary-based wrapper of `SmoothEdges`, with its options."""
 
     array_class = SmoothEdges
 
 
-class CleanSlicesd(_PerLabeld):
+class CleanSlicesd(_OfArrayd):
     """Dictionary-based wrapper of `CleanSlices`, with its options."""
 
     array_class = CleanSlices
+
+
+class FillNestedHolesd(_OfArrayd):
+    """Dictionary-based wrapper of `FillNestedHoles`."""
+
+    array_class = FillNestedHoles

@@ -1,4 +1,7 @@
-"""The shipped post-processing against the literal algorithms, bit for bit."""
+"""The shipped postprocessing against the literal algorithms, bit for bit.
+
+With the disk of all pixels within the radius, and with MATLAB's.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import pytest
 import torch
 from helpers import literal_postprocessing as literal
 from monai.data import MetaTensor
-from monai.transforms import Compose, FillHolesd, KeepLargestConnectedComponentd
+from monai.transforms import Compose, FillHoles, FillHolesd, KeepLargestConnectedComponentd
 from scipy import ndimage
 
 from liverseg.errors import InputError
@@ -17,6 +20,8 @@ from liverseg.transforms import (
     CleanSlicesd,
     ErodeKeepLargestDilate,
     ErodeKeepLargestDilated,
+    FillNestedHoles,
+    FillNestedHolesd,
     SmoothEdges,
     SmoothEdgesd,
 )
@@ -158,6 +163,46 @@ def test_several_labels_equal_the_literal_ones(algorithm):
     labels = label_map()
     expected = literal.per_label(reference, labels)
     assert np.array_equal(apply(shipped(), labels), expected)
+
+
+def fill_nested(labels):
+    """From the highest label down: what does not hang together with the edge."""
+    filled = labels.copy()
+    for label in range(labels.max(), 0, -1):
+        outside = np.pad(filled < label, 1, constant_values=True)
+        components, _ = ndimage.label(outside)
+        closed = (components != components[0, 0, 0])[1:-1, 1:-1, 1:-1]
+        filled[closed & (filled == 0)] = label
+    return filled
+
+
+@pytest.mark.parametrize("shape", [(30, 26, 28), (25, 30, 1), (1, 1, 9)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float32])
+def test_holes_of_nested_labels_are_those_of_the_complement(shape, dtype):
+    labels = np.random.default_rng(20).choice(4, shape, p=[0.25, 0.45, 0.2, 0.1])
+    found = apply(FillNestedHoles(), labels.astype(dtype))
+    assert found.dtype == dtype
+    assert np.array_equal(found, fill_nested(labels))
+    assert shape[2] != 28 or not np.array_equal(found, labels)
+    assert not apply(FillNestedHoles(), np.zeros(shape, dtype)).any()
+
+
+def test_a_lesion_in_the_liver_is_no_hole():
+    labels = np.zeros((24, 22, 20), np.uint8)
+    labels[2:20, 2:20, 2:18] = 1
+    labels[5:12, 5:12, 5:12] = 2
+    labels[8, 8, 8] = 0  # inside the lesion
+    labels[12:14, 8, 8] = 0  # between lesion and liver
+    labels[16, 16, 10] = 0  # inside the liver
+    labels[19, 10, 10] = 0  # open to the outside
+    expected = labels.copy()
+    expected[8, 8, 8], expected[12:14, 8, 8], expected[16, 16, 10] = 2, 1, 1
+    image = MetaTensor(torch.tensor(labels[None]), affine=torch.eye(4))
+    found = FillNestedHolesd("pred")({"pred": image})["pred"]
+    assert isinstance(found, MetaTensor)
+    assert np.array_equal(found[0].numpy(), expected)
+    assert np.array_equal(image[0].numpy(), labels)
+    assert not (apply(FillHoles(connectivity=1), labels) == 2).any()
 
 
 def test_of_equal_components_the_first_in_scan_order_stays():
