@@ -19,7 +19,7 @@ def ball(radius: float, spacing: Sequence[float]) -> np.ndarray:
 
 
 def matlab_disk(radius: int) -> np.ndarray:
-    """Follow `strel.m`, radius 3 or more, n = 4: a pixel dilated with six lines, one by one."""
+    """As MATLAB builds it, from radius 3, with n = 4: a pixel dilated with six lines in turn."""
     k = 2 * radius / (1 / np.tan(np.pi / 8) + 1 / np.sin(np.pi / 8))
     element = np.zeros((4 * radius + 1,) * 2, dtype=bool)
     element[2 * radius, 2 * radius] = True

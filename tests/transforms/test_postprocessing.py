@@ -109,7 +109,7 @@ def test_the_disk_of_matlab_is_that_of_its_program():
     assert np.array_equal(matlab_disk(3), np.ones((5, 5)))
     assert np.array_equal(matlab_disk(2), literal.ball(2, (1, 1)))
     assert np.array_equal(matlab_disk(0), [[True]])
-    # strel('disk', 5) as MATLAB's documentation prints it.
+    # strel('disk', 5): 9 x 9 pixels but three in each corner.
     corner = np.array([[0, 0, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]])
     assert np.array_equal(matlab_disk(5)[:4, :4], corner)
     assert matlab_disk(5).sum() == 81 - 4 * 3
