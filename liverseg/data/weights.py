@@ -17,10 +17,12 @@ def inverse_frequency_weights(
     classes: Mapping[str, Sequence[int] | None],
     datalist: str | os.PathLike[str] | None = None,
 ) -> torch.Tensor:
-    """Return weights w_c ∝ 1 / (voxels of class c in all labels of `data`), scaled to mean 1.
+    """Return weights w_c = N / n_c, the inverse frequencies of the classes; (num_classes,).
 
-    Shape (num_classes,). The class-frequency-inverse weights of `crossE` (Furtado 2021, section
-    2.4; Furtado n.d., section 3.3). A class that never occurs gets weight 0: no voxel could use it.
+    n_c is the voxels of class c in all labels of `data`, N their sum.
+
+    The class-frequency-inverse weights of `crossE` (Furtado 2021, section 2.4; Furtado n.d.,
+    section 3.3). A class that never occurs gets weight 0: no voxel could use it.
 
     Args:
         data: items with `label`.
@@ -32,8 +34,7 @@ def inverse_frequency_weights(
         InputError: as `count_voxels`.
     """
     counts = count_voxels(data, classes, datalist)
-    weights = torch.where(counts > 0, counts.sum() / counts.clamp(min=1), 0.0)
-    return (weights / weights.mean()).float()
+    return torch.where(counts > 0, counts.sum() / counts.clamp(min=1), 0.0).float()
 
 
 def dice_weights(

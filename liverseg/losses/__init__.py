@@ -4,7 +4,9 @@ from liverseg.losses.clicks import ClickLoss, label_and_clicks
 from liverseg.losses.focal_tversky import FocalTverskyLoss
 from liverseg.losses.level_ramp import LevelRampLoss
 from liverseg.losses.per_class import PerClassLoss
+from liverseg.losses.per_pixel import PerPixelCrossEntropyLoss
 from liverseg.losses.top_k import DiceTopKLoss, TopKLoss
+from liverseg.losses.two_class import TwoClassLoss
 
 __all__ = [
     "ClickLoss",
@@ -12,6 +14,8 @@ __all__ = [
     "FocalTverskyLoss",
     "LevelRampLoss",
     "PerClassLoss",
+    "PerPixelCrossEntropyLoss",
     "TopKLoss",
+    "TwoClassLoss",
     "label_and_clicks",
 ]

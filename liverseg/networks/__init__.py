@@ -4,6 +4,7 @@ from liverseg.networks.cascade import CascadeNetworks, cascade_weights
 from liverseg.networks.deeplabv3plus import DeepLabV3Plus
 from liverseg.networks.fcn import FCN8s
 from liverseg.networks.liver_lesion import LiverLesionNetworks
+from liverseg.networks.postprocessed import WithPostprocessing
 from liverseg.networks.preactivation_unet3d import PreactivationUNet3D
 from liverseg.networks.simple import SimpleNet
 from liverseg.networks.tuning import TuningNet
@@ -23,6 +24,7 @@ __all__ = [
     "UNet",
     "UNet3D",
     "UniclassNetworks",
+    "WithPostprocessing",
     "cascade_weights",
     "load_weights",
     "merge_weights",

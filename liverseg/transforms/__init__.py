@@ -20,6 +20,8 @@ from liverseg.transforms.postprocessing import (
     CleanSlicesd,
     ErodeKeepLargestDilate,
     ErodeKeepLargestDilated,
+    FillNestedHoles,
+    FillNestedHolesd,
     SmoothEdges,
     SmoothEdgesd,
 )
@@ -40,6 +42,8 @@ __all__ = [
     "EqualizeHistogramd",
     "ErodeKeepLargestDilate",
     "ErodeKeepLargestDilated",
+    "FillNestedHoles",
+    "FillNestedHolesd",
     "FlagMaskd",
     "LoadVolumed",
     "LocalisePriord",

@@ -48,6 +48,24 @@ def ellipsoid(radii: Sequence[float]) -> NDArray[np.bool_]:
     return np.asarray(distance <= 1 + 1e-6)
 
 
+def matlab_disk(radius: int) -> NDArray[np.bool_]:
+    """Return the offsets of MATLAB's ``strel('disk', radius)``, with its default of n = 4 lines.
+
+    Below radius 3 it is the disk. From there on, MATLAB takes the sum of periodic lines in four
+    directions (Adams, "Radial decomposition of discs and spheres", CVGIP: Graphical Models and
+    Image Processing 55, 1993, p. 328; Jones and Soille, "Periodic lines", Pattern Recognition
+    Letters 17, 1996): an octagon that reaches radius − 1 pixels along the rows and columns, for
+    radius 3 the square of 5 × 5 pixels.
+    """
+    if radius < 3:
+        return ellipsoid([radius] * 2)
+    # How far the lines reach: k along rows and columns, k / √2 steps along the diagonals.
+    k = 2 * radius / (1 / math.tan(math.pi / 8) + 1 / math.sin(math.pi / 8))
+    reach, diagonal = radius - 1, int(k / math.sqrt(2))
+    rows, columns = np.ogrid[-reach : reach + 1, -reach : reach + 1]
+    return np.asarray(abs(rows) + abs(columns) <= 2 * (reach - diagonal))
+
+
 def bounding_box(mask: Mask | NDArray[np.bool_], margin: Sequence[int] = (0, 0, 0)) -> Box | None:
     """Find the smallest box around a mask, widened inside the image; None for an empty mask.
 
@@ -235,14 +253,13 @@ def smooth_slices(mask: Mask, axis: int) -> Mask:
     return _by_slice(mask, axis, _smooth)
 
 
-def clean_slices(mask: Mask, axis: int, radii: Sequence[float], keep_largest: bool) -> Mask:
+def clean_slices(mask: Mask, axis: int, element: NDArray[np.bool_], keep_largest: bool) -> Mask:
     """Erode, keep the largest 8-connected component, dilate, fill holes and smooth, in each slice.
 
-    The slices are those along `axis`; of `radii`, in voxels for the three axes, their two are used.
-    A hole is background that no 4-connected path joins to the edge of the slice. A slice that the
-    erosion empties stays empty.
+    The slices are those along `axis`, and `element` is symmetric. A hole is background that no
+    4-connected path joins to the edge of the slice. A slice that the erosion empties stays empty.
     """
-    element = ellipsoid([r for i, r in enumerate(radii) if i != axis]).view(np.uint8)
+    element = element.view(np.uint8)
     reach_rows, reach_columns = (n // 2 for n in element.shape)
 
     def clean(section: Mask) -> Mask:

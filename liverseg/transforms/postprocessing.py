@@ -1,10 +1,10 @@
-"""Postprocess label maps, per label, exact and fast: Algorithms 1, 2 and 3 of Furtado 2021.
+"""Postprocess label maps, exact and fast: Algorithms 1, 2 and 3 of Furtado 2021, and holes.
 
 All work on label maps (1, H, W, D) of any bool, integer or floating type that hold whole numbers,
 as torch tensors, MetaTensors or NumPy arrays, and return the same type, with the same metadata.
-Each label is its own mask. A voxel that its label loses becomes background (0); where results
-overlap, the higher label wins, so a lesion inside the liver stays a lesion. A label that comes out
-empty is logged as a warning.
+For the algorithms, each label is its own mask. A voxel that its label loses becomes background (0);
+where results overlap, the higher label wins, so a lesion inside the liver stays a lesion. A label
+that comes out empty is logged as a warning.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from monai.config.type_definitions import NdarrayOrTensor
 from monai.data.meta_tensor import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.transforms.transform import MapTransform, Transform
+from monai.transforms.utils import fill_holes
 from monai.utils import TransformBackends, convert_to_dst_type
 from numpy.typing import NDArray
 
@@ -29,12 +30,16 @@ from liverseg.transforms.morphology import (
     Mask,
     bounding_box,
     clean_slices,
+    ellipsoid,
     in_threads,
+    matlab_disk,
     open_largest,
     smooth_slices,
 )
 
 logger = logging.getLogger(__name__)
+
+ELEMENTS = ("disk", "matlab_disk")
 
 
 def _to_array(img: NdarrayOrTensor) -> NDArray[Any]:
@@ -130,6 +135,19 @@ def _check_radius(radius: float, radius_mm: float | None) -> None:
         )
 
 
+def _check_element(element: str, radius: float, radius_mm: float | None) -> None:
+    if element not in ELEMENTS:
+        raise InputError(
+            f"element: found {element}, expected {' or '.join(ELEMENTS)}: set it to one of these."
+        )
+    if element == "matlab_disk" and (radius_mm is not None or radius % 1 != 0):
+        found = f"radius {radius}" if radius_mm is None else f"radius_mm {radius_mm}"
+        raise InputError(
+            f"element: found matlab_disk with {found}, expected a radius of whole pixels, as "
+            "MATLAB takes it: give one, or set element to disk."
+        )
+
+
 def _radii(
     radius: float, radius_mm: float | None, spacing: NDArray[np.float64] | None
 ) -> list[float]:
@@ -213,6 +231,9 @@ class CleanSlices(_PerLabel):
     (Algorithm 3). The rules for borders, equal sizes and empty results are those of
     `ErodeKeepLargestDilate` and `SmoothEdges`.
 
+    The paper writes ``strel('disk', 3)``, which in its MATLAB is no disk but a square of 5 × 5
+    pixels; `element="matlab_disk"` takes that one.
+
     With all three axes, as in the paper, a concave organ loses true parts, and a volume of fewer
     than three slices comes out empty; `axes=(2,)` cleans the axial slices alone.
 
@@ -222,10 +243,14 @@ class CleanSlices(_PerLabel):
             MetaTensor.
         axes: the slices are those along each of these axes of (H, W, D), one axis after the other.
         keep_largest: False keeps all components.
+        element: "disk", the offsets with dx² + dy² <= radius², 29 of them for radius 3; or
+            "matlab_disk", those of MATLAB's ``strel('disk', radius)``, 25 for radius 3, which takes
+            whole pixels only.
 
     Raises:
-        InputError: for another shape than (1, H, W, D), values that are not whole numbers, or
-            `radius_mm` without an affine.
+        InputError: for another shape than (1, H, W, D), values that are not whole numbers,
+            `radius_mm` without an affine, another `element`, or `matlab_disk` with `radius_mm` or a
+            fraction of a pixel.
     """
 
     def __init__(
@@ -234,25 +259,57 @@ class CleanSlices(_PerLabel):
         radius_mm: float | None = None,
         axes: Sequence[int] = (0, 1, 2),
         keep_largest: bool = True,
+        element: str = "disk",
     ) -> None:
         _check_radius(radius, radius_mm)
         _check_axes(axes)
+        _check_element(element, radius, radius_mm)
         self.radius, self.radius_mm, self.keep_largest = radius, radius_mm, keep_largest
-        self.axes = tuple(axes)
+        self.axes, self.element = tuple(axes), element
 
     def process(self, mask: Mask, spacing: NDArray[np.float64] | None) -> Mask:
         """See the class."""
         radii = _radii(self.radius, self.radius_mm, spacing)
         for axis in self.axes:
-            mask = clean_slices(mask, axis, radii, self.keep_largest)
+            if self.element == "matlab_disk":
+                element = matlab_disk(int(self.radius))
+            else:
+                element = ellipsoid([r for i, r in enumerate(radii) if i != axis])
+            mask = clean_slices(mask, axis, element, self.keep_largest)
         return mask
 
 
-class _PerLabeld(MapTransform):
+class FillNestedHoles(Transform):
+    """Fill the holes of labels that lie in one another, as lesions (2) lie in the liver (1).
+
+    A hole of label c is background from which no path of voxels that share a face leads to the edge
+    of the image without crossing labels of c or more. It becomes c, the highest label first, and
+    all else stays as it is. MONAI's `FillHoles` gives a label all that it encloses, so that a
+    lesion inside the liver becomes liver.
+
+    Raises:
+        InputError: for another shape than (1, H, W, D) or values that are not whole numbers.
+    """
+
+    backend = [TransformBackends.NUMPY]  # noqa: RUF012 MONAI's own name and type
+
+    def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
+        """See the class."""
+        labels = _to_labels(_to_array(img)).copy()
+        box = bounding_box((labels > 0).view(np.uint8), (1, 1, 1))
+        if box is not None:
+            inside = labels[box]
+            for label in sorted(_label_spans(inside), reverse=True):
+                filled = fill_holes((inside >= label).astype(np.uint8)[None], [1], connectivity=1)
+                inside[filled[0].view(np.bool_) & (inside == 0)] = label
+        return convert_to_dst_type(labels[None], img)[0]
+
+
+class _OfArrayd(MapTransform):
     """Delegates to the array transform; an InputError names the key."""
 
     backend = _PerLabel.backend
-    array_class: type[_PerLabel]
+    array_class: type[Transform]
 
     def __init__(
         self, keys: KeysCollection, allow_missing_keys: bool = False, **options: Any
@@ -270,19 +327,25 @@ class _PerLabeld(MapTransform):
         return d
 
 
-class ErodeKeepLargestDilated(_PerLabeld):
+class ErodeKeepLargestDilated(_OfArrayd):
     """Dictionary-based wrapper of `ErodeKeepLargestDilate`, with its options."""
 
     array_class = ErodeKeepLargestDilate
 
 
-class SmoothEdgesd(_PerLabeld):
+class SmoothEdgesd(_OfArrayd):
     """Dictionary-based wrapper of `SmoothEdges`, with its options."""
 
     array_class = SmoothEdges
 
 
-class CleanSlicesd(_PerLabeld):
+class CleanSlicesd(_OfArrayd):
     """Dictionary-based wrapper of `CleanSlices`, with its options."""
 
     array_class = CleanSlices
+
+
+class FillNestedHolesd(_OfArrayd):
+    """Dictionary-based wrapper of `FillNestedHoles`."""
+
+    array_class = FillNestedHoles

@@ -71,6 +71,9 @@ FORMULAS = {
     "tversky": lambda x, y: 1 - tversky(x, y, 0.3, 0.7).mean(),
     "focal_tversky": lambda x, y: ((1 - tversky(x, y, 0.3, 0.7)) ** 0.75).mean(),
     "cross_entropy": lambda x, y: cross_entropy(x, y, WEIGHTS),
+    "cross_entropy_per_pixel": lambda x, y: (
+        cross_entropy(x, y, WEIGHTS) * np.asarray(WEIGHTS)[y].sum() / y.size
+    ),
     "generalized_dice_uniform": lambda x, y: generalized_dice(x, y, np.ones_like),
     "generalized_dice_simple": lambda x, y: generalized_dice(x, y, lambda g: 1 / g),
     "generalized_dice_square": lambda x, y: generalized_dice(x, y, lambda g: 1 / g**2),
@@ -218,6 +221,9 @@ ONE_OUTPUT = {
     "tversky": lambda x, y: 1 - tversky_of_target(x, y, 0.3, 0.7),
     "focal_tversky": lambda x, y: (1 - tversky_of_target(x, y, 0.3, 0.7)) ** 0.75,
     "dice_top_k": lambda x, y: 1 - dice(two_logits(x), y).mean() + top_k(x, y, 10),
+    "generalized_dice_uniform": lambda x, y: generalized_dice(two_logits(x), y, np.ones_like),
+    "generalized_dice_simple": lambda x, y: generalized_dice(two_logits(x), y, lambda g: 1 / g),
+    "generalized_dice_square": lambda x, y: generalized_dice(two_logits(x), y, lambda g: 1 / g**2),
     "cross_entropy": binary_cross_entropy,
 }
 

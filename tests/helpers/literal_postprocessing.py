@@ -18,6 +18,30 @@ def ball(radius: float, spacing: Sequence[float]) -> np.ndarray:
     return element
 
 
+def matlab_disk(radius: int) -> np.ndarray:
+    """As MATLAB builds it, from radius 3, with n = 4: a pixel dilated with six lines in turn."""
+    k = 2 * radius / (1 / np.tan(np.pi / 8) + 1 / np.sin(np.pi / 8))
+    element = np.zeros((4 * radius + 1,) * 2, dtype=bool)
+    element[2 * radius, 2 * radius] = True
+
+    def dilate(step, repetitions):
+        shifts = [
+            np.roll(element, [times * s for s in step], (0, 1))
+            for times in range(-repetitions, repetitions + 1)
+        ]
+        return np.logical_or.reduce(shifts)
+
+    for step in ((1, 0), (1, 1), (0, 1), (-1, 1)):
+        element = dilate(step, int(k / np.hypot(*step)))
+    reached = (np.flatnonzero(element.any(0)).size - 1) // 2
+    length = 2 * (radius - reached - 1) + 1
+    if length >= 3:
+        for step in ((0, 1), (1, 0)):
+            element = dilate(step, length // 2)
+    rows, columns = np.flatnonzero(element.any(1)), np.flatnonzero(element.any(0))
+    return element[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
 def largest_component(mask: np.ndarray) -> np.ndarray:
     """With full connectivity (8 or 26); of equal sizes the first that a scan in C order meets."""
     components, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
@@ -53,11 +77,21 @@ def algorithm_1(mask, radius=3.0, spacing=(1, 1, 1), keep_largest=True):
 
 
 def algorithm_2(
-    mask, radius=3.0, spacing=(1, 1, 1), axes=(0, 1, 2), keep_largest=True, size=5, threshold=0.5
+    mask,
+    radius=3.0,
+    spacing=(1, 1, 1),
+    axes=(0, 1, 2),
+    keep_largest=True,
+    size=5,
+    threshold=0.5,
+    element=None,
 ):
+    """With a disk of `radius`, or the element that is given."""
     mask = mask.copy()
     for axis in axes:
-        disk = ball(radius, [s for i, s in enumerate(spacing) if i != axis])
+        disk = element
+        if disk is None:
+            disk = ball(radius, [s for i, s in enumerate(spacing) if i != axis])
         for index in range(mask.shape[axis]):
             at = (slice(None),) * axis + (index,)
             opened = open_largest(mask[at], disk, keep_largest)

@@ -1,4 +1,7 @@
-"""The shipped post-processing against the literal algorithms, bit for bit."""
+"""The shipped postprocessing against the literal algorithms, bit for bit.
+
+With the disk of all pixels within the radius, and with MATLAB's.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import pytest
 import torch
 from helpers import literal_postprocessing as literal
 from monai.data import MetaTensor
-from monai.transforms import Compose, FillHolesd, KeepLargestConnectedComponentd
+from monai.transforms import Compose, FillHoles, FillHolesd, KeepLargestConnectedComponentd
 from scipy import ndimage
 
 from liverseg.errors import InputError
@@ -17,9 +20,12 @@ from liverseg.transforms import (
     CleanSlicesd,
     ErodeKeepLargestDilate,
     ErodeKeepLargestDilated,
+    FillNestedHoles,
+    FillNestedHolesd,
     SmoothEdges,
     SmoothEdgesd,
 )
+from liverseg.transforms.morphology import matlab_disk
 
 SPACING = (0.7, 0.9, 2.5)
 PAIRS = {
@@ -98,6 +104,40 @@ def test_equals_for_radii_in_mm(algorithm, radius_mm):
     assert not np.array_equal(found.astype(bool), reference(mask))
 
 
+def test_the_disk_of_matlab_is_that_of_its_program():
+    # strel('disk', 3) of R2018b; below 3 it takes no lines.
+    assert np.array_equal(matlab_disk(3), np.ones((5, 5)))
+    assert np.array_equal(matlab_disk(2), literal.ball(2, (1, 1)))
+    assert np.array_equal(matlab_disk(0), [[True]])
+    # strel('disk', 5): 9 x 9 pixels but three in each corner.
+    corner = np.array([[0, 0, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]])
+    assert np.array_equal(matlab_disk(5)[:4, :4], corner)
+    assert matlab_disk(5).sum() == 81 - 4 * 3
+    for radius in range(3, 40):
+        assert np.array_equal(matlab_disk(radius), literal.matlab_disk(radius)), radius
+
+
+@pytest.mark.parametrize(("name", "mask"), masks(), ids=[name for name, _ in masks()])
+def test_equals_the_literal_algorithm_with_the_disk_of_matlab(name, mask):
+    found = apply(CleanSlices(element="matlab_disk"), mask.astype(np.uint8))
+    expected = literal.algorithm_2(mask, element=literal.matlab_disk(3))
+    assert np.array_equal(found.astype(bool), expected)
+    assert name != "blobs" or not np.array_equal(expected, literal.algorithm_2(mask))
+
+
+@pytest.mark.parametrize("radius", [4, 5, 6])
+@pytest.mark.parametrize("keep_largest", [True, False])
+def test_equals_for_other_radii_with_the_disk_of_matlab(radius, keep_largest):
+    mask = ndimage.gaussian_filter(np.random.default_rng(8).normal(size=(40, 36, 50)), 5) > 0
+    options = {"keep_largest": keep_largest}
+    found = apply(
+        CleanSlices(radius=radius, element="matlab_disk", **options), mask.astype(np.uint8)
+    )
+    expected = literal.algorithm_2(mask, element=literal.matlab_disk(radius), **options)
+    assert np.array_equal(found.astype(bool), expected)
+    assert not np.array_equal(expected, literal.algorithm_2(mask, radius=radius, **options))
+
+
 @pytest.mark.parametrize("axes", [(2,), (0, 1), (2, 1, 0)])
 @pytest.mark.parametrize("algorithm", ["2", "3"])
 def test_equals_for_other_axes(algorithm, axes):
@@ -123,6 +163,46 @@ def test_several_labels_equal_the_literal_ones(algorithm):
     labels = label_map()
     expected = literal.per_label(reference, labels)
     assert np.array_equal(apply(shipped(), labels), expected)
+
+
+def fill_nested(labels):
+    """From the highest label down: what does not hang together with the edge."""
+    filled = labels.copy()
+    for label in range(labels.max(), 0, -1):
+        outside = np.pad(filled < label, 1, constant_values=True)
+        components, _ = ndimage.label(outside)
+        closed = (components != components[0, 0, 0])[1:-1, 1:-1, 1:-1]
+        filled[closed & (filled == 0)] = label
+    return filled
+
+
+@pytest.mark.parametrize("shape", [(30, 26, 28), (25, 30, 1), (1, 1, 9)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float32])
+def test_holes_of_nested_labels_are_those_of_the_complement(shape, dtype):
+    labels = np.random.default_rng(20).choice(4, shape, p=[0.25, 0.45, 0.2, 0.1])
+    found = apply(FillNestedHoles(), labels.astype(dtype))
+    assert found.dtype == dtype
+    assert np.array_equal(found, fill_nested(labels))
+    assert shape[2] != 28 or not np.array_equal(found, labels)
+    assert not apply(FillNestedHoles(), np.zeros(shape, dtype)).any()
+
+
+def test_a_lesion_in_the_liver_is_no_hole():
+    labels = np.zeros((24, 22, 20), np.uint8)
+    labels[2:20, 2:20, 2:18] = 1
+    labels[5:12, 5:12, 5:12] = 2
+    labels[8, 8, 8] = 0  # inside the lesion
+    labels[12:14, 8, 8] = 0  # between lesion and liver
+    labels[16, 16, 10] = 0  # inside the liver
+    labels[19, 10, 10] = 0  # open to the outside
+    expected = labels.copy()
+    expected[8, 8, 8], expected[12:14, 8, 8], expected[16, 16, 10] = 2, 1, 1
+    image = MetaTensor(torch.tensor(labels[None]), affine=torch.eye(4))
+    found = FillNestedHolesd("pred")({"pred": image})["pred"]
+    assert isinstance(found, MetaTensor)
+    assert np.array_equal(found[0].numpy(), expected)
+    assert np.array_equal(image[0].numpy(), labels)
+    assert not (apply(FillHoles(connectivity=1), labels) == 2).any()
 
 
 def test_of_equal_components_the_first_in_scan_order_stays():
@@ -222,6 +302,9 @@ def test_a_mask_emptied_by_the_erosion_is_a_warning(caplog):
         (lambda: ErodeKeepLargestDilate(radius=-1), "radius: found -1"),
         (lambda: CleanSlices(axes=(3,)), "axes"),
         (lambda: CleanSlices(axes=()), "axes"),
+        (lambda: CleanSlices(element="square"), "element: found square, expected disk or"),
+        (lambda: CleanSlices(element="matlab_disk", radius_mm=5), "matlab_disk with radius_mm 5"),
+        (lambda: CleanSlices(element="matlab_disk", radius=2.5), "matlab_disk with radius 2.5"),
         (lambda: ErodeKeepLargestDilate()(torch.zeros(4, 4, 4)), "shape"),
         (lambda: ErodeKeepLargestDilate()(torch.full((1, 4, 4, 4), 0.5)), "whole numbers"),
         (lambda: ErodeKeepLargestDilate(radius_mm=3)(torch.ones(1, 4, 4, 4)), "radius_mm"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers.bundle_runs import ROOT, write_dataset
+from monai.bundle import ConfigParser
 from typer.testing import CliRunner
 
 from liverseg.errors import InputError
@@ -123,6 +124,43 @@ def test_the_shipped_studies_hold_the_papers_trainings(folder, monkeypatch):
                 assert sections == ({None, "test"} if run.network == "Iterated" else {"test"})
             continue
         assert all(not run.settings["keep_best"] and run.settings["patience"] == 0 for run in cells)
+
+
+@pytest.mark.parametrize("name", ["studies/quick.yaml", "paper_a.yaml", "paper_a_short.yaml"])
+def test_furtados_second_step_is_algorithm_2_after_algorithm_1(folder, monkeypatch, name):
+    monkeypatch.chdir(folder)
+    for data in ("chaos_ct", "chaos_mr"):
+        write_dataset(folder / "data" / data)
+    study = read_study(find_study(Path(name)), BUNDLES)
+    for data in study.data.values():
+        data.num_folds = None
+    study.folds = [0]
+    plan = make_plan(study, StudyFolder(folder / "out"))
+    chain = ["clean_volume_and_slices"]
+    for table, row in (
+        ("A7", "Post-processing time, both algorithms (s per liver)"),
+        ("A10", "2D postprocessing"),
+        ("A11 steps", "2D postprocessing"),
+    ):
+        for place in plan.tables[table]["places"][row].values():
+            assert place["evaluations"] == chain
+            ((cell,),) = place["parts"]
+            assert plan.runs[cell].loss == "cross_entropy_per_pixel"
+    # The settings of the two steps hold in their chain.
+    transform = _postprocessing(plan.runs[cell])
+    of_volume, of_slices = (one.transform for one in transform.transforms)
+    quick = name == "studies/quick.yaml"
+    assert of_volume.radius == of_slices.radius == (1 if quick else 3)
+    assert of_slices.element == ("disk" if quick else "matlab_disk")
+
+
+def _postprocessing(run):
+    parser = ConfigParser()
+    parser.read_config(run.bundle.folder / "configs" / "train.json")
+    (chain,) = (value for key, value in run.evaluations.items() if key.startswith("clean"))
+    for key, value in {**run.settings, **chain}.items():
+        parser[key] = value
+    return parser.get_parsed_content("postprocessing")
 
 
 def test_a_model_is_made_by_several_ids_and_evaluated_in_several_ways(folder):
