@@ -16,7 +16,10 @@ def test_it_is_the_global_accuracy_of_all_voxels_of_a_validation():
     ]
     engine = Engine(
         lambda _, pair: [
-            {key: torch.as_tensor(map_)[None] for key, map_ in zip(("pred", "label"), pair, strict=True)}
+            {
+                key: torch.as_tensor(label_map)[None]
+                for key, label_map in zip(("pred", "label"), pair, strict=True)
+            }
         ]
     )
     VoxelAccuracy().attach(engine, "val_accuracy")
