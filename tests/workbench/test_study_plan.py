@@ -351,11 +351,11 @@ def test_literal_is_what_python_reads():
         ({"folds": [7]}, r"there is no fold 7"),
         ({"seeds": [True]}, r"seeds: 0: found True, expected a whole number"),
         ({"seeds": []}, r"seeds: found \[\], expected entries, 1 or more"),
-        ({"folds": [0, 0]}, r"folds: found \[0, 0\], expected each number once"),
-        ({"seeds": [1, 0, 1]}, r"seeds: found \[1, 0, 1\], expected each number once"),
+        ({"folds": [0, 0]}, r"folds: found \[0, 0\], expected each one once"),
+        ({"seeds": [1, 0, 1]}, r"seeds: found \[1, 0, 1\], expected each one once"),
         (
             {"tables": {"B4": {"folds": [0, 0]}}},
-            r"tables: B4: folds: found \[0, 0\], expected each number once",
+            r"tables: B4: folds: found \[0, 0\], expected each one once",
         ),
         (
             {"networks": {"A": {"bundle": "fcn_liver", "settings": None}}},
@@ -384,6 +384,7 @@ def test_literal_is_what_python_reads():
         ({"keep_models": "no"}, r"keep_models: found 'no', expected true or false"),
         ({"tables": {"A12": None}}, r"there is no such table in the papers: choose one of A7, A8"),
         ({"tables": {"A9": {"colums": {}}}}, r"A9: found the key colums, .*perhaps to columns"),
+        ({"tables": ["B4", "B4"]}, r"tables: found \['B4', 'B4'\], expected each one once"),
         ({"tables": ["A9"]}, r"tables: A9: .*network: found DeepLabV3, expected one of A, B"),
         (
             {"data": {"ct": {"labels": {"liver": [1]}}}},

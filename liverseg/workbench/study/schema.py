@@ -36,11 +36,11 @@ EXPECTED = {
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 
-def _each_once(numbers: list[int]) -> list[int]:
-    """Refuse a fold or seed that is there twice: its runs would be the same."""
-    if len(set(numbers)) < len(numbers):
-        raise PydanticCustomError("repeated", "each number once")
-    return numbers
+def _each_once(entries: list[Any]) -> list[Any]:
+    """Refuse a fold, seed or table that is there twice: it would be the same one."""
+    if len(set(entries)) < len(entries):
+        raise PydanticCustomError("repeated", "each one once")
+    return entries
 
 
 Settings = dict[str, Any]
@@ -146,6 +146,7 @@ class Table(BaseModel):
 
 def _by_name(tables: Any) -> Any:
     if isinstance(tables, list) and all(isinstance(name, str) for name in tables):
+        _each_once(tables)
         return dict.fromkeys(tables)
     return {str(k): v for k, v in tables.items()} if isinstance(tables, dict) else tables
 
