@@ -12,8 +12,9 @@ from scipy.stats import wilcoxon
 
 from liverseg.data import load_datalist
 from liverseg.errors import InputError
+from liverseg.metrics import pooled_metrics
 from liverseg.workbench.study.folder import StudyFolder
-from liverseg.workbench.study.report import write_report
+from liverseg.workbench.study.report import place_lines, write_report
 from liverseg.workbench.study.results import OF_CONVERGENCE, OF_TRAINING, check_metric, read_results
 from liverseg.workbench.study.spec import PAPERS
 from liverseg.workbench.study.tables import StudyTable, compute_table, wilcoxon_p
@@ -257,6 +258,25 @@ def test_figures_of_lesions_are_those_of_the_whole_fold(tmp_path):
     assert {metric: numbers[metric] for metric in wanted} == wanted
     assert all(check_metric(metric, ["liver", "lesion"]) for metric in wanted)
     assert not any(check_metric(metric, ["liver"]) for metric in wanted)
+
+
+def test_precision_recall_and_specificity_of_a_class(tmp_path):
+    folder = write_cell(tmp_path, "cell", {"1.nii": [0.5]}, {"background": 1, "liver": 0.6})
+    path = folder / "evaluation" / "none" / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["pooled"] = pooled_metrics(np.array([[90, 8], [4, 36]]), CLASSES[:2])
+    path.write_text(json.dumps(summary))
+    wanted = {
+        "precision:liver": 36 / 44, "recall:liver": 36 / 40, "specificity:liver": 90 / 98,
+        "specificity:background": 36 / 40,
+    }  # fmt: skip
+    plan = table_plan({"a": {metric: place(metric, "cell") for metric in wanted}})
+    values = table_of(tmp_path, plan).values
+    assert {column: value.mean for (_, column), value in values.items()} == pytest.approx(wanted)
+    assert place_lines(values["a", "precision:liver"]) == ["0.818"]
+    assert all(check_metric(metric, ["liver"]) for metric in wanted)
+    assert not check_metric("precision:spleen", ["liver"])
+    assert not check_metric("precision", ["liver"])
 
 
 def test_a_missing_cell_leaves_its_place_empty_and_is_named(tmp_path):

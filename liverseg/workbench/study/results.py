@@ -13,6 +13,14 @@ import pandas as pd
 from liverseg.workbench.study.folder import StudyFolder
 
 POOLED = ("global_accuracy", "mean_accuracy", "mean_iou", "weighted_iou", "mean_bf_score")
+# Of a class, pooled, and their keys in summary.json.
+OF_CLASSES = {
+    "iou": "iou",
+    "dice_global": "dice",
+    "precision": "precision",
+    "recall": "accuracy",
+    "specificity": "specificity",
+}
 OF_CASES = ("dice", "hd95_mm", "assd_mm", "volume_error_percent")
 OF_LESIONS = ("detection_precision", "detection_recall", "burden_rmse", "burden_max_error")
 OF_TRAINING = ("training_minutes", "training_hours", "epochs", "iterations", "memory_mb")
@@ -27,7 +35,7 @@ SECONDS = {
 }
 # Metrics from 0 to 1, whose differences are percentage points.
 SHARES = (
-    *POOLED, *OF_LESIONS, "iou", "dice", "dice_global", "case_iou", "final_validation_accuracy",
+    *POOLED, *OF_LESIONS, *OF_CLASSES, "dice", "case_iou", "final_validation_accuracy",
 )  # fmt: skip
 # Metrics with a counterpart for each case.
 PAIRED = ("iou", "dice", "mean_iou", "case_iou")
@@ -39,7 +47,7 @@ OF_VALUE = ["file", "evaluation", "case", "class", "metric", "value"]
 def check_metric(metric: str, classes: Sequence[str]) -> bool:
     """Return whether a network of these foreground classes has the metric."""
     kind, _, of = metric.partition(":")
-    if kind in ("iou", "dice_global"):
+    if kind in OF_CLASSES:
         return of in ("background", *classes)
     if kind == "case_iou":
         return of.isdigit() and int(of) > 0
@@ -159,8 +167,8 @@ def _of_summary(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, float | 
         if metric in summary["pooled"]:
             yield "", metric, summary["pooled"][metric]
     for name, pooled in summary["pooled"]["classes"].items():
-        yield name, "iou", pooled["iou"]
-        yield name, "dice_global", pooled.get("dice")
+        for metric, key in OF_CLASSES.items():
+            yield name, metric, pooled.get(key)
     for name, metrics in summary.get("cases", {}).items():
         for metric in OF_CASES:
             yield name, metric, metrics[metric]["mean"]
