@@ -43,9 +43,9 @@ class SegmentationReport:
       median over the ``count`` cases that have a value; for each class, ``empty_predictions`` and
       ``empty_references`` count the cases without a voxel of it;
     - ``seconds``: the same four figures over the cases of ``inference_per_slice`` (the inferer:
-      resampling, network, label map; divided by the number of axial slices) and
-      ``postprocessing_per_case`` (the evaluator's `postprocessing`). A batch of several scans
-      counts in equal parts;
+      resampling, network, label map; divided by the number of axial slices),
+      ``postprocessing_per_case`` (the evaluator's `postprocessing`) and ``segmentation_per_case``
+      (both, over the whole case). A batch of several scans counts in equal parts;
     - ``lesions``, with `lesion_class`: `pooled_lesion_metrics` over the lesions of all cases;
     - ``scans``, the record of the masks that lie in `output_dir`, see `MaskFolder`, which stays as
       it was.

@@ -44,6 +44,7 @@ class ScanTimer:
         return {
             "inference_per_slice": (inferred - started) / batch_size / num_slices,
             "postprocessing_per_case": (processed - inferred) / batch_size,
+            "segmentation_per_case": (processed - started) / batch_size,
         }
 
     def _note(self) -> None:

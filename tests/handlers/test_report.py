@@ -269,10 +269,20 @@ def test_time_is_counted_where_it_is_spent(tmp_path, clock):
         {"mean": 1, "sd": 0, "median": 1, "count": 3}
     )
     assert post["inference_per_slice"]["mean"] == 0
+    assert post["segmentation_per_case"] == post["postprocessing_per_case"]
     # Batches of two scans and one, each of six slices: 1 s shared by two, 1 s for the third.
     assert network["inference_per_slice"]["mean"] == pytest.approx(2 / 3 / 6)
     assert network["inference_per_slice"]["median"] == pytest.approx(1 / 2 / 6)
     assert network["postprocessing_per_case"]["mean"] == 0
+    assert network["segmentation_per_case"]["mean"] == pytest.approx(2 / 3)
+    assert network["segmentation_per_case"]["median"] == pytest.approx(1 / 2)
+    inferer, argmax = Slow(SimpleInferer(), clock), Slow(AsDiscreted("pred", argmax=True), clock)
+    report = SegmentationReport(tmp_path / "both", NAMES)
+    evaluate(cases, report, postprocessing=argmax, inferer=inferer)
+    both = read(tmp_path / "both")[1]["seconds"]
+    # A second of the first batch's inferer and two postprocessings of a second each, shared by
+    # its two scans; a second of each for the third.
+    assert both["segmentation_per_case"]["mean"] == pytest.approx((3 / 2 + 3 / 2 + 2) / 3)
 
 
 def test_masks_lie_on_the_grid_of_the_label(tmp_path):

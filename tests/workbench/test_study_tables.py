@@ -49,6 +49,7 @@ def write_cell(
         "seconds": {
             "inference_per_slice": {"mean": 0.02},
             "postprocessing_per_case": {"mean": 1.5},
+            "segmentation_per_case": {"mean": 2.5},
         },
     }
     (evaluation / "summary.json").write_text(json.dumps(summary))
@@ -185,13 +186,16 @@ def test_times_memory_and_single_cases(tmp_path):
         write_cell(tmp_path, "cell", cases, {"background": 1, "liver": 0.6}, cleaning)
     wanted = {
         "training_minutes": 1.5, "epochs": 2, "iterations": 8, "memory_mb": 1500,
-        "seconds_per_slice": 0.02, "case_iou:1": 0.5, "case_iou:2": 0.7,
+        "seconds_per_slice": 0.02, "seconds_per_case": 2.5, "case_iou:1": 0.5, "case_iou:2": 0.7,
     }  # fmt: skip
     row = {metric: place(metric, "cell") for metric in wanted}
+    assert all(check_metric(metric, ["liver"]) for metric in wanted)
     row["both"] = place("postprocessing_seconds", "cell", evaluations=("balls", "slices"))
+    # Each evaluation segments anew.
+    row["once"] = place("seconds_per_case", "cell", evaluations=("balls", "slices"))
     table = table_of(tmp_path, table_plan({"row": row}))
     assert {column: value.mean for (_, column), value in table.values.items()} == pytest.approx(
-        wanted | {"both": 3.0}
+        wanted | {"both": 3.0, "once": 2.5}
     )
     assert table.notes == ["1 is 2.nii", "2 is 1.nii"]
 

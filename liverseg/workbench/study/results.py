@@ -31,6 +31,7 @@ OF_CONVERGENCE = (
 CONVERGED = 0.02
 SECONDS = {
     "seconds_per_slice": "inference_per_slice",
+    "seconds_per_case": "segmentation_per_case",
     "postprocessing_seconds": "postprocessing_per_case",
 }
 # Metrics from 0 to 1, whose differences are percentage points.
@@ -175,4 +176,4 @@ def _of_summary(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, float | 
     for metric, value in summary.get("lesions", {}).items():
         yield "", metric, value
     for metric, key in SECONDS.items():
-        yield "", metric, summary["seconds"][key]["mean"]
+        yield "", metric, summary["seconds"].get(key, {}).get("mean")

@@ -15,7 +15,6 @@ from liverseg.workbench.study.results import (
     OF_CONVERGENCE,
     OF_TRAINING,
     PAIRED,
-    SECONDS,
     files_of,
     is_share,
 )
@@ -156,10 +155,11 @@ class _Reader:
             return Value(metric, np.nanmean(np.array(values), axis=0), cases)
 
     def _number(self, run: str, metric: str, evaluations: Sequence[str]) -> float:
-        """Return the value of a run; with several kinds of postprocessing, their seconds add up."""
+        """Return the value of a run; the seconds of several kinds of postprocessing add up."""
         kind, _, of = metric.partition(":")
         whole = (*OF_TRAINING, *OF_CONVERGENCE)
-        names = evaluations if kind in SECONDS else [""] if kind in whole else evaluations[:1]
+        adds_up = kind == "postprocessing_seconds"
+        names = evaluations if adds_up else [""] if kind in whole else evaluations[:1]
         return sum(self.numbers[run, name, kind, of] for name in names)
 
     def _cases(self, runs: Sequence[str], metric: str, evaluation: str) -> pd.Series | None:
