@@ -451,6 +451,22 @@ def test_a_wrong_place_of_a_table_is_named(folder, where, sentence):
         plan_of(folder, tables={"t": table})
 
 
+def test_a_column_of_the_best(folder):
+    where = {"data": "ct", "network": "A", "task": "liver", "metric": "dice:liver"}
+    table = {
+        "where": where,
+        "rows": {"liver": {}, "most": {"max": True}},
+        "columns": {"dice": {"loss": "dice"}, "mine": {"loss": "mine"}, "best": {"best": True}},
+    }
+    found = plan_of(folder, tables={"t": table}).tables["t"]
+    assert found["chosen"] == ["best"]
+    assert found["derived"] == {"most": {"max": True}}
+    assert list(found["places"]["liver"]) == ["dice", "mine"]
+    table["where"]["metric"] = "hd95_mm:liver"
+    with pytest.raises(InputError, match=r"best: found hd95_mm:liver in liver, expected a metric"):
+        plan_of(folder, tables={"t": table})
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

@@ -131,9 +131,9 @@ def place_lines(value: Value | None) -> list[str]:
 
 
 def remarks(table: StudyTable) -> list[str]:
-    """Return which cases are named by number, and what is missing."""
+    """Return which cases are named by number, what was chosen, and what is missing."""
     cases = ["The cases: " + "; ".join(table.notes) + "."] if table.notes else []
-    return cases + [f"Missing: {line}." for line in table.missing]
+    return cases + table.choices + [f"Missing: {line}." for line in table.missing]
 
 
 def _write_table(folder: StudyFolder, table: StudyTable) -> dict[str, Any]:

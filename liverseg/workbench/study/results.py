@@ -38,6 +38,8 @@ SECONDS = {
 SHARES = (
     *POOLED, *OF_LESIONS, *OF_CLASSES, "dice", "case_iou", "final_validation_accuracy",
 )  # fmt: skip
+# Those that a column of the best can choose by.
+LARGEST_IS_BEST = (*POOLED, *OF_CLASSES, "dice")
 # Metrics with a counterpart for each case.
 PAIRED = ("iou", "dice", "mean_iou", "case_iou")
 

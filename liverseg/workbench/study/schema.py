@@ -127,7 +127,10 @@ class Place(BaseModel):
     column: str | None = None
     reference: str | None = None
     average: Literal[True] | None = None
+    max: Literal[True] | None = None
+    min: Literal[True] | None = None
     rank: Literal[True] | None = None
+    best: Literal[True] | None = None
     difference: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
 
 
