@@ -384,6 +384,14 @@ def test_literal_is_what_python_reads():
         ({"keep_models": "no"}, r"keep_models: found 'no', expected true or false"),
         ({"tables": {"A12": None}}, r"there is no such table in the papers: choose one of A7, A8"),
         ({"tables": {"A9": {"colums": {}}}}, r"A9: found the key colums, .*perhaps to columns"),
+        (
+            {"tables": {"A9": {"surfaces": "row"}}},
+            r"tables: A9: surfaces: found 'row', expected 'rows' or 'columns'",
+        ),
+        (
+            {"tables": {"A9": {"rows": {"mean": {"average": False}}}}},
+            r"rows: mean: average: found False, expected True",
+        ),
         ({"tables": ["B4", "B4"]}, r"tables: found \['B4', 'B4'\], expected each one once"),
         ({"tables": ["A9"]}, r"tables: A9: .*network: found DeepLabV3, expected one of A, B"),
         (

@@ -78,10 +78,10 @@ class Run:
 class Plan:
     """All runs of a study by name, and its tables: JSON that needs neither study nor bundles.
 
-    A table has `title`, `rows` and `columns` (labels), `paper`, `derived` (row → how it is made of
-    others), `chosen` (columns that take the best of the others), and `places`: row → column →
-    `metric`, `evaluations` (names), `reference` ([row, column] or null) and `parts`: lists of the
-    names of runs, one for each fold and seed; the place's value is the mean over the parts.
+    A table has `title`, `rows` and `columns` (labels), `paper`, `surfaces`, `derived` (row → how
+    it is made of others), `chosen` (columns that take the best of the others), and `places`: row →
+    column → `metric`, `evaluations` (names), `reference` ([row, column] or null) and `parts`: lists
+    of the names of runs, one for each fold and seed; the place's value is the mean over the parts.
     """
 
     runs: dict[str, Run] = field(default_factory=dict)
@@ -105,6 +105,7 @@ def make_plan(study: Study, folder: StudyFolder) -> Plan:
             "rows": list(table.rows),
             "columns": list(table.columns),
             "paper": table.paper,
+            "surfaces": table.surfaces,
             **planner.resolve(),
         }
     return plan

@@ -146,14 +146,8 @@ def overlays(
 
 def _overlay(evaluation: Path, case: str, run: Mapping[str, Any]) -> bytes | None:
     """Return a PNG of a case with its mask and reference, or None where its files are gone."""
-    dataset = run["dataset"]
-    datalist = dataset.get("datalist", f"{dataset['dataset_dir']}/dataset.json")
-    mask = find_mask(evaluation / "masks", case)
-    if mask is None or not Path(datalist).is_file():
-        return None
-    items = load_datalist(datalist, "validation", run["fold"])
-    label = next((item["label"] for item in items if item["image"] == case), None)
-    if label is None:  # The data has been moved.
+    mask, label = find_mask(evaluation / "masks", case), label_of(case, run)
+    if mask is None or label is None:
         return None
     load = LoadVolumed("volume")
     image, predicted, reference = (
@@ -161,6 +155,16 @@ def _overlay(evaluation: Path, case: str, run: Mapping[str, Any]) -> bytes | Non
     )
     reference = MapLabelsd("volume", run["settings"]["classes"])({"volume": reference})["volume"]
     return plane_png(make_scan(image, predicted, reference), "axial")
+
+
+def label_of(case: str, run: Mapping[str, Any]) -> str | None:
+    """Return the path of a case's label, or None where the data has been moved."""
+    dataset = run["dataset"]
+    datalist = dataset.get("datalist", f"{dataset['dataset_dir']}/dataset.json")
+    if not Path(datalist).is_file():
+        return None
+    items = load_datalist(datalist, "validation", run["fold"])
+    return next((item["label"] for item in items if item["image"] == case), None)
 
 
 def _png(figure: Figure) -> bytes:

@@ -16,6 +16,7 @@ from liverseg.workbench.study.folder import StudyFolder, file_name
 from liverseg.workbench.study.length import LENGTHS
 from liverseg.workbench.study.plots import bars_png, curves_png, overlays
 from liverseg.workbench.study.results import is_share, read_results
+from liverseg.workbench.study.surfaces import surfaces
 from liverseg.workbench.study.tables import StudyTable, Value, compute_table
 
 PLACE = (
@@ -63,6 +64,10 @@ def write_report(folder: StudyFolder) -> Path:
         scans=[
             {"caption": caption, "src": _write_plot(folder, name, png)}
             for name, caption, png in overlays(folder, plan["cells"], results)
+        ],
+        surfaces=[
+            {"caption": caption, "src": _write_plot(folder, name, png)}
+            for name, caption, png in surfaces(folder, plan, results)
         ],
         place=PLACE,
         lengths=plan.get("lengths", []),

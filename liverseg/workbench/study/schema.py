@@ -30,7 +30,6 @@ EXPECTED = {
     "int_type": "a whole number",
     "bool_type": "true or false",
     "string_type": "text",
-    "literal_error": "true",
     "missing": "a value more",
 }
 STRICT = ConfigDict(extra="forbid", strict=True)
@@ -135,7 +134,10 @@ class Place(BaseModel):
 
 
 class Table(BaseModel):
-    """A table: the labels of its rows and columns, and what each adds to `where`."""
+    """A table: the labels of its rows and columns, and what each adds to `where`.
+
+    `surfaces` draws the organs of a case for each of its rows or columns.
+    """
 
     model_config = STRICT
     title: str | None = None
@@ -143,6 +145,7 @@ class Table(BaseModel):
     columns: dict[str, Place] = {}
     rows: dict[str, Place] = {}
     reference: str | None = None
+    surfaces: Literal["rows", "columns"] | None = None
     paper: dict[str, list[int | float | None]] = {}
     folds: UniqueNumbers | None = None
 
