@@ -13,7 +13,7 @@ import pandas as pd
 from liverseg.files import atomic_write, check_writable
 from liverseg.workbench.report.overlays import MASK_COLOUR, REFERENCE_COLOUR
 from liverseg.workbench.study.folder import StudyFolder, file_name
-from liverseg.workbench.study.length import LENGTHS
+from liverseg.workbench.study.length import LENGTHS, NEARLY_ALL, shorter_line
 from liverseg.workbench.study.plots import bars_png, curves_png, overlays
 from liverseg.workbench.study.results import is_share, read_results
 from liverseg.workbench.study.surfaces import surfaces
@@ -72,6 +72,8 @@ def write_report(folder: StudyFolder) -> Path:
         place=PLACE,
         lengths=plan.get("lengths", []),
         length_names=LENGTHS,
+        nearly_all=NEARLY_ALL,
+        shorter=shorter_line(plan.get("lengths", [])),
         differences=plan.get("differences", []),
         phantoms=plan["phantoms"],
         mask_colour=MASK_COLOUR,
