@@ -239,6 +239,31 @@ def test_the_dry_run_lists_the_bundles_own_commands(folder):
     assert all(command[command.index("--section") + 1] == "validation" for command in evaluations)
 
 
+def test_a_command_gets_no_setting_of_an_entry_that_it_does_not_choose(folder):
+    settings = {
+        "max_epochs": 2,
+        "postprocessings#clean_slices#radius": 1,
+        "losses#dice#batch": False,
+        "network_def#dropout": 0.1,
+    }
+    plan = plan_of(folder, settings=settings)
+    run = next(run for run in plan.runs.values() if run.network == "A" and run.loss == "dice")
+    given = {step.name: {word for word in step.arguments if "#" in word} for step in steps(run)}
+    of_training = {"--losses#dice#batch", "--network_def#dropout", "@losses#dice"}
+    found = {
+        name: {word for word in words if word.startswith("--") and "masks_dir" not in word}
+        for name, words in given.items()
+    }
+    of_training.discard("@losses#dice")
+    assert found["training"] == of_training
+    assert found["evaluation_none"] == of_training
+    assert found["evaluation_clean_slices"] == {
+        *of_training, "--postprocessings#clean_slices#radius"
+    }  # fmt: skip
+    other = next(run for run in plan.runs.values() if run.loss == "mine")
+    assert "--losses#dice#batch" not in next(steps(other)).arguments
+
+
 def test_masks_go_where_the_report_handler_of_the_bundle_is(folder):
     run = next(iter(plan_of(folder).runs.values()))
     _, evaluation, *_ = steps(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import queue
@@ -13,12 +14,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from monai.bundle import ConfigParser
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -32,6 +34,7 @@ from rich.progress import (
 
 from liverseg.chain import die_with_parent
 from liverseg.files import check_writable, write_json
+from liverseg.settings import is_used
 from liverseg.workbench.study.folder import StudyFolder
 from liverseg.workbench.study.length import planned_lengths
 from liverseg.workbench.study.plan import Run
@@ -76,7 +79,9 @@ def steps(run: Run) -> Iterator[Step]:
     }
     # Settings of the study may be of the evaluation alone, such as the planes that vote.
     of_training = {
-        name: value for name, value in common.items() if name.partition("#")[0] in run.bundle.train
+        name: value
+        for name, value in _used(run, run.bundle.train, common).items()
+        if name.partition("#")[0] in run.bundle.train
     } | {"output_dir": training, "resume": True}
     for run_id in run.run_ids:
         arguments = _arguments(run_id, run, ["train"], of_training)
@@ -94,8 +99,31 @@ def steps(run: Run) -> Iterator[Step]:
             "section": "validation",
             **settings,
         }
+        options = _used(run, run.bundle.config.get(), options)
         arguments = _arguments("evaluating", run, ["train", "evaluate"], options)
         yield Step(f"evaluation_{name}", arguments, results / "summary.json", trains=False)
+
+
+def _used(run: Run, config: Mapping[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options without settings of a named entry that this command does not choose.
+
+    A study sets the radius of a postprocessing once, and a bundle refuses what changes nothing.
+
+    Args:
+        run: whose settings are looked at.
+        config: that the command runs.
+        options: of the command, the settings among them.
+    """
+    shipped = ConfigParser(copy.deepcopy(dict(config)), globals=False)
+    given = ConfigParser(copy.deepcopy(dict(config)), globals=False)
+    for name, value in options.items():
+        if name.partition("#")[0] in config:
+            given[name] = value
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in run.settings or "#" not in name or is_used(name, shipped, given)
+    }
 
 
 def _arguments(run_id: str, run: Run, configs: list[str], options: dict[str, Any]) -> list[str]:
