@@ -13,9 +13,16 @@ from scipy.stats import wilcoxon
 from liverseg.data import load_datalist
 from liverseg.errors import InputError
 from liverseg.metrics import pooled_metrics
+from liverseg.workbench.study import plots
 from liverseg.workbench.study.folder import StudyFolder
 from liverseg.workbench.study.report import place_lines, remarks, write_report
-from liverseg.workbench.study.results import OF_CONVERGENCE, OF_TRAINING, check_metric, read_results
+from liverseg.workbench.study.results import (
+    OF_CASES,
+    OF_CONVERGENCE,
+    OF_TRAINING,
+    check_metric,
+    read_results,
+)
 from liverseg.workbench.study.spec import PAPERS
 from liverseg.workbench.study.tables import StudyTable, compute_table, wilcoxon_p
 
@@ -178,6 +185,20 @@ def test_averages_and_ranks_over_organs_and_networks(tmp_path):
     assert values["Average", "uni"].difference_pp == pytest.approx(100 * (0.88 - 0.845))
     assert values["Average", "uni"].cases.to_dict() == pytest.approx({"1.nii": 0.9, "2.nii": 0.8})
     assert [values["Rank", column].mean for column in ("multi", "uni")] == [2, 1]
+
+
+def test_bars_name_their_metric(tmp_path, monkeypatch):
+    write_cell(tmp_path, "cell", {"1.nii": [0.5]}, {"background": 1, "liver": 0.6})
+    path = tmp_path / "cells/cell/evaluation/none/summary.json"
+    summary = json.loads(path.read_text()) | {"cases": {}}
+    summary["cases"]["liver"] = {metric: {"mean": 0.7} for metric in OF_CASES}
+    path.write_text(json.dumps(summary))
+    monkeypatch.setattr(plots, "_png", lambda figure: figure)
+    for metric, name in (("dice:liver", "Dice"), ("iou:liver", "IoU"), ("hd95_mm:liver", None)):
+        rows = {"a": {"c": place(metric, "cell")}}
+        table = table_of(tmp_path, table_plan(rows, {"Average": {"average": True}}))
+        figure = plots.bars_png(table)
+        assert (figure and figure.axes[0].get_ylabel()) == name
 
 
 def test_largest_and_smallest_of_a_column(tmp_path):

@@ -21,20 +21,25 @@ from liverseg.io.masks import find_mask
 from liverseg.transforms import LoadVolumed, MapLabelsd
 from liverseg.workbench.report.overlays import make_scan, plane_png
 from liverseg.workbench.study.folder import StudyFolder
-from liverseg.workbench.study.tables import StudyTable
+from liverseg.workbench.study.tables import StudyTable, Value
 
 COLOURS = ("#2f6db3", "#e08a1e", "#3a9a5b", "#b0413e", "#7a5aa6", "#5b6770")
 PAPER_COLOUR = "#1c2126"
-IOU = ("iou", "mean_iou", "case_iou")
+# Metrics that bars show, by the name of their axis: the first that a table has.
+BARS = {"IoU": ("iou", "mean_iou", "case_iou"), "Dice": ("dice",)}
 
 
 def bars_png(table: StudyTable) -> bytes | None:
-    """Return a PNG of a table's IoUs with sd, the paper's beside them, or None without any."""
-    shown = {
-        labels: value
-        for labels, value in table.values.items()
-        if value.metric.partition(":")[0] in IOU
-    }
+    """Return a PNG of a table's IoUs, else Dice, with sd and the paper's; None without any."""
+    shown: dict[tuple[str, str], Value] = {}
+    for name, kinds in BARS.items():
+        found = {
+            labels: value
+            for labels, value in table.values.items()
+            if value.metric.partition(":")[0] in kinds
+        }
+        if found and not shown:
+            axis, shown = name, found
     rows = [row for row in table.rows if any(labels[0] == row for labels in shown)]
     columns = [column for column in table.columns if any(labels[1] == column for labels in shown)]
     if not shown:
@@ -67,7 +72,7 @@ def bars_png(table: StudyTable) -> bytes | None:
     axes.set_xticks(
         range(len(rows)), [textwrap.fill(row, letters, break_long_words=False) for row in rows]
     )
-    axes.set(ylabel="IoU", ylim=(0, 1.02))
+    axes.set(ylabel=axis, ylim=(0, 1.02))
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

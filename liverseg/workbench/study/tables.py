@@ -277,7 +277,7 @@ def _average(table: StudyTable, row: str, column: str) -> Value | None:
         return None
     by_case = [value.cases for value in values if value.cases is not None]
     cases = pd.concat(by_case, axis=1).mean(axis=1) if by_case else None
-    return Value("iou", np.nanmean([value.runs for value in values], axis=0), cases)
+    return Value(values[0].metric, np.nanmean([value.runs for value in values], axis=0), cases)
 
 
 def _compare(value: Value, other: Value) -> None:
