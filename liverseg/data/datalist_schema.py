@@ -143,6 +143,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _read_content(path: Path) -> dict[str, Any]:
+    if (path / "dataset.json").is_file():
+        raise InputError(
+            f"{path}: found a folder, expected the datalist in it: name {path / 'dataset.json'}."
+        )
     if not path.is_file():
         raise InputError(
             f"{path}: there is no such datalist; write one with `liverseg data split "

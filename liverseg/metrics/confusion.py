@@ -66,15 +66,18 @@ def pooled_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[st
     """Return the overlap metrics of a whole data set, as MATLAB's `evaluateSemanticSegmentation`.
 
     - ``global_accuracy``: correct voxels / all voxels.
-    - ``classes[name]["accuracy"]``: TP / (TP + FN), the recall of the class;
+    - ``classes[name]["accuracy"]``: TP / (TP + FN), the recall or sensitivity of the class;
       ``mean_accuracy`` is their mean.
+    - ``classes[name]["precision"]``: TP / (TP + FP), and ``classes[name]["specificity"]``:
+      TN / (TN + FP), not MATLAB's; equations 4 and 3 of Furtado n.d.
     - ``classes[name]["iou"]``: TP / (TP + FP + FN); ``mean_iou`` is their mean,
       background included.
     - ``classes[name]["dice"]``: 2 TP / (2 TP + FP + FN), not MATLAB's; what LiTS calls Dice global.
     - ``weighted_iou``: mean of the IoUs weighted by the number of reference voxels of the class.
 
-    Where a ratio is 0/0 (accuracy: the class is not in the reference; IoU and Dice: nor in the
-    prediction) it is NaN and left out of the mean.
+    Each class is compared with all others together. Where a ratio is 0/0 (accuracy: the class is
+    not in the reference; precision: not in the prediction; IoU and Dice: in neither; specificity:
+    nothing else is in the reference) it is NaN and left out of the mean.
 
     Args:
         confusion: (C, C) sum of `confusion_matrix` over the data set.
@@ -83,17 +86,25 @@ def pooled_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[st
     true_positive = np.diag(confusion).astype(np.float64)
     reference = confusion.sum(axis=1).astype(np.float64)
     predicted = confusion.sum(axis=0).astype(np.float64)
+    voxels = reference.sum()
+    false_positive = predicted - true_positive
     with np.errstate(invalid="ignore"):
         accuracy = true_positive / reference
-        iou = true_positive / (reference + predicted - true_positive)
-        dice = 2 * true_positive / (reference + predicted)
+        by_class = {
+            "accuracy": accuracy,
+            "precision": true_positive / predicted,
+            "specificity": 1 - false_positive / (voxels - reference),
+            "iou": true_positive / (reference + false_positive),
+            "dice": 2 * true_positive / (reference + predicted),
+        }
+        iou = by_class["iou"]
         return {
-            "global_accuracy": float(true_positive.sum() / reference.sum()),
+            "global_accuracy": float(true_positive.sum() / voxels),
             "mean_accuracy": float(np.nanmean(accuracy)),
             "mean_iou": float(np.nanmean(iou)),
-            "weighted_iou": float(np.nansum(reference * iou) / reference.sum()),
+            "weighted_iou": float(np.nansum(reference * iou) / voxels),
             "classes": {
-                name: {"accuracy": float(a), "iou": float(i), "dice": float(d)}
-                for name, a, i, d in zip(class_names, accuracy, iou, dice, strict=True)
+                name: {metric: float(values[index]) for metric, values in by_class.items()}
+                for index, name in enumerate(class_names)
             },
         }

@@ -261,6 +261,12 @@ def test_a_misspelt_key_is_named_with_the_one_that_is_meant(tmp_path, meant, fou
         load_datalist(write(tmp_path, training=[item, *FOLDS[1:]]), "training")
 
 
+def test_a_folder_is_answered_with_the_datalist_in_it(tmp_path):
+    (tmp_path / "dataset.json").write_text("{}")
+    with pytest.raises(InputError, match=r"found a folder, .*: name .*/dataset\.json\.$"):
+        load_datalist(tmp_path, "training")
+
+
 def test_keys_that_others_use_are_no_slips(tmp_path):
     more = (
         "pseudo_label",

@@ -39,6 +39,9 @@ def test_pooled_metrics_of_a_matrix_worked_out_by_hand():
     accuracies = {"background": 90 / 100, "liver": 36 / 40, "spleen": 5 / 10}
     ious = {"background": 90 / (100 + 9), "liver": 36 / (40 + 8), "spleen": 5 / (10 + 2)}
     dices = {"background": 180 / (100 + 99), "liver": 72 / (40 + 44), "spleen": 10 / (10 + 7)}
+    precisions = {"background": 90 / 99, "liver": 36 / 44, "spleen": 5 / 7}
+    # TN / (TN + FP): 41 of the 50 voxels that are not background, 102 of 110, 138 of 140.
+    specificities = {"background": 41 / 50, "liver": 102 / 110, "spleen": 138 / 140}
     assert pooled["global_accuracy"] == pytest.approx(131 / 150)
     assert pooled["mean_accuracy"] == pytest.approx((0.9 + 0.9 + 0.5) / 3)
     assert pooled["mean_iou"] == pytest.approx(sum(ious.values()) / 3)
@@ -46,8 +49,32 @@ def test_pooled_metrics_of_a_matrix_worked_out_by_hand():
     assert pooled["weighted_iou"] == pytest.approx(weighted)
     for name, values in pooled["classes"].items():
         assert values == pytest.approx(
-            {"accuracy": accuracies[name], "iou": ious[name], "dice": dices[name]}
+            {
+                "accuracy": accuracies[name],
+                "precision": precisions[name],
+                "specificity": specificities[name],
+                "iou": ious[name],
+                "dice": dices[name],
+            }
         )
+
+
+def test_precision_recall_and_specificity_are_those_of_the_voxels():
+    """Equations 2 to 4 of Furtado n.d., counted voxel by voxel in float64."""
+    rng = np.random.default_rng(1)
+    prediction, reference = rng.integers(0, 3, (2, 6, 5, 4))
+    names = ["background", "liver", "spleen"]
+    pooled = pooled_metrics(confusion_matrix(prediction, reference, 3), names)
+    for index, name in enumerate(names):
+        found, true = (prediction == index).ravel(), (reference == index).ravel()
+        tp, fp, fn, tn = (
+            np.float64(sum(pair == wanted for pair in zip(found, true, strict=True)))
+            for wanted in ((True, True), (True, False), (False, True), (False, False))
+        )
+        values = pooled["classes"][name]
+        assert values["accuracy"] == pytest.approx(tp / (tp + fn), rel=1e-12)
+        assert values["specificity"] == pytest.approx(tn / (tn + fp), rel=1e-12)
+        assert values["precision"] == pytest.approx(tp / (tp + fp), rel=1e-12)
 
 
 def test_pooling_is_not_the_mean_over_cases():
@@ -63,7 +90,12 @@ def test_class_without_a_voxel_is_left_out_of_the_means():
     pooled = pooled_metrics(confusion, ["background", "liver", "nowhere", "only predicted"])
     assert np.isnan(pooled["classes"]["nowhere"]["iou"])
     assert np.isnan(pooled["classes"]["nowhere"]["dice"])
+    assert np.isnan(pooled["classes"]["nowhere"]["precision"])
     assert np.isnan(pooled["classes"]["only predicted"]["accuracy"])
+    assert pooled["classes"]["only predicted"]["precision"] == 0
+    assert pooled["classes"]["only predicted"]["specificity"] == pytest.approx(140 / 150)
+    everywhere = pooled_metrics(np.array([[9, 1], [0, 0]]), ["background", "liver"])
+    assert np.isnan(everywhere["classes"]["background"]["specificity"])
     assert pooled["mean_accuracy"] == pytest.approx((0.9 + 1) / 2)
     assert pooled["mean_iou"] == pytest.approx((0.9 + 1 + 0) / 3)
     assert pooled["weighted_iou"] == pytest.approx((100 * 0.9 + 50) / 150)

@@ -80,6 +80,13 @@ def test_parts_are_put_together_in_their_order(tree):
     assert texts["evaluate.json"] == {"validate#inferer#progress": False}
 
 
+def test_an_overlay_shows_what_it_sets_in_one_place(tree):
+    content = {"network": {"width": 2, "depth": 1}, "network#width": 3, "loss#x": 1}
+    (tree / "bundles" / "_shared" / "evaluate.json").write_text(json.dumps(content))
+    text = render(tree / "bundles/tiny")[tree / "bundles/tiny/configs/evaluate.json"]
+    assert json.loads(text) == {"network": {"width": 3, "depth": 1}, "loss#x": 1}
+
+
 def test_documents_are_copies_and_filled_templates(tree):
     bundle = tree / "bundles" / "tiny"
     texts = {path.relative_to(bundle).as_posix(): text for path, text in render(bundle).items()}
@@ -125,6 +132,26 @@ def test_only_what_changes_is_written_and_check_names_it(tree, monkeypatch):
         ("tiny/bundle.json", '{"parent": "none.json"}', "none.json: could not be read"),
         ("tiny/bundle.json", "{}", "bundle.json: found no configs"),
         ("_shared/tail.json", "[]", "tail.json: found a list"),
+        (
+            "tiny/bundle.json",
+            '{"parent": "base.json", "+nams": {"amp": false}}',
+            "bundle.json: found +nams, but no nams to add to: correct it.",
+        ),
+        (
+            "tiny/bundle.json",
+            '{"parent": "base.json", "names#losses#dice": 1, "+names": {"losses": ["iou"]}}',
+            "bundle.json: found names#losses#dice, but nothing that it could go into: correct it.",
+        ),
+        (
+            "tiny/bundle.json",
+            '{"parent": "base.json", "trian": {"amp": false}}',
+            "bundle.json: found the section trian, expected one that a config uses: correct it.",
+        ),
+        (
+            "tiny/bundle.json",
+            '{"parent": "base.json", "names": ["amp"]}',
+            "bundle.json: found the section names, expected names with values: correct it.",
+        ),
         (
             "tiny/README.md.j2",
             INTRODUCTION.replace("introduction", "introductoin"),

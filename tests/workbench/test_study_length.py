@@ -14,8 +14,9 @@ from helpers.bundle_runs import ROOT
 
 from liverseg.errors import InputError
 from liverseg.workbench.study.folder import StudyFolder
-from liverseg.workbench.study.length import compare_lengths
+from liverseg.workbench.study.length import compare_lengths, shorter_line
 from liverseg.workbench.study.plan import make_plan
+from liverseg.workbench.study.report import write_report
 from liverseg.workbench.study.spec import find_study, read_study
 
 # Scans, folds, series of a patient, and scans for testing, of each data set that a study reads.
@@ -144,6 +145,53 @@ def test_the_short_studies_say_how_much_shorter_they_are(data):
     row = lengths_of("paper_a_short.yaml", data)["ct", "DeepLabV3", ""]
     assert row["paper"]["iterations"] == 143688
     assert row["ours"]["iterations"] / row["paper"]["iterations"] == pytest.approx(0.0181, rel=0.01)
+
+
+def rows_of(*shares: float) -> list[dict]:
+    """The lengths of networks that train these shares of a paper's 100,000 iterations."""
+    paper = {"iterations": 100000, "samples": 800000, "learning_rate_sum": 50.0}
+    return [
+        {
+            "data": "ct", "network": f"N{index}", "stage": "", "paper": paper,
+            "ours": {key: type(value)(share * value) for key, value in paper.items()},
+        }
+        for index, share in enumerate(shares)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shares", "line"),
+    [
+        ((0.0181,), "This study trains 0.018 of the paper's iterations: where"),
+        (
+            (0.0181, 1.0, 0.113),
+            "This study trains 0.018 to 1 of the paper's iterations, depending on data set and",
+        ),
+        ((0.979,), "This study trains 0.98 of the paper's iterations: where"),
+        ((0.981, 1.006), None),
+        ((2.0,), None),
+        ((), None),
+    ],
+)
+def test_the_top_of_the_page_says_where_a_study_is_shorter(tmp_path, shares, line):
+    rows = rows_of(*shares)
+    found = shorter_line(rows)
+    assert found is None if line is None else found.startswith(line)
+    content = {"phantoms": False, "lengths": rows, "tables": {}, "cells": {}}
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    page = write_report(StudyFolder(tmp_path)).read_text()
+    assert page.count('class="notice"') == (line is not None)
+    assert ("Beside the paper" in page) == bool(shares)
+    # A share beside the paper's number, for all three, where it is another.
+    assert page.count(" of it<") == 3 * sum(not 0.98 <= share <= 1.02 for share in shares)
+
+
+def test_differences_are_listed_on_the_page(tmp_path):
+    content = {"phantoms": False, "differences": ["A < B."], "tables": {}, "cells": {}}
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    page = write_report(StudyFolder(tmp_path)).read_text()
+    assert "Differences from the paper:</p>\n<ul><li>A &lt; B.</li></ul>" in page
+    assert "slices or crops seen" not in page
 
 
 def test_folds_of_another_study_are_refused(data, tmp_path):

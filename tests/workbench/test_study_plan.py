@@ -101,7 +101,7 @@ def test_the_shipped_studies_hold_the_papers_trainings(folder, monkeypatch):
     # 3D-IRCADb are one.
     for name, count in (
         ("paper_a.yaml", 13),
-        ("paper_b.yaml", 21),
+        ("paper_b.yaml", 26),
         ("paper_c.yaml", 13),
         ("paper_d.yaml", 6),
         ("paper_e.yaml", 5),
@@ -313,6 +313,31 @@ def test_the_dry_run_lists_the_bundles_own_commands(folder):
     assert all(command[command.index("--section") + 1] == "validation" for command in evaluations)
 
 
+def test_a_command_gets_no_setting_of_an_entry_that_it_does_not_choose(folder):
+    settings = {
+        "max_epochs": 2,
+        "postprocessings#clean_slices#radius": 1,
+        "losses#dice#batch": False,
+        "network_def#dropout": 0.1,
+    }
+    plan = plan_of(folder, settings=settings)
+    run = next(run for run in plan.runs.values() if run.network == "A" and run.loss == "dice")
+    given = {step.name: {word for word in step.arguments if "#" in word} for step in steps(run)}
+    of_training = {"--losses#dice#batch", "--network_def#dropout", "@losses#dice"}
+    found = {
+        name: {word for word in words if word.startswith("--") and "masks_dir" not in word}
+        for name, words in given.items()
+    }
+    of_training.discard("@losses#dice")
+    assert found["training"] == of_training
+    assert found["evaluation_none"] == of_training
+    assert found["evaluation_clean_slices"] == {
+        *of_training, "--postprocessings#clean_slices#radius"
+    }  # fmt: skip
+    other = next(run for run in plan.runs.values() if run.loss == "mine")
+    assert "--losses#dice#batch" not in next(steps(other)).arguments
+
+
 def test_masks_go_where_the_report_handler_of_the_bundle_is(folder):
     run = next(iter(plan_of(folder).runs.values()))
     _, evaluation, *_ = steps(run)
@@ -425,11 +450,11 @@ def test_literal_is_what_python_reads():
         ({"folds": [7]}, r"there is no fold 7"),
         ({"seeds": [True]}, r"seeds: 0: found True, expected a whole number"),
         ({"seeds": []}, r"seeds: found \[\], expected entries, 1 or more"),
-        ({"folds": [0, 0]}, r"folds: found \[0, 0\], expected each number once"),
-        ({"seeds": [1, 0, 1]}, r"seeds: found \[1, 0, 1\], expected each number once"),
+        ({"folds": [0, 0]}, r"folds: found \[0, 0\], expected each one once"),
+        ({"seeds": [1, 0, 1]}, r"seeds: found \[1, 0, 1\], expected each one once"),
         (
             {"tables": {"B4": {"folds": [0, 0]}}},
-            r"tables: B4: folds: found \[0, 0\], expected each number once",
+            r"tables: B4: folds: found \[0, 0\], expected each one once",
         ),
         (
             {"networks": {"A": {"bundle": "fcn_liver", "settings": None}}},
@@ -458,6 +483,15 @@ def test_literal_is_what_python_reads():
         ({"keep_models": "no"}, r"keep_models: found 'no', expected true or false"),
         ({"tables": {"A12": None}}, r"there is no such table in the papers: choose one of A7, A8"),
         ({"tables": {"A9": {"colums": {}}}}, r"A9: found the key colums, .*perhaps to columns"),
+        (
+            {"tables": {"A9": {"surfaces": "row"}}},
+            r"tables: A9: surfaces: found 'row', expected 'rows' or 'columns'",
+        ),
+        (
+            {"tables": {"A9": {"rows": {"mean": {"average": False}}}}},
+            r"rows: mean: average: found False, expected True",
+        ),
+        ({"tables": ["B4", "B4"]}, r"tables: found \['B4', 'B4'\], expected each one once"),
         ({"tables": ["A9"]}, r"tables: A9: .*network: found DeepLabV3, expected one of A, B"),
         (
             {"data": {"ct": {"labels": {"liver": [1]}}}},
@@ -525,6 +559,22 @@ def test_a_wrong_place_of_a_table_is_named(folder, where, sentence):
         plan_of(folder, tables={"t": table})
 
 
+def test_a_column_of_the_best(folder):
+    where = {"data": "ct", "network": "A", "task": "liver", "metric": "dice:liver"}
+    table = {
+        "where": where,
+        "rows": {"liver": {}, "most": {"max": True}},
+        "columns": {"dice": {"loss": "dice"}, "mine": {"loss": "mine"}, "best": {"best": True}},
+    }
+    found = plan_of(folder, tables={"t": table}).tables["t"]
+    assert found["chosen"] == ["best"]
+    assert found["derived"] == {"most": {"max": True}}
+    assert list(found["places"]["liver"]) == ["dice", "mine"]
+    table["where"]["metric"] = "hd95_mm:liver"
+    with pytest.raises(InputError, match=r"best: found hd95_mm:liver in liver, expected a metric"):
+        plan_of(folder, tables={"t": table})
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -561,6 +611,7 @@ def test_every_table_of_the_papers_has_a_number_or_null_in_every_place():
         "B1",
         "B2",
         "B3",
+        "B",
         "B4",
         "C",
         "C3",

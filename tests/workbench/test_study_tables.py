@@ -12,10 +12,17 @@ from scipy.stats import wilcoxon
 
 from liverseg.data import load_datalist
 from liverseg.errors import InputError
+from liverseg.metrics import pooled_metrics
 from liverseg.workbench.study import plots
 from liverseg.workbench.study.folder import StudyFolder
-from liverseg.workbench.study.report import write_report
-from liverseg.workbench.study.results import OF_CONVERGENCE, OF_TRAINING, check_metric, read_results
+from liverseg.workbench.study.report import place_lines, remarks, write_report
+from liverseg.workbench.study.results import (
+    OF_CASES,
+    OF_CONVERGENCE,
+    OF_TRAINING,
+    check_metric,
+    read_results,
+)
 from liverseg.workbench.study.spec import PAPERS
 from liverseg.workbench.study.tables import StudyTable, compute_table, wilcoxon_p
 
@@ -180,6 +187,72 @@ def test_averages_and_ranks_over_organs_and_networks(tmp_path):
     assert [values["Rank", column].mean for column in ("multi", "uni")] == [2, 1]
 
 
+def test_bars_name_their_metric(tmp_path, monkeypatch):
+    write_cell(tmp_path, "cell", {"1.nii": [0.5]}, {"background": 1, "liver": 0.6})
+    path = tmp_path / "cells/cell/evaluation/none/summary.json"
+    summary = json.loads(path.read_text()) | {"cases": {}}
+    summary["cases"]["liver"] = {metric: {"mean": 0.7} for metric in OF_CASES}
+    path.write_text(json.dumps(summary))
+    monkeypatch.setattr(plots, "_png", lambda figure: figure)
+    for metric, name in (("dice:liver", "Dice"), ("iou:liver", "IoU"), ("hd95_mm:liver", None)):
+        rows = {"a": {"c": place(metric, "cell")}}
+        table = table_of(tmp_path, table_plan(rows, {"Average": {"average": True}}))
+        figure = plots.bars_png(table)
+        assert (figure and figure.axes[0].get_ylabel()) == name
+
+
+def test_largest_and_smallest_of_a_column(tmp_path):
+    for fold, (liver, spleen) in enumerate(((0.7, 0.6), (0.5, 0.8))):
+        pooled = {"background": 0.9, "liver": liver, "spleen": spleen}
+        write_cell(tmp_path, f"c{fold}", {f"{fold}.nii": [0.5, 0.5]}, pooled)
+    rows = {name: {"c": place(f"iou:{name}", "c0", "c1")} for name in ("liver", "spleen")}
+    derived = {"Mean": {"average": True}, "Max": {"max": True}, "Min": {"min": True}}
+    values = table_of(tmp_path, table_plan(rows, derived)).values
+    # Of the means .6 and .7 over folds, not of a fold.
+    assert values["Max", "c"].mean == pytest.approx(0.7)
+    assert values["Min", "c"].mean == pytest.approx(0.6)
+    assert values["Min", "c"].sd == values["liver", "c"].sd
+    # As in Shen et al. 2018: of the column's eight classes.
+    printed = yaml.safe_load(PAPERS.read_text())["D1"]["paper"]
+    for index in range(6):
+        classes = [printed[row][index] for row in list(printed)[:8]]
+        assert printed["Maximum"][index] == max(classes)
+        # The artery's 0.892 is no minimum, as 0.802 would not be.
+        assert printed["Minimum"][index] == min(classes)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_best_column_is_chosen_on_other_folds_than_the_one_it_is_evaluated_on(tmp_path, seeds):
+    by_fold = {"A": (0.9, 0.5, 0.5), "B": (0.61, 0.8, 0.6), "C": (0.55, 0.6, 0.7)}
+    runs, row = {}, {}
+    for column, ious in by_fold.items():
+        names = []
+        for fold, iou in enumerate(ious):
+            for seed in range(seeds):
+                names.append(f"{column}{fold}{seed}")
+                pooled = {"background": 1, "liver": iou + (seed - (seeds - 1) / 2) / 50}
+                write_cell(tmp_path, names[-1], {f"{fold}.nii": [0.5]}, pooled)
+                runs[names[-1]] = {"fold": fold}
+        reference = None if column == "A" else ["r", "A"]
+        row[column] = place("iou:liver", *names, reference=reference)
+    plan = table_plan({"r": row}) | {"columns": [*by_fold, "best"], "chosen": ["best"]}
+    table = compute_table(read_results(StudyFolder(tmp_path), runs), "t", plan)
+    # Means over folds 1 and 2: B .7, C .65, A .5; over 0 and 2: A .7; over 0 and 1: B .705, A .7.
+    best = table.values["r", "best"]
+    assert best.runs.reshape(3, seeds).mean(1) == pytest.approx([0.61, 0.5, 0.6])
+    assert best.difference_pp == pytest.approx(100 * (1.71 - 1.9) / 3)
+    line = "best: r: B in fold 0; A in fold 1; B in fold 2."
+    assert table.choices == remarks(table) == [line]
+    # One fold has no other to choose on.
+    for cell in row.values():
+        cell["parts"] = [cell["parts"][0][:seeds]]
+    table = compute_table(read_results(StudyFolder(tmp_path), runs), "t", plan)
+    assert ("r", "best") not in table.values
+    assert remarks(table) == [
+        "best: needs two folds, to choose on other ones than it is evaluated on."
+    ]
+
+
 def test_times_memory_and_single_cases(tmp_path):
     cases = {"/b/2.nii": [0.5], "/a/1.nii": [0.7]}
     for cleaning in ("none", "balls", "slices"):
@@ -270,6 +343,25 @@ def test_figures_of_lesions_are_those_of_the_whole_fold(tmp_path):
     assert all(check_metric(metric, ["liver", "lesion"]) for metric in wanted)
     own = {metric for metric in wanted if check_metric(metric, ["liver"])}
     assert own == {"target_mean_iou:liver"}
+
+
+def test_precision_recall_and_specificity_of_a_class(tmp_path):
+    folder = write_cell(tmp_path, "cell", {"1.nii": [0.5]}, {"background": 1, "liver": 0.6})
+    path = folder / "evaluation" / "none" / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["pooled"] = pooled_metrics(np.array([[90, 8], [4, 36]]), CLASSES[:2])
+    path.write_text(json.dumps(summary))
+    wanted = {
+        "precision:liver": 36 / 44, "recall:liver": 36 / 40, "specificity:liver": 90 / 98,
+        "specificity:background": 36 / 40,
+    }  # fmt: skip
+    plan = table_plan({"a": {metric: place(metric, "cell") for metric in wanted}})
+    values = table_of(tmp_path, plan).values
+    assert {column: value.mean for (_, column), value in values.items()} == pytest.approx(wanted)
+    assert place_lines(values["a", "precision:liver"]) == ["0.818"]
+    assert all(check_metric(metric, ["liver"]) for metric in wanted)
+    assert not check_metric("precision:spleen", ["liver"])
+    assert not check_metric("precision", ["liver"])
 
 
 def test_a_missing_cell_leaves_its_place_empty_and_is_named(tmp_path):

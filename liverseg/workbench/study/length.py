@@ -19,6 +19,8 @@ LENGTHS = (
     ("samples", "slices or crops seen", ",d"),
     ("learning_rate_sum", "sum of learning rates", ".3g"),
 )
+# Our epochs and the papers' are whole, so that their iterations differ by up to a hundredth.
+NEARLY_ALL = 0.98
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,24 @@ def length_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         )
         for row in rows
     ]
+
+
+def shorter_line(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return what share of the papers' iterations is trained, where it is not (nearly) all.
+
+    Args:
+        rows: what `compare_lengths` returns.
+    """
+    shares = [row["ours"]["iterations"] / row["paper"]["iterations"] for row in rows]
+    if min(shares, default=1) >= NEARLY_ALL:
+        return None
+    low, high = (f"{share:.2g}" for share in (min(shares), max(shares)))
+    share = low if low == high else f"{low} to {high}"
+    each = "" if low == high else ", depending on data set and network"
+    return (
+        f"This study trains {share} of the paper's iterations{each}: where a number differs from "
+        "the paper's, that may be why."
+    )
 
 
 def _stages(run: Run) -> list[Mapping[str, Any]]:

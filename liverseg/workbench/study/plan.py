@@ -19,7 +19,7 @@ from liverseg.errors import InputError
 from liverseg.files import atomic_write
 from liverseg.io.paths import absolute
 from liverseg.workbench.study.folder import StudyFolder
-from liverseg.workbench.study.results import check_metric
+from liverseg.workbench.study.results import LARGEST_IS_BEST, check_metric
 from liverseg.workbench.study.schema import Place, Protocol, Table, check_choice
 from liverseg.workbench.study.spec import Bundle, Study
 
@@ -30,6 +30,8 @@ DEFAULTS = {
     "postprocessing": ["none"], "task": "all", "evaluation": None, "section": "validation",
     "reference": None,
 }  # fmt: skip
+# Keys of a row that is made of others.
+DERIVED = {"average", "max", "min", "rank", "difference"}
 RUN_KEYS = ("data", "network", "loss", "task", "fold", "seed", "settings", "dataset")
 
 
@@ -79,10 +81,10 @@ class Run:
 class Plan:
     """All runs of a study by name, and its tables: JSON that needs neither study nor bundles.
 
-    A table has `title`, `rows` and `columns` (labels), `paper`, `derived` (row → how it is made of
-    others), and `places`: row → column → `metric`, `evaluations` (names), `reference` ([row,
-    column] or null) and `parts`: lists of the names of runs, one for each fold and seed; the
-    place's value is the mean over the parts.
+    A table has `title`, `rows` and `columns` (labels), `paper`, `surfaces`, `derived` (row → how
+    it is made of others), `chosen` (columns that take the best of the others), and `places`: row →
+    column → `metric`, `evaluations` (names), `reference` ([row, column] or null) and `parts`: lists
+    of the names of runs, one for each fold and seed; the place's value is the mean over the parts.
     """
 
     runs: dict[str, Run] = field(default_factory=dict)
@@ -106,6 +108,7 @@ def make_plan(study: Study, folder: StudyFolder) -> Plan:
             "rows": list(table.rows),
             "columns": list(table.columns),
             "paper": table.paper,
+            "surfaces": table.surfaces,
             **planner.resolve(),
         }
     return plan
@@ -241,8 +244,9 @@ class _TablePlanner:
     def resolve(self) -> dict[str, Any]:
         """Return how derived rows are made, and what each place of other rows is made of."""
         derived, places = {}, {}
+        own = {label: column for label, column in self.table.columns.items() if not column.best}
         for row, entry in self.table.rows.items():
-            made = entry.model_dump(include={"average", "rank", "difference"}, exclude_unset=True)
+            made = entry.model_dump(include=DERIVED, exclude_unset=True)
             if made:
                 derived[row] = made
             elif entry.column is not None:
@@ -252,9 +256,18 @@ class _TablePlanner:
             else:
                 places[row] = {
                     column: self._place(row, column, entry, of_column)
-                    for column, of_column in self.table.columns.items()
+                    for column, of_column in own.items()
                 }
-        return {"derived": derived, "places": places}
+        chosen = [label for label in self.table.columns if label not in own]
+        for row, of_row in places.items():
+            for place in of_row.values() if chosen else ():
+                if place["metric"].partition(":")[0] not in LARGEST_IS_BEST:
+                    raise InputError(
+                        f"{self.where}: columns: {chosen[0]}: best: found {place['metric']} in "
+                        f"{row}, expected a metric of which the largest is best, one of "
+                        f"{', '.join(LARGEST_IS_BEST)}: take best or the row out."
+                    )
+        return {"derived": derived, "chosen": chosen, "places": places}
 
     def _place(self, row: str, column: str, *entries: Place) -> dict[str, Any]:
         place, study = f"{self.where}: {row} / {column}", self.study

@@ -21,20 +21,25 @@ from liverseg.io.masks import find_mask
 from liverseg.transforms import LoadVolumed, MapLabelsd
 from liverseg.workbench.report.overlays import make_scan, plane_png
 from liverseg.workbench.study.folder import StudyFolder
-from liverseg.workbench.study.tables import StudyTable
+from liverseg.workbench.study.tables import StudyTable, Value
 
 COLOURS = ("#2f6db3", "#e08a1e", "#3a9a5b", "#b0413e", "#7a5aa6", "#5b6770")
 PAPER_COLOUR = "#1c2126"
-IOU = ("iou", "mean_iou", "case_iou")
+# Metrics that bars show, by the name of their axis: the first that a table has.
+BARS = {"IoU": ("iou", "mean_iou", "case_iou"), "Dice": ("dice",)}
 
 
 def bars_png(table: StudyTable) -> bytes | None:
-    """Return a PNG of a table's IoUs with sd, the paper's beside them, or None without any."""
-    shown = {
-        labels: value
-        for labels, value in table.values.items()
-        if value.metric.partition(":")[0] in IOU
-    }
+    """Return a PNG of a table's IoUs, else Dice, with sd and the paper's; None without any."""
+    shown: dict[tuple[str, str], Value] = {}
+    for name, kinds in BARS.items():
+        found = {
+            labels: value
+            for labels, value in table.values.items()
+            if value.metric.partition(":")[0] in kinds
+        }
+        if found and not shown:
+            axis, shown = name, found
     rows = [row for row in table.rows if any(labels[0] == row for labels in shown)]
     columns = [column for column in table.columns if any(labels[1] == column for labels in shown)]
     if not shown:
@@ -67,7 +72,7 @@ def bars_png(table: StudyTable) -> bytes | None:
     axes.set_xticks(
         range(len(rows)), [textwrap.fill(row, letters, break_long_words=False) for row in rows]
     )
-    axes.set(ylabel="IoU", ylim=(0, 1.02))
+    axes.set(ylabel=axis, ylim=(0, 1.02))
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -186,15 +191,9 @@ def overlays(
 
 def _overlay(evaluation: Path, case: str, run: Mapping[str, Any]) -> bytes | None:
     """Return a PNG of a case with its mask and reference, or None where its files are gone."""
-    dataset = run["dataset"]
-    datalist = dataset.get("datalist", f"{dataset['dataset_dir']}/dataset.json")
-    mask = find_mask(evaluation / "masks", case)
-    if mask is None or not Path(datalist).is_file():
-        return None
     section = "test" if evaluation.name.endswith("_test") else "validation"
-    items = load_datalist(datalist, section, run["fold"])
-    label = next((item["label"] for item in items if item["image"] == case), None)
-    if label is None:  # The data has been moved.
+    mask, label = find_mask(evaluation / "masks", case), label_of(case, run, section)
+    if mask is None or label is None:
         return None
     load = LoadVolumed("volume")
     image, predicted, reference = (
@@ -202,6 +201,16 @@ def _overlay(evaluation: Path, case: str, run: Mapping[str, Any]) -> bytes | Non
     )
     reference = MapLabelsd("volume", run["settings"]["classes"])({"volume": reference})["volume"]
     return plane_png(make_scan(image, predicted, reference), "axial")
+
+
+def label_of(case: str, run: Mapping[str, Any], section: str = "validation") -> str | None:
+    """Return the path of a case's label, or None where the data has been moved."""
+    dataset = run["dataset"]
+    datalist = dataset.get("datalist", f"{dataset['dataset_dir']}/dataset.json")
+    if not Path(datalist).is_file():
+        return None
+    items = load_datalist(datalist, section, run["fold"])
+    return next((item["label"] for item in items if item["image"] == case), None)
 
 
 def _png(figure: Figure) -> bytes:

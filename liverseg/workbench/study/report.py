@@ -13,9 +13,10 @@ import pandas as pd
 from liverseg.files import atomic_write, check_writable
 from liverseg.workbench.report.overlays import MASK_COLOUR, REFERENCE_COLOUR
 from liverseg.workbench.study.folder import StudyFolder, file_name
-from liverseg.workbench.study.length import LENGTHS
+from liverseg.workbench.study.length import LENGTHS, NEARLY_ALL, shorter_line
 from liverseg.workbench.study.plots import bars_png, curves_png, overlays, rounds_png
 from liverseg.workbench.study.results import is_share, read_results
+from liverseg.workbench.study.surfaces import surfaces
 from liverseg.workbench.study.tables import StudyTable, Value, compute_table
 
 PLACE = (
@@ -64,9 +65,15 @@ def write_report(folder: StudyFolder) -> Path:
             {"caption": caption, "src": _write_plot(folder, name, png)}
             for name, caption, png in overlays(folder, plan["cells"], results)
         ],
+        surfaces=[
+            {"caption": caption, "src": _write_plot(folder, name, png)}
+            for name, caption, png in surfaces(folder, plan, results)
+        ],
         place=PLACE,
         lengths=plan.get("lengths", []),
         length_names=LENGTHS,
+        nearly_all=NEARLY_ALL,
+        shorter=shorter_line(plan.get("lengths", [])),
         differences=plan.get("differences", []),
         phantoms=plan["phantoms"],
         mask_colour=MASK_COLOUR,
@@ -131,9 +138,9 @@ def place_lines(value: Value | None) -> list[str]:
 
 
 def remarks(table: StudyTable) -> list[str]:
-    """Return which cases are named by number, and what is missing."""
+    """Return which cases are named by number, what was chosen, and what is missing."""
     cases = ["The cases: " + "; ".join(table.notes) + "."] if table.notes else []
-    return cases + [f"Missing: {line}." for line in table.missing]
+    return cases + table.choices + [f"Missing: {line}." for line in table.missing]
 
 
 def _write_table(folder: StudyFolder, table: StudyTable) -> dict[str, Any]:

@@ -13,6 +13,14 @@ import pandas as pd
 from liverseg.workbench.study.folder import StudyFolder
 
 POOLED = ("global_accuracy", "mean_accuracy", "mean_iou", "weighted_iou", "mean_bf_score")
+# Of a class, pooled, and their keys in summary.json.
+OF_CLASSES = {
+    "iou": "iou",
+    "dice_global": "dice",
+    "precision": "precision",
+    "recall": "accuracy",
+    "specificity": "specificity",
+}
 OF_CASES = ("dice", "hd95_mm", "assd_mm", "volume_error_percent")
 OF_LESIONS = ("detection_precision", "detection_recall", "burden_rmse", "burden_max_error")
 # Of a class against all other voxels; the liver with its lesions.
@@ -32,9 +40,11 @@ SECONDS = {
 }
 # Metrics from 0 to 1, whose differences are percentage points.
 SHARES = (
-    *POOLED, *OF_LESIONS, *OF_TARGETS, "iou", "dice", "dice_global", "case_iou",
+    *POOLED, *OF_LESIONS, *OF_CLASSES, *OF_TARGETS, "dice", "case_iou",
     "final_validation_accuracy",
 )  # fmt: skip
+# Those that a column of the best can choose by.
+LARGEST_IS_BEST = (*POOLED, *OF_CLASSES, "dice")
 # Metrics with a counterpart for each case.
 PAIRED = ("iou", "dice", "mean_iou", "case_iou")
 
@@ -45,7 +55,7 @@ OF_VALUE = ["file", "evaluation", "case", "class", "metric", "value"]
 def check_metric(metric: str, classes: Sequence[str]) -> bool:
     """Return whether a network of these foreground classes has the metric."""
     kind, _, of = metric.partition(":")
-    if kind in ("iou", "dice_global"):
+    if kind in OF_CLASSES:
         return of in ("background", *classes)
     if kind == "case_iou":
         return of.isdigit() and int(of) > 0
@@ -165,8 +175,8 @@ def _of_summary(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, float | 
         if metric in summary["pooled"]:
             yield "", metric, summary["pooled"][metric]
     for name, pooled in summary["pooled"]["classes"].items():
-        yield name, "iou", pooled["iou"]
-        yield name, "dice_global", pooled.get("dice")
+        for metric, key in OF_CLASSES.items():
+            yield name, metric, pooled.get(key)
     for name, metrics in summary.get("targets", {}).items():
         for metric, key in OF_TARGETS.items():
             yield name, metric, metrics[key]

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,13 +77,11 @@ def steps(run: Run) -> Iterator[Step]:
         "ckpt_dir": run.folder / "models",
         **run.settings,
     }
-    # Settings of the study may be of the evaluation alone, such as the planes that vote; those that
-    # a training does not use are refused there.
-    config = ConfigParser(copy.deepcopy(run.bundle.train), globals=False)
+    # Settings of the study may be of the evaluation alone, such as the planes that vote.
     of_training = {
         name: value
-        for name, value in common.items()
-        if name.partition("#")[0] in config and is_used(name, config, config)
+        for name, value in _used(run, run.bundle.train, common).items()
+        if name.partition("#")[0] in run.bundle.train
     } | {"output_dir": training, "resume": True}
     for run_id in run.run_ids:
         arguments = _arguments(run_id, run, ["train"], of_training)
@@ -101,8 +99,31 @@ def steps(run: Run) -> Iterator[Step]:
             "section": "validation",
             **settings,
         }
+        options = _used(run, run.bundle.config.get(), options)
         arguments = _arguments("evaluating", run, ["train", "evaluate"], options)
         yield Step(f"evaluation_{name}", arguments, results / "summary.json", trains=False)
+
+
+def _used(run: Run, config: Mapping[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options without the study's settings that this command does not use.
+
+    A study sets the radius of a postprocessing once, and a bundle refuses what changes nothing.
+
+    Args:
+        run: whose settings are looked at.
+        config: that the command runs.
+        options: of the command, the settings among them.
+    """
+    shipped = ConfigParser(copy.deepcopy(dict(config)), globals=False)
+    given = ConfigParser(copy.deepcopy(dict(config)), globals=False)
+    for name, value in options.items():
+        if name.partition("#")[0] in config:
+            given[name] = value
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in run.settings or is_used(name, shipped, given)
+    }
 
 
 def _arguments(run_id: str, run: Run, configs: list[str], options: dict[str, Any]) -> list[str]:

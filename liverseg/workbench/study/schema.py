@@ -30,17 +30,16 @@ EXPECTED = {
     "int_type": "a whole number",
     "bool_type": "true or false",
     "string_type": "text",
-    "literal_error": "true",
     "missing": "a value more",
 }
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 
-def _each_once(numbers: list[int]) -> list[int]:
-    """Refuse a fold or seed that is there twice: its runs would be the same."""
-    if len(set(numbers)) < len(numbers):
-        raise PydanticCustomError("repeated", "each number once")
-    return numbers
+def _each_once(entries: list[Any]) -> list[Any]:
+    """Refuse a fold, seed or table that is there twice: it would be the same one."""
+    if len(set(entries)) < len(entries):
+        raise PydanticCustomError("repeated", "each one once")
+    return entries
 
 
 Settings = dict[str, Any]
@@ -128,12 +127,18 @@ class Place(BaseModel):
     column: str | None = None
     reference: str | None = None
     average: Literal[True] | None = None
+    max: Literal[True] | None = None
+    min: Literal[True] | None = None
     rank: Literal[True] | None = None
+    best: Literal[True] | None = None
     difference: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
 
 
 class Table(BaseModel):
-    """A table: the labels of its rows and columns, and what each adds to `where`."""
+    """A table: the labels of its rows and columns, and what each adds to `where`.
+
+    `surfaces` draws the organs of a case for each of its rows or columns.
+    """
 
     model_config = STRICT
     title: str | None = None
@@ -141,12 +146,14 @@ class Table(BaseModel):
     columns: dict[str, Place] = {}
     rows: dict[str, Place] = {}
     reference: str | None = None
+    surfaces: Literal["rows", "columns"] | None = None
     paper: dict[str, list[int | float | None]] = {}
     folds: UniqueNumbers | None = None
 
 
 def _by_name(tables: Any) -> Any:
     if isinstance(tables, list) and all(isinstance(name, str) for name in tables):
+        _each_once(tables)
         return dict.fromkeys(tables)
     return {str(k): v for k, v in tables.items()} if isinstance(tables, dict) else tables
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ class Value:
 class StudyTable:
     """A table with its values.
 
-    `derived` rows are made of others, `missing` names what an empty place waits for.
+    `derived` rows are made of others, `missing` names what an empty place waits for, `choices` what
+    a column of the best has taken.
     """
 
     name: str
@@ -76,6 +78,7 @@ class StudyTable:
     values: dict[Labels, Value] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    choices: list[str] = field(default_factory=list)
 
 
 def compute_table(results: pd.DataFrame, name: str, plan: Mapping[str, Any]) -> StudyTable:
@@ -100,6 +103,15 @@ def compute_table(results: pd.DataFrame, name: str, plan: Mapping[str, Any]) -> 
     }
     found = {labels: reader.read(place) for labels, place in places.items()}
     table.values = {labels: value for labels, value in found.items() if value is not None}
+    references = {labels: place["reference"] for labels, place in places.items()}
+    for column, row in product(plan.get("chosen", []), plan["places"]):
+        of_row = plan["places"][row]
+        folds = [reader.folds.get(run) for run in next(iter(of_row.values()))["parts"][0]]
+        best = _best(table, row, column, list(of_row), np.array(folds))
+        if best is not None:
+            table.values[row, column] = best
+            compared = [place["reference"] for place in of_row.values() if place["reference"]]
+            references[row, column] = compared[0] if compared else None
     for row, kind in plan["derived"].items():
         for column in table.columns:
             derived = _derive(table, row, column, kind)
@@ -108,7 +120,6 @@ def compute_table(results: pd.DataFrame, name: str, plan: Mapping[str, Any]) -> 
     for (row, column), value in table.values.items():
         if row in plan["paper"]:
             value.paper = plan["paper"][row][table.columns.index(column)]
-    references = {labels: place["reference"] for labels, place in places.items()}
     first: dict[str, Any] = next(iter(plan["places"].values()), {})
     for row, kind in plan["derived"].items():
         # An average is compared with the average of the column that its classes are compared with.
@@ -126,6 +137,7 @@ class _Reader:
     def __init__(self, results: pd.DataFrame, table: StudyTable) -> None:
         self.table = table
         self.files = set(zip(results["run"], results["file"], strict=True))
+        self.folds = dict(zip(results["run"], results["fold"], strict=True))
         whole = results[results["case"] == ""]
         key = ["run", "evaluation", "metric", "class"]
         self.numbers = whole.set_index(key)["value"].to_dict()
@@ -209,17 +221,63 @@ def _derive(table: StudyTable, row: str, column: str, kind: Mapping[str, Any]) -
             return None
         better = sum(value.mean > own.mean for value in means.values() if value is not None)
         return Value("rank", np.array([1.0 + better]))
+    if "max" in kind or "min" in kind:
+        known = [value for value in _above(table, row, column) if np.isfinite(value.mean)]
+        choose = max if "max" in kind else min
+        # The row's own numbers, so that it is one of the column.
+        chosen = choose(known, key=lambda value: value.mean, default=None)
+        return chosen and Value(chosen.metric, chosen.runs)
     return _average(table, row, column)
 
 
-def _average(table: StudyTable, row: str, column: str) -> Value | None:
+def _best(
+    table: StudyTable, row: str, column: str, others: Sequence[str], folds: np.ndarray
+) -> Value | None:
+    """Return the best of the row's `others`, chosen for each fold on all other folds.
+
+    So no fold chooses what it is evaluated with.
+
+    Args:
+        table: gets a line in `choices`.
+        row: its label.
+        column: that of the best.
+        others: the columns to choose from.
+        folds: of each run.
+    """
+    values = [table.values[row, other] for other in others if (row, other) in table.values]
+    if len(values) < len(others):
+        return None
+    if len(set(folds)) < 2:
+        line = f"{column}: needs two folds, to choose on other ones than it is evaluated on."
+        table.choices += [line] * (line not in table.choices)
+        return None
+    runs = np.array([value.runs for value in values])
+    found, taken = np.empty(len(folds)), []
+    for fold in sorted(set(folds)):
+        with warnings.catch_warnings():
+            # Of a class that is in no mask of the other folds.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            scores = np.nan_to_num(np.nanmean(runs[:, folds != fold], axis=1), nan=-1)
+        found[folds == fold] = runs[scores.argmax(), folds == fold]
+        taken.append(f"{others[scores.argmax()]} in fold {fold}")
+    table.choices.append(f"{column}: {row}: {'; '.join(taken)}.")
+    return Value(values[0].metric, found)
+
+
+def _above(table: StudyTable, row: str, column: str) -> list[Value]:
+    """Return the values above a derived row; none as long as one is missing."""
     above = [label for label in table.rows[: table.rows.index(row)] if label not in table.derived]
     values = [table.values[label, column] for label in above if (label, column) in table.values]
-    if not above or len(values) < len(above):
+    return values if len(values) == len(above) else []
+
+
+def _average(table: StudyTable, row: str, column: str) -> Value | None:
+    values = _above(table, row, column)
+    if not values:
         return None
     by_case = [value.cases for value in values if value.cases is not None]
     cases = pd.concat(by_case, axis=1).mean(axis=1) if by_case else None
-    return Value("iou", np.nanmean([value.runs for value in values], axis=0), cases)
+    return Value(values[0].metric, np.nanmean([value.runs for value in values], axis=0), cases)
 
 
 def _compare(value: Value, other: Value) -> None:

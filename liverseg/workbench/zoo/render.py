@@ -17,14 +17,16 @@ LICENSE and logging.conf are copies.
 
 from __future__ import annotations
 
+import copy
 import json
-import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from jinja2.meta import find_referenced_templates
 from monai.bundle import ConfigParser
+from monai.bundle.utils import MERGE_KEY, merge_kv
 
 from liverseg.errors import InputError
 from liverseg.files import atomic_write, check_writable
@@ -94,7 +96,8 @@ def _render_configs(bundle: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the contents of the configs by name, and the section `documents`."""
     own, shared = bundle / "bundle.json", bundle.parent / "_shared"
     parent = _read(own).get("parent")
-    sections = _load([shared / parent, own] if parent else [own])
+    sources = [shared / parent, own] if parent else [own]
+    sections = _merge({str(file): _read(file) for file in sources})
     sections.pop("parent", None)
     configs, overlays = sections.pop("configs", {}), sections.pop("overlays", {})
     documents = sections.pop("documents", {})
@@ -102,23 +105,64 @@ def _render_configs(bundle: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise InputError(
             f"{own}: found no configs and no parent that has them, expected one: add it."
         )
-    with tempfile.TemporaryDirectory() as folder:
-        files = {path.name: path for path in shared.glob("*.json")}
-        for name, content in sections.items():
-            files[name] = Path(folder) / f"{name}.json"
-            files[name].write_text(json.dumps(content))
-        for config, parts in {**configs, **overlays}.items():
-            missing = [part for part in parts if part not in files]
-            if missing:
-                raise InputError(
-                    f"{own}: {config}: found {missing[0]}, expected a section of {own.name} or a "
-                    f"file of {shared}: correct it."
-                )
-        rendered = {name: _load([files[part] for part in parts]) for name, parts in configs.items()}
-        for name, parts in overlays.items():
-            contents = [_read(files[part]) for part in parts]
-            rendered[name] = {key: value for content in contents for key, value in content.items()}
+    places = {path.name: str(path) for path in shared.glob("*.json")}
+    places |= {name: f"{own}: {name}" for name in sections}
+    for config, parts in {**configs, **overlays}.items():
+        missing = [part for part in parts if part not in places]
+        if missing:
+            raise InputError(
+                f"{own}: {config}: found {missing[0]}, expected a section of {own.name} or a file "
+                f"of {shared}: correct it."
+            )
+
+    everywhere = {part for parts in {**configs, **overlays}.values() for part in parts}
+    for name, content in sections.items():
+        if name not in everywhere or not isinstance(content, dict):
+            expected = (
+                "one that a config uses" if isinstance(content, dict) else "names with values"
+            )
+            raise InputError(f"{own}: found the section {name}, expected {expected}: correct it.")
+
+    def read(parts: Sequence[str]) -> dict[str, dict[str, Any]]:
+        return {
+            places[part]: sections[part] if part in sections else _read(shared / part)
+            for part in parts
+        }
+
+    rendered = {name: _merge(read(parts)) for name, parts in configs.items()}
+    for name, parts in overlays.items():
+        contents = read(parts).values()
+        merged = {key: value for content in contents for key, value in content.items()}
+        rendered[name] = _fold(merged)
     return rendered, documents
+
+
+def _merge(contents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return contents, by the places to name in an error, merged as `--config_file` of MONAI."""
+    parser = ConfigParser({}, globals=False)
+    for place, content in contents.items():
+        for key, value in content.items():
+            base = key.removeprefix(MERGE_KEY)
+            # MONAI copies what it cannot merge, with a warning.
+            if key != base and base not in parser:
+                raise InputError(f"{place}: found {key}, but no {base} to add to: correct it.")
+            try:
+                merge_kv(parser, key, copy.deepcopy(value))
+            except (KeyError, TypeError, ValueError) as error:
+                raise InputError(
+                    f"{place}: found {key}, but nothing that it could go into: correct it."
+                ) from error
+    merged: dict[str, Any] = parser.get()
+    return merged
+
+
+def _fold(overlay: dict[str, Any]) -> dict[str, Any]:
+    """Return an overlay with each `a#b` in its own `a`, where it has one."""
+    parser = ConfigParser(overlay, globals=False)
+    for key in [key for key in overlay if "#" in key]:
+        if key.partition("#")[0] in overlay:
+            parser[key] = overlay.pop(key)
+    return overlay
 
 
 def _render_document(bundle: Path, source: str, values: dict[str, Any]) -> str:
@@ -170,16 +214,10 @@ def _plain(value: Any) -> str:
     return str(value).replace("-", "−")
 
 
-def _load(files: list[Path]) -> dict[str, Any]:
-    for file in files:
-        _read(file)
-    return ConfigParser.load_config_files(files)
-
-
 def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(_read_text(file))
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise InputError(f"{file}: not a JSON file ({error}): fix it.") from error
     if not isinstance(content, dict):
         raise InputError(
