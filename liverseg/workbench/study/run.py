@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,7 +240,10 @@ class _Runner:
     def run(self, run: Run) -> str | None:
         """Run all steps that are not done; returns what the log says where one failed."""
         slot = self.slots.get()
-        iterations = sum(length.iterations for length in planned_lengths(run).values())
+        iterations = None
+        # The log of the training says what is wrong with its settings.
+        with suppress(RuntimeError):
+            iterations = sum(length.iterations for length in planned_lengths(run).values())
         bar = self.progress.add_task(run.name, total=iterations)
         try:
             return self._run_steps(run, slot, bar)
