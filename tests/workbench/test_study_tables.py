@@ -193,7 +193,7 @@ def test_bars_name_their_metric(tmp_path, monkeypatch):
     summary = json.loads(path.read_text()) | {"cases": {}}
     summary["cases"]["liver"] = {metric: {"mean": 0.7} for metric in OF_CASES}
     path.write_text(json.dumps(summary))
-    monkeypatch.setattr(plots, "_png", lambda figure: figure)
+    monkeypatch.setattr(plots, "to_png", lambda figure: figure)
     for metric, name in (("dice:liver", "Dice"), ("iou:liver", "IoU"), ("hd95_mm:liver", None)):
         rows = {"a": {"c": place(metric, "cell")}}
         table = table_of(tmp_path, table_plan(rows, {"Average": {"average": True}}))
@@ -425,7 +425,7 @@ def test_rounds_are_curves_of_both_sections_and_of_the_paper(tmp_path, monkeypat
             "Dice, test": place("dice:liver", "away"),
         }
     table = table_of(tmp_path, table_plan(places, paper={row: [0.8, None, 0.9] for row in places}))
-    monkeypatch.setattr(plots, "_png", lambda figure: figure)
+    monkeypatch.setattr(plots, "to_png", lambda figure: figure)
     (axes,) = plots.rounds_png(table).axes  # There is no Dice yet.
     lines = {line.get_label(): line.get_xydata() for line in axes.lines}
     expected = {

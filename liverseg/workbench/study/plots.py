@@ -77,7 +77,7 @@ def bars_png(table: StudyTable) -> bytes | None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
-    return _png(figure)
+    return to_png(figure)
 
 
 def curves_png(
@@ -103,7 +103,7 @@ def curves_png(
         figure.supxlabel("Epoch", fontsize=9)
         figure.supylabel("Training loss", fontsize=9)
         figure.suptitle(f"Data: {title.replace(' ', ', task: ', 1)}", fontsize=10)
-        yield title, _png(figure)
+        yield title, to_png(figure)
 
 
 def rounds_png(table: StudyTable) -> bytes | None:
@@ -141,7 +141,7 @@ def rounds_png(table: StudyTable) -> bytes | None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=7)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _draw_curves(axes: Axes, label: str, histories: list[Path]) -> None:
@@ -213,7 +213,8 @@ def label_of(case: str, run: Mapping[str, Any], section: str = "validation") -> 
     return next((item["label"] for item in items if item["image"] == case), None)
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """Return a figure as PNG."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
