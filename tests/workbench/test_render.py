@@ -144,6 +144,11 @@ def test_only_what_changes_is_written_and_check_names_it(tree, monkeypatch):
         ),
         (
             "tiny/bundle.json",
+            '{"parent": "base.json", "+names": {"x": [{"+losses": ["iou"]}]}, "network": {}}',
+            "bundle.json: names: found +losses inside a value, expected the + at the front",
+        ),
+        (
+            "tiny/bundle.json",
             '{"parent": "base.json", "trian": {"amp": false}}',
             "bundle.json: found the section trian, expected one that a config uses: correct it.",
         ),

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +124,19 @@ def _render_configs(bundle: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise InputError(f"{own}: found the section {name}, expected {expected}: correct it.")
 
     def read(parts: Sequence[str]) -> dict[str, dict[str, Any]]:
-        return {
+        contents = {
             places[part]: sections[part] if part in sections else _read(shared / part)
             for part in parts
         }
+        for place, content in contents.items():
+            # MONAI adds to what is at the top only.
+            nested = [name for name in _names([*content.values()]) if name.startswith(MERGE_KEY)]
+            if nested:
+                raise InputError(
+                    f"{place}: found {nested[0]} inside a value, expected the + at the front of a "
+                    f"whole name: write it as +…#{nested[0][1:]}."
+                )
+        return contents
 
     rendered = {name: _merge(read(parts)) for name, parts in configs.items()}
     for name, parts in overlays.items():
@@ -154,6 +163,15 @@ def _merge(contents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
                 ) from error
     merged: dict[str, Any] = parser.get()
     return merged
+
+
+def _names(value: Any) -> Iterator[str]:
+    """Yield the names in a value, at every depth."""
+    if isinstance(value, dict):
+        yield from value
+    for inner in value.values() if isinstance(value, dict) else value:
+        if isinstance(inner, (dict, list)):
+            yield from _names(inner)
 
 
 def _fold(overlay: dict[str, Any]) -> dict[str, Any]:
