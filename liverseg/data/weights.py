@@ -22,7 +22,7 @@ def inverse_frequency_weights(
     n_c is the voxels of class c in all labels of `data`, N their sum.
 
     The class-frequency-inverse weights of `crossE` (Furtado 2021, section 2.4; Furtado n.d.,
-    section 3.3). A class that never occurs gets weight 0: no voxel could use it.
+    section 2.2). A class that never occurs gets weight 0: no voxel could use it.
 
     Args:
         data: items with `label`.

@@ -14,7 +14,7 @@ class PerPixelCrossEntropyLoss(nn.Module):
 
     y is the class of a pixel, p_y its softmax probability, and N counts the pixels of the batch.
     MATLAB's ``pixelClassificationLayer`` averages like this, and with it the `crossE` of Furtado
-    2021 (section 2.4) and Furtado n.d. (section 3.3). PyTorch's and so MONAI's weighted mean
+    2021 (section 2.4) and Furtado n.d. (section 2.2). PyTorch's and so MONAI's weighted mean
     divides by Σ w_y of the batch. With the inverse frequencies of the classes as weights Σ w_y is
     about N times the number of classes: this loss, and the step that SGD makes with a learning
     rate, is that many times as large.
