@@ -68,6 +68,12 @@ def test_four_bundles_have_lesions_and_all_but_the_one_for_clicks_the_chain():
     assert without == {"deepedit_liver"}
 
 
+def check_cleaned(path, labels, expected):
+    for name, cleaned in expected.items():
+        found = build(path, f"postprocessings#{name}")({"pred": MetaTensor(torch.tensor(labels))})
+        assert torch.equal(found["pred"].as_tensor(), torch.tensor(cleaned)), name
+
+
 @of(CONFIGS)
 def test_every_bundle_keeps_the_largest_part_and_fills_holes(path):
     labels = np.zeros((1, 20, 20, 20), np.uint8)
@@ -78,9 +84,7 @@ def test_every_bundle_keeps_the_largest_part_and_fills_holes(path):
     largest[0, 15:] = 0
     filled = labels.copy()
     filled[0, 7, 7, 7] = 1
-    for name, expected in (("keep_largest", largest), ("fill_holes", filled)):
-        found = build(path, f"postprocessings#{name}")({"pred": MetaTensor(torch.tensor(labels))})
-        assert torch.equal(found["pred"].as_tensor(), torch.tensor(expected)), name
+    check_cleaned(path, labels, {"keep_largest": largest, "fill_holes": filled})
 
 
 @of(WITH_LESIONS)
@@ -95,9 +99,7 @@ def test_lesions_stay_in_a_liver_that_is_cleaned(path):
     largest[0, 19:] = 0
     filled = labels.copy()
     filled[0, 16, 10, 10] = 1
-    for name, expected in (("keep_largest", largest), ("fill_holes", filled)):
-        found = build(path, f"postprocessings#{name}")({"pred": MetaTensor(torch.tensor(labels))})
-        assert torch.equal(found["pred"].as_tensor(), torch.tensor(expected)), name
+    check_cleaned(path, labels, {"keep_largest": largest, "fill_holes": filled})
 
 
 @pytest.mark.parametrize(
