@@ -631,3 +631,24 @@ def test_every_table_of_the_papers_has_a_number_or_null_in_every_place():
         numbers = [papers[name]["paper"][row][column] for row in papers["B1"]["rows"]]
         values = [0.99 if value is None else value for value in numbers[:-1]]
         assert sum(values) / len(values) == pytest.approx(numbers[-1], abs=0.006)
+
+
+def test_a_study_may_be_based_on_one_beside_it_or_a_shipped_one(folder):
+    shipped = folder / "copy.yaml"
+    shipped.write_text("base: quick.yaml\nfolds: [1]\nnetworks: {UNet: {settings: {amp: false}}}\n")
+    study = read_study(shipped, BUNDLES)
+    assert (study.folds, study.seeds) == ([1], [0])
+    assert study.networks["UNet"].settings == {"amp": False}
+    assert study.networks["UNet"].bundle == "unet_liver"
+    beside = folder / "beside.yaml"
+    beside.write_text("base: copy.yaml\nseeds: [3]\n")
+    study = read_study(beside, BUNDLES)
+    assert (study.folds, study.seeds) == ([1], [3])
+
+
+@pytest.mark.parametrize("base", ["none.yaml", "own.yaml", "other.yaml"])
+def test_a_base_that_is_none_is_refused(folder, base):
+    (folder / "own.yaml").write_text(f"base: {base}\n")
+    (folder / "other.yaml").write_text("base: own.yaml\n")
+    with pytest.raises(InputError, match=r"base: found \w+\.yaml, expected another study"):
+        read_study(folder / "own.yaml", BUNDLES)

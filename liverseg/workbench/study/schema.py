@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,6 +33,7 @@ EXPECTED = {
     "string_type": "text",
     "missing": "a value more",
 }
+SHIPPED = Path(str(files(__package__) / "studies"))
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -226,17 +228,20 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, above: tuple[Path, ...] = ()) -> Any:
     content = _load_file(path)
     name = content.pop("base", None)
     if name is None:
         return content
-    base = path.parent / str(name)
-    if not base.is_file() or base == path:
+    # A copy of a shipped study finds the base that is shipped.
+    beside = path.parent / str(name)
+    base = beside if beside.is_file() else SHIPPED / str(name)
+    if not base.is_file() or base.resolve() in (path.resolve(), *above):
         raise InputError(
-            f"{path}: base: found {name}, expected another study beside it: correct it."
+            f"{path}: base: found {name}, expected another study beside it or a shipped one, "
+            "which is not based on this one: correct it."
         )
-    return _merge(_load(base), content)
+    return _merge(_load(base, (*above, path.resolve())), content)
 
 
 def _merge(base: Any, own: Any) -> Any:

@@ -17,9 +17,17 @@ from pydantic import create_model
 
 from liverseg.errors import InputError
 from liverseg.settings import check_name, nearest, read_setting
-from liverseg.workbench.study.schema import STRICT, Data, Network, Spec, Table, read_spec, validate
+from liverseg.workbench.study.schema import (
+    SHIPPED,
+    STRICT,
+    Data,
+    Network,
+    Spec,
+    Table,
+    read_spec,
+    validate,
+)
 
-SHIPPED = Path(str(files(__package__) / "studies"))
 PAPERS = Path(str(files(__package__) / "papers.yaml"))
 
 
