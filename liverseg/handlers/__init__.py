@@ -6,6 +6,7 @@ from liverseg.handlers.masks import MaskSummary
 from liverseg.handlers.overlays import Overlays
 from liverseg.handlers.progress import Progress
 from liverseg.handlers.report import SegmentationReport
+from liverseg.handlers.roc import RocCurves
 from liverseg.handlers.run_summary import RunSummary
 from liverseg.handlers.tracking import Tracking
 from liverseg.handlers.weights import WeightsCheckpointLoader
@@ -15,6 +16,7 @@ __all__ = [
     "MaskSummary",
     "Overlays",
     "Progress",
+    "RocCurves",
     "RunSummary",
     "SegmentationReport",
     "Tracking",

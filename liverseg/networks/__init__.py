@@ -2,6 +2,7 @@
 
 from liverseg.networks.cascade import CascadeNetworks, cascade_weights
 from liverseg.networks.deeplabv3plus import DeepLabV3Plus
+from liverseg.networks.ensemble import NetworkEnsemble
 from liverseg.networks.fcn import FCN8s
 from liverseg.networks.liver_lesion import LiverLesionNetworks
 from liverseg.networks.postprocessed import WithPostprocessing
@@ -18,6 +19,7 @@ __all__ = [
     "DeepLabV3Plus",
     "FCN8s",
     "LiverLesionNetworks",
+    "NetworkEnsemble",
     "PreactivationUNet3D",
     "SimpleNet",
     "TuningNet",

@@ -279,19 +279,26 @@ class CleanSlices(_PerLabel):
         return mask
 
 
-class FillNestedHoles(Transform):
-    """Fill the holes of labels that lie in one another, as lesions (2) lie in the liver (1).
+class FillBackgroundHoles(Transform):
+    """Fill the holes of labels, where they are background; all else stays as it is.
 
     A hole of label c is background from which no path of voxels that share a face leads to the edge
-    of the image without crossing labels of c or more. It becomes c, the highest label first, and
-    all else stays as it is. MONAI's `FillHoles` gives a label all that it encloses, so that a
-    lesion inside the liver becomes liver.
+    of the image without crossing label c. It becomes c, the highest label first. MONAI's
+    `FillHoles` gives a label all that it encloses: a vessel or a lesion inside the liver becomes
+    liver.
+
+    Args:
+        nested: labels lie in one another, as lesions (2) lie in the liver (1): labels above c bound
+            a hole of c as c does.
 
     Raises:
         InputError: for another shape than (1, H, W, D) or values that are not whole numbers.
     """
 
     backend = [TransformBackends.NUMPY]  # noqa: RUF012 MONAI's own name and type
+
+    def __init__(self, nested: bool = False) -> None:
+        self.nested = nested
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
         """See the class."""
@@ -300,7 +307,8 @@ class FillNestedHoles(Transform):
         if box is not None:
             inside = labels[box]
             for label in sorted(_label_spans(inside), reverse=True):
-                filled = fill_holes((inside >= label).astype(np.uint8)[None], [1], connectivity=1)
+                mask = inside >= label if self.nested else inside == label
+                filled = fill_holes(mask.astype(np.uint8)[None], [1], connectivity=1)
                 inside[filled[0].view(np.bool_) & (inside == 0)] = label
         return convert_to_dst_type(labels[None], img)[0]
 
@@ -345,7 +353,7 @@ class CleanSlicesd(_OfArrayd):
     array_class = CleanSlices
 
 
-class FillNestedHolesd(_OfArrayd):
-    """Dictionary-based wrapper of `FillNestedHoles`."""
+class FillBackgroundHolesd(_OfArrayd):
+    """Dictionary-based wrapper of `FillBackgroundHoles`, with its options."""
 
-    array_class = FillNestedHoles
+    array_class = FillBackgroundHoles

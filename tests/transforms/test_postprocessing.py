@@ -20,8 +20,8 @@ from liverseg.transforms import (
     CleanSlicesd,
     ErodeKeepLargestDilate,
     ErodeKeepLargestDilated,
-    FillNestedHoles,
-    FillNestedHolesd,
+    FillBackgroundHoles,
+    FillBackgroundHolesd,
     SmoothEdges,
     SmoothEdgesd,
 )
@@ -165,26 +165,42 @@ def test_several_labels_equal_the_literal_ones(algorithm):
     assert np.array_equal(apply(shipped(), labels), expected)
 
 
-def fill_nested(labels):
+def fill_background(labels, nested):
     """From the highest label down: what does not hang together with the edge."""
     filled = labels.copy()
     for label in range(labels.max(), 0, -1):
-        outside = np.pad(filled < label, 1, constant_values=True)
-        components, _ = ndimage.label(outside)
+        bound = filled >= label if nested else filled == label
+        components, _ = ndimage.label(np.pad(~bound, 1, constant_values=True))
         closed = (components != components[0, 0, 0])[1:-1, 1:-1, 1:-1]
         filled[closed & (filled == 0)] = label
     return filled
 
 
+@pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize("shape", [(30, 26, 28), (25, 30, 1), (1, 1, 9)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float32])
-def test_holes_of_nested_labels_are_those_of_the_complement(shape, dtype):
-    labels = np.random.default_rng(20).choice(4, shape, p=[0.25, 0.45, 0.2, 0.1])
-    found = apply(FillNestedHoles(), labels.astype(dtype))
+def test_holes_are_those_of_the_complement(shape, dtype, nested):
+    labels = np.random.default_rng(20).choice(4, shape, p=[0.2, 0.6, 0.15, 0.05])
+    fill = FillBackgroundHoles(nested=nested)
+    found = apply(fill, labels.astype(dtype))
     assert found.dtype == dtype
-    assert np.array_equal(found, fill_nested(labels))
+    assert np.array_equal(found, fill_background(labels, nested))
     assert shape[2] != 28 or not np.array_equal(found, labels)
-    assert not apply(FillNestedHoles(), np.zeros(shape, dtype)).any()
+    assert not apply(fill, np.zeros(shape, dtype)).any()
+
+
+def test_a_vessel_in_the_liver_is_no_hole():
+    labels = np.zeros((20, 20, 20), np.uint8)
+    labels[2:18, 2:18, 2:18] = 3
+    labels[8:12, 8:12, 8:12] = 2  # closed in by the liver
+    labels[5, 5, 5] = 0  # inside the liver
+    labels[7, 9, 9] = 0  # between liver and vessel
+    expected = labels.copy()
+    expected[5, 5, 5] = 3
+    assert (apply(FillHoles(connectivity=1), labels) == 3)[9, 9, 9]
+    found = apply(FillBackgroundHoles(), labels)
+    expected[7, 9, 9] = 3
+    assert np.array_equal(found, expected)
 
 
 def test_a_lesion_in_the_liver_is_no_hole():
@@ -198,7 +214,7 @@ def test_a_lesion_in_the_liver_is_no_hole():
     expected = labels.copy()
     expected[8, 8, 8], expected[12:14, 8, 8], expected[16, 16, 10] = 2, 1, 1
     image = MetaTensor(torch.tensor(labels[None]), affine=torch.eye(4))
-    found = FillNestedHolesd("pred")({"pred": image})["pred"]
+    found = FillBackgroundHolesd("pred", nested=True)({"pred": image})["pred"]
     assert isinstance(found, MetaTensor)
     assert np.array_equal(found[0].numpy(), expected)
     assert np.array_equal(image[0].numpy(), labels)

@@ -136,14 +136,13 @@ def test_furtados_second_step_is_algorithm_2_after_algorithm_1(folder, monkeypat
         data.num_folds = None
     study.folds = [0]
     plan = make_plan(study, StudyFolder(folder / "out"))
-    chain = ["clean_volume_and_slices"]
     for table, row in (
         ("A7", "Post-processing time, both algorithms (s per liver)"),
         ("A10", "2D postprocessing"),
         ("A11 steps", "2D postprocessing"),
     ):
         for place in plan.tables[table]["places"][row].values():
-            assert place["evaluations"] == chain
+            assert place["evaluation"] == "clean_volume_and_slices"
             ((cell,),) = place["parts"]
             assert plan.runs[cell].loss == "cross_entropy_per_pixel"
     # The settings of the two steps hold in their chain.
@@ -190,8 +189,8 @@ def test_a_model_is_made_by_several_ids_and_evaluated_in_several_ways(folder):
     assert ["--liver_postprocessing" in words for words in given] == [False] * 2 + [True] * 6
     assert all("--augmentation" in words for words in given)
     of_round = plan.tables["C5"]["places"]["N = 2"]
-    assert of_round["Dice, validation"]["evaluations"] == ["none_round-2"]
-    assert of_round["Dice, test"]["evaluations"] == ["none_round-2_test"]
+    assert of_round["Dice, validation"]["evaluation"] == "none_round-2"
+    assert of_round["Dice, test"]["evaluation"] == "none_round-2_test"
 
 
 def test_a_table_of_test_scans_needs_some(folder):

@@ -67,7 +67,7 @@ def last_line(training: Path) -> pd.Series:
 
 
 def test_a_killed_study_repeats_no_finished_cell_and_resumes_the_others(tmp_path):
-    settings = {"max_epochs": 6, "val_interval": 6, **SMALL}
+    settings = {"max_epochs": 6, "val_interval": 6, "roc": True, **SMALL}
     study, out = write_study(tmp_path, settings=settings), tmp_path / "out"
     arguments = [
         "study",
@@ -114,7 +114,9 @@ def test_a_killed_study_repeats_no_finished_cell_and_resumes_the_others(tmp_path
     assert (done / "models" / "model.pt").is_file()
     assert not (done / "models" / "checkpoint.pt").exists()
     assert "Missing" not in (out / "tables" / "own.md").read_text()
-    assert (out / "index.html").is_file()
+    # What `roc` asks for.
+    (roc,) = (out / "plots").glob("*_roc.png")
+    assert f"plots/{roc.name}" in (out / "index.html").read_text()
 
 
 def test_a_failing_cell_stops_no_other_and_is_named(tmp_path):

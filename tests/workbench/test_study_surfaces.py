@@ -94,7 +94,7 @@ def study(tmp_path) -> Path:
         "places": {
             row: {
                 column: {
-                    "metric": metric, "evaluations": [evaluation], "parts": [["cell"]],
+                    "metric": metric, "evaluation": evaluation, "parts": [["cell"]],
                     "reference": None,
                 }
                 for column, metric in (
@@ -141,7 +141,7 @@ def test_columns_are_compared_where_the_table_says_so(study, monkeypatch):
     plan = json.loads((study / "plan.json").read_text())
     table = plan["tables"]["own"]
     for row in table["places"].values():
-        row["Dice"]["evaluations"] = ["clean"]
+        row["Dice"]["evaluation"] = "clean"
         row["2"]["parts"] = [["cell"], ["cell"]]
     (study / "plan.json").write_text(json.dumps(plan))
     assert len(drawn(study, monkeypatch)) == 1

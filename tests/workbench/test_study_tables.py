@@ -68,10 +68,10 @@ def write_cell(
     return folder
 
 
-def place(metric: str, *cells: str, reference=None, evaluations=("none",)) -> dict:
+def place(metric: str, *cells: str, reference=None, evaluation="none") -> dict:
     return {
         "metric": metric,
-        "evaluations": list(evaluations),
+        "evaluation": evaluation,
         "parts": [list(cells)],
         "reference": reference,
     }
@@ -255,7 +255,7 @@ def test_the_best_column_is_chosen_on_other_folds_than_the_one_it_is_evaluated_o
 
 def test_times_memory_and_single_cases(tmp_path):
     cases = {"/b/2.nii": [0.5], "/a/1.nii": [0.7]}
-    for cleaning in ("none", "balls", "slices"):
+    for cleaning in ("none", "balls"):
         write_cell(tmp_path, "cell", cases, {"background": 1, "liver": 0.6}, cleaning)
     wanted = {
         "training_minutes": 1.5, "epochs": 2, "iterations": 8, "memory_mb": 1500,
@@ -263,12 +263,10 @@ def test_times_memory_and_single_cases(tmp_path):
     }  # fmt: skip
     row = {metric: place(metric, "cell") for metric in wanted}
     assert all(check_metric(metric, ["liver"]) for metric in wanted)
-    row["both"] = place("postprocessing_seconds", "cell", evaluations=("balls", "slices"))
-    # Each evaluation segments anew.
-    row["once"] = place("seconds_per_case", "cell", evaluations=("balls", "slices"))
+    row["cleaning"] = place("postprocessing_seconds", "cell", evaluation="balls")
     table = table_of(tmp_path, table_plan({"row": row}))
     assert {column: value.mean for (_, column), value in table.values.items()} == pytest.approx(
-        wanted | {"both": 3.0, "once": 2.5}
+        wanted | {"cleaning": 1.5}
     )
     assert table.notes == ["1 is 2.nii", "2 is 1.nii"]
 
@@ -420,8 +418,8 @@ def test_rounds_are_curves_of_both_sections_and_of_the_paper(tmp_path, monkeypat
             pooled = {"background": 1.0, "liver": iou}
             write_cell(tmp_path, "cell", cases, pooled, f"none_round-{number}{section}")
         places[f"N = {number}"] = {
-            "Mean IoU, validation": place("mean_iou", "cell", evaluations=[f"none_round-{number}"]),
-            "Mean IoU, test": place("mean_iou", "cell", evaluations=[f"none_round-{number}_test"]),
+            "Mean IoU, validation": place("mean_iou", "cell", evaluation=f"none_round-{number}"),
+            "Mean IoU, test": place("mean_iou", "cell", evaluation=f"none_round-{number}_test"),
             "Dice, test": place("dice:liver", "away"),
         }
     table = table_of(tmp_path, table_plan(places, paper={row: [0.8, None, 0.9] for row in places}))
@@ -464,7 +462,7 @@ def test_the_page_shows_tables_and_pictures(tmp_path, section):
         **RUN, "dataset": {"dataset_dir": str(scans)},
         "settings": {"classes": {"background": None, "liver": [1, 2]}},
     }  # fmt: skip
-    plan = table_plan({"a": {"IoU": place("iou:liver", "cell", evaluations=[evaluation])}})
+    plan = table_plan({"a": {"IoU": place("iou:liver", "cell", evaluation=evaluation)}})
     content = {"phantoms": True, "cells": {"cell": cell}, "tables": {"own": plan}}
     (tmp_path / "plan.json").write_text(json.dumps(content))
     page = write_report(StudyFolder(tmp_path)).read_text()

@@ -27,7 +27,7 @@ from liverseg.workbench.study.spec import Bundle, Study
 POSTPROCESSING = "postprocessing"
 REQUIRED = ("data", "network", "task", "loss", "postprocessing", "metric")
 DEFAULTS = {
-    "postprocessing": ["none"], "task": "all", "evaluation": None, "section": "validation",
+    "postprocessing": "none", "task": "all", "evaluation": None, "section": "validation",
     "reference": None,
 }  # fmt: skip
 # Keys of a row that is made of others.
@@ -83,8 +83,9 @@ class Plan:
 
     A table has `title`, `rows` and `columns` (labels), `paper`, `surfaces`, `derived` (row → how
     it is made of others), `chosen` (columns that take the best of the others), and `places`: row →
-    column → `metric`, `evaluations` (names), `reference` ([row, column] or null) and `parts`: lists
-    of the names of runs, one for each fold and seed; the place's value is the mean over the parts.
+    column → `metric`, `evaluation` (its name), `reference` ([row, column] or null) and `parts`:
+    lists of the names of runs, one for each fold and seed; the place's value is the mean over the
+    parts.
     """
 
     runs: dict[str, Run] = field(default_factory=dict)
@@ -295,41 +296,38 @@ class _TablePlanner:
                 f"{place}: metric: found {keys['metric']}, expected a metric of liverseg, of "
                 f"{', '.join(in_network)}: correct it."
             )
-        evaluations = self._evaluations(place, keys)
+        evaluation, settings = self._evaluation(place, keys)
         reference = keys["reference"] or self.table.reference
         by_row = reference in self.table.rows
         compared = reference is not None and reference not in (row, column)
         return {
             "metric": keys["metric"],
-            "evaluations": list(evaluations),
-            "parts": [[run.name for run in self._runs(keys, task, evaluations)] for task in tasks],
+            "evaluation": evaluation,
+            "parts": [
+                [run.name for run in self._runs(keys, task, {evaluation: settings})]
+                for task in tasks
+            ],
             "reference": ([reference, column] if by_row else [row, reference])
             if compared
             else None,
         }
 
-    def _evaluations(self, place: str, keys: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def _evaluation(self, place: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Return the name and the settings of what a place is read from."""
         bundle = self.study.bundles[self.study.networks[keys["network"]].bundle]
-        evaluations: dict[str, dict[str, Any]] = {}
-        for name in keys["postprocessing"]:
-            check_choice(f"{place}: postprocessing", name, bundle.train["postprocessings"])
-            evaluations[name] = {POSTPROCESSING: f"@postprocessings#{name}"}
+        name = keys["postprocessing"]
+        check_choice(f"{place}: postprocessing", name, bundle.train["postprocessings"])
+        settings = {POSTPROCESSING: f"@postprocessings#{name}"}
         own, section = keys["evaluation"], keys["section"]
         check_choice(f"{place}: section", section, ["validation", "test"])
         if own is not None:
             check_choice(
                 f"{place}: evaluation", own, self.study.evaluations, "the study's evaluations, "
             )
-            settings = self.study.evaluations[own]
-            evaluations = {
-                _word(f"{name}_{own}"): value | settings for name, value in evaluations.items()
-            }
+            name, settings = _word(f"{name}_{own}"), settings | self.study.evaluations[own]
         if section == "validation":
-            return evaluations
-        return {
-            f"{name}_{section}": {**value, "section": section}
-            for name, value in evaluations.items()
-        }
+            return name, settings
+        return f"{name}_{section}", settings | {"section": section}
 
     def _runs(
         self, keys: Mapping[str, Any], task: str, evaluations: dict[str, dict[str, Any]]

@@ -161,6 +161,41 @@ def _draw_curves(axes: Axes, label: str, histories: list[Path]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def roc_png(
+    folder: StudyFolder, runs: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[str, bytes]]:
+    """Yield title and PNG of the ROC of each class, for each data set and task that has any.
+
+    Figure 3 of Furtado 2021: a line for each fold and seed, a colour for each network and loss.
+    """
+    groups: dict[str, dict[str, list[pd.DataFrame]]] = defaultdict(lambda: defaultdict(list))
+    for name, run in runs.items():
+        # Those of all evaluations are equal, for postprocessing has no part in them.
+        for file in sorted(folder.run(name).glob("evaluation/*/roc.csv"))[:1]:
+            label = f"{run['network']}, {run['loss']}"
+            groups[f"{run['data']} {run['task']}"][label].append(pd.read_csv(file))
+    for title, lines in groups.items():
+        classes = next(iter(lines.values()))[0]["class"].unique()[1:]
+        figure = Figure((3.4 * len(classes) + 2.2, 3.4), dpi=130, layout="constrained")
+        grid = figure.subplots(1, len(classes), squeeze=False, sharey=True)[0]
+        for axes, of in zip(grid, classes, strict=True):
+            for index, (label, tables) in enumerate(lines.items()):
+                style = {"color": COLOURS[index % len(COLOURS)], "lw": 1.2}
+                for number, table in enumerate(tables):
+                    rates = table[table["class"] == of]
+                    axes.plot(
+                        rates["false_positive_rate"], rates["true_positive_rate"], **style,
+                        label="" if number else label,
+                    )  # fmt: skip
+            axes.set(xlabel="False positive rate", title=of.replace("_", " "))
+            axes.set(xlim=(0, 1), ylim=(0, 1.01))
+            axes.grid(alpha=0.3)
+        grid[0].set_ylabel("True positive rate")
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+        yield title, to_png(figure)
+
+
 def overlays(
     folder: StudyFolder, runs: Mapping[str, Mapping[str, Any]], results: pd.DataFrame
 ) -> Iterator[tuple[str, str, bytes]]:

@@ -14,7 +14,7 @@ from liverseg.files import atomic_write, check_writable
 from liverseg.workbench.report.overlays import MASK_COLOUR, REFERENCE_COLOUR
 from liverseg.workbench.study.folder import StudyFolder, file_name
 from liverseg.workbench.study.length import LENGTHS, NEARLY_ALL, shorter_line
-from liverseg.workbench.study.plots import bars_png, curves_png, overlays, rounds_png
+from liverseg.workbench.study.plots import bars_png, curves_png, overlays, roc_png, rounds_png
 from liverseg.workbench.study.results import is_share, read_results
 from liverseg.workbench.study.surfaces import surfaces
 from liverseg.workbench.study.tables import StudyTable, Value, compute_table
@@ -60,6 +60,10 @@ def write_report(folder: StudyFolder) -> Path:
         curves=[
             {"title": title, "src": _write_plot(folder, f"{title}_curves", png)}
             for title, png in curves_png(folder, plan["cells"])
+        ],
+        rocs=[
+            {"title": title, "src": _write_plot(folder, f"{title}_roc", png)}
+            for title, png in roc_png(folder, plan["cells"])
         ],
         scans=[
             {"caption": caption, "src": _write_plot(folder, name, png)}

@@ -20,6 +20,7 @@ OF_CLASSES = {
     "precision": "precision",
     "recall": "accuracy",
     "specificity": "specificity",
+    "auc": "auc",
 }
 OF_CASES = ("dice", "hd95_mm", "assd_mm", "volume_error_percent")
 OF_LESIONS = ("detection_precision", "detection_recall", "burden_rmse", "burden_max_error")
@@ -71,7 +72,7 @@ def is_share(metric: str) -> bool:
     return metric.partition(":")[0] in SHARES
 
 
-def files_of(metric: str, evaluations: Sequence[str]) -> list[str]:
+def files_of(metric: str, evaluation: str) -> list[str]:
     """Return the files of a run that a metric is read from."""
     kind, _, of = metric.partition(":")
     if kind in OF_TRAINING:
@@ -79,11 +80,11 @@ def files_of(metric: str, evaluations: Sequence[str]) -> list[str]:
         return ["training/metrics.json", *["training/history.csv"] * counts]
     if kind in OF_CONVERGENCE:
         return ["training/metrics.json", "training/history.csv"]
-    cases = [f"evaluation/{evaluations[0]}/cases.csv"]
+    cases = [f"evaluation/{evaluation}/cases.csv"]
     if kind == "case_iou":
         return cases
-    summaries = [f"evaluation/{name}/summary.json" for name in evaluations]
-    return [*cases * (kind in PAIRED and of != "background"), *summaries]
+    paired = kind in PAIRED and of != "background"
+    return [*cases * paired, f"evaluation/{evaluation}/summary.json"]
 
 
 def read_results(folder: StudyFolder, runs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:

@@ -120,9 +120,7 @@ class Place(BaseModel):
     network: str | None = None
     task: str | None = None
     loss: str | None = None
-    postprocessing: Annotated[
-        Names | None, BeforeValidator(lambda name: [name] if isinstance(name, str) else name)
-    ] = None
+    postprocessing: str | None = None
     metric: str | None = None
     evaluation: str | None = None
     section: str | None = None

@@ -122,8 +122,7 @@ def _figures(table: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, tup
             if place and len(place["parts"]) == 1
         }
         sources = {
-            label: (place["parts"][0][0], place["evaluations"][0])
-            for label, place in chosen.items()
+            label: (place["parts"][0][0], place["evaluation"]) for label, place in chosen.items()
         }
         if len(set(sources.values())) > 1:
             yield other, next(iter(chosen.values()))["metric"], sources

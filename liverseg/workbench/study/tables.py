@@ -144,35 +144,32 @@ class _Reader:
         self.cases = results[(results["case"] != "") & results["metric"].isin(["iou", "dice"])]
 
     def read(self, place: Mapping[str, Any]) -> Value | None:
-        metric, evaluations = place["metric"], place["evaluations"]
+        metric, evaluation = place["metric"], place["evaluation"]
         runs = [run for part in place["parts"] for run in part]
         missing = []
         for run in runs:
-            files = files_of(metric, evaluations)
+            files = files_of(metric, evaluation)
             missing += [
                 f"{run}: {file} is not there" for file in files if (run, file) not in self.files
             ][:1]
         self.table.missing += [line for line in missing if line not in self.table.missing]
         if missing:
             return None
-        cases = self._cases(runs, metric, evaluations[0])
+        cases = self._cases(runs, metric, evaluation)
         if metric.startswith("case_iou"):
             return self._one_case(cases, metric)
         values = [
-            [self._number(run, metric, evaluations) for run in part] for part in place["parts"]
+            [self._number(run, metric, evaluation) for run in part] for part in place["parts"]
         ]
         with warnings.catch_warnings():
             # Of a class that is in no mask of any part.
             warnings.simplefilter("ignore", RuntimeWarning)
             return Value(metric, np.nanmean(np.array(values), axis=0), cases)
 
-    def _number(self, run: str, metric: str, evaluations: Sequence[str]) -> float:
-        """Return the value of a run; the seconds of several kinds of postprocessing add up."""
+    def _number(self, run: str, metric: str, evaluation: str) -> float:
         kind, _, of = metric.partition(":")
-        whole = (*OF_TRAINING, *OF_CONVERGENCE)
-        adds_up = kind == "postprocessing_seconds"
-        names = evaluations if adds_up else [""] if kind in whole else evaluations[:1]
-        return sum(self.numbers[run, name, kind, of] for name in names)
+        of_training = kind in (*OF_TRAINING, *OF_CONVERGENCE)
+        return float(self.numbers[run, "" if of_training else evaluation, kind, of])
 
     def _cases(self, runs: Sequence[str], metric: str, evaluation: str) -> pd.Series | None:
         """Return the counterpart of a metric for each case, by image: what a paired test compares.
