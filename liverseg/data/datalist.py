@@ -140,9 +140,14 @@ def load_datalist(
     known = read_datalist(datalist)
     items = _section(known, section, read_fold(f"{known.path}: fold", fold))
     if not items:
+        other = (
+            ", as `liverseg data lits` with --test-share 0.1 does, or take --section validation"
+            if section == "test"
+            else ""
+        )
         raise InputError(
             f"{known.path}: the section {section!r} (fold {fold}) is empty: "
-            "add at least one scan to it."
+            f"add at least one scan to it{other}."
         )
     for item in items:
         if labelled and "label" not in item:
