@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from liverseg.errors import InputError
-from liverseg.io.paths import absolute, nifti_suffix, stem_of
+from liverseg.io.paths import absolute, stem_of, volume_suffix
 
 Item = dict[str, Any]
 SECTIONS = ("training", "validation", "test")
@@ -289,7 +289,7 @@ def _short(value: Any) -> str:
 def _scan(item: Mapping[str, Any]) -> Path:
     """Return the file or folder that gives a scan its name."""
     path = Path(item["image"])
-    return path.parent if not nifti_suffix(path) and path.is_file() else path
+    return path.parent if not volume_suffix(path) and path.is_file() else path
 
 
 def _check_files_of_one_patient(path: Path, items: Sequence[Item]) -> None:

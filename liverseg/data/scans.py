@@ -16,7 +16,7 @@ from liverseg.data.datalist import load_datalist
 from liverseg.errors import InputError
 from liverseg.io.dicom import describe, find_series
 from liverseg.io.masks import recorded_masks
-from liverseg.io.paths import LeftOut, absolute, is_hidden, nifti_suffix, stem_of, walk
+from liverseg.io.paths import LeftOut, absolute, is_hidden, stem_of, volume_suffix, walk
 from liverseg.io.volumes import read_volume_grid
 
 logger = logging.getLogger(__name__)
@@ -36,13 +36,13 @@ def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """List the scans of `path` as items `{"image": absolute path}`; links keep their own names.
 
     What else lies there is named in one line of the log: masks, those that a run has written
-    (`MaskFolder`) and those called as such, NIfTI files further down, what is no scan.
+    (`MaskFolder`) and those called as such, files with a volume further down, what is no scan.
 
     Args:
-        path: a NIfTI file; a file of a DICOM series, which stands for the whole; a folder with a
-            `dataset.json` (its `test` section is taken); or a folder with NIfTI files, or of
-            folders with some where it holds none itself, and with DICOM series, however deep they
-            lie.
+        path: a NIfTI, NRRD or MetaImage file; a file of a DICOM series, which stands for the whole;
+            a folder with a `dataset.json` (its `test` section is taken); or a folder with such
+            files, or of folders with some where it holds none itself, and with DICOM series,
+            however deep they lie.
 
     Raises:
         InputError: when nothing is there, or nothing in it is a scan.
@@ -60,10 +60,10 @@ def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             {"image": item["image"]}
             for item in load_datalist(root / "dataset.json", "test", labelled=False)
         ]
-    files = _nifti_files(root)
+    files = _volume_files(root)
     if not files:
         files = [
-            file for folder in _visible(root) if folder.is_dir() for file in _nifti_files(folder)
+            file for folder in _visible(root) if folder.is_dir() for file in _volume_files(folder)
         ]
     series, left_out = find_series(root)
     masks = {
@@ -80,9 +80,11 @@ def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for folder, inside in walk(root, LeftOut(list)):
         made = recorded_masks(folder)
         for file in inside:
-            if nifti_suffix(file) and file not in listed:
+            if volume_suffix(file) and file not in listed:
                 left_out[
-                    "mask of an earlier run" if file.name in made else "NIfTI file further down"
+                    "mask of an earlier run"
+                    if file.name in made
+                    else "file with a volume further down"
                 ].append(file)
     scans = [str(file) for file in files if file not in masks] + sorted(
         {each.path for each in series}
@@ -90,8 +92,8 @@ def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if not scans:
         found = f" (only {describe(left_out)})" if left_out else ""
         raise InputError(
-            f"{root}: no scan in it{found}, expected NIfTI files in it or one folder below, or "
-            "DICOM series: name the folder that holds them."
+            f"{root}: no scan in it{found}, expected NIfTI, NRRD or MetaImage files in it or "
+            "one folder below, or DICOM series: name the folder that holds them."
         )
     if left_out:
         logger.warning("%s: %d scans; left out: %s.", root, len(scans), describe(left_out))
@@ -119,13 +121,13 @@ def _visible(folder: Path) -> list[Path]:
         return []  # named by `find_series`
 
 
-def _nifti_files(folder: Path) -> list[Path]:
+def _volume_files(folder: Path) -> list[Path]:
     """Return the files that no run has made from scans."""
     made = recorded_masks(folder)
     return [
         file
         for file in _visible(folder)
-        if nifti_suffix(file) and not (file.is_dir() or file.name in made)
+        if volume_suffix(file) and not (file.is_dir() or file.name in made)
     ]
 
 

@@ -15,7 +15,7 @@ from liverseg.errors import InputError
 from liverseg.io.dicom_header import DamagedError
 from liverseg.io.dicom_series import Series, interlaced, repeats, some_of, volumes_of
 from liverseg.io.dicom_slices import SERIES, Slice, slices_of
-from liverseg.io.paths import LeftOut, is_hidden, nifti_suffix, walk
+from liverseg.io.paths import LeftOut, is_hidden, volume_suffix, walk
 
 
 def find_series(folder: Path) -> tuple[list[Series], LeftOut]:
@@ -40,7 +40,7 @@ def find_series(folder: Path) -> tuple[list[Series], LeftOut]:
 def _candidates(folder: Path, left_out: LeftOut) -> Iterator[tuple[Path, list[Path]]]:
     """Yield each folder with its files that may be DICOM."""
     return (
-        (place, [file for file in files if not nifti_suffix(file)])
+        (place, [file for file in files if not volume_suffix(file)])
         for place, files in walk(folder, left_out)
     )
 
@@ -114,7 +114,7 @@ def _files(folder: Path) -> list[Path]:
     entries = (
         entry
         for entry in os.scandir(folder)
-        if not (entry.is_dir() or is_hidden(entry) or nifti_suffix(entry))
+        if not (entry.is_dir() or is_hidden(entry) or volume_suffix(entry))
     )
     return sorted(Path(entry.path) for entry in entries)
 

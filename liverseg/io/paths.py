@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
+ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 DICOM_SUFFIXES = (".dcm",)
 
 # Files that are no scans, by what they are.
@@ -25,12 +26,19 @@ def nifti_suffix(path: str | os.PathLike[str]) -> str:
     return _suffix(path, NIFTI_SUFFIXES)
 
 
+def volume_suffix(path: str | os.PathLike[str]) -> str:
+    """Return the suffix of a file that holds a volume, NIfTI, NRRD or MetaImage; "" of others."""
+    return _suffix(path, (*NIFTI_SUFFIXES, *ITK_SUFFIXES))
+
+
 def stem_of(path: str | os.PathLike[str]) -> str:
-    """Return the name of a scan's file or folder without the suffix of a NIfTI or DICOM file.
+    """Return the name of a scan's file or folder without the suffix of a volume or DICOM file.
 
     Other dots stay: `case.001.nii.gz` is `case.001`, and the folder `1.2.840.1` is `1.2.840.1`.
     """
-    return Path(path).name.removesuffix(_suffix(path, (*NIFTI_SUFFIXES, *DICOM_SUFFIXES)))
+    return Path(path).name.removesuffix(
+        _suffix(path, (*NIFTI_SUFFIXES, *ITK_SUFFIXES, *DICOM_SUFFIXES))
+    )
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:

@@ -11,23 +11,27 @@ import numpy as np
 from liverseg.errors import InputError
 from liverseg.io.dicom import series_at
 from liverseg.io.dicom_voxels import grid_of, read_voxels
+from liverseg.io.itk import read_itk, read_itk_grid
 from liverseg.io.nifti import read_nifti, read_nifti_grid, write_nifti
-from liverseg.io.paths import nifti_suffix
+from liverseg.io.paths import ITK_SUFFIXES, volume_suffix
 from liverseg.io.volume import Volume
 
 logger = logging.getLogger(__name__)
 
 
 def read_volume(path: str) -> Volume:
-    """Read a NIfTI file, a folder with one DICOM series, or the series of a DICOM file.
+    """Read a file with a volume, a folder with one DICOM series, or the series of a DICOM file.
 
-    DICOM needs the extra `dicom`.
+    NIfTI, NRRD and MetaImage; NRRD and MetaImage need the package SimpleITK, DICOM the extra
+    `dicom`.
 
     Raises:
-        InputError: for a missing file, and as `read_nifti`, `series_at` and `read_voxels`.
+        InputError: for a missing file, and as `read_nifti`, `read_itk`, `series_at` and
+            `read_voxels`.
     """
-    if _is_nifti(path):
-        return read_nifti(path)
+    suffix = _suffix_of(path)
+    if suffix:
+        return read_itk(path) if suffix in ITK_SUFFIXES else read_nifti(path)
     series = series_at(Path(path))
     voxels, odd = read_voxels(series)
     return Volume(voxels, grid_of(series)[1], (*series.warnings, *odd))
@@ -37,10 +41,11 @@ def read_volume_grid(path: str) -> Volume:
     """Read only headers as `read_volume` does; the array holds zeros that take no memory.
 
     Raises:
-        InputError: for a missing file, and as `read_nifti_grid` and `series_at`.
+        InputError: for a missing file, and as `read_nifti_grid`, `read_itk_grid` and `series_at`.
     """
-    if _is_nifti(path):
-        return read_nifti_grid(path)
+    suffix = _suffix_of(path)
+    if suffix:
+        return read_itk_grid(path) if suffix in ITK_SUFFIXES else read_nifti_grid(path)
     series = series_at(Path(path))
     shape, affine = grid_of(series)
     return Volume(np.broadcast_to(np.float32(0), shape), affine, series.warnings)
@@ -71,7 +76,8 @@ def as_int16(array: np.ndarray) -> np.ndarray:
     return whole if np.array_equal(whole, array) else array
 
 
-def _is_nifti(path: str) -> bool:
+def _suffix_of(path: str) -> str:
+    """Return the suffix of a file with a volume, in lower case; "" of all else that is there."""
     file = Path(path)
     if not file.exists():
         there = (
@@ -80,4 +86,4 @@ def _is_nifti(path: str) -> bool:
             else "no such file: fix the path"
         )
         raise InputError(f"{path}: there is {there} or remove the scan.")
-    return bool(nifti_suffix(path)) and not file.is_dir()
+    return "" if file.is_dir() else volume_suffix(path).lower()

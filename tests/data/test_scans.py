@@ -83,7 +83,7 @@ def test_suffixes_in_any_case_and_nothing_hidden(tmp_path, write_nifti):
 def test_what_is_no_scan_is_named_once(tmp_path, write_nifti, caplog):
     write_nifti("scan.nii.gz", np.zeros((2, 2, 2), np.int16))
     write_nifti("scan_label.nii.gz", np.zeros((2, 2, 2), np.int16))
-    for name in ("notes.txt", "picture.png", "scan.mha", "scan.json"):
+    for name in ("notes.txt", "picture.png", "scan.xyz", "scan.json"):
         (tmp_path / name).write_text("nothing" * 50)
     assert images(tmp_path) == ["scan.nii.gz"]
     (line,) = caplog.messages
@@ -145,11 +145,11 @@ def test_nifti_further_down_is_named(tmp_path, write_nifti, caplog):
         write_nifti(name, volume)
     (tmp_path / "sub" / "up").symlink_to(tmp_path)
     assert images(tmp_path) == ["a.nii.gz"]
-    assert "NIfTI file further down (b.nii.gz, c.nii)" in caplog.messages[0]
+    assert "file with a volume further down (b.nii.gz, c.nii)" in caplog.messages[0]
     (tmp_path / "sub" / "b.nii.gz").unlink()
     (tmp_path / "a.nii.gz").unlink()
     with pytest.raises(
-        InputError, match=r"no scan in it \(only NIfTI file further down \(c\.nii\)\)"
+        InputError, match=r"no scan in it \(only file with a volume further down \(c\.nii\)\)"
     ):
         find_scans(tmp_path)
 

@@ -12,6 +12,7 @@ import time
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from helpers.bundle_runs import AFFINE, make_scan, save
 from helpers.dataset_trees import write_series
 from helpers.full_disk import full_disk
@@ -42,6 +43,8 @@ def folder(tmp_path):
     folder.mkdir()
     save(folder / "plain.nii.gz", SCAN)
     save(folder / "case.001.nii", SCAN)
+    for name in ("meta.mha", "nearly.nrrd", "plain.seg.nrrd"):
+        sitk.WriteImage(sitk.ReadImage(folder / "plain.nii.gz"), folder / name)
     shutil.copy(folder / "case.001.nii", folder / "UPPER.NII")
     blob = tmp_path / "blobs" / "3f2a"
     blob.parent.mkdir()
@@ -56,7 +59,7 @@ def folder(tmp_path):
 
 
 def add_what_is_none(folder):
-    for name in ("a.png", "b.xml", "c.nrrd", "d.mha", "README"):
+    for name in ("a.png", "b.xml", "c.raw", "d.vtk", "README"):
         (folder / name).write_bytes(b"none" * 50)
     (folder / "empty.nii.gz").touch()
     (folder / "noise.nii").write_bytes(b"noise" * 200)
@@ -68,7 +71,7 @@ def add_what_is_none(folder):
     (folder / "gap" / NAMES[3]).unlink()
 
 
-SCANS = ["UPPER", "[CT] x", "case.001", "linked", "p1_st_CT", "plain"]
+SCANS = ["UPPER", "[CT] x", "case.001", "linked", "meta", "nearly", "p1_st_CT", "plain"]
 
 
 def test_what_can_be_read_is_listed_and_the_rest_named_once(folder, caplog):

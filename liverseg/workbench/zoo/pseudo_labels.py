@@ -29,7 +29,7 @@ from liverseg.io.masks import (
     recorded_scans,
     scan_names,
 )
-from liverseg.io.paths import absolute, is_hidden, nifti_suffix
+from liverseg.io.paths import absolute, is_hidden, volume_suffix
 from liverseg.transforms.quality import STRANGE
 from liverseg.workbench.datasets.convert import check_datalist
 from liverseg.workbench.datasets.layout import check_own
@@ -187,7 +187,7 @@ def _name_patients(items: Sequence[Item]) -> None:
     owner: dict[str, str] = {}
     for item in items:
         path = Path(item["image"])
-        if nifti_suffix(path):
+        if volume_suffix(path):
             try:
                 with path.open("rb") as file:
                     known_by, patient = hashlib.file_digest(file, "sha256").hexdigest(), ""

@@ -19,8 +19,8 @@ from liverseg.errors import InputError
 from liverseg.files import NotSavedError, check_writable, write_json
 from liverseg.io.dicom import describe
 from liverseg.io.nifti import open_nifti
-from liverseg.io.paths import LeftOut, is_hidden, nifti_suffix
-from liverseg.io.volumes import save_as_nifti
+from liverseg.io.paths import LeftOut, is_hidden, nifti_suffix, volume_suffix
+from liverseg.io.volumes import read_volume_grid, save_as_nifti
 from liverseg.transforms import LoadVolumed
 
 logger = logging.getLogger(__name__)
@@ -208,7 +208,11 @@ class FolderDatastore(LockedDatastore):
         if path != self._datastore.image_path():
             return super()._list_files(path, patterns)
         left_out = LeftOut(list, {reason: list(files) for reason, files in self._no_series.items()})
-        names = [name for name in os.listdir(path) if nifti_suffix(name) and not is_hidden(name)]
+        names = [name for name in os.listdir(path) if volume_suffix(name) and not is_hidden(name)]
+        segmentations = [name for name in names if name.lower().endswith(".seg.nrrd")]
+        if segmentations:
+            left_out["segmentation of 3D Slicer"] = [Path(name) for name in sorted(segmentations)]
+        names = [name for name in names if name not in segmentations]
         files = [name for name in names if not os.path.isdir(os.path.join(path, name))]
         found: dict[str, str] = {}
         for name in [
@@ -217,7 +221,7 @@ class FolderDatastore(LockedDatastore):
         ]:
             file = self._place(name)
             if name not in self._series and not _has_header(file, state_of(file)):
-                left_out["no NIfTI volume"].append(Path(name))
+                left_out["no volume"].append(Path(name))
             elif found.setdefault(self._to_id(name)[0], name) != name:
                 left_out["called as another scan"].append(Path(name))
         message = describe(left_out)
@@ -275,9 +279,10 @@ class FolderDatastore(LockedDatastore):
 
 @functools.cache
 def _has_header(file: str, state: str) -> bool:
-    """Whether a file is a NIfTI volume by its header, which is read once in each state."""
+    """Whether a file is a volume by its header, which is read once in each state."""
     try:
-        open_nifti(file)
+        # Of NIfTI, a header without a place is one that can be put right.
+        open_nifti(file) if nifti_suffix(file) else read_volume_grid(file)
     except InputError:
         return False
     return True

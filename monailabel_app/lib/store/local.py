@@ -21,7 +21,7 @@ from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastor
 from monailabel.interfaces.exception import ImageNotFoundException
 
 from liverseg.files import atomic_write, check_writable
-from liverseg.io.paths import is_hidden, nifti_suffix
+from liverseg.io.paths import is_hidden, volume_suffix
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ class LockedDatastore(LocalDatastore):
         return os.path.abspath(os.path.join(folder, self._filename(name, suffix)))
 
     def _to_id(self, file: str) -> tuple[str, str]:
-        suffix = nifti_suffix(file)
+        suffix = volume_suffix(file)
         return (file.removesuffix(suffix), suffix) if suffix else super()._to_id(file)
 
     def _list_files(self, path: str, patterns: Collection[str]) -> dict[str, str]:

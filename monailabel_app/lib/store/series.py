@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from liverseg.io.dicom import files_at, find_series
-from liverseg.io.paths import LeftOut, is_hidden, nifti_suffix, stem_of
+from liverseg.io.paths import LeftOut, is_hidden, stem_of, volume_suffix
 
 # Beside the scans.
 OWN = ("datastore_v2.json", "validation.json")
@@ -37,8 +37,8 @@ def name_series(folder: Path) -> tuple[dict[str, str], dict[str, dict[str, str]]
             whose[str(path)] = dict(
                 zip(("PatientID", "StudyInstanceUID"), one.slices[0].series, strict=False)
             )
-    no_series["NIfTI below the folder"] = [
-        file for file in _files_below(folder) if nifti_suffix(file)
+    no_series["volume below the folder"] = [
+        file for file in _files_below(folder) if volume_suffix(file)
     ]
     own = [folder / name for name in OWN]
     left_out = LeftOut(list)
@@ -82,7 +82,9 @@ def state_of(scan: str) -> str:
         return ""
     try:
         files = (
-            [Path(scan)] if nifti_suffix(scan) and not os.path.isdir(scan) else files_at(Path(scan))
+            [Path(scan)]
+            if volume_suffix(scan) and not os.path.isdir(scan)
+            else files_at(Path(scan))
         )
         states = [
             (str(file), os.stat(file)) for file in files if file.name not in OWN and file.exists()
