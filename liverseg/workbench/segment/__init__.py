@@ -1,0 +1,1 @@
+"""Segment scans with a bundle: one or a cohort, on one machine or several."""
