@@ -14,6 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
+from liverseg.errors import InputError
 from liverseg.files import check_writable, write_text
 from liverseg.io.masks import open_summary
 from liverseg.metrics import count_probabilities, roc_curve
@@ -36,6 +37,10 @@ class RocCurves:
     Args:
         output_dir: folder for the file, the one of `SegmentationReport`.
         class_names: index = class, the background first.
+
+    Raises:
+        InputError: during the run, for probabilities of other classes; when it starts, for a folder
+            that cannot be written.
     """
 
     def __init__(self, output_dir: str | os.PathLike[str], class_names: Sequence[str]) -> None:
@@ -70,6 +75,14 @@ class RocCurves:
         items: list[Any] = engine.state.output  # type: ignore[assignment]
         for item, probabilities in zip(items, self.probabilities, strict=True):
             found = probabilities.cpu().numpy()
+            count = len(self.class_names) - 1
+            # Those of a cascade that finds the liver alone have a lesion of probability 0.
+            if len(found) < count or found[count:].any():
+                raise InputError(
+                    f"roc: found probabilities of {len(found)} classes, expected those of "
+                    f"{', '.join(self.class_names[1:])}: set classes to what the networks find."
+                )
+            found = found[:count]
             # Rounded, the classes may add up to a little more than one.
             background = 255 - np.minimum(found.sum(0, dtype=np.int64), 255)
             label = item["label"][0].to(torch.int64).cpu().numpy()

@@ -14,6 +14,7 @@ from monai.data import DataLoader, Dataset, DistributedSampler, MetaTensor
 from monai.engines import SupervisedEvaluator
 from scipy.stats import mannwhitneyu
 
+from liverseg.errors import InputError
 from liverseg.handlers import RocCurves, SegmentationReport
 from liverseg.inferers import VolumeSliceInferer
 
@@ -48,16 +49,16 @@ def make_cases() -> list[dict[str, MetaTensor]]:
     return cases
 
 
-def evaluate(folder, sampler=None):
-    dataset = Dataset(make_cases())
+def evaluate(folder, sampler=None, cases=None, inferer=None, names=NAMES):
+    dataset = Dataset(cases or make_cases())
     SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(dataset, sampler=sampler and sampler(dataset)),
         network=Scores(),
-        inferer=VolumeSliceInferer(amp=False),
+        inferer=inferer or VolumeSliceInferer(amp=False),
         # The curve is that of the network, not of what becomes of its mask.
         postprocessing=lambda item: item | {"pred": torch.zeros_like(item["pred"])},
-        val_handlers=[SegmentationReport(folder, NAMES), RocCurves(folder, NAMES)],
+        val_handlers=[SegmentationReport(folder, names), RocCurves(folder, names)],
     ).run()
 
 
@@ -82,6 +83,34 @@ def test_the_area_is_that_of_the_networks_own_probabilities(tmp_path):
             expected = np.mean(inside >= 128.5 / 255)
             assert rates["true_positive_rate"] == pytest.approx(expected, abs=1e-12)
     assert summary["pooled"]["classes"]["liver"]["iou"] == 0
+
+
+class WithLesion(VolumeSliceInferer):
+    """As a cascade, which has a channel for the lesion where it finds the liver alone too."""
+
+    def __init__(self, lesion: int) -> None:
+        super().__init__(amp=False)
+        self.lesion = lesion
+
+    def segment(self, *args, **kwargs):
+        labels, found = super().segment(*args, **kwargs)
+        found[:, 1] = self.lesion
+        return labels.clamp(max=1), found
+
+
+def of_liver_alone() -> list[dict[str, MetaTensor]]:
+    return [case | {"label": case["label"].clamp(max=1)} for case in make_cases()]
+
+
+def test_a_lesion_that_nobody_looks_for_is_left_out(tmp_path):
+    evaluate(tmp_path, cases=of_liver_alone(), inferer=WithLesion(0), names=NAMES[:2])
+    table = pd.read_csv(tmp_path / "roc.csv")
+    assert table["class"].unique().tolist() == NAMES[:2]
+
+
+def test_probabilities_of_other_classes_are_refused(tmp_path):
+    with pytest.raises(InputError, match="found probabilities of 2 classes, expected those of"):
+        evaluate(tmp_path, cases=of_liver_alone(), inferer=WithLesion(9), names=NAMES[:2])
 
 
 def test_two_ranks_write_what_one_does(tmp_path):

@@ -112,6 +112,7 @@ def test_the_shipped_studies_hold_the_papers_trainings(folder, monkeypatch):
         for entry in content["data"].values():
             entry["dataset_dir"] = str(folder / "scans")
             entry.pop("num_folds", None)
+            entry.pop("num_scans", None)
         (folder / name).write_text(yaml.safe_dump(content | {"folds": [0]}))
         cells = plan_from(folder, folder / name).runs.values()
         assert len(cells) == count
@@ -133,7 +134,7 @@ def test_furtados_second_step_is_algorithm_2_after_algorithm_1(folder, monkeypat
         write_dataset(folder / "data" / data)
     study = read_study(find_study(Path(name)), BUNDLES)
     for data in study.data.values():
-        data.num_folds = None
+        data.num_folds = data.num_scans = None
     study.folds = [0]
     plan = make_plan(study, StudyFolder(folder / "out"))
     for table, row in (
@@ -166,8 +167,7 @@ def test_a_model_is_made_by_several_ids_and_evaluated_in_several_ways(folder):
     plan = plan_from(folder, find_study(Path("studies/quick_c.yaml")))
     (iterated,) = (run for run in plan.runs.values() if run.network == "Iterated")
     found = [
-        (step.name, step.trains, step.result.relative_to(iterated.folder))
-        for step in steps(iterated)
+        (step.name, step.trains, step.done.relative_to(iterated.folder)) for step in steps(iterated)
     ]
     evaluations = [
         f"none_round-{number}{section}" for number in range(3) for section in ("", "_test")
@@ -175,10 +175,7 @@ def test_a_model_is_made_by_several_ids_and_evaluated_in_several_ways(folder):
     assert found == [
         ("training", True, Path("training/training.done")),
         ("iterate", True, Path("training/iterate.done")),
-        *(
-            (f"evaluation_{name}", False, Path("evaluation", name, "summary.json"))
-            for name in evaluations
-        ),
+        *((f"evaluation_{name}", False, Path("evaluation", name, "done")) for name in evaluations),
     ]
     for step, section in zip(list(steps(iterated))[-2:], ("validation", "test"), strict=True):
         arguments = step.arguments
@@ -307,7 +304,7 @@ def test_the_dry_run_lists_the_bundles_own_commands(folder):
     assert values["--iou_xy_alpha"] == "0.7"
     assert values["--classes"] == '{"background": None, "liver": [1, 2]}'
     assert values["--resume"] == "True"
-    assert result.stdout.splitlines()[-1].startswith("# 6 trainings")
+    assert result.stdout.startswith("# 6 trainings")
     evaluations = [command for command in commands if "evaluating" in command]
     assert all(command[command.index("--section") + 1] == "validation" for command in evaluations)
 
@@ -345,14 +342,19 @@ def test_masks_go_where_the_report_handler_of_the_bundle_is(folder):
     assert handlers[int(name.split("#")[2])]["_target_"] == "liverseg.handlers.SegmentationReport"
 
 
-def test_an_evaluation_in_which_a_scan_failed_is_not_done(folder):
+def test_an_evaluation_is_done_that_ended_well_with_the_same_settings(folder):
     run = next(iter(plan_of(folder).runs.values()))
     evaluation = next(step for step in steps(run) if not step.trains)
     assert not evaluation.is_done()
-    evaluation.result.parent.mkdir(parents=True)
-    for failures, done in (([{"image": "a.nii", "error": "no"}], False), ([], True)):
-        evaluation.result.write_text(json.dumps({"failures": failures}))
-        assert evaluation.is_done() == done
+    evaluation.done.parent.mkdir(parents=True)
+    # What a command that failed, or was killed, may leave.
+    (evaluation.done.parent / "summary.json").write_text("{}")
+    assert not evaluation.is_done()
+    evaluation.done.write_text(evaluation.settings)
+    assert evaluation.is_done()
+    for settings in run.evaluations.values():
+        settings["roc"] = True
+    assert not next(step for step in steps(run) if not step.trains).is_done()
 
 
 def test_literal_is_what_python_reads():
@@ -537,6 +539,7 @@ def test_a_section_with_nothing_after_it(folder, key):
         ({"loss": "dicee"}, r"loss: found dicee, expected one of .*cross_entropy.*mine"),
         ({"task": "spleen"}, r"task: found spleen, expected one of all, each, liver"),
         ({"postprocessing": "polish"}, r"postprocessing: found polish, expected one of none"),
+        ({"metric": "auc:liver"}, r"metric: found auc:liver without roc, expected roc: true"),
         ({"metric": "iou:spleen"}, r"metric: found iou:spleen"),
         ({"metric": "detection_recall"}, r"metric: found detection_recall"),
         (

@@ -58,13 +58,13 @@ def run(
     content = read_study(path, bundles)
     plan = make_plan(content, folder)
     if dry_run:
+        print(f"# {len(plan.runs)} trainings in {folder.path}")
+        for line in length_lines(compare_lengths(plan)):
+            print(f"# {line}", flush=True)
         for each in plan.runs.values():
             print(f"# {each.name}")
             for step in steps(each):
                 print(step.shell_line())
-        for line in length_lines(compare_lengths(plan)):
-            print(f"# {line}")
-        print(f"# {len(plan.runs)} trainings in {folder.path}")
         return
     console = Console()
     with folder.lock():

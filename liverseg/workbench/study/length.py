@@ -65,16 +65,16 @@ def planned_lengths(run: Run) -> dict[str, Length]:
     lengths = {}
     for stage in _stages(run):
         config = _config(run, stage)
-        steps = len(config.get_parsed_content("train#dataloader"))
-        epochs = config.get_parsed_content("train#trainer#max_epochs")
-        per_step = config.get_parsed_content("batch_size")
+        loader = config.get_parsed_content("train#dataloader")
+        steps, epochs = len(loader), config.get_parsed_content("train#trainer#max_epochs")
+        # The last step of an epoch may have fewer scans; batches of a sampler of its own have not.
+        drawn = len(loader.sampler) if loader.batch_size and not loader.drop_last else None
+        samples = drawn or steps * config.get_parsed_content("batch_size")
         if "slices_per_volume" in config:
-            per_step *= config.get_parsed_content("slices_per_volume")
+            samples *= config.get_parsed_content("slices_per_volume")
         by_epoch = config.get_parsed_content("train#lr_epoch_level")
         rate = sum(_rates(config, epochs, 1) if by_epoch else _rates(config, epochs, steps))
-        length = Length(
-            steps * epochs, steps * epochs * per_step, rate * (steps if by_epoch else 1)
-        )
+        length = Length(steps * epochs, samples * epochs, rate * (steps if by_epoch else 1))
         lengths["_".join(map(str, stage.values()))] = length
     return lengths
 

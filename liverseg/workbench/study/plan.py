@@ -202,6 +202,13 @@ def _data_set(
             f"(num_folds of {name}): write the scans with --folds {data.num_folds} into a folder "
             "of their own, because another study may need these."
         )
+    num_scans = sum(map(len, known.sections.values()))
+    if data.num_scans not in (None, num_scans):
+        raise InputError(
+            f"{datalist}: found {num_scans} scans, expected the {data.num_scans} of {study.path} "
+            f"(num_scans of {name}): write them anew with the commands at the top of the study, or "
+            "set num_scans in a study of your own, whose base this one is."
+        )
     # The test section is part of it where there is one, as an evaluation may choose it.
     test = ["test"] if known.sections.get("test") else []
     for section in ("training", "validation", *test):
@@ -290,13 +297,18 @@ class _TablePlanner:
             of_class = keys["metric"].partition(":")[2]
             # What each network calls background is all but its own class: it is the mean of all.
             tasks = classes if of_class == "background" else [of_class]
+        evaluation, settings = self._evaluation(place, keys)
         in_network = classes if tasks == ["all"] else tasks
         if not check_metric(keys["metric"], in_network) or not set(tasks) <= {"all", *classes}:
             raise InputError(
                 f"{place}: metric: found {keys['metric']}, expected a metric of liverseg, of "
                 f"{', '.join(in_network)}: correct it."
             )
-        evaluation, settings = self._evaluation(place, keys)
+        if keys["metric"].startswith("auc:") and not self._setting(keys, settings, "roc"):
+            raise InputError(
+                f"{place}: metric: found {keys['metric']} without roc, expected roc: true among "
+                "the settings, or those of an evaluation: add it."
+            )
         reference = keys["reference"] or self.table.reference
         by_row = reference in self.table.rows
         compared = reference is not None and reference not in (row, column)
@@ -311,6 +323,13 @@ class _TablePlanner:
             if compared
             else None,
         }
+
+    def _setting(self, keys: Mapping[str, Any], evaluation: Mapping[str, Any], name: str) -> Any:
+        """Return the value of a setting of an evaluation, None where the study does not set it."""
+        data, network = self.study.data[keys["data"]], self.study.networks[keys["network"]]
+        loss = self.study.losses.get(keys["loss"], {})
+        settings = self.study.settings | data.settings | network.settings | loss | dict(evaluation)
+        return settings.get(name)
 
     def _evaluation(self, place: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """Return the name and the settings of what a place is read from."""

@@ -166,13 +166,17 @@ def roc_png(
 ) -> Iterator[tuple[str, bytes]]:
     """Yield title and PNG of the ROC of each class, for each data set and task that has any.
 
-    Figure 3 of Furtado 2021: a line for each fold and seed, a colour for each network and loss.
+    Figure 3 of Furtado 2021: a line for each fold and seed, a colour for each network, loss and
+    evaluation, where evaluations differ in more than the postprocessing, which has no part in it.
     """
     groups: dict[str, dict[str, list[pd.DataFrame]]] = defaultdict(lambda: defaultdict(list))
     for name, run in runs.items():
-        # Those of all evaluations are equal, for postprocessing has no part in them.
-        for file in sorted(folder.run(name).glob("evaluation/*/roc.csv"))[:1]:
+        different: dict[bytes, Path] = {}
+        for file in sorted(folder.run(name).glob("evaluation/*/roc.csv")):
+            different.setdefault(file.read_bytes(), file)
+        for file in different.values():
             label = f"{run['network']}, {run['loss']}"
+            label += f", {file.parent.name}" if len(different) > 1 else ""
             groups[f"{run['data']} {run['task']}"][label].append(pd.read_csv(file))
     for title, lines in groups.items():
         classes = next(iter(lines.values()))[0]["class"].unique()[1:]

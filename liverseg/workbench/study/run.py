@@ -34,7 +34,7 @@ from rich.progress import (
 )
 
 from liverseg.chain import die_with_parent
-from liverseg.files import check_writable, write_json
+from liverseg.files import check_writable, write_json, write_text
 from liverseg.settings import is_used
 from liverseg.workbench.study.folder import StudyFolder
 from liverseg.workbench.study.length import planned_lengths
@@ -45,21 +45,26 @@ from liverseg.workbench.study.spec import Study
 
 @dataclass(frozen=True)
 class Step:
-    """A command of a run: the arguments after `python`, and the file that is there once it is done.
+    """A command of a run.
 
-    A bundle that trains by stages writes files of each: the training's file is the study's own.
+    Attributes:
+        name: of its log.
+        arguments: after `python`.
+        done: a file that is there once the command has ended well.
+        settings: what decides the result and is not in the name of the run's folder, which the
+            file holds.
+        trains: whether it trains or evaluates.
     """
 
     name: str
     arguments: list[str]
-    result: Path
+    done: Path
+    settings: str
     trains: bool
 
     def is_done(self) -> bool:
-        """Return whether the file is there, and of an evaluation is that of all scans."""
-        if not self.result.is_file():
-            return False
-        return self.trains or not json.loads(self.result.read_text()).get("failures")
+        """Return whether it has ended well with these settings."""
+        return self.done.is_file() and self.done.read_text(encoding="utf-8") == self.settings
 
     def shell_line(self) -> str:
         """Return the command as a user types it."""
@@ -86,7 +91,7 @@ def steps(run: Run) -> Iterator[Step]:
     } | {"output_dir": training, "resume": True}
     for run_id in run.run_ids:
         arguments = _arguments(run_id, run, ["train"], of_training)
-        yield Step(run_id, arguments, training / f"{run_id}.done", trains=True)
+        yield Step(run_id, arguments, training / f"{run_id}.done", "", trains=True)
     report = next(
         index
         for index, handler in enumerate(run.bundle.evaluate["validate#handlers"])
@@ -102,7 +107,9 @@ def steps(run: Run) -> Iterator[Step]:
         }
         options = _used(run, run.bundle.config.get(), options)
         arguments = _arguments("evaluating", run, ["train", "evaluate"], options)
-        yield Step(f"evaluation_{name}", arguments, results / "summary.json", trains=False)
+        own = {key: value for key, value in options.items() if key in {**run.settings, **settings}}
+        text = json.dumps(own, sort_keys=True)
+        yield Step(f"evaluation_{name}", arguments, results / "done", text, trains=False)
 
 
 def _used(run: Run, config: Mapping[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -268,7 +275,7 @@ class _Runner:
         ):
             shutil.rmtree(run.folder / "models", ignore_errors=True)
             for step in trainings:
-                step.result.unlink()
+                step.done.unlink()
         _write_record(run, None)
         for step in steps(run):
             if step.is_done():
@@ -276,10 +283,9 @@ class _Runner:
             log = run.folder / f"{step.name}.log"
             self.progress.update(bar, description=f"{run.name}  {step.name}")
             status = self._call(step, log, slot, run, bar)
-            if status == 0 and step.trains:
-                step.result.touch()
-            if status != 0 or not step.is_done():
+            if status != 0:
                 return f"{_reason(log)} ({log})"
+            write_text(step.done, step.settings)
         # Only a training that goes on reads checkpoints, three times as large as the models.
         for name in ("checkpoint.pt",) if self.keep_models else ("checkpoint.pt", "model.pt"):
             for path in (run.folder / "models").rglob(name):

@@ -85,6 +85,7 @@ class Data(BaseModel):
         dataset_dir, datalist, phantoms: one of them says where it is.
         labels: the values of each class.
         num_folds: how many folds the data set must have; None takes any.
+        num_scans: how many scans it must have, those for testing included; None takes any.
         protocol: the paper's training.
         settings: of all trainings on it.
     """
@@ -95,6 +96,7 @@ class Data(BaseModel):
     phantoms: dict[str, Any] | None = None
     labels: Annotated[dict[str, Numbers], Field(min_length=1)]
     num_folds: PositiveInt | None = None
+    num_scans: PositiveInt | None = None
     protocol: Protocol | None = None
     settings: Settings = {}
 
