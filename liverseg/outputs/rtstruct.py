@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import datetime
 
 import numpy as np
 from highdicom.base import SOPClass
 from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
+from pydicom.valuerep import DA, TM
 
 from liverseg.files import atomic_write
 from liverseg.io.dicom_series import normal_of
@@ -52,7 +54,8 @@ def write_rtstruct(segmentation: Segmentation, path: str | os.PathLike[str]) -> 
     dataset.StudyInstanceUID = source.uids["StudyInstanceUID"]
     dataset.StructureSetLabel = "liverseg"
     dataset.StructureSetDescription = made_by(segmentation)
-    dataset.StructureSetDate, dataset.StructureSetTime = dataset.ContentDate, dataset.ContentTime
+    now = datetime.now()
+    dataset.StructureSetDate, dataset.StructureSetTime = DA(now.date()), TM(now.time())
     dataset.ApprovalStatus = "UNAPPROVED"
     dataset.ReferencedFrameOfReferenceSequence = [_frame_of_reference(source)]
     names = {value: segmentation.name(value) for value in source.boxes}

@@ -33,6 +33,8 @@ PATIENT = {
 }
 NAMES = {1: "liver", 2: "lesion", 4: "right kidney", 5: "spleen", 9: "größtes Segment"}
 
+ORGANS = {1: "spleen", 5: "liver", 6: "stomach", 7: "pancreas", 52: "aorta", 64: "portal vein"}
+
 
 def series_affine(directions: str = "axial", step=None) -> np.ndarray:
     """Map (column, row, slice) to LPS mm."""
@@ -73,6 +75,31 @@ def mask_of(folder: Path, names: dict[int, str]) -> Segmentation:
     volume = read_volume(str(folder))
     mask = hard_mask(volume.array.shape)
     return Segmentation(str(folder), mask, volume.affine, names, "unet3d_liver", "0.2.0")
+
+
+def real_masks(samples: Path) -> dict[str, Segmentation]:
+    """Real series with organs that others drew, on the grid of the series."""
+    import SimpleITK as sitk
+
+    found = {}
+    for scan, label, names in (
+        ("ts_ct_dicom", "ts_ct_dicom_organs.nii.gz", ORGANS),
+        ("dcmqi_ct/ct", "dcmqi_ct/liver_spine_seg.nrrd", {1: "liver", 2: "spine"}),
+    ):
+        volume = read_volume(str(samples / scan))
+        image = sitk.ReadImage(str(samples / label))
+        drawn = sitk.GetArrayFromImage(image).T
+        to_lps = np.eye(4)
+        to_lps[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+        to_lps[:3, 3] = image.GetOrigin()
+        to_index = np.linalg.inv(LPS @ volume.affine) @ to_lps
+        mask = np.zeros(volume.array.shape, np.uint8)
+        for value in names:
+            index = np.argwhere(drawn == value) @ to_index[:3, :3].T + to_index[:3, 3]
+            mask[tuple(np.rint(index).astype(int).T)] = value
+            assert (mask == value).any()
+        found[scan] = Segmentation(str(samples / scan), mask, volume.affine, names, "x", "1")
+    return found
 
 
 def places(mask: np.ndarray, to_lps: np.ndarray) -> np.ndarray:
