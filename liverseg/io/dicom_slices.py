@@ -259,7 +259,12 @@ def _slice(file: Path, frame: int, kind: str, dataset: Any, groups: Sequence[Any
         frame,
         tuple(str(value_of(dataset, keyword) or "") for keyword in SERIES),
         str(description),
-        str(value_of(dataset, "SOPInstanceUID") or ""),
+        # Some take it out of the data set alone, to make it anonymous.
+        str(
+            value_of(dataset, "SOPInstanceUID")
+            or value_of(dataset.file_meta, "MediaStorageSOPInstanceUID")
+            or ""
+        ),
         (int(dataset.Rows), int(dataset.Columns)),
         *geometry,
         slope,

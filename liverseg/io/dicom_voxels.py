@@ -111,6 +111,23 @@ def stack(series: Series, planes: Iterable[np.ndarray], fill: np.generic, order:
     return volume
 
 
+def unstack(series: Series, mask: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the part (rows, columns) of a mask on the grid of `grid_of` that lies on each slice.
+
+    The inverse of `stack`. Where the gantry was tilted, each pixel is the nearest voxel.
+    """
+    shape = series.slices[0].size[::-1]
+    shifts = shifts_of(series.slices)
+    shifts = shifts - np.floor(shifts.min(axis=0))
+    for plane, shift in zip(np.moveaxis(mask, -1, 0), shifts, strict=True):
+        if not shifts.any():
+            yield plane.T
+            continue
+        yield ndimage.affine_transform(
+            plane, np.ones(2), shift, shape, order=0, output=mask.dtype
+        ).T
+
+
 def _planes(series: Series, padding: Counter[float]) -> Iterator[np.ndarray]:
     """Yield the slices, NaN where nothing was measured, and count in `padding` what was there."""
     file, stored, empty = None, np.empty(0), None

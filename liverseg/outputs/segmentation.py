@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy import ndimage
 
 
 @dataclass(frozen=True)
@@ -31,3 +32,13 @@ class Segmentation:
     version: str = ""
     flags: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+    def name(self, value: int) -> str:
+        """Return what a value is called, "segment 7" where the bundle does not say."""
+        return self.class_names.get(value, f"segment {value}")
+
+
+def boxes_of(mask: np.ndarray) -> dict[int, tuple[slice, ...]]:
+    """Return the box around each value above 0 that a mask (H, W, D), uint8, holds."""
+    found = enumerate(ndimage.find_objects(mask), 1)
+    return {value: box for value, box in found if box is not None}

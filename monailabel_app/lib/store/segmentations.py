@@ -11,6 +11,7 @@ from typing import Any
 
 from lib.store.dicom_server import first, sequence
 from liverseg.errors import InputError
+from liverseg.io.dicom_segments import compared, segment_name
 
 # The coordinating center of each DICOM SEG that MONAI Label writes, and so this app.
 OF_THIS_APP = "MONAI"
@@ -117,16 +118,6 @@ def current(segmentations: Sequence[Segmentation]) -> list[Segmentation]:
                 "one of them on the DICOM server."
             )
     return sorted(left, key=lambda one: one.instance)
-
-
-def segment_name(label: Any, number: Any) -> str:
-    """What a segment is called."""
-    return str(label or f"segment {number}")
-
-
-def compared(name: str) -> str:
-    """A name as it is compared with others."""
-    return " ".join(name.lower().replace("_", " ").split())
 
 
 def _made(header: Mapping[str, Any]) -> datetime | None:
