@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import cc3d
 import numpy as np
@@ -45,8 +45,8 @@ def statistics(
 
     - ``parenchyma_volume_ml``, without lesions, and ``tumour_burden_percent``, the lesions' share
       of ``volume_ml``; None without parenchyma, or a class of lesions.
-    - ``liver_minus_spleen_hu``, ``liver_to_spleen_ratio``: difference and ratio of the mean HU of parenchyma
-      and spleen, in CT; the ratio is None where the spleen's is not above 0.
+    - ``liver_minus_spleen_hu``, ``liver_to_spleen_ratio``: difference and ratio of the mean HU of
+      parenchyma and spleen, in CT; the ratio is None where the spleen's is not above 0.
 
     `lesion` has besides ``count``. `lesions` lists the components of voxels that share a face, edge
     or corner (26 neighbours), the largest first, each with the figures of a class and
@@ -178,20 +178,25 @@ def _against_spleen(liver: Mapping[str, Any], spleen: Mapping[str, Any]) -> dict
     one, other = liver.get("mean_hu"), spleen.get("mean_hu")
     if one is None or other is None:
         return {"liver_minus_spleen_hu": None, "liver_to_spleen_ratio": None}
-    return {"liver_minus_spleen_hu": one - other, "liver_to_spleen_ratio": one / other if other > 0 else None}
+    return {
+        "liver_minus_spleen_hu": one - other,
+        "liver_to_spleen_ratio": one / other if other > 0 else None,
+    }
 
 
 def _lesions(part: Part, capsule: cKDTree | None, unit: str) -> list[dict[str, Any]]:
     if not part.mask.any():
         return []
-    components = cc3d.connected_components(part.mask, connectivity=26, binary_image=True)
+    components = _components(part.mask, 26)
     found = []
     for number, box in enumerate(find_objects(components), start=1):
         lesion = part.cut(box, components[box] == number)
         distance_mm = None
         if capsule is not None:
             surface = _faces(np.pad(lesion.mask, 1)) - 1
-            distance_mm = float(capsule.query(apply_affine(lesion.affine, surface))[0].min())
+            nearest_mm = capsule.query(apply_affine(lesion.affine, surface))[0].min()
+            # 0 where it is the same face, whose place was reckoned twice.
+            distance_mm = round(float(nearest_mm), 6)
         found.append(
             _geometry(lesion)
             | _intensities(lesion, unit)
@@ -201,6 +206,14 @@ def _lesions(part: Part, capsule: cKDTree | None, unit: str) -> list[dict[str, A
     # Of equals the uppermost, so that the axes of the file do not decide.
     found.sort(key=lambda each: (-each["volume_ml"], -round(each["centroid_ras_mm"][2], 3)))
     return [{"lesion": number} | each for number, each in enumerate(found, start=1)]
+
+
+def _components(mask: np.ndarray, connectivity: Literal[6, 8, 26]) -> np.ndarray:
+    # cc3d 4.1.1 joins voxels outside to some bool masks that share edges or corners, or fails.
+    components: np.ndarray = cc3d.connected_components(
+        mask.view(np.uint8), connectivity=connectivity
+    )
+    return components
 
 
 def _faces(mask: np.ndarray) -> np.ndarray:
@@ -213,7 +226,7 @@ def _faces(mask: np.ndarray) -> np.ndarray:
 
 def _capsule(liver: Part) -> cKDTree | None:
     """Return the centres of the faces of a liver's outer surface; None where it has none."""
-    rest = cc3d.connected_components(~liver.mask, connectivity=6, binary_image=True)
+    rest = _components(~liver.mask, 6)
     # What surrounds a liver reaches an edge of its box; a vessel that the scan cuts off ends in the
     # middle of a side.
     edges = [np.moveaxis(rest, axis, 0)[:, [0, -1]][:, :, [0, -1]].ravel() for axis in range(3)]
@@ -233,7 +246,7 @@ def _diameters(lesion: Part) -> dict[str, Any]:
     for k, section in enumerate(np.moveaxis(lesion.mask, upwards, 0)):
         if not section.any():
             continue
-        pieces = cc3d.connected_components(np.ascontiguousarray(section), connectivity=8)
+        pieces = _components(np.ascontiguousarray(section), 8)
         for number, box in enumerate(find_objects(pieces), start=1):
             outline = _faces(np.pad(pieces[box] == number, 1)) - 1 + [side.start for side in box]
             lengths_mm, ends = _longest(outline @ to_mm)
