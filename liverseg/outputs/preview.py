@@ -11,7 +11,7 @@ import numpy as np
 
 from liverseg.files import atomic_write
 from liverseg.handlers.overlays import encode_png
-from liverseg.outputs.overlays import FONT, PLANE_PIXELS, PLANES, plane_picture, rgb
+from liverseg.outputs.overlays import FONT, PLANES, plane_picture, rgb
 from liverseg.outputs.segmentation import Segmentation
 from liverseg.outputs.shown import inner_classes, shown_scan
 from liverseg.outputs.surface import surface_picture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import nibabel as nib
 import numpy as np
@@ -45,7 +45,7 @@ def shown_scan(segmentation: Segmentation, image: np.ndarray, colours: Mapping[i
     )
     voxel_mm = nib.affines.voxel_sizes(segmentation.affine)[np.argsort(order[:, 0])]
     factors = _factors(volume.shape, voxel_mm)
-    shape = tuple(math.ceil(length / factor) for length, factor in zip(volume.shape, factors))
+    shape = tuple(map(math.ceil, np.divide(volume.shape, factors)))
     small, small_mask = np.empty(shape, np.float32), np.empty(shape, np.uint8)
     # Slab by slab, as blocks of a whole volume are a copy of it.
     for index, blocks in enumerate(_blocks(volume, factors)):
@@ -56,6 +56,16 @@ def shown_scan(segmentation: Segmentation, image: np.ndarray, colours: Mapping[i
         small_mask[..., index] = np.partition(blocks, middle, axis=-1)[..., middle]
     spacing_mm = tuple(float(mm) for mm in voxel_mm * factors)
     return Scan(small, small_mask, None, spacing_mm, math.prod(spacing_mm) / 1000, colours)
+
+
+def shown_voxel(scan: Scan, segmentation: Segmentation, point_ras_mm: Sequence[float]) -> list[int]:
+    """Return the voxel of a `shown_scan` that holds a point, or the nearest one."""
+    order = nib.io_orientation(segmentation.affine)
+    affine = segmentation.affine @ nib.orientations.inv_ornt_aff(order, segmentation.mask.shape)
+    index = nib.affines.apply_affine(np.linalg.inv(affine), point_ras_mm)
+    factors = np.divide(scan.spacing_mm, nib.affines.voxel_sizes(affine)).round()
+    voxel = np.floor((index + 0.5) / factors).astype(int)
+    return np.clip(voxel, 0, np.subtract(scan.mask.shape, 1)).tolist()
 
 
 def inner_classes(class_names: Mapping[int, str]) -> set[int]:
@@ -78,9 +88,9 @@ def _blocks(volume: np.ndarray, factors: list[int]) -> Iterator[np.ndarray]:
     A block of a slab at the end has fewer slices.
     """
     across, along, up = factors
-    pad = [(0, -length % factor) for length, factor in zip(volume.shape, (across, along))]
+    pad = [(0, -volume.shape[0] % across), (0, -volume.shape[1] % along), (0, 0)]
     for start in range(0, volume.shape[2], up):
-        slab = np.pad(volume[..., start : start + up], [*pad, (0, 0)], mode="edge")
+        slab = np.pad(volume[..., start : start + up], pad, mode="edge")
         columns, rows, slices = slab.shape
         cut = slab.reshape(columns // across, across, rows // along, along, slices)
         yield cut.transpose(0, 2, 1, 3, 4).reshape(columns // across, rows // along, -1)
