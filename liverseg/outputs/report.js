@@ -7,6 +7,8 @@ const PLANES = {
   sagittal: { axis: 0, columns: 1, rows: 2, edges: "APHF" },
 };
 const SIDES = ["left", "right", "top", "bottom"];
+// Pixels are made here, not by the graphics card.
+const IN_MEMORY = { willReadFrequently: true };
 const SURFACE_PIXELS = 480;
 const GLASS_OPACITY = 0.45;
 // From the viewer's left, above, in front; of length 1.
@@ -65,7 +67,7 @@ function makePlane(name, image, mask) {
   const across = add(stage, "line across");
   const slider = figure.querySelector("input");
   const output = figure.querySelector("output");
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", IN_MEMORY);
   const picture = context.createImageData(width, height);
 
   function draw(grey, tints) {
@@ -142,7 +144,7 @@ function makeSurface(buffer) {
   const faces = new Uint16Array(buffer, 6 * view.points, 3 * faceCount);
   const normals = new Int8Array(buffer, 6 * (view.points + faceCount), 3 * view.points);
   const size = SURFACE_PIXELS;
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", IN_MEMORY);
   const picture = context.createImageData(size, size);
   const pixels = new Uint32Array(picture.data.buffer);
   const layers = [0, 1].map(() => ({ depth: new Float32Array(size * size), colour: new Uint32Array(size * size) }));
