@@ -31,7 +31,7 @@ from liverseg.data import load_datalist
 from liverseg.io.masks import find_mask
 from liverseg.io.paths import stem_of
 from liverseg.metrics import case_metrics
-from liverseg.workbench.report.overlays import Scan, load_scan, plane_png
+from liverseg.outputs.overlays import Scan, load_scan, plane_png
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 CLASSES = ("background", "liver")

@@ -18,6 +18,7 @@ from helpers.waiting import SECONDS
 # The extras that each part may import from, besides the base.
 PARTS = {
     "liverseg": ("dicom", "itk", "segment", "crf", "tracking"),
+    "liverseg/outputs": ("dicom", "itk", "segment", "workbench"),
     "liverseg/workbench": ("dicom", "workbench", "weights", "study"),
     "monailabel_app": ("label",),
 }

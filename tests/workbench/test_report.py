@@ -22,11 +22,11 @@ from PIL import Image
 
 from liverseg.errors import InputError
 from liverseg.handlers import SegmentationReport
+from liverseg.outputs.overlays import axial_pngs, load_scan, plane_png
+from liverseg.outputs.surface import surface_png
 from liverseg.transforms import LoadVolumed
 from liverseg.workbench.report import html
 from liverseg.workbench.report.curves import curves_png
-from liverseg.workbench.report.overlays import axial_pngs, load_scan, plane_png
-from liverseg.workbench.report.surface import surface_png
 
 HISTORY = """epoch,iteration,loss,learning_rate,val_mean_dice,seconds
 1,5,1.2,1e-3,,3.1

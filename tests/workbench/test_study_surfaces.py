@@ -12,7 +12,7 @@ from helpers.bundle_runs import write_dataset
 
 from liverseg.data import load_datalist
 from liverseg.io.masks import MaskFolder
-from liverseg.workbench.report.surface import lit_triangles
+from liverseg.outputs.surface import lit_triangles, surface_mesh
 from liverseg.workbench.study import surfaces as module
 from liverseg.workbench.study.folder import StudyFolder
 from liverseg.workbench.study.report import write_report
@@ -30,7 +30,8 @@ def ball(centre_mm, radius_mm: float, shape=(80, 60, 30)) -> np.ndarray:
 
 def test_triangles_lie_on_the_surface_in_mm():
     centre_mm, radius_mm = np.array([70.0, 55.0, 62.0]), 30.0
-    triangles, colours = lit_triangles(ball(centre_mm, radius_mm), SPACING_MM, "#ff0000")
+    mesh = surface_mesh(ball(centre_mm, radius_mm), SPACING_MM)
+    triangles, colours = lit_triangles(mesh, "#ff0000")
     radii_mm = np.linalg.norm(triangles - centre_mm, axis=-1)
     # Within half a slice.
     assert np.abs(radii_mm - radius_mm).max() < 2.0

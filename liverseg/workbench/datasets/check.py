@@ -15,10 +15,10 @@ import numpy as np
 from scipy import ndimage
 
 from liverseg.io.masks import recorded_flags
+from liverseg.outputs.overlays import CT_HOLDS_HU, Scan, in_ras_order, plane_png
 from liverseg.transforms import LoadVolumed
 from liverseg.transforms.labels import whole_values
 from liverseg.transforms.plausibility import check_intensities, check_spacing
-from liverseg.workbench.report.overlays import CT_HOLDS_HU, Scan, in_ras_order, plane_png
 
 OK, SUSPICIOUS, BROKEN = "ok", "suspicious", "broken"
 # The median of a liver: a fatty one without contrast agent comes down to about 0 HU, fat itself is

@@ -22,10 +22,10 @@ from liverseg.io.masks import scan_names
 from liverseg.io.nifti import write_nifti
 from liverseg.io.paths import absolute
 from liverseg.io.volumes import as_int16
+from liverseg.outputs.overlays import MASK_COLOUR, REFERENCE_COLOUR
 from liverseg.workbench.datasets.check import BROKEN, OK, SUSPICIOUS, CaseCheck, check_case
 from liverseg.workbench.datasets.layout import Case, Layout, check_own
 from liverseg.workbench.datasets.split import check_share, set_apart
-from liverseg.workbench.report.overlays import MASK_COLOUR, REFERENCE_COLOUR
 
 Report = dict[str, Any]
 NIFTI, CASES = ("images", "labels"), "check"

@@ -19,8 +19,7 @@ import pandas as pd
 from liverseg.errors import InputError
 from liverseg.files import write_text
 from liverseg.io.masks import recorded_flags
-from liverseg.workbench.report.curves import curves_png
-from liverseg.workbench.report.overlays import (
+from liverseg.outputs.overlays import (
     MASK_COLOUR,
     PLANES,
     REFERENCE_COLOUR,
@@ -28,7 +27,8 @@ from liverseg.workbench.report.overlays import (
     load_scan,
     plane_png,
 )
-from liverseg.workbench.report.surface import surface_png
+from liverseg.outputs.surface import surface_png
+from liverseg.workbench.report.curves import curves_png
 
 CLASS = "liver"
 NO_VALUE = "–"

@@ -18,8 +18,8 @@ from matplotlib.ticker import MaxNLocator
 
 from liverseg.data import load_datalist
 from liverseg.io.masks import find_mask
+from liverseg.outputs.overlays import make_scan, plane_png
 from liverseg.transforms import LoadVolumed, MapLabelsd
-from liverseg.workbench.report.overlays import make_scan, plane_png
 from liverseg.workbench.study.folder import StudyFolder
 from liverseg.workbench.study.tables import StudyTable, Value
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from liverseg.files import atomic_write, check_writable
-from liverseg.workbench.report.overlays import MASK_COLOUR, REFERENCE_COLOUR
+from liverseg.outputs.overlays import MASK_COLOUR, REFERENCE_COLOUR
 from liverseg.workbench.study.folder import StudyFolder, file_name
 from liverseg.workbench.study.length import LENGTHS, NEARLY_ALL, shorter_line
 from liverseg.workbench.study.plots import bars_png, curves_png, overlays, roc_png, rounds_png

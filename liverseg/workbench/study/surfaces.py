@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
 from liverseg.io.masks import find_mask
+from liverseg.outputs.overlays import in_ras_order
+from liverseg.outputs.surface import lit_triangles, surface_mesh
 from liverseg.transforms import LoadVolumed, MapLabelsd
-from liverseg.workbench.report.overlays import in_ras_order
-from liverseg.workbench.report.surface import draw_triangles, lit_triangles
 from liverseg.workbench.study.folder import StudyFolder
 from liverseg.workbench.study.plots import label_of
 
@@ -27,6 +28,7 @@ COLOURS = (
     "#b5533c", "#e0a03a", "#6aa84f", "#3f7fbf", "#8e6bb5", "#c96a9b", "#3aa6a0", "#8a8f98",
 )  # fmt: skip
 PER_LINE = 4
+MARGIN_MM = 10.0
 
 
 def surfaces(
@@ -67,7 +69,9 @@ def surfaces_png(
     triangles = {}
     for title, label_map in panels.items():
         parts = [
-            lit_triangles(label_map == index, spacing_mm, COLOURS[(index - 1) % len(COLOURS)])
+            lit_triangles(
+                surface_mesh(label_map == index, spacing_mm), COLOURS[(index - 1) % len(COLOURS)]
+            )
             for index in range(1, len(classes) + 1)
             if (label_map == index).any()
         ]
@@ -88,7 +92,7 @@ def surfaces_png(
         axes: Any = figure.add_subplot(lines, columns, index + 1, projection="3d")
         axes.set_axis_off()
         if title in triangles:
-            draw_triangles(axes, *triangles[title], box_mm=(low, high))
+            _draw_triangles(axes, *triangles[title], low, high)
         # mplot3d takes 0.92 of y: this is a little below the square's upper edge.
         axes.set_title(title, fontsize=9, y=1.05)
     figure.subplots_adjust(
@@ -105,6 +109,26 @@ def surfaces_png(
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
+
+
+def _draw_triangles(
+    axes: Any, triangles: np.ndarray, colours: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> None:
+    """Draw triangles (N, 3, 3), mm in RAS order, from the front; `low` to `high` is shown."""
+    axes.set_proj_type("ortho")
+    # From in front and a little above: x grows to the patient's right, which is on
+    # the picture's left.
+    axes.view_init(elev=10, azim=90)
+    axes.add_collection3d(
+        Poly3DCollection(triangles, facecolors=colours, edgecolors=colours, linewidths=0.3)
+    )
+    reach = (high - low).max() / 2 + MARGIN_MM
+    for set_limits, centre in zip(
+        (axes.set_xlim, axes.set_ylim, axes.set_zlim), (high + low) / 2, strict=True
+    ):
+        set_limits(centre - reach, centre + reach)
+    axes.set_box_aspect((1, 1, 1), zoom=1.5)
+    axes.set_axis_off()
 
 
 def _figures(table: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, tuple[str, str]]]]:

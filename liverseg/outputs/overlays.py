@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import cv2
@@ -42,10 +43,11 @@ class Scan:
 
     Attributes:
         image: (X, Y, Z), HU or intensities.
-        mask: (X, Y, Z), bool.
+        mask: (X, Y, Z), bool or, of several classes, their indices in uint8.
         reference: (X, Y, Z), bool, or None.
         spacing_mm: voxel size along the three axes.
         voxel_ml: volume of a voxel, |det affine|.
+        colours: "#rrggbb" of each value of the mask above 0.
     """
 
     image: np.ndarray
@@ -53,6 +55,7 @@ class Scan:
     reference: np.ndarray | None
     spacing_mm: tuple[float, ...]
     voxel_ml: float
+    colours: Mapping[int, str] = field(default_factory=lambda: {1: MASK_COLOUR})
 
     @property
     def mask_ml(self) -> float:
@@ -71,7 +74,7 @@ class Scan:
             both := np.count_nonzero(self.mask) + np.count_nonzero(self.reference)
         ):
             return None
-        return 2 * np.count_nonzero(self.mask & self.reference) / both
+        return 2 * np.count_nonzero((self.mask > 0) & self.reference) / both
 
     @cached_property
     def window(self) -> tuple[float, float]:
@@ -129,7 +132,12 @@ def in_ras_order(volume: MetaTensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plane_png(scan: Scan, plane: str) -> bytes:
-    """Return a PNG of the slice where the mask is largest, with names of edges and a 50 mm bar.
+    """Return `plane_picture` as PNG."""
+    return encode_png(plane_picture(scan, plane))
+
+
+def plane_picture(scan: Scan, plane: str) -> np.ndarray:
+    """Draw the slice where the mask is largest, with names of edges and a 50 mm bar.
 
     An empty mask gives the centre of the scan. Coronal and sagittal pictures end 80 mm above and
     below the mask. The three planes of one scan have the same number of pixels per mm.
@@ -137,14 +145,17 @@ def plane_png(scan: Scan, plane: str) -> bytes:
     Args:
         scan: what `load_scan` returns.
         plane: "axial", "coronal" or "sagittal".
+
+    Returns:
+        RGB (rows, columns, 3), uint8.
     """
     axis, edges = PLANES[plane]
     columns, rows = (other for other in range(3) if other != axis)
-    area = scan.shown.sum(axis=(columns, rows))
+    area = np.count_nonzero(scan.shown, axis=(columns, rows))
     index = int(area.argmax()) if area.any() else scan.image.shape[axis] // 2
     box = slice(None), slice(None) if plane == "axial" else _around(scan, 2, MARGIN_MM)
     extent_mm = np.multiply(scan.image.shape, scan.spacing_mm)
-    return _slice_png(
+    return _slice_picture(
         scan, axis, index, box, pixels_per_mm=PLANE_PIXELS / max(extent_mm[:2]), edges=edges
     )
 
@@ -163,18 +174,18 @@ def axial_pngs(scan: Scan, count: int = 6) -> list[bytes]:
     extent_mm = np.multiply(scan.image[box].shape, scan.spacing_mm)
     pixels_per_mm = SLICE_PIXELS / max(extent_mm[:2])
     return [
-        _slice_png(scan, 2, int(index), box, pixels_per_mm=pixels_per_mm)
+        encode_png(_slice_picture(scan, 2, int(index), box, pixels_per_mm=pixels_per_mm))
         for index in sorted(picked, reverse=True)
     ]
 
 
 def _around(scan: Scan, axis: int, margin_mm: float) -> slice:
     """Return the part of `axis` that holds the mask, and a margin."""
-    box = bounding_box(scan.shown, [round(margin_mm / mm) for mm in scan.spacing_mm])
+    box = bounding_box(scan.shown > 0, [round(margin_mm / mm) for mm in scan.spacing_mm])
     return slice(None) if box is None else box[axis]
 
 
-def _slice_png(
+def _slice_picture(
     scan: Scan,
     axis: int,
     index: int,
@@ -182,7 +193,7 @@ def _slice_png(
     *,
     pixels_per_mm: float,
     edges: str = "",
-) -> bytes:
+) -> np.ndarray:
     def part(volume: np.ndarray) -> np.ndarray:
         return np.take(volume, index, axis)[box]
 
@@ -193,9 +204,13 @@ def _slice_png(
         for count, mm in zip(image.shape, spacing_mm, strict=True)
     )
     line = max(1, round(width / 320))
-    outlines = [Outline(part(scan.mask), _rgb(MASK_COLOUR), line, filled=True)]
+    classes = part(scan.mask)
+    outlines = [
+        Outline(classes == value, rgb(scan.colours[int(value)]), line, filled=True)
+        for value in np.unique(classes[classes > 0])
+    ]
     if scan.reference is not None:
-        outlines.append(Outline(part(scan.reference), _rgb(REFERENCE_COLOUR), line))
+        outlines.append(Outline(part(scan.reference), rgb(REFERENCE_COLOUR), line))
     picture = draw_slice(image, scan.window, outlines, (width, height))
     # A slab of a few slices leaves no space for more than its sides.
     if edges and height >= MIN_HEIGHT_PIXELS:
@@ -203,10 +218,11 @@ def _slice_png(
         _draw_scale_bar(picture, pixels_per_mm)
     elif edges:
         _draw_edges(picture, edges[:2])
-    return encode_png(picture)
+    return picture
 
 
-def _rgb(colour: str) -> tuple[int, int, int]:
+def rgb(colour: str) -> tuple[int, int, int]:
+    """Return red, green and blue, 0…255, of "#rrggbb"."""
     red, green, blue = bytes.fromhex(colour[1:])
     return red, green, blue
 
