@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class MaskFolder:
     scan,
 
     - `image`, its path, and `mask`, the name of its mask in this folder;
-    - `volume_ml` of each class of the mask; `warnings`, messages on what is odd about the scan;
+    - `volume_ml` of each class that is looked for; `warnings`, messages on what is odd about the scan;
     - `flags`, by a short name the messages on why the mask may be wrong, where masks are looked at;
     - `bundle` and `version` of the bundle, and `liverseg`, the version of this package;
     - `error`, where the scan failed in the last run; a `mask` beside it is of a run before.
@@ -54,6 +54,7 @@ class MaskFolder:
         scans: all items of this run, `{"image": path}`, so that those called alike are named alike.
         bundle_root: the folder of the bundle that makes the masks; its `metadata.json` names the
             classes.
+        targets: the names of those that are looked for; None for all.
 
     Raises:
         InputError: for another suffix, or a postfix that would lead into another folder.
@@ -66,6 +67,7 @@ class MaskFolder:
         suffix: str = NIFTI_SUFFIXES[0],
         scans: Sequence[Mapping[str, Any]] = (),
         bundle_root: str | os.PathLike[str] | None = None,
+        targets: Collection[str] | None = None,
     ) -> None:
         if suffix not in NIFTI_SUFFIXES:
             raise InputError(
@@ -81,6 +83,9 @@ class MaskFolder:
         self.tail = f"_{postfix}{suffix}"
         self.first_choice = _first_choices([str(absolute(item["image"])) for item in scans])
         self.class_names, self.made_by = _bundle(bundle_root)
+        self.targets = {
+            value for value, name in self.class_names.items() if targets is None or name in targets
+        }
 
     def check(self) -> None:
         """Refuse now what would only come up when the first mask is there.
@@ -173,7 +178,7 @@ class MaskFolder:
             np.bincount(plane.ravel(), minlength=256) for plane in np.moveaxis(mask, -1, 0)
         )
         voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
-        values = {*np.flatnonzero(counts).tolist(), *self.class_names} - {0}
+        values = {*np.flatnonzero(counts).tolist(), *self.targets} - {0}
         return {
             self.class_names.get(value, str(value)): round(
                 float(np.take(counts, value)) * voxel_ml, 3

@@ -9,6 +9,7 @@ import typer
 from liverseg.errors import InputError
 from liverseg.workbench import demo, models, serve
 from liverseg.workbench.datasets import cli as datasets
+from liverseg.workbench.segment.cli import segment
 from liverseg.workbench.study import cli as study
 from liverseg.workbench.zoo import cli as zoo
 
@@ -24,6 +25,7 @@ app.add_typer(datasets.app, name="data")
 app.add_typer(models.app, name="models")
 app.add_typer(study.app, name="study")
 app.add_typer(zoo.app, name="zoo")
+app.command("segment")(segment)
 app.command("demo")(demo.demo)
 app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     serve.serve

@@ -128,7 +128,10 @@ def read_mask(bundle: Path, entry: Mapping[str, Any], folder: Path) -> Segmentat
     """Return the mask of an entry of a `summary.json`."""
     volume = read_nifti(folder / entry["mask"])
     metadata = metadata_of(bundle)
-    names = {value: name for value, name in class_names(metadata).items() if value > 0}
+    # Those that were looked for: of others, none there says nothing.
+    names = {
+        value: name for value, name in class_names(metadata).items() if name in entry["volume_ml"]
+    }
     return Segmentation(
         entry["image"],
         volume.array,
@@ -169,6 +172,7 @@ def _run(bundle: Path, scan: str, output_dir: Path, settings: Mapping[str, Any])
         bundle_root=str(bundle),
         dataset_dir=scan,
         output_dir=str(output_dir),
+        logging_file=False,
         **settings,
     )
     workflow.run()

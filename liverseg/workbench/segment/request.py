@@ -1,0 +1,170 @@
+"""Segment one case as it was asked for, unless that is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import liverseg
+from liverseg.engines import is_of_machine, reason_of
+from liverseg.files import check_writable, write_json
+from liverseg.io.dicom import files_at
+from liverseg.io.nifti import write_nifti
+from liverseg.io.paths import volume_suffix
+from liverseg.outputs.segmentation import Segmentation
+from liverseg.workbench.segment.cases import Case
+from liverseg.workbench.segment.inference import Options, run_inference, settings_of
+from liverseg.workbench.segment.outputs import Wanted, write_outputs
+
+logger = logging.getLogger(__name__)
+
+RECORD = "case.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for, the same for each case of a run.
+
+    Attributes:
+        bundle: its folder.
+        options: what the bundle is asked to do.
+        wanted: what is written beside each mask.
+        modality: `ct` or `mr`.
+        weights: sha256 of each file with weights.
+        digest: of all that decides the results.
+    """
+
+    bundle: Path
+    options: Options
+    wanted: Wanted
+    modality: str
+    weights: Mapping[str, str]
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        decides = [
+            self.bundle.name, dict(self.weights), asdict(self.options), asdict(self.wanted),
+            liverseg.__version__, (self.bundle / "configs" / "inference.json").read_text("utf-8"),
+        ]  # fmt: skip
+        text = json.dumps(decides, sort_keys=True, default=str)
+        object.__setattr__(self, "digest", hashlib.sha256(text.encode()).hexdigest())
+
+
+def recorded(case: Case, folder: Path, request: Request) -> dict[str, Any] | None:
+    """Return the record of a case that is done as requested, of the same scan; else None."""
+    try:
+        record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        same = (record["request"], record["state"]) == (request.digest, _state(case.scan))
+        there = all((folder / name).is_file() for name in record["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if same and there and "error" not in record else None
+
+
+def segment_case(case: Case, folder: Path, request: Request) -> dict[str, Any]:
+    """Segment a case and write all that is requested; a case that fails ends no others.
+
+    Returns:
+        What `case.json` in the folder holds, too: `name`, `scan`, `request`, `state` and `sha256`
+        of the scan's files, `seconds`, and `mask`, `files`, `volume_ml`, `flags`, `warnings`,
+        `statistics`; or `error`.
+
+    Raises:
+        OSError, RuntimeError: where the machine is to blame: a disk that is full, a GPU that fails.
+    """
+    started = time.monotonic()
+    record: dict[str, Any] = {"name": case.name, "scan": case.scan, "request": request.digest}
+    try:
+        record |= {"state": _state(case.scan), "sha256": sha256_of(case.scan)}
+        check_writable(folder)
+        record |= _segment(case, folder, request, started)
+    except Exception as error:
+        if is_of_machine(error):
+            raise
+        record["error"] = reason_of(error)
+        logger.exception("%s failed", case.scan) if _is_unexpected(error) else None
+    record["seconds"] = round(time.monotonic() - started, 2)
+    if folder.is_dir():
+        write_json(folder / RECORD, record)
+    return record
+
+
+def _segment(case: Case, folder: Path, request: Request, started: float) -> dict[str, Any]:
+    segmentation, entry = run_inference(request.bundle, case.scan, folder, request.options)
+    mask = folder / entry["mask"]
+    segmentation = _only(segmentation, request.options, mask)
+    inference_seconds = round(time.monotonic() - started, 2)
+    facts = {
+        "Settings": ", ".join(
+            f"{name} {value}"
+            for name, value in settings_of(request.bundle, request.options).items()
+        ) or "the bundle's defaults",
+        "Time": f"{inference_seconds:.1f} s",
+    }  # fmt: skip
+    made = write_outputs(segmentation, mask, request.wanted, request.modality, facts)
+    return {
+        "mask": entry["mask"],
+        "volume_ml": volumes_ml(segmentation),
+        "flags": entry.get("flags", {}),
+        "warnings": entry["warnings"],
+        "inference_seconds": inference_seconds,
+        **made,
+    }
+
+
+def _only(segmentation: Segmentation, options: Options, mask: Path) -> Segmentation:
+    """Return a mask of the classes that were asked for alone, and write it so."""
+    if not options.roi:
+        return segmentation
+    kept = {value: name for value, name in segmentation.class_names.items() if name in options.roi}
+    others = np.isin(segmentation.mask, [0, *kept], invert=True)
+    voxels = segmentation.mask
+    if others.any():
+        voxels = np.where(others, 0, segmentation.mask).astype(np.uint8)
+        write_nifti(mask, voxels, segmentation.affine)
+    return Segmentation(**{**segmentation.__dict__, "mask": voxels, "class_names": kept})
+
+
+def volumes_ml(segmentation: Segmentation) -> dict[str, float]:
+    """Return the volume of each class."""
+    counts = np.bincount(segmentation.mask.ravel(), minlength=256)
+    voxel_ml = abs(float(np.linalg.det(segmentation.affine[:3, :3]))) / 1000
+    return {
+        name: round(float(counts[value]) * voxel_ml, 3)
+        for value, name in segmentation.class_names.items()
+    }
+
+
+def sha256_of(scan: str) -> str:
+    """Return the sha256 of a scan's file, or of the sha256 of all its files in their order."""
+    digests = []
+    for path in _files(scan):
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    )
+
+
+def _state(scan: str) -> list[list[Any]]:
+    """Return name, size and time of each file of a scan."""
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in _files(scan)]
+
+
+def _files(scan: str) -> list[Path]:
+    path = Path(scan)
+    return [path] if volume_suffix(scan) and path.is_file() else sorted(files_at(path))
+
+
+def _is_unexpected(error: Exception) -> bool:
+    from liverseg.errors import message
+
+    return message(error) is None

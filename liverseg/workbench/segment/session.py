@@ -1,0 +1,50 @@
+"""Get ready to segment: which scans, with which bundle and weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from liverseg.bundle import choose
+from liverseg.workbench.segment.bundles import find_bundle, weights_sha256
+from liverseg.workbench.segment.cases import MODALITIES, Case, find_cases
+from liverseg.workbench.segment.inference import Options, settings_of
+from liverseg.workbench.segment.outputs import Wanted
+from liverseg.workbench.segment.request import Request
+
+
+@contextmanager
+def open_session(
+    source: Path,
+    output: Path,
+    bundle: str,
+    options: Options,
+    wanted: Wanted,
+    series: str | None = None,
+) -> Iterator[tuple[list[Case], Request]]:
+    """Yield the cases of `source`, and what is asked for; what a `.zip` held is gone at the end.
+
+    Args:
+        source, series: as of `find_cases`.
+        output: folder for the results.
+        bundle: as of `find_bundle`.
+        options: what the bundle is asked to do.
+        wanted: what is written beside each mask.
+
+    Raises:
+        InputError: as `find_bundle`, `find_cases` and `settings_of`.
+    """
+    folder = find_bundle(bundle)
+    settings = settings_of(folder, options)
+    config = json.loads((folder / "configs" / "inference.json").read_text(encoding="utf-8"))
+    modality = str(settings.get("modality", config.get("modality", "ct")))
+    choose("modality", modality, MODALITIES)
+    unpacked = output / ".unpacked"
+    try:
+        cases = find_cases(source, unpacked, series, modality)
+        yield cases, Request(folder, options, wanted, modality, weights_sha256(folder))
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
