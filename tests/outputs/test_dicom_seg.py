@@ -270,7 +270,13 @@ def test_a_series_without_uids_is_written_and_said(tmp_path, caplog):
 
 def test_odd_headers_are_copied_as_they_are(tmp_path):
     masked = masked_series(
-        tmp_path / "ct", series_affine(), PatientSex="X", PatientBirthDate="", StudyID=None
+        tmp_path / "ct",
+        series_affine(),
+        PatientSex="X",
+        PatientBirthDate="",
+        StudyID=None,
+        SOPClassUID=None,
+        SOPInstanceUID=None,
     )
     assert written(masked, tmp_path).PatientSex == "X"
 
