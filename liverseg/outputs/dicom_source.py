@@ -94,8 +94,8 @@ def source_of(segmentation: Segmentation, kind: str) -> Source:
             f"expected both, as {kind} refers to them: export the series again, or write NIfTI "
             "or NRRD instead."
         )
-    # highdicom copies what is of the patient and the study by it, and knows no private ones.
-    header.SOPClassUID = CTImageStorage
+    # highdicom copies what is of the patient and the study by them, and knows no private classes.
+    header.SOPClassUID, header.SOPInstanceUID = CTImageStorage, first.uid
     shape, affine = grid_of(series)
     mask = segmentation.mask
     if mask.shape != shape or largest_offset_mm(shape, affine, segmentation.affine) > SAME_MM:

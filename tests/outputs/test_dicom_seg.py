@@ -20,6 +20,7 @@ from helpers.masked_series import (
     real_masks,
     series_affine,
 )
+from helpers.waiting import SECONDS
 
 from liverseg.errors import InputError
 from liverseg.outputs.codes import CODES
@@ -63,7 +64,7 @@ def dcmqi_places(file: Path, folder: Path) -> dict[str, np.ndarray]:
     """The centres of each segment's voxels as dcmqi reads them, by label."""
     tool = Path(dcmqi.__file__).parent / "bin" / "segimage2itkimage"
     command = [tool, "--inputDICOM", file, "--outputDirectory", folder, "--outputType", "nrrd"]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
     found = {}
     labels = [each.SegmentLabel for each in pydicom.dcmread(file).SegmentSequence]
     for number, label in enumerate(labels, 1):
@@ -270,7 +271,13 @@ def test_a_series_without_uids_is_written_and_said(tmp_path, caplog):
 
 def test_odd_headers_are_copied_as_they_are(tmp_path):
     masked = masked_series(
-        tmp_path / "ct", series_affine(), PatientSex="X", PatientBirthDate="", StudyID=None
+        tmp_path / "ct",
+        series_affine(),
+        PatientSex="X",
+        PatientBirthDate="",
+        StudyID=None,
+        SOPClassUID=None,
+        SOPInstanceUID=None,
     )
     assert written(masked, tmp_path).PatientSex == "X"
 
