@@ -165,20 +165,17 @@ def test_each_plane_shows_what_lies_there(opened, flips, axes, degrees):
         assert area[index] == area.max()
         expected = coloured(section(image, index), section(mask, index))
         assert np.abs(pixels(page, plane) - expected).max() <= GREY_LEVELS
+        # The proportions of the body.
+        columns, rows = (other for other in range(3) if other != axis)
+        ratio = SHAPE[columns] * SPACING_MM[columns] / (SHAPE[rows] * SPACING_MM[rows])
+        box = page.locator(f"#{plane}").bounding_box()
+        assert box["width"] > 100
+        assert box["width"] / box["height"] == pytest.approx(ratio, rel=0.02)
     edges = page.locator("[data-plane=sagittal] .edge").all_inner_texts()
     assert edges == ["A", "P", "H", "F"]
     assert ("oblique" in page.inner_text("main")) == bool(degrees)
     if degrees:
         assert "tilted by up to 20°" in page.inner_text("main")
-
-
-def test_pictures_have_the_proportions_of_the_body(shown):
-    for plane, (axis, _) in PLANES.items():
-        columns, rows = (other for other in range(3) if other != axis)
-        box = shown.locator(f"#{plane}").bounding_box()
-        expected = SHAPE[columns] * SPACING_MM[columns] / (SHAPE[rows] * SPACING_MM[rows])
-        assert box["width"] / box["height"] == pytest.approx(expected, rel=0.02)
-        assert box["width"] > 100
 
 
 def test_wheel_slider_keys_and_finger_scroll(shown):
