@@ -53,7 +53,7 @@ def settings_of(bundle: Path, options: Options) -> dict[str, Any]:
     Raises:
         InputError: for an option that the bundle does not have.
     """
-    config = json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))
+    config = _config(bundle)
     known = [name for name in class_names(metadata_of(bundle)).values() if name != "background"]
     for name in options.roi:
         if name not in known:
@@ -156,9 +156,14 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
+def _config(bundle: Path) -> dict[str, Any]:
+    text = (bundle / "configs" / "inference.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
+
+
 def _attempts(bundle: Path, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield settings
-    config = json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))
+    config = _config(bundle)
     less = settings | ({"sw_batch_size": 1} if "sw_batch_size" in config else {})
     if less != settings:
         yield less
@@ -166,6 +171,13 @@ def _attempts(bundle: Path, settings: dict[str, Any]) -> Iterator[dict[str, Any]
 
 
 def _run(bundle: Path, scan: str, output_dir: Path, settings: Mapping[str, Any]) -> None:
+    config = _config(bundle)
+    # Of one scan, the bar over scans says nothing.
+    bars = {
+        f"handlers#{number}#_disabled_": True
+        for number, handler in enumerate(config["handlers"])
+        if isinstance(handler, dict) and handler["_target_"].endswith(".Progress")
+    }
     workflow = create_workflow(
         config_file=str(bundle / "configs" / "inference.json"),
         workflow_type="infer",
@@ -173,6 +185,7 @@ def _run(bundle: Path, scan: str, output_dir: Path, settings: Mapping[str, Any])
         dataset_dir=scan,
         output_dir=str(output_dir),
         logging_file=False,
+        **bars,
         **settings,
     )
     workflow.run()
