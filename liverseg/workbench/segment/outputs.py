@@ -70,8 +70,8 @@ def write_outputs(
     if "classes" in wanted.formats:
         from liverseg.outputs.class_files import write_class_files
 
-        some = write_class_files(segmentation, folder / stem)
-        written += [f"{stem}/{path.name}" for path in some.values()]
+        of_classes = write_class_files(segmentation, folder / stem)
+        written += [f"{stem}/{path.name}" for path in of_classes.values()]
     if "nrrd" in wanted.formats:
         from liverseg.outputs.segments_nrrd import write_segments_nrrd
 
