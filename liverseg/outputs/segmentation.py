@@ -27,14 +27,14 @@ class Segmentation:
     """
 
     scan: str
-    mask: np.ndarray
+    mask: np.ndarray = field(repr=False)
     affine: np.ndarray
     class_names: Mapping[int, str]
     bundle: str = ""
     version: str = ""
     flags: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    probabilities: np.ndarray | None = None
+    probabilities: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def volumes_ml(self) -> dict[str, float]:

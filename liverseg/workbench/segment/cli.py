@@ -103,8 +103,7 @@ def _quieten() -> None:
     """Leave warnings of the scans alone to the log."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.captureWarnings(True)
-    for name in ("py.warnings", "monai.bundle.scripts", "monai.bundle.workflows"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
 
 
 def _line(record: dict[str, Any], before: bool) -> str:

@@ -6,7 +6,8 @@ import gc
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -259,15 +260,30 @@ def _run(
         for number, handler in enumerate(config["handlers"])
         if isinstance(handler, dict) and handler["_target_"].endswith(".Progress")
     }
-    workflow = create_workflow(
-        config_file=str(bundle / "configs" / "inference.json"),
-        workflow_type="infer",
-        bundle_root=str(bundle),
-        dataset_dir=scan,
-        output_dir=str(output_dir),
-        logging_file=False,
-        **bars,
-        **settings,
-    )
-    watch(workflow.parser.get_parsed_content("evaluator"))
-    workflow.run()
+    with _quiet():
+        workflow = create_workflow(
+            config_file=str(bundle / "configs" / "inference.json"),
+            workflow_type="infer",
+            bundle_root=str(bundle),
+            dataset_dir=scan,
+            output_dir=str(output_dir),
+            logging_file=False,
+            **bars,
+            **settings,
+        )
+        watch(workflow.parser.get_parsed_content("evaluator"))
+        workflow.run()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what MONAI logs of how it reads a config."""
+    loggers = [logging.getLogger(f"monai.bundle.{name}") for name in ("scripts", "workflows")]
+    levels = [each.level for each in loggers]
+    try:
+        for each in loggers:
+            each.setLevel(logging.ERROR)
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
