@@ -40,7 +40,8 @@ class MaskFolder:
     scan,
 
     - `image`, its path, and `mask`, the name of its mask in this folder;
-    - `volume_ml` of each class that is looked for; `warnings`, messages on what is odd about the scan;
+    - `volume_ml` of each class that is looked for; `warnings`, messages on what is odd about the
+      scan;
     - `flags`, by a short name the messages on why the mask may be wrong, where masks are looked at;
     - `bundle` and `version` of the bundle, and `liverseg`, the version of this package;
     - `error`, where the scan failed in the last run; a `mask` beside it is of a run before.

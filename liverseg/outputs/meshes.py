@@ -20,22 +20,10 @@ from trimesh.visual.material import PBRMaterial
 
 from liverseg.bundle import choose
 from liverseg.files import atomic_write, check_writable
+from liverseg.outputs.codes import code_of
 from liverseg.outputs.parts import Part, class_parts
 from liverseg.outputs.segmentation import Segmentation
 
-# 3D Slicer's generic colours.
-COLOURS = {
-    "liver": (221, 130, 101),
-    "lesion": (144, 238, 144),
-    "spleen": (157, 108, 162),
-    "right kidney": (185, 102, 83),
-    "left kidney": (185, 102, 83),
-    "gallbladder": (139, 150, 98),
-    "stomach": (216, 132, 105),
-    "pancreas": (249, 180, 111),
-    "artery": (216, 101, 79),
-    "portal vein": (0, 151, 206),
-}
 GREY = (179, 179, 179)
 # RAS mm to the axes of each format.
 LPS_MM = np.diag([-1.0, -1.0, 1.0])
@@ -55,7 +43,6 @@ def write_meshes(
     segmentation: Segmentation,
     folder: str | os.PathLike[str],
     suffix: str,
-    colours: Mapping[str, tuple[int, int, int]] = COLOURS,
 ) -> list[Path]:
     """Write the surface of each class of a mask; needs the extra `segment`.
 
@@ -73,7 +60,6 @@ def write_meshes(
         segmentation: mask, affine and names of classes.
         folder: made where it is missing.
         suffix: `.stl`, `.obj` or `.glb`.
-        colours: RGB, 0 to 255, by our name of a class, for `.glb`; others are grey.
 
     Returns:
         The files, none for an empty mask.
@@ -88,7 +74,7 @@ def write_meshes(
     parts = {name: part.of(of_class) for name, of_class in values.items()}
     meshes = {name: _mesh(each, axes) for name, each in parts.items() if each.mask.any()}
     if suffix == ".glb":
-        files = {"segmentation": _glb(meshes, colours)} if meshes else {}
+        files = {"segmentation": _glb(meshes)} if meshes else {}
         names = ["segmentation"]
     else:
         files = {
@@ -147,13 +133,11 @@ def _obj(mesh: trimesh.Trimesh) -> bytes:
     return content.encode()
 
 
-def _glb(
-    meshes: Mapping[str, trimesh.Trimesh], colours: Mapping[str, tuple[int, int, int]]
-) -> bytes:
+def _glb(meshes: Mapping[str, trimesh.Trimesh]) -> bytes:
     scene = trimesh.Scene()
     for name, mesh in meshes.items():
         material = PBRMaterial(
-            name=name, baseColorFactor=(*colours.get(name, GREY), 255), roughnessFactor=0.6
+            name=name, baseColorFactor=(*(code_of(name).rgb or GREY), 255), roughnessFactor=0.6
         )
         mesh.visual = TextureVisuals(material=material)
         scene.add_geometry(mesh, node_name=name, geom_name=name)

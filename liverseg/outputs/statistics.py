@@ -193,10 +193,12 @@ def _lesions(part: Part, capsule: cKDTree | None, unit: str) -> list[dict[str, A
         lesion = part.cut(box, components[box] == number)
         distance_mm = None
         if capsule is not None:
-            surface = _faces(np.pad(lesion.mask, 1)) - 1
-            nearest_mm = capsule.query(apply_affine(lesion.affine, surface))[0].min()
+            surface_mm = apply_affine(lesion.affine, _faces(np.pad(lesion.mask, 1)) - 1)
+            # Some points bound the search for the others, which is several times as fast.
+            bound_mm = capsule.query(surface_mm[::50])[0].min()
+            nearest_mm = capsule.query(surface_mm, distance_upper_bound=bound_mm)[0].min()
             # 0 where it is the same face, whose place was reckoned twice.
-            distance_mm = round(float(nearest_mm), 6)
+            distance_mm = round(float(min(bound_mm, nearest_mm)), 6)
         found.append(
             _geometry(lesion)
             | _intensities(lesion, unit)

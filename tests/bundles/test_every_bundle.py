@@ -238,6 +238,9 @@ def test_cascade_keeps_its_best_round(cascade):
     assert patches == {"0.npz", "1.npz", "patches.json"}
     results = cascade.folder / "eval" / "liver" / "coronal" / "rounds" / "1"
     assert json.loads((results / "metrics.json").read_text())
+    # The model of a round has been trained in it: it is not that of the round before.
+    with (results / "history.csv").open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1"]
 
 
 @pytest.mark.slow

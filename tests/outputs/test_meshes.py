@@ -109,7 +109,7 @@ def test_glb_has_all_classes_in_their_colours_in_metres(tmp_path):
     assert path.name == "segmentation.glb"
     scene = trimesh.load_scene(path)
     assert sorted(scene.geometry) == ["heart", "lesion", "liver"]
-    colours = {"liver": (221, 130, 101), "lesion": (144, 238, 144), "heart": (179, 179, 179)}
+    colours = {"liver": (221, 130, 101), "lesion": (144, 238, 144), "heart": (206, 110, 84)}
     for index, name in ((1, "liver"), (2, "lesion"), (3, "heart")):
         mesh = scene.geometry[name]
         assert tuple(mesh.visual.material.baseColorFactor[:3]) == colours[name]

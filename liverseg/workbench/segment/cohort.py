@@ -76,7 +76,7 @@ def _here(tasks: Sequence[Task], request: Request) -> Iterator[dict[str, Any]]:
 
 
 def _side_by_side(tasks: Sequence[Task], request: Request, jobs: int) -> Iterator[dict[str, Any]]:
-    waiting, alone = list(tasks), []
+    waiting, alone = list(tasks), list[Task]()
     while waiting or alone:
         # After a process was killed, those that ran at that time run one by one, so that the one
         # that is to blame ends no others.
@@ -86,8 +86,9 @@ def _side_by_side(tasks: Sequence[Task], request: Request, jobs: int) -> Iterato
             with ProcessPoolExecutor(count, get_context("spawn"), _begin, (jobs,)) as pool:
                 while batch or running:
                     while batch and len(running) < count:
-                        task = batch.pop(0)
-                        running[pool.submit(segment_case, *task, request)] = task
+                        case, folder = batch.pop(0)
+                        future = pool.submit(segment_case, case, folder, request)
+                        running[future] = (case, folder)
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         yield future.result()
                         del running[future]

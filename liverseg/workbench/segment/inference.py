@@ -173,7 +173,7 @@ def _attempts(bundle: Path, settings: dict[str, Any]) -> Iterator[dict[str, Any]
 def _run(bundle: Path, scan: str, output_dir: Path, settings: Mapping[str, Any]) -> None:
     config = _config(bundle)
     # Of one scan, the bar over scans says nothing.
-    bars = {
+    bars: dict[str, Any] = {
         f"handlers#{number}#_disabled_": True
         for number, handler in enumerate(config["handlers"])
         if isinstance(handler, dict) and handler["_target_"].endswith(".Progress")

@@ -70,8 +70,8 @@ def write_outputs(
     if "classes" in wanted.formats:
         from liverseg.outputs.class_files import write_class_files
 
-        some = write_class_files(segmentation, folder / stem)
-        written += [f"{stem}/{path.name}" for path in some.values()]
+        of_classes = write_class_files(segmentation, folder / stem)
+        written += [f"{stem}/{path.name}" for path in of_classes.values()]
     if "nrrd" in wanted.formats:
         from liverseg.outputs.segments_nrrd import write_segments_nrrd
 
@@ -89,7 +89,7 @@ def write_outputs(
         from liverseg.outputs.meshes import write_meshes
 
         for suffix in meshes:
-            some = write_meshes(segmentation, folder / stem, f".{suffix}", _rgb(segmentation))
+            some = write_meshes(segmentation, folder / stem, f".{suffix}")
             written += [f"{stem}/{path.name}" for path in some]
     figures: dict[str, Any] | None = None
     if wanted.statistics or wanted.report or wanted.preview:
@@ -119,13 +119,4 @@ def colours_of(segmentation: Segmentation) -> dict[int, str]:
     for value, name in segmentation.class_names.items():
         rgb = code_of(name).rgb
         found[value] = next(spare) if rgb is None else "#{:02x}{:02x}{:02x}".format(*rgb)
-    return found
-
-
-def _rgb(segmentation: Segmentation) -> dict[str, tuple[int, int, int]]:
-    colours = colours_of(segmentation)
-    found = {}
-    for value, name in segmentation.class_names.items():
-        red, green, blue = bytes.fromhex(colours[value][1:])
-        found[name] = (red, green, blue)
     return found
