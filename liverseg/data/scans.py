@@ -15,6 +15,7 @@ import nibabel as nib
 from liverseg.data.datalist import load_datalist
 from liverseg.errors import InputError
 from liverseg.io.dicom import describe, find_series
+from liverseg.io.dicom_series import Series
 from liverseg.io.masks import recorded_masks
 from liverseg.io.paths import LeftOut, absolute, is_hidden, stem_of, volume_suffix, walk
 from liverseg.io.volumes import read_volume_grid
@@ -71,7 +72,7 @@ def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         for file in files
         if any(MASKS.fullmatch(name) for name in (stem_of(file), file.parent.name))
     }
-    masks |= _drawn_on(files)
+    masks |= _drawn_on(files, series)
     # Where they are all there is, they are what is meant.
     masks = masks if series or len(masks) < len(files) else set()
     if masks:
@@ -100,9 +101,10 @@ def find_scans(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [{"image": scan} for scan in scans]
 
 
-def _drawn_on(files: Sequence[Path]) -> set[Path]:
-    """Return the files whose name is that of another one beside them and then that of organs."""
-    known = {(file.parent, stem_of(file)) for file in files}
+def _drawn_on(files: Sequence[Path], series: Sequence[Series]) -> set[Path]:
+    """Return the files whose name is that of a scan beside them and then that of organs."""
+    scans = [*files, *(Path(one.path) for one in series)]
+    known = {(scan.parent, stem_of(scan)) for scan in scans}
     ends = [(file, stem_of(file)) for file in files]
     return {
         file

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from liverseg.errors import InputError
+
 # What else a segment is called in public data sets, by TotalSegmentator and in 3D Slicer; the first
 # is our own name.
 SYNONYMS = (
@@ -65,3 +67,23 @@ def our_name(name: str) -> str:
 def is_known(name: str) -> bool:
     """Return whether a name says what a segment is."""
     return our_name(name) in _OURS.values()
+
+
+def read_names(text: str) -> dict[int, str]:
+    """Return the name of each value in `1=liver,2=lesion`.
+
+    Raises:
+        InputError: for other text, and 0 as a name of anything but the background.
+    """
+    pairs = [re.fullmatch(r"\s*(\d+)\s*=\s*(.*\S)\s*", part) for part in text.split(",")]
+    given = {int(pair[1]): pair[2] for pair in pairs if pair}
+    if len(given) < len(pairs):
+        raise InputError(
+            f"names: found {text!r}, expected each value with its name once, as 1=liver,2=lesion."
+        )
+    if our_name(given.get(0, "background")) != "background":
+        raise InputError(
+            f"names: found 0={given[0]}, expected 0 to be the background: leave it out or "
+            "correct it."
+        )
+    return given

@@ -48,8 +48,9 @@ def statistics(
     - ``liver_minus_spleen_hu``, ``liver_to_spleen_ratio``: difference and ratio of the mean HU of
       parenchyma and spleen, in CT; the ratio is None where the spleen's is not above 0.
 
-    `lesion` has besides ``count``. `lesions` lists the components of voxels that share a face, edge
-    or corner (26 neighbours), the largest first, each with the figures of a class and
+    `lesion` has besides ``count``. With that class, `lesions` lists the components of voxels that
+    share a face, edge or corner (26 neighbours), the largest first, each with the figures of a
+    class and
 
     - ``lesion``: its number, from 1.
     - ``longest_diameter_mm``: after RECIST 1.1 (Eisenhauer et al., European Journal of Cancer 45
@@ -106,7 +107,8 @@ def statistics(
         "version": segmentation.version,
         "modality": modality,
         "classes": classes,
-        "lesions": found,
+        # Where they were not looked for, none there says nothing.
+        **({} if lesions is None else {"lesions": found}),
     }
 
 
@@ -120,7 +122,9 @@ def statistics_tables(cases: Sequence[Mapping[str, Any]]) -> tuple[pd.DataFrame,
         for case in cases
         for name, figures in case["classes"].items()
     ]
-    lesions = [{"scan": case["scan"]} | _flat(each) for case in cases for each in case["lesions"]]
+    lesions = [
+        {"scan": case["scan"]} | _flat(each) for case in cases for each in case.get("lesions", [])
+    ]
     # A file without a header is none that pandas reads.
     return pd.DataFrame(organs), pd.DataFrame(
         lesions, columns=None if lesions else ["scan", "lesion"]

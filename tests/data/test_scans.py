@@ -130,6 +130,13 @@ def test_masks_are_known_by_the_names_of_their_scans(tmp_path, write_nifti, capl
     )
 
 
+def test_a_mask_beside_the_folder_of_its_series_is_no_scan(tmp_path, write_nifti):
+    write_dicom(tmp_path / "series")
+    for name in ("series_organs.nii.gz", "serious.nii.gz"):
+        write_nifti(name, np.zeros((2, 2, 2), np.int16))
+    assert images(tmp_path) == ["serious.nii.gz", "series"]
+
+
 @pytest.mark.parametrize(
     "summary", ["[]", "no json", '{"scans": ["a.nii.gz", {"image": "a.nii.gz"}]}', '{"mean": {}}']
 )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import glob
 import random
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from liverseg.data import write_datalist
 from liverseg.data.datalist import relative
 from liverseg.data.datalist_schema import read_json, read_label_names
-from liverseg.data.segment_names import our_name
+from liverseg.data.segment_names import read_names
 from liverseg.errors import InputError
 from liverseg.io.paths import absolute, is_hidden
 from liverseg.workbench.datasets.layout import check_own
@@ -120,19 +119,7 @@ def set_apart(
 def _names(folder: Path, patterns: tuple[str, str], names: str) -> dict[str, str]:
     """Return the name of each value in the labels."""
     if names:
-        pairs = [re.fullmatch(r"\s*(\d+)\s*=\s*(.*\S)\s*", part) for part in names.split(",")]
-        given = {str(int(pair[1])): pair[2] for pair in pairs if pair}
-        if len(given) < len(pairs):
-            raise InputError(
-                f"names: found {names!r}, expected each value with its name "
-                "once, as 1=liver,2=lesion."
-            )
-        if our_name(given.get("0", "background")) != "background":
-            raise InputError(
-                f"names: found 0={given['0']}, expected 0 to be the background: "
-                "leave it out or correct it."
-            )
-        return {"0": "background", **given}
+        return {"0": "background"} | {str(value): name for value, name in read_names(names).items()}
     beside = folder / "dataset.json"
     if beside.is_file() and (known := read_label_names(beside, read_json(beside).get("labels"))):
         return {str(value): name for value, name in known.items()}

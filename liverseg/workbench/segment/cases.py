@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -72,6 +71,11 @@ def find_cases(
 def _scans(source: Path, series: str | None, modality: str) -> list[str]:
     found = [item["image"] for item in find_scans(source)]
     if source.is_file() or (source / "dataset.json").is_file():
+        if series not in (None, ALL):
+            raise InputError(
+                f"--series: found {series!r} for {source}, expected it for a folder with DICOM "
+                "series: leave it out, or name that folder."
+            )
         return found
     volumes = [scan for scan in found if volume_suffix(scan) and Path(scan).is_file()]
     taken = _choose(find_series(source)[0], series, modality, source)
@@ -169,9 +173,7 @@ def _listed(source: Path, series: str | None, modality: str) -> list[Case]:
 
 
 def _named(scans: Sequence[str]) -> list[Case]:
-    # What the names of folders may not hold.
-    names = [re.sub(r'[<>:"|?*\\/]', "_", name) for name in scan_names(scans)]
-    return [Case(name, scan) for name, scan in zip(names, scans, strict=True)]
+    return [Case(name, scan) for name, scan in zip(scan_names(scans), scans, strict=True)]
 
 
 def _unpack(archive: Path, unpacked: Path) -> Path:

@@ -152,11 +152,16 @@ def write_run(
     )
     write_text(output / "cases.csv", table.to_csv(index=False))
     figures = [record["statistics"] for record in records if "statistics" in record]
+    # Of an earlier run, which asked for something else.
+    for name in ("organs", "lesions"):
+        (output / f"{name}.csv").unlink(missing_ok=True)
     if figures:
         from liverseg.outputs.statistics import statistics_tables
 
-        for name, each in zip(("organs", "lesions"), statistics_tables(figures), strict=True):
-            write_text(output / f"{name}.csv", each.to_csv(index=False))
+        organs, lesions = statistics_tables(figures)
+        write_text(output / "organs.csv", organs.to_csv(index=False))
+        if any("lesions" in each for each in figures):
+            write_text(output / "lesions.csv", lesions.to_csv(index=False))
 
 
 def failed(records: Sequence[dict[str, Any]]) -> None:
