@@ -10,16 +10,31 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 
+from helpers.bundle_runs import make_scan
 from helpers.label_bundles import tiny_bundle, write_weights
+from liverseg.networks import SimpleNet
 from liverseg.workbench.cli import app
 
+# A scan, scaled to its window.
+SLICES = torch.tensor((make_scan(0)[0] + 160) / 400).clamp(0, 1).float().permute(2, 0, 1)[:, None]
 SIMPLE = {"network_def": "@networks#simple", "spacing": [-1, -1, -1], "amp": False}
 
 
 def simple_bundle(folder: Path, seed: int, **settings) -> Path:
-    """A 2-D network that sees the slices as they are."""
+    """A 2-D network that sees the slices as they are, and is sure of few voxels."""
     bundle = tiny_bundle(folder, "fcn_liver", **{**SIMPLE, **settings})
-    write_weights(bundle, seed)
+    path = write_weights(bundle, seed)
+    state = torch.load(path, weights_only=True)
+    network = SimpleNet().eval()
+    network.load_state_dict(state)
+    with torch.no_grad():
+        logits = network(SLICES)
+        # Of the last layer.
+        *_, weight, bias = state.values()
+        scale = 1 / (logits[:, 1] - logits[:, 0]).std()
+        weight *= scale
+        bias.copy_(torch.stack([torch.zeros(()), scale * (logits[:, 0] - logits[:, 1]).median()]))
+    torch.save(state, path)
     return bundle
 
 

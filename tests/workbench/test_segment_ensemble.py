@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -11,8 +12,11 @@ import SimpleITK as sitk
 from helpers.bundle_runs import make_scan, save
 from helpers.label_bundles import tiny_bundle, write_weights
 from helpers.segment_bundles import command, liver_probability, simple_bundle
+from monai.inferers import SlidingWindowInferer
 
 from liverseg.errors import InputError
+from liverseg.inferers import KeepingInferer
+from liverseg.workbench.segment.ensemble import check_targets
 
 # Flipped and permuted: as few as possible of the scan's axes are those that the networks see.
 TURNED = np.array([[0, -3.0, 0, 70], [0, 0, 8.0, -20], [2.5, 0, 0, 5], [0, 0, 0, 1]])
@@ -101,13 +105,13 @@ def test_other_classes_are_refused(bundles, scan, tmp_path):
         command(scan, tmp_path / "out", "--ensemble", f"{bundles[0]},{other}")
 
 
-def test_bundles_that_look_for_different_classes_are_refused(scan, tmp_path):
-    small = {"stage_network#first_filters": 4, "spatial_size": [32, 32], "amp": False}
-    pair = []
-    for name, targets in (("liver", ["liver"]), ("both", ["liver", "lesion"])):
-        pair.append(
-            tiny_bundle(tmp_path / name, "mixed_unet_lits", **small, segmented_targets=targets)
-        )
-        write_weights(pair[-1], seed=0)
-    with pytest.raises(InputError, match="both looks for liver, lesion and liver for liver, exp"):
-        command(scan, tmp_path / "out", "--ensemble", f"{pair[0]},{pair[1]}")
+def test_bundles_that_look_for_different_classes_are_refused():
+    targets = {Path("a/one"): ["liver"], Path("b/two"): ["liver"]}
+    check_targets(targets)
+    with pytest.raises(InputError, match="one looks for liver and all for liver, lesion, expected"):
+        check_targets(targets | {Path("all"): ["liver", "lesion"]})
+
+
+def test_an_inferer_without_probabilities_is_refused():
+    with pytest.raises(InputError, match="found SlidingWindowInferer, expected one of liverseg"):
+        KeepingInferer(SlidingWindowInferer((32, 32)), print)

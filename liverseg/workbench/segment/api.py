@@ -151,11 +151,13 @@ def _write(path: Path, array: Any, affine: Any) -> None:
             f"scan: found an array {voxels.shape} of {voxels.dtype}, expected (H, W, D) of "
             "real numbers: take one channel of one scan."
         )
-    place = None if affine is None else np.asarray(affine, np.float64)
-    if place is None or place.shape != (4, 4):
-        found = "none" if place is None else f"the shape {place.shape}"
+    place = np.array([] if affine is None else affine, np.float64)
+    fits = place.shape == (4, 4) and np.isfinite(place).all()
+    if not fits or np.linalg.matrix_rank(place[:3, :3]) < 3:
+        found = "none" if affine is None else place.tolist()
         raise InputError(
-            f"affine: found {found}, expected (4, 4), voxel index to RAS mm: give the scan's own."
+            f"affine: found {found}, expected (4, 4) from voxel index to RAS mm, three axes of "
+            "some length: give the scan's own."
         )
     # The networks get float32 whatever it is.
     write_nifti(path, voxels if voxels.dtype == np.int16 else voxels.astype(np.float32), place)

@@ -33,6 +33,11 @@ logger = logging.getLogger(__name__)
 
 # In the messages of PyTorch's allocators, CUDA's libraries and C++.
 NO_MEMORY = ("can't allocate memory", "out of memory", "alloc_failed", "bad_alloc")
+CHATTY = (
+    "monai.bundle.scripts",
+    "monai.bundle.workflows",
+    "ignite.engine.engine.ScanEvaluator",
+)
 # Sees the evaluator before it runs.
 Watch = Callable[[Any], None]
 
@@ -277,12 +282,12 @@ def _run(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what MONAI logs of how it reads a config."""
-    loggers = [logging.getLogger(f"monai.bundle.{name}") for name in ("scripts", "workflows")]
+    """Leave out how MONAI reads a config, and errors that are raised as well."""
+    loggers = [logging.getLogger(name) for name in CHATTY]
     levels = [each.level for each in loggers]
     try:
         for each in loggers:
-            each.setLevel(logging.ERROR)
+            each.setLevel(logging.CRITICAL)
         yield
     finally:
         for each, level in zip(loggers, levels, strict=True):
