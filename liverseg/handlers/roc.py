@@ -16,6 +16,7 @@ from torch import Tensor
 
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_text
+from liverseg.inferers import KeepingInferer
 from liverseg.io.masks import open_summary
 from liverseg.metrics import count_probabilities, roc_curve
 from liverseg.metrics.roc import LEVELS
@@ -46,7 +47,7 @@ class RocCurves:
     def __init__(self, output_dir: str | os.PathLike[str], class_names: Sequence[str]) -> None:
         self.output_dir = Path(output_dir)
         self.class_names = list(class_names)
-        self.inferer: Any = None
+        self.probabilities: Tensor | None = None
         self.cases: dict[str, np.ndarray] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -55,24 +56,22 @@ class RocCurves:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
         engine.add_event_handler(Events.COMPLETED, self.completed)
 
-    def segment(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the class indices of the evaluator's inferer, and keep the probabilities."""
-        labels, self.probabilities = self.inferer.segment(
-            inputs, network, *args, probabilities=True, **kwargs
-        )
-        return labels
-
     def start(self, engine: Engine) -> None:
         """Come between the evaluator and its inferer, and look whether the file can be written."""
-        if self.inferer is None:
-            self.inferer = engine.inferer  # type: ignore[attr-defined]
-            engine.inferer = self.segment  # type: ignore[attr-defined]
+        inferer = engine.inferer  # type: ignore[attr-defined]
+        if getattr(inferer, "keep", None) != self.keep:
+            engine.inferer = KeepingInferer(inferer, self.keep)  # type: ignore[attr-defined]
         self.cases = {}
         check_writable(self.output_dir)
+
+    def keep(self, probabilities: Tensor) -> None:
+        """Take the probabilities of a batch, until it has been counted."""
+        self.probabilities = probabilities
 
     def iteration_completed(self, engine: Engine) -> None:
         """Count the voxels of the batch."""
         items: list[Any] = engine.state.output  # type: ignore[assignment]
+        assert self.probabilities is not None
         for item, probabilities in zip(items, self.probabilities, strict=True):
             found = probabilities.cpu().numpy()
             count = len(self.class_names) - 1

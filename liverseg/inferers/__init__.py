@@ -5,6 +5,7 @@ from liverseg.inferers.base import VolumeInferer
 from liverseg.inferers.cascade import CascadeInferer
 from liverseg.inferers.clicks import ClickWindowInferer, EvaluateWithClicks, both_predictions
 from liverseg.inferers.context_windows import BodyWindowInferer, ContextTileInferer
+from liverseg.inferers.keep import KeepingInferer, on_scan_grid
 from liverseg.inferers.localise import Localisation, Localiser
 from liverseg.inferers.mirror_check import MirrorCheckInferer
 from liverseg.inferers.patches import predict_volumes
@@ -19,6 +20,7 @@ __all__ = [
     "ClickWindowInferer",
     "ContextTileInferer",
     "EvaluateWithClicks",
+    "KeepingInferer",
     "Localisation",
     "Localiser",
     "MirrorCheckInferer",
@@ -28,5 +30,6 @@ __all__ = [
     "VolumeWindowInferer",
     "bf16_autocast",
     "both_predictions",
+    "on_scan_grid",
     "predict_volumes",
 ]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from liverseg.errors import InputError
 

@@ -121,7 +121,11 @@ def read_nifti_grid(path: str | os.PathLike[str]) -> Volume:
 
 
 def write_nifti(
-    path: str | os.PathLike[str], array: np.ndarray, affine: np.ndarray, description: str = ""
+    path: str | os.PathLike[str],
+    array: np.ndarray,
+    affine: np.ndarray,
+    description: str = "",
+    slope: float | None = None,
 ) -> None:
     """Write a volume as NIfTI-1, atomically, with sform and qform alike.
 
@@ -133,6 +137,7 @@ def write_nifti(
         array: (H, W, D), of a type that NIfTI has.
         affine: (4, 4), voxel index to RAS mm.
         description: for the header's `descrip`, at most 79 characters.
+        slope: what readers multiply the stored numbers by, the header's `scl_slope`.
 
     Raises:
         InputError: when it cannot be written; the old file is as it was.
@@ -145,6 +150,8 @@ def write_nifti(
         image.header["qform_code"] = 0
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = description
+    if slope is not None:
+        image.header.set_slope_inter(slope, 0)
 
     with atomic_write(path) as file:
         if _is_packed(path):

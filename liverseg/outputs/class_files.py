@@ -1,9 +1,10 @@
-"""Write masks as one file per class."""
+"""Write masks and probabilities as one file per class."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -36,17 +37,46 @@ def write_class_files(
         InputError: for classes whose files would be called the same, and when one cannot be
             written.
     """
-    values = sorted({*segmentation.class_names, *boxes_of(segmentation.mask)} - {0})
-    names = {value: segmentation.name(value) for value in values}
-    stems = {value: re.sub(r"[^\w.-]+", "_", name) for value, name in names.items()}
-    # Some file systems take upper and lower case for the same.
-    if len({stem.lower() for stem in stems.values()}) < len(values):
-        raise InputError(
-            f"channel_def of {segmentation.bundle}: found the classes {', '.join(names.values())}, "
-            "expected names that differ by letters or digits, as each becomes a file's: rename one."
-        )
+    stems = _stems(segmentation, {*segmentation.class_names, *boxes_of(segmentation.mask)} - {0})
     place = check_writable(folder)
     for value, stem in stems.items():
         one = (segmentation.mask == value).view(np.uint8)
         write_nifti(place / f"{stem}{suffix}", one, segmentation.affine)
-    return {names[value]: place / f"{stem}{suffix}" for value, stem in stems.items()}
+    return {segmentation.name(value): place / f"{stem}{suffix}" for value, stem in stems.items()}
+
+
+def write_probabilities(segmentation: Segmentation, start: str | os.PathLike[str]) -> list[Path]:
+    """Write a NIfTI file of the probabilities of each class, 0 to 1 in steps of 1/255.
+
+    A voxel takes one byte: readers multiply it by the header's `scl_slope`.
+
+    Args:
+        segmentation: with `probabilities`.
+        start: of the files' paths: `<start>_probability_right_kidney.nii.gz`.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: for classes whose files would be called the same, and when one cannot be
+            written.
+    """
+    assert segmentation.probabilities is not None
+    files = []
+    for value, stem in _stems(segmentation, segmentation.class_names).items():
+        files.append(Path(f"{os.fspath(start)}_probability_{stem}{NIFTI_SUFFIXES[0]}"))
+        found = segmentation.probabilities[value - 1]
+        write_nifti(files[-1], found, segmentation.affine, slope=1 / 255)
+    return files
+
+
+def _stems(segmentation: Segmentation, values: Iterable[int]) -> dict[int, str]:
+    names = {value: segmentation.name(value) for value in sorted(values)}
+    stems = {value: re.sub(r"[^\w.-]+", "_", name) for value, name in names.items()}
+    # Some file systems take upper and lower case for the same.
+    if len({stem.lower() for stem in stems.values()}) < len(stems):
+        raise InputError(
+            f"channel_def of {segmentation.bundle}: found the classes {', '.join(names.values())}, "
+            "expected names that differ by letters or digits, as each becomes a file's: rename one."
+        )
+    return stems

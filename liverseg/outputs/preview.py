@@ -27,16 +27,35 @@ def preview_png(
     image: np.ndarray,
     colours: Mapping[int, str],
 ) -> None:
-    """Write a PNG: the slices where the mask is largest, its surface, the names of its classes.
+    """Write the picture of `draw_preview`.
 
     Args:
         path: the file to write.
+        segmentation, image, colours: as of `draw_preview`.
+
+    Raises:
+        InputError: as `draw_preview`, and for a `path` that cannot be written.
+    """
+    picture = draw_preview(segmentation, image, colours)
+    with atomic_write(path) as file:
+        file.write(picture)
+
+
+def draw_preview(
+    segmentation: Segmentation, image: np.ndarray, colours: Mapping[int, str]
+) -> bytes:
+    """Draw the slices where the mask is largest, its surface, and the names of its classes.
+
+    Args:
         segmentation: the mask.
         image: (H, W, D), HU or intensities, the voxels of its scan.
         colours: "#rrggbb" of each class.
 
+    Returns:
+        A PNG.
+
     Raises:
-        InputError: as `shown_scan`, and for a `path` that cannot be written.
+        InputError: as `shown_scan`.
     """
     scan = shown_scan(segmentation, image, colours)
     panels = [plane_picture(scan, plane) for plane in PLANES]
@@ -49,8 +68,7 @@ def preview_png(
     names = [(segmentation.class_names[value], rgb(colours[value])) for value in found]
     picture = _two_by_two(panels)
     legend = _legend(names or [("The mask is empty.", GREY)], picture.shape[1])
-    with atomic_write(path) as file:
-        file.write(encode_png(np.concatenate([picture, legend])))
+    return encode_png(np.concatenate([picture, legend]))
 
 
 def _two_by_two(panels: list[np.ndarray]) -> np.ndarray:

@@ -22,16 +22,32 @@ class Segmentation:
         version: the version of that bundle.
         flags: why the mask may be wrong, one message each by a short name.
         warnings: what is odd about the scan, one message each.
+        probabilities: (num_classes − 1, H, W, D), uint8, 255 for 1, without the background's; None
+            where they were not asked for. Postprocessing does not change them.
     """
 
     scan: str
-    mask: np.ndarray
+    mask: np.ndarray = field(repr=False)
     affine: np.ndarray
     class_names: Mapping[int, str]
     bundle: str = ""
     version: str = ""
     flags: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    probabilities: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def volumes_ml(self) -> dict[str, float]:
+        """The volume of each class that was looked for."""
+        # Slice by slice, as a count makes 8 bytes of each voxel.
+        counts = sum(
+            np.bincount(plane.ravel(), minlength=256) for plane in np.moveaxis(self.mask, -1, 0)
+        )
+        voxel_ml = abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
+        return {
+            name: round(float(np.take(counts, value)) * voxel_ml, 3)
+            for value, name in self.class_names.items()
+        }
 
     def name(self, value: int) -> str:
         """Return what a value is called, "segment 7" where the bundle does not say."""

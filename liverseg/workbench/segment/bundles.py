@@ -7,6 +7,7 @@ import json
 import os
 import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,11 @@ def weights_sha256(folder: Path) -> dict[str, str]:
         with (models / path).open("rb") as file:
             found[path.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
+
+
+def names_of(folders: Iterable[Path]) -> str:
+    """Return the names of bundles, for messages and records."""
+    return ", ".join(folder.name for folder in folders)
 
 
 def metadata_of(folder: Path) -> dict[str, Any]:

@@ -27,6 +27,10 @@ def segment(
     statistics: Annotated[bool, typer.Option("--statistics", help="Volumes, lesions, HU.")] = False,
     report: Annotated[bool, typer.Option("--report", help="A page to look at.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="A picture.")] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="A NIfTI of each class.")
+    ] = False,
+    ensemble: Annotated[str, typer.Option(help="Bundles that vote, as A,B.")] = "",
     fast: Annotated[bool, typer.Option("--fast", help="No mirror check, one plane.")] = False,
     tta: Annotated[bool, typer.Option("--tta", help="Average over flips.")] = False,
     planes: Annotated[str, typer.Option(help="Those that vote, of cascade_lits.")] = "",
@@ -72,12 +76,12 @@ def segment(
         postprocessing=postprocessing, modality=modality,
         settings=dict(map(_setting, set_)),
     )  # fmt: skip
-    wanted = Wanted(formats, statistics, report, preview)
+    wanted = Wanted(formats, statistics, report, preview, probabilities)
     _quieten()
     console = Console()
-    with open_session(source, output, bundle, options, wanted, series) as session:
+    with open_session(source, output, bundle, options, wanted, series, _words(ensemble)) as session:
         cases, request = session
-        console.print(f"{len(cases)} scan{'s' * (len(cases) != 1)}, {request.bundle.name}")
+        console.print(f"{len(cases)} scan{'s' * (len(cases) != 1)}, {request.name}")
         progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
             TimeRemainingColumn(), console=console, transient=True,
@@ -99,8 +103,7 @@ def _quieten() -> None:
     """Leave warnings of the scans alone to the log."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.captureWarnings(True)
-    for name in ("py.warnings", "monai.bundle.scripts", "monai.bundle.workflows"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
 
 
 def _line(record: dict[str, Any], before: bool) -> str:

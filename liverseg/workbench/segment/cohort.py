@@ -128,7 +128,7 @@ def write_run(
         {
             "started": started.isoformat(timespec="seconds"),
             "ended": ended.isoformat(timespec="seconds"),
-            "bundle": request.bundle.name,
+            "bundle": request.name,
             "weights_sha256": dict(request.weights),
             "options": json.loads(json.dumps(options.__dict__, default=list)),
             "modality": request.modality,

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.bundle import create_workflow
+from monai.data import MetaTensor
 
+from liverseg.devices import select_device
+from liverseg.engines import reason_of
 from liverseg.errors import InputError
+from liverseg.inferers import KeepingInferer, on_scan_grid
 from liverseg.io.masks import class_names, recorded_scans
-from liverseg.io.nifti import read_nifti
+from liverseg.io.nifti import read_nifti, write_nifti
 from liverseg.io.paths import absolute
 from liverseg.outputs.segmentation import Segmentation
-from liverseg.workbench.segment.bundles import metadata_of
+from liverseg.workbench.segment.bundles import metadata_of, names_of
+from liverseg.workbench.segment.ensemble import VotingInferer, check_targets, keep_vote
 
 logger = logging.getLogger(__name__)
+
+# In the messages of PyTorch's allocators, CUDA's libraries and C++.
+NO_MEMORY = ("can't allocate memory", "out of memory", "alloc_failed", "bad_alloc")
+# Sees the evaluator before it runs.
+Watch = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
@@ -87,41 +102,91 @@ def settings_of(bundle: Path, options: Options) -> dict[str, Any]:
 
 
 def run_inference(
-    bundle: Path, scan: str, output_dir: Path, options: Options
+    bundles: Sequence[Path],
+    scan: str,
+    output_dir: Path,
+    options: Options,
+    probabilities: bool = False,
 ) -> tuple[Segmentation, dict[str, Any]]:
     """Segment a scan, and write its mask as the bundle's own inference does.
 
-    Where the memory does not suffice, it is tried again with one slice or window at a time, then
-    on the CPU.
+    Of several bundles, the mean of their probabilities decides; then the first goes on with it as
+    with a mask of its own. Where the memory does not suffice, a bundle is tried again with one
+    slice or window at a time, then on the CPU.
 
     Args:
-        bundle: its folder.
+        bundles: their folders, those of several as `check_ensemble` allows.
         scan: as `read_volume` takes it.
         output_dir: of the mask.
-        options: what the bundle is asked to do.
+        options: what the bundles are asked to do.
+        probabilities: keep these, too.
 
     Returns:
-        The mask, and its entry in the folder's `summary.json`.
+        The mask, of the classes of `options.roi` alone, and its entry in the folder's
+        `summary.json`.
 
     Raises:
-        InputError: as the bundle's inference raises it.
+        InputError: as the bundle's inference raises it, for bundles of an ensemble that look for
+            different classes, and where no memory suffices.
     """
-    for attempt in _attempts(bundle, settings_of(bundle, options)):
+    first, *others = bundles
+    votes: dict[Path, MetaTensor] = {}
+    targets = {}
+    for other in others:
+        with tempfile.TemporaryDirectory() as folder:
+            watch = partial(keep_vote, votes=votes, bundle=other)
+            found = _run_with_less(other, scan, Path(folder), options, watch)
+            targets[other] = list(found["volume_ml"])
+    kept: list[np.ndarray] = []
+
+    def watch_first(evaluator: Any) -> None:
+        def keep(found: torch.Tensor) -> None:
+            kept[:] = [on_scan_grid(evaluator, found[0])]
+
+        if votes:
+            evaluator.inferer = VotingInferer(evaluator.inferer, [*votes.values()])
+        if probabilities:
+            evaluator.inferer = KeepingInferer(evaluator.inferer, keep)
+
+    entry = _run_with_less(first, scan, output_dir, options, watch_first)
+    check_targets(targets | {first: list(entry["volume_ml"])})
+    segmentation = replace(
+        read_mask(first, entry, output_dir),
+        bundle=names_of(bundles),
+        version=", ".join(str(metadata_of(bundle).get("version", "")) for bundle in bundles),
+        probabilities=kept[0] if kept else None,
+    )
+    return _only(segmentation, options, output_dir / entry["mask"]), entry
+
+
+def _run_with_less(
+    bundle: Path, scan: str, output_dir: Path, options: Options, watch: Watch
+) -> dict[str, Any]:
+    """Run a bundle, with less at a time where the memory does not suffice; return its entry."""
+    attempts = _attempts(bundle, settings_of(bundle, options))
+    for number, (_, settings) in enumerate(attempts, 1):
         try:
-            _run(bundle, scan, output_dir, attempt)
+            _run(bundle, scan, output_dir, settings, watch)
             break
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or attempt.get("device") == "cpu":
+        except Exception as error:
+            if not is_out_of_memory(error):
                 raise
+            reason = reason_of(error)
+            if number == len(attempts):
+                raise InputError(
+                    f"{scan}: found too little memory for {bundle.name} ({reason}), expected "
+                    "enough: end other programs, or take another bundle."
+                ) from error
+            how = attempts[number][0]
             logger.warning(
-                "%s: the memory does not suffice (%s); tried again with less at a time.",
-                scan,
-                str(error).partition("\n")[0],
+                "%s: the memory does not suffice (%s); tried again %s.", scan, reason, how
             )
-    entry = next(
+        # What the last attempt leaves behind refers to itself.
+        gc.collect()
+        torch.cuda.empty_cache()
+    return next(
         entry for entry in recorded_scans(output_dir) if entry["image"] == str(absolute(scan))
     )
-    return read_mask(bundle, entry, output_dir), entry
 
 
 def read_mask(bundle: Path, entry: Mapping[str, Any], folder: Path) -> Segmentation:
@@ -144,12 +209,25 @@ def read_mask(bundle: Path, entry: Mapping[str, Any], folder: Path) -> Segmentat
     )
 
 
+def _only(segmentation: Segmentation, options: Options, mask: Path) -> Segmentation:
+    """Return a mask of the classes that were asked for alone, and write it so."""
+    if not options.roi:
+        return segmentation
+    kept = {value: name for value, name in segmentation.class_names.items() if name in options.roi}
+    others = np.isin(segmentation.mask, [0, *kept], invert=True)
+    voxels = segmentation.mask
+    if others.any():
+        voxels = np.where(others, 0, segmentation.mask).astype(np.uint8)
+        write_nifti(mask, voxels, segmentation.affine)
+    return replace(segmentation, mask=voxels, class_names=kept)
+
+
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Return whether an error, or what it comes from, is that there is too little memory."""
     while error is not None:
         text = str(error)
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-            "can't allocate memory" in text or "out of memory" in text.lower()
+            any(part in text.lower() for part in NO_MEMORY)
         ):
             return True
         error = error.__cause__ or error.__context__
@@ -161,16 +239,20 @@ def _config(bundle: Path) -> dict[str, Any]:
     return dict(json.loads(text))
 
 
-def _attempts(bundle: Path, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield settings
-    config = _config(bundle)
-    less = settings | ({"sw_batch_size": 1} if "sw_batch_size" in config else {})
+def _attempts(bundle: Path, settings: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return settings that need less and less memory, each with what it does."""
+    attempts = [("", settings)]
+    less = settings | ({"sw_batch_size": 1} if "sw_batch_size" in _config(bundle) else {})
     if less != settings:
-        yield less
-    yield less | {"device": "cpu"}
+        attempts.append(("with one window at a time", less))
+    if select_device(settings.get("device")).type != "cpu":
+        attempts.append(("on the CPU", less | {"device": "cpu"}))
+    return attempts
 
 
-def _run(bundle: Path, scan: str, output_dir: Path, settings: Mapping[str, Any]) -> None:
+def _run(
+    bundle: Path, scan: str, output_dir: Path, settings: Mapping[str, Any], watch: Watch
+) -> None:
     config = _config(bundle)
     # Of one scan, the bar over scans says nothing.
     bars: dict[str, Any] = {
@@ -178,14 +260,30 @@ def _run(bundle: Path, scan: str, output_dir: Path, settings: Mapping[str, Any])
         for number, handler in enumerate(config["handlers"])
         if isinstance(handler, dict) and handler["_target_"].endswith(".Progress")
     }
-    workflow = create_workflow(
-        config_file=str(bundle / "configs" / "inference.json"),
-        workflow_type="infer",
-        bundle_root=str(bundle),
-        dataset_dir=scan,
-        output_dir=str(output_dir),
-        logging_file=False,
-        **bars,
-        **settings,
-    )
-    workflow.run()
+    with _quiet():
+        workflow = create_workflow(
+            config_file=str(bundle / "configs" / "inference.json"),
+            workflow_type="infer",
+            bundle_root=str(bundle),
+            dataset_dir=scan,
+            output_dir=str(output_dir),
+            logging_file=False,
+            **bars,
+            **settings,
+        )
+        watch(workflow.parser.get_parsed_content("evaluator"))
+        workflow.run()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what MONAI logs of how it reads a config."""
+    loggers = [logging.getLogger(f"monai.bundle.{name}") for name in ("scripts", "workflows")]
+    levels = [each.level for each in loggers]
+    try:
+        for each in loggers:
+            each.setLevel(logging.ERROR)
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)

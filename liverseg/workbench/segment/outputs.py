@@ -29,12 +29,14 @@ class Wanted:
         statistics: volumes, lesions and their figures, as JSON.
         report: a page to look at, in HTML.
         preview: a picture, in PNG.
+        probabilities: those of each class, as NIfTI.
     """
 
     formats: Sequence[str] = ()
     statistics: bool = False
     report: bool = False
     preview: bool = False
+    probabilities: bool = False
 
 
 def write_outputs(
@@ -72,6 +74,10 @@ def write_outputs(
 
         of_classes = write_class_files(segmentation, folder / stem)
         written += [f"{stem}/{path.name}" for path in of_classes.values()]
+    if wanted.probabilities:
+        from liverseg.outputs.class_files import write_probabilities
+
+        written += [path.name for path in write_probabilities(segmentation, folder / stem)]
     if "nrrd" in wanted.formats:
         from liverseg.outputs.segments_nrrd import write_segments_nrrd
 

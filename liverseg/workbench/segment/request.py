@@ -6,20 +6,17 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import liverseg
 from liverseg.engines import is_of_machine, reason_of
 from liverseg.files import check_writable, write_json
 from liverseg.io.dicom import files_at
-from liverseg.io.nifti import write_nifti
 from liverseg.io.paths import volume_suffix
-from liverseg.outputs.segmentation import Segmentation
+from liverseg.workbench.segment.bundles import names_of
 from liverseg.workbench.segment.cases import Case
 from liverseg.workbench.segment.inference import Options, run_inference, settings_of
 from liverseg.workbench.segment.outputs import Wanted, write_outputs
@@ -34,11 +31,12 @@ class Request:
     """What is asked for, the same for each case of a run.
 
     Attributes:
-        bundle: its folder.
+        bundle: its folder; of an ensemble the first.
         options: what the bundle is asked to do.
         wanted: what is written beside each mask.
         modality: `ct` or `mr`.
         weights: sha256 of each file with weights.
+        others: folders of the other bundles of an ensemble.
         digest: of all that decides the results.
     """
 
@@ -47,15 +45,23 @@ class Request:
     wanted: Wanted
     modality: str
     weights: Mapping[str, str]
+    others: Sequence[Path] = ()
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:
         decides = [
-            self.bundle.name, dict(self.weights), asdict(self.options), asdict(self.wanted),
-            liverseg.__version__, (self.bundle / "configs" / "inference.json").read_text("utf-8"),
+            self.name, dict(self.weights), asdict(self.options), asdict(self.wanted),
+            liverseg.__version__,
+            *((folder / "configs" / "inference.json").read_text("utf-8")
+              for folder in (self.bundle, *self.others)),
         ]  # fmt: skip
         text = json.dumps(decides, sort_keys=True, default=str)
         object.__setattr__(self, "digest", hashlib.sha256(text.encode()).hexdigest())
+
+    @property
+    def name(self) -> str:
+        """The bundle's name; of an ensemble all of theirs."""
+        return names_of([self.bundle, *self.others])
 
 
 def recorded(case: Case, folder: Path, request: Request) -> dict[str, Any] | None:
@@ -98,9 +104,14 @@ def segment_case(case: Case, folder: Path, request: Request) -> dict[str, Any]:
 
 
 def _segment(case: Case, folder: Path, request: Request, started: float) -> dict[str, Any]:
-    segmentation, entry = run_inference(request.bundle, case.scan, folder, request.options)
+    segmentation, entry = run_inference(
+        [request.bundle, *request.others],
+        case.scan,
+        folder,
+        request.options,
+        request.wanted.probabilities,
+    )
     mask = folder / entry["mask"]
-    segmentation = _only(segmentation, request.options, mask)
     inference_seconds = round(time.monotonic() - started, 2)
     facts = {
         "Settings": ", ".join(
@@ -112,34 +123,11 @@ def _segment(case: Case, folder: Path, request: Request, started: float) -> dict
     made = write_outputs(segmentation, mask, request.wanted, request.modality, facts)
     return {
         "mask": entry["mask"],
-        "volume_ml": volumes_ml(segmentation),
+        "volume_ml": segmentation.volumes_ml,
         "flags": entry.get("flags", {}),
         "warnings": entry["warnings"],
         "inference_seconds": inference_seconds,
         **made,
-    }
-
-
-def _only(segmentation: Segmentation, options: Options, mask: Path) -> Segmentation:
-    """Return a mask of the classes that were asked for alone, and write it so."""
-    if not options.roi:
-        return segmentation
-    kept = {value: name for value, name in segmentation.class_names.items() if name in options.roi}
-    others = np.isin(segmentation.mask, [0, *kept], invert=True)
-    voxels = segmentation.mask
-    if others.any():
-        voxels = np.where(others, 0, segmentation.mask).astype(np.uint8)
-        write_nifti(mask, voxels, segmentation.affine)
-    return Segmentation(**{**segmentation.__dict__, "mask": voxels, "class_names": kept})
-
-
-def volumes_ml(segmentation: Segmentation) -> dict[str, float]:
-    """Return the volume of each class."""
-    counts = np.bincount(segmentation.mask.ravel(), minlength=256)
-    voxel_ml = abs(float(np.linalg.det(segmentation.affine[:3, :3]))) / 1000
-    return {
-        name: round(float(counts[value]) * voxel_ml, 3)
-        for value, name in segmentation.class_names.items()
     }
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from liverseg.bundle import choose
 from liverseg.workbench.segment.bundles import find_bundle, weights_sha256
 from liverseg.workbench.segment.cases import MODALITIES, Case, find_cases
+from liverseg.workbench.segment.ensemble import check_ensemble
 from liverseg.workbench.segment.inference import Options, settings_of
 from liverseg.workbench.segment.outputs import Wanted
 from liverseg.workbench.segment.request import Request
@@ -24,6 +25,7 @@ def open_session(
     options: Options,
     wanted: Wanted,
     series: str | None = None,
+    ensemble: Sequence[str] = (),
 ) -> Iterator[tuple[list[Case], Request]]:
     """Yield the cases of `source`, and what is asked for; what a `.zip` held is gone at the end.
 
@@ -33,11 +35,13 @@ def open_session(
         bundle: as of `find_bundle`.
         options: what the bundle is asked to do.
         wanted: what is written beside each mask.
+        ensemble: bundles that vote, instead of `bundle`.
 
     Raises:
-        InputError: as `find_bundle`, `find_cases` and `settings_of`.
+        InputError: as `find_bundle`, `find_cases`, `check_ensemble` and `settings_of`.
     """
-    folder = find_bundle(bundle)
+    folder, *others = folders = [find_bundle(name) for name in ensemble or [bundle]]
+    check_ensemble(folders)
     settings = settings_of(folder, options)
     config = json.loads((folder / "configs" / "inference.json").read_text(encoding="utf-8"))
     modality = str(settings.get("modality", config.get("modality", "ct")))
@@ -45,6 +49,11 @@ def open_session(
     unpacked = output / ".unpacked"
     try:
         cases = find_cases(source, unpacked, series, modality)
-        yield cases, Request(folder, options, wanted, modality, weights_sha256(folder))
+        weights = {
+            f"{each}/models/{path}" if others else path: sha256
+            for each in folders
+            for path, sha256 in weights_sha256(each).items()
+        }
+        yield cases, Request(folder, options, wanted, modality, weights, others)
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)

@@ -16,16 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor, decollate_batch
 from monai.engines import SupervisedEvaluator
-from monai.inferers import Inferer
-from monai.transforms import Invertd
 from numpy.typing import NDArray
 
 from lib.bundle import Bundle
 from liverseg.errors import InputError
 from liverseg.files import atomic_write, check_writable
-from liverseg.inferers import VolumeInferer
+from liverseg.inferers import KeepingInferer, VolumeInferer, on_scan_grid
 from liverseg.transforms.morphology import NO_BOX, Box, bounding_box
 
 logger = logging.getLogger(__name__)
@@ -107,7 +104,7 @@ class ProbabilityStore:
         def watch(evaluator: SupervisedEvaluator) -> None:
             if isinstance(evaluator.inferer, VolumeInferer):
                 keep = partial(self._keep, evaluator, bundle=bundle, scan=scan, basis=basis)
-                evaluator.inferer = _KeepingInferer(evaluator.inferer, keep)
+                evaluator.inferer = KeepingInferer(evaluator.inferer, keep)
 
         return watch
 
@@ -115,10 +112,7 @@ class ProbabilityStore:
         self, evaluator: Any, found: torch.Tensor, bundle: Bundle, scan: str, basis: str
     ) -> None:
         key = bundle.config.get("image_key", "image")
-        image = decollate_batch(evaluator.state.batch[key])[0]
-        # Onto the scan's own grid as the mask.
-        invert = Invertd("kept", evaluator.data_loader.dataset.transform, key, nearest_interp=True)
-        probabilities = invert({key: image, "kept": MetaTensor(found.cpu())})["kept"].numpy()
+        probabilities = on_scan_grid(evaluator, found[0], key)
         arrays: dict[str, np.ndarray] = {"basis": np.array(basis)}
         for name, value in bundle.labels.items():
             values = probabilities[value - 1]
@@ -152,19 +146,6 @@ class ProbabilityStore:
         states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         key = json.dumps([str(bundle.folder), str(path), states])
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
-
-
-class _KeepingInferer(Inferer):
-    """Segment with another inferer, and hand the probabilities of the one scan to `keep`."""
-
-    def __init__(self, inferer: Any, keep: Callable[[torch.Tensor], None]) -> None:
-        self.inferer, self.keep = inferer, keep
-
-    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return the class indices."""
-        labels, probabilities = self.inferer.segment(*args, probabilities=True, **kwargs)
-        self.keep(probabilities[0])
-        return labels
 
 
 def gives_probabilities(bundle: Bundle) -> bool:
