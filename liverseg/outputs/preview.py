@@ -65,7 +65,7 @@ def draw_preview(
         # Of a scan of few slices, most of the picture is black.
         lit = np.flatnonzero(surface.any(axis=(1, 2)))
         panels.append(surface[lit[0] : lit[-1] + 1])
-    names = [(segmentation.class_names[value], rgb(colours[value])) for value in found]
+    names = [(segmentation.name(value), rgb(colours[value])) for value in found]
     picture = _two_by_two(panels)
     legend = _legend(names or [("The mask is empty.", GREY)], picture.shape[1])
     return encode_png(np.concatenate([picture, legend]))

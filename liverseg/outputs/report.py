@@ -12,12 +12,11 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from scipy.ndimage import find_objects
 
 import liverseg
 from liverseg.files import write_text
 from liverseg.outputs.overlays import PLANES, Scan
-from liverseg.outputs.segmentation import Segmentation
+from liverseg.outputs.segmentation import Segmentation, boxes_of
 from liverseg.outputs.shown import shown_scan, shown_voxel
 from liverseg.outputs.viewer import viewer
 
@@ -57,8 +56,8 @@ def write_page(
     import jinja2
 
     scan = shown_scan(segmentation, image, colours)
-    names = segmentation.class_names
-    in_mask = [value for value, box in enumerate(find_objects(segmentation.mask), 1) if box]
+    in_mask = boxes_of(segmentation.mask)
+    names = {value: segmentation.name(value) for value in (*segmentation.class_names, *in_mask)}
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

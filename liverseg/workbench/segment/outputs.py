@@ -12,7 +12,7 @@ from liverseg.files import write_json
 from liverseg.io.paths import nifti_suffix
 from liverseg.io.volumes import read_volume
 from liverseg.outputs.codes import code_of
-from liverseg.outputs.segmentation import Segmentation
+from liverseg.outputs.segmentation import Segmentation, boxes_of
 
 MESHES = ("stl", "obj", "glb")
 FORMATS = ("classes", "nrrd", "seg", "rtstruct", *MESHES)
@@ -122,7 +122,7 @@ def colours_of(segmentation: Segmentation) -> dict[int, str]:
     """Return the colour of each class as "#rrggbb"."""
     spare = itertools.cycle(SPARE_COLOURS)
     found = {}
-    for value, name in segmentation.class_names.items():
-        rgb = code_of(name).rgb
+    for value in sorted({*segmentation.class_names, *boxes_of(segmentation.mask)}):
+        rgb = code_of(segmentation.name(value)).rgb
         found[value] = next(spare) if rgb is None else "#{:02x}{:02x}{:02x}".format(*rgb)
     return found

@@ -59,7 +59,9 @@ def regions_of(strokes: Mask, spacing_mm: Sequence[float], margin_mm: float) -> 
     margin = [math.ceil(margin_mm / mm) for mm in spacing_mm]
     regions: list[Box] = []
     # The first is the background, of everything else.
-    for stroke in cc3d.statistics(cc3d.connected_components(strokes[whole]))["bounding_boxes"][1:]:
+    # Of bool, cc3d 4.1.1 gives wrong components or fails.
+    components = cc3d.connected_components(strokes[whole].view(np.uint8))
+    for stroke in cc3d.statistics(components)["bounding_boxes"][1:]:
         region = tuple(
             slice(
                 max(outer.start + part.start - far, 0), min(outer.start + part.stop + far, length)
