@@ -101,6 +101,14 @@ def test_a_scan_of_any_form_is_segmented_on_its_own_grid(tmp_path, bundle, name)
     assert not [path for path in (tmp_path / "out").iterdir() if path.name == ".unpacked"]
 
 
+def test_a_zip_is_not_done_again(tmp_path, bundle):
+    archive = zipped(series(tmp_path / "study"), tmp_path / "study.zip")
+    first, again = (
+        liverseg("segment", archive, tmp_path / "out", "--bundle", bundle) for _ in range(2)
+    )
+    assert "(done before)" not in first and "(done before)" in again
+
+
 def test_the_command_itself_ends_with_a_sentence_or_with_results(tmp_path, bundle):
     scan = save_scan(tmp_path / "ct.nii.gz")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -115,10 +116,10 @@ def _unpack(archive: Path) -> Path:
         ) from error
     bundle = folder / config.parent.parent
     needed = json.loads((bundle / "configs" / "inference.json").read_text())["liverseg"]
-    version = needed.partition("'")[2].partition("'")[0]
-    if version and not is_version(version):
+    version = re.search(r"require\('([\d.]+)'\)", needed)
+    if version and not is_version(version[1]):
         raise InputError(
-            f"{archive}: found a bundle of liverseg {version}, expected one of "
+            f"{archive}: found a bundle of liverseg {version[1]}, expected one of "
             f"{liverseg.__version__}: install that liverseg, or build the archive again."
         )
     return bundle

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import time
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -187,7 +189,11 @@ def _unpack(archive: Path, unpacked: Path) -> Path:
                     f"{archive}: found {needed / 1e9:.1f} GB in it, expected at most the "
                     f"{free / 1e9:.1f} GB that are free in {folder}: make room."
                 )
-            packed.extractall(folder)
+            for info in packed.infolist():
+                # With their times, by which a scan is known to be the one that is done.
+                written = packed.extract(info, folder)
+                seconds = time.mktime((*info.date_time, 0, 0, -1))
+                os.utime(written, (seconds, seconds))
     except (OSError, zipfile.BadZipFile, RuntimeError) as error:
         raise InputError(
             f"{archive}: not readable as a zip ({error}), expected a whole one without a password: "

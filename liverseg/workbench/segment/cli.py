@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,7 +54,7 @@ def segment(
         TimeRemainingColumn,
     )
 
-    from liverseg.workbench.segment.cohort import failed, run_cases
+    from liverseg.workbench.segment.cohort import failed, quieten, run_cases
     from liverseg.workbench.segment.inference import Options
     from liverseg.workbench.segment.outputs import FORMATS, Wanted
     from liverseg.workbench.segment.session import open_session
@@ -77,7 +76,7 @@ def segment(
         settings=dict(map(_setting, set_)),
     )  # fmt: skip
     wanted = Wanted(formats, statistics, report, preview, probabilities)
-    _quieten()
+    quieten()
     console = Console()
     with open_session(source, output, bundle, options, wanted, series, _words(ensemble)) as session:
         cases, request = session
@@ -97,13 +96,6 @@ def segment(
             records = run_cases(cases, output, request, jobs, done)
     console.print(f"Results are in {output}.", soft_wrap=True)
     failed(records)
-
-
-def _quieten() -> None:
-    """Leave warnings of the scans alone to the log."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.captureWarnings(True)
-    logging.getLogger("py.warnings").setLevel(logging.ERROR)
 
 
 def _line(record: dict[str, Any], before: bool) -> str:

@@ -106,8 +106,17 @@ def _begin(jobs: int) -> None:
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // jobs))
-    logging.basicConfig(level=logging.WARNING)
+    quieten()
     os.environ["TQDM_DISABLE"] = "1"
+
+
+def quieten() -> None:
+    """Leave warnings of the scans alone to the log."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
+    # What ends a scan is in its record.
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)
 
 
 def _killed(case: Case, folder: Path, request: Request) -> dict[str, Any]:
