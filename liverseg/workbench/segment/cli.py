@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-import logging
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from liverseg.bundle import choose
 from liverseg.errors import InputError
 
 
@@ -32,7 +32,9 @@ def segment(
     planes: Annotated[str, typer.Option(help="Those that vote, of cascade_lits.")] = "",
     postprocessing: Annotated[str | None, typer.Option(help="One of the bundle's.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda:1, …")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Scans at once.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Scans at once, on each machine.")] = 1,
+    engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster.")] = None,
     set_: Annotated[list[str], typer.Option("--set", help="NAME=VALUE of the bundle.")] = [],  # noqa: B006
 ) -> None:
     """Segment scans with a bundle: NIfTI, NRRD, MetaImage or DICOM, one or many.
@@ -51,7 +53,7 @@ def segment(
         TimeRemainingColumn,
     )
 
-    from liverseg.workbench.segment.cohort import failed, run_cases
+    from liverseg.workbench.segment.cohort import failed, quieten, run_cases
     from liverseg.workbench.segment.inference import Options
     from liverseg.workbench.segment.outputs import FORMATS, Wanted
     from liverseg.workbench.segment.session import open_session
@@ -67,13 +69,22 @@ def segment(
             f"{output}: found the name of a file, expected that of a folder for the results: "
             "correct it."
         )
+    choose("--engine", engine, dict.fromkeys(("local", "ray")))
+    if address is not None and engine != "ray":
+        raise InputError(
+            f"--address: found {address} with --engine {engine}, expected it with --engine ray: "
+            "add that, or leave --address out."
+        )
+    if engine == "ray":
+        # Without an address, the cluster that this machine is of.
+        address = address or "auto"
     options = Options(
         roi=_words(roi), device=device, fast=fast, planes=_words(planes), tta=tta,
         postprocessing=postprocessing, modality=modality,
         settings=dict(map(_setting, set_)),
     )  # fmt: skip
     wanted = Wanted(formats, statistics, report, preview)
-    _quieten()
+    quieten()
     console = Console()
     with open_session(source, output, bundle, options, wanted, series) as session:
         cases, request = session
@@ -90,17 +101,9 @@ def segment(
                 progress.advance(bar)
                 console.print(_line(record, before), markup=False, soft_wrap=True)
 
-            records = run_cases(cases, output, request, jobs, done)
+            records = run_cases(cases, output, request, jobs, done, address)
     console.print(f"Results are in {output}.", soft_wrap=True)
     failed(records)
-
-
-def _quieten() -> None:
-    """Leave warnings of the scans alone to the log."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.captureWarnings(True)
-    for name in ("py.warnings", "monai.bundle.scripts", "monai.bundle.workflows"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _line(record: dict[str, Any], before: bool) -> str:

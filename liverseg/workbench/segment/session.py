@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from liverseg.bundle import choose
+from liverseg.files import hold
 from liverseg.workbench.segment.bundles import find_bundle, weights_sha256
 from liverseg.workbench.segment.cases import MODALITIES, Case, find_cases
 from liverseg.workbench.segment.inference import Options, settings_of
@@ -35,7 +36,8 @@ def open_session(
         wanted: what is written beside each mask.
 
     Raises:
-        InputError: as `find_bundle`, `find_cases` and `settings_of`.
+        InputError: as `find_bundle`, `find_cases`, `settings_of` and `hold`: one run at a time
+            writes into a folder.
     """
     folder = find_bundle(bundle)
     settings = settings_of(folder, options)
@@ -43,8 +45,9 @@ def open_session(
     modality = str(settings.get("modality", config.get("modality", "ct")))
     choose("modality", modality, MODALITIES)
     unpacked = output / ".unpacked"
-    try:
-        cases = find_cases(source, unpacked, series, modality)
-        yield cases, Request(folder, options, wanted, modality, weights_sha256(folder))
-    finally:
-        shutil.rmtree(unpacked, ignore_errors=True)
+    with hold(output, "`liverseg segment`"):
+        try:
+            cases = find_cases(source, unpacked, series, modality)
+            yield cases, Request(folder, options, wanted, modality, weights_sha256(folder))
+        finally:
+            shutil.rmtree(unpacked, ignore_errors=True)
