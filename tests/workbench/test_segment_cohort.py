@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import signal
@@ -41,8 +42,12 @@ def cohort(tmp_path_factory, bundle) -> tuple[Path, Path]:
 
 def workers(process) -> list[psutil.Process]:
     """The processes that segment for a command."""
-    children = psutil.Process(process.pid).children()
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process(process.pid).children():
+        # One that has just ended has no command line.
+        with contextlib.suppress(psutil.Error):
+            found += [child] if "spawn_main" in " ".join(child.cmdline()) else []
+    return found
 
 
 def leftovers(output: Path) -> list[Path]:

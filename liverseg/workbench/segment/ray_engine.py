@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,6 +39,8 @@ def segment_on_ray(
         InputError: where no cluster answers, it has no cores, or a machine has another bundle.
         OSError, RuntimeError: as `segment_case`.
     """
+    # Ray's own default repeats a scan that is too large for its machine for ever.
+    os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))
     import ray
     from ray.exceptions import (
         LocalRayletDiedError,
@@ -60,13 +63,12 @@ def segment_on_ray(
     try:
         share = _share(ray.nodes(), request, jobs)
         segment = ray.remote(_segment).options(max_retries=RETRIES, **share)
-        shared = ray.put(request)
         waiting = list(reversed(tasks))
         running: dict[Any, Task] = {}
         while waiting or running:
             while waiting and len(running) < AHEAD:
                 task = waiting.pop()
-                running[segment.remote(*task, shared, int(share["num_cpus"]))] = task
+                running[segment.remote(*task, request, int(share["num_cpus"]))] = task
             (reference,), _ = ray.wait(list(running), num_returns=1)
             task = running.pop(reference)
             try:
