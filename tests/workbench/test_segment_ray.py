@@ -35,6 +35,8 @@ NODE = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
 def cluster(monkeypatch):
     """A head that segments nothing, and two nodes for one scan each."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray gives way to all else, which on a busy machine is for ever.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0})
     for _ in range(2):
         cluster.add_node(**NODE, num_cpus=1)
