@@ -12,6 +12,8 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from liverseg.errors import InputError
 
 
@@ -35,6 +37,34 @@ def check_writable(folder: str | os.PathLike[str]) -> Path:
             f"{folder}: the folder cannot be written ({error.strerror}), expected a "
             "writable one: choose another."
         ) from error
+
+
+@contextmanager
+def hold(folder: str | os.PathLike[str], run: str) -> Iterator[None]:
+    """Hold `folder` for this process, until the block or the process ends, in whatever way.
+
+    Args:
+        folder: made where it is missing.
+        run: what runs in it, for the message.
+
+    Raises:
+        InputError: when another process holds it, or it cannot be written.
+    """
+    path = check_writable(folder) / ".lock"
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(
+            f"{folder}: another {run} runs in this folder (process "
+            f"{path.read_text().strip() or 'unknown'}), expected none: wait until it ends, or give "
+            "another folder."
+        ) from error
+    try:
+        path.write_text(f"{os.getpid()}\n")
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from helpers.waiting import SECONDS
 PARTS = {
     "liverseg": ("dicom", "itk", "segment", "crf", "tracking"),
     "liverseg/outputs": ("dicom", "itk", "segment", "workbench"),
-    "liverseg/workbench": ("dicom", "workbench", "weights", "study"),
+    "liverseg/workbench": ("dicom", "workbench", "weights", "study", "cluster"),
     "monailabel_app": ("label",),
 }
 DISTRIBUTIONS = packages_distributions()

@@ -7,6 +7,7 @@ import sys
 # The extra that brings a package, by the name that Python imports.
 EXTRAS = {
     **dict.fromkeys(("jinja2", "matplotlib", "rich", "typer"), "workbench"),
+    "ray": "cluster",
     **dict.fromkeys(("optuna", "pydantic", "yaml"), "study"),
 }
 

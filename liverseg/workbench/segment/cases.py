@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,8 +166,8 @@ def _listed(source: Path, series: str | None, modality: str) -> list[Case]:
         cases.append((row.get("name", ""), scans[0]))
     names = [name or default.name for (name, _), default in zip(
         cases, _named([scan for _, scan in cases]), strict=True)]  # fmt: skip
-    for name in names:
-        if names.count(name) > 1 or Path(name).name != name:
+    for name, rows in Counter(names).items():
+        if rows > 1 or Path(name).name != name:
             raise InputError(
                 f"{source}: found the name {name!r}, expected a word of its own for each row: "
                 "correct it."

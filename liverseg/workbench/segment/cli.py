@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from liverseg.bundle import choose
 from liverseg.errors import InputError
 
 
@@ -35,7 +36,9 @@ def segment(
     planes: Annotated[str, typer.Option(help="Those that vote, of cascade_lits.")] = "",
     postprocessing: Annotated[str | None, typer.Option(help="One of the bundle's.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda:1, …")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Scans at once.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Scans at once, on each machine.")] = 1,
+    engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster.")] = None,
     set_: Annotated[list[str], typer.Option("--set", help="NAME=VALUE of the bundle.")] = [],  # noqa: B006
 ) -> None:
     """Segment scans with a bundle: NIfTI, NRRD, MetaImage or DICOM, one or many.
@@ -70,6 +73,15 @@ def segment(
             f"{output}: found the name of a file, expected that of a folder for the results: "
             "correct it."
         )
+    choose("--engine", engine, dict.fromkeys(("local", "ray")))
+    if address is not None and engine != "ray":
+        raise InputError(
+            f"--address: found {address} with --engine {engine}, expected it with --engine ray: "
+            "add that, or leave --address out."
+        )
+    if engine == "ray":
+        # Without an address, the cluster that this machine is of.
+        address = address or "auto"
     options = Options(
         roi=_words(roi), device=device, fast=fast, planes=_words(planes), tta=tta,
         postprocessing=postprocessing, modality=modality,
@@ -93,7 +105,7 @@ def segment(
                 progress.advance(bar)
                 console.print(_line(record, before), markup=False, soft_wrap=True)
 
-            records = run_cases(cases, output, request, jobs, done)
+            records = run_cases(cases, output, request, jobs, done, address)
     console.print(f"Results are in {output}.", soft_wrap=True)
     failed(records)
 

@@ -5,21 +5,29 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from datetime import datetime
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from liverseg.chain import die_with_parent
 from liverseg.errors import InputError
 from liverseg.files import check_writable, write_json, write_text
 from liverseg.handlers.provenance import package_versions
 from liverseg.workbench.segment.cases import Case
-from liverseg.workbench.segment.request import Request, recorded, segment_case
+from liverseg.workbench.segment.request import (
+    Request,
+    recorded,
+    segment_case,
+    segment_unless_done,
+    write_record,
+)
 
 # A case, and the folder for its results.
 Task = tuple[Case, Path]
@@ -27,9 +35,14 @@ Done = Callable[[dict[str, Any], bool], None]
 
 
 def run_cases(
-    cases: Sequence[Case], output: Path, request: Request, jobs: int, done: Done
+    cases: Sequence[Case],
+    output: Path,
+    request: Request,
+    jobs: int,
+    done: Done,
+    address: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Segment cases in processes of this machine, and write `run.json` and the tables.
+    """Segment cases, and write `run.json` and the tables.
 
     What an earlier run with the same request has done is not done again. A case that fails, also
     one whose process is killed, is recorded with its `error` and ends no others.
@@ -38,14 +51,15 @@ def run_cases(
         cases: with names of their own.
         output: the folder for the results: of a single case its own, of several with one for each.
         request: what is asked for.
-        jobs: processes; 1 takes this one.
+        jobs: cases at once on a machine; without a cluster, 1 takes this process.
         done: is called with the record of each case, and whether it was done before.
+        address: of a Ray cluster, as of `segment_on_ray`; None takes this machine.
 
     Returns:
         The records in the order of the cases.
 
     Raises:
-        InputError: for a folder that cannot be written.
+        InputError: for a folder that cannot be written, and as `segment_on_ray`.
         OSError, RuntimeError: as `segment_case`.
     """
     check_writable(output)
@@ -61,7 +75,12 @@ def run_cases(
         else:
             records[case.name] = record
             done(record, True)
-    finished = _here(waiting, request) if jobs == 1 else _side_by_side(waiting, request, jobs)
+    if address is not None and waiting:
+        from liverseg.workbench.segment.ray_engine import segment_on_ray
+
+        finished = segment_on_ray(waiting, request, jobs, address)
+    else:
+        finished = _here(waiting, request) if jobs == 1 else _side_by_side(waiting, request, jobs)
     for record in finished:
         records[record["name"]] = record
         done(record, False)
@@ -83,29 +102,42 @@ def _side_by_side(tasks: Sequence[Task], request: Request, jobs: int) -> Iterato
         batch, count = (alone, 1) if alone else (waiting, jobs)
         running: dict[Future[dict[str, Any]], Task] = {}
         try:
-            with ProcessPoolExecutor(count, get_context("spawn"), _begin, (jobs,)) as pool:
+            begin = (cores() // jobs, os.getpid())
+            with ProcessPoolExecutor(count, get_context("spawn"), _begin, begin) as pool:
                 while batch or running:
                     while batch and len(running) < count:
-                        case, folder = batch.pop(0)
-                        future = pool.submit(segment_case, case, folder, request)
-                        running[future] = (case, folder)
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        case, folder = batch[0]
+                        future = pool.submit(segment_unless_done, case, folder, request)
+                        running[future] = batch.pop(0)
+                    # Those that have ended well first: after a process was killed, all others fail.
+                    ended = wait(running, return_when=FIRST_COMPLETED).done
+                    for future in sorted(ended, key=lambda one: one.exception() is not None):
                         yield future.result()
                         del running[future]
         except BrokenProcessPool:
             if count == 1:
-                ((case, folder),) = running.values()
-                yield _killed(case, folder, request)
+                for case, folder in running.values():
+                    yield killed(case, folder, request)
             else:
                 alone += list(running.values())
+        except (KeyboardInterrupt, GeneratorExit):
+            # What they have begun is done anew by the next run.
+            for process in active_children():
+                process.kill()
+            raise
 
 
-def _begin(jobs: int) -> None:
+def cores() -> int:
+    """Return how many cores this process may use."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+
+
+def prepare_worker(threads: int) -> None:
+    """Make this process one of several that segment, with its share of the cores."""
     import torch
 
-    has_affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // jobs))
+    torch.set_num_threads(max(1, threads))
     quieten()
     os.environ["TQDM_DISABLE"] = "1"
 
@@ -119,11 +151,18 @@ def quieten() -> None:
     logging.getLogger("ignite").setLevel(logging.CRITICAL)
 
 
-def _killed(case: Case, folder: Path, request: Request) -> dict[str, Any]:
+def _begin(threads: int, parent: int) -> None:
+    die_with_parent(parent)
+    # Of Ctrl-C, which reaches all, the parent alone says something.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    prepare_worker(threads)
+
+
+def killed(case: Case, folder: Path, request: Request) -> dict[str, Any]:
+    """Record a case whose process was killed."""
     error = "its process was killed, perhaps because the memory did not suffice"
     record = {"name": case.name, "scan": case.scan, "request": request.digest, "error": error}
-    write_json(check_writable(folder) / "case.json", record)
-    return record
+    return write_record(folder, record)
 
 
 def write_run(

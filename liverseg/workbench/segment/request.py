@@ -13,7 +13,7 @@ from typing import Any
 
 import liverseg
 from liverseg.engines import is_of_machine, reason_of
-from liverseg.files import check_writable, write_json
+from liverseg.files import NotSavedError, check_writable, write_json
 from liverseg.io.dicom import files_at
 from liverseg.io.paths import volume_suffix
 from liverseg.workbench.segment.bundles import names_of
@@ -75,6 +75,11 @@ def recorded(case: Case, folder: Path, request: Request) -> dict[str, Any] | Non
     return record if same and there and "error" not in record else None
 
 
+def segment_unless_done(case: Case, folder: Path, request: Request) -> dict[str, Any]:
+    """Segment a case that its process, or its machine, may have ended after."""
+    return recorded(case, folder, request) or segment_case(case, folder, request)
+
+
 def segment_case(case: Case, folder: Path, request: Request) -> dict[str, Any]:
     """Segment a case and write all that is requested; a case that fails ends no others.
 
@@ -90,7 +95,8 @@ def segment_case(case: Case, folder: Path, request: Request) -> dict[str, Any]:
     record: dict[str, Any] = {"name": case.name, "scan": case.scan, "request": request.digest}
     try:
         record |= {"state": _state(case.scan), "sha256": sha256_of(case.scan)}
-        check_writable(folder)
+        # What it says is no longer so from here on, also where this run ends half-way.
+        (check_writable(folder) / RECORD).unlink(missing_ok=True)
         record |= _segment(case, folder, request, started)
     except Exception as error:
         if is_of_machine(error):
@@ -98,8 +104,21 @@ def segment_case(case: Case, folder: Path, request: Request) -> dict[str, Any]:
         record["error"] = reason_of(error)
         logger.exception("%s failed", case.scan) if _is_unexpected(error) else None
     record["seconds"] = round(time.monotonic() - started, 2)
-    if folder.is_dir():
+    return write_record(folder, record)
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Write the record of a case, and return it; one that cannot be written has an `error`.
+
+    Raises:
+        NotSavedError: where the machine is to blame, as in `segment_case`.
+    """
+    try:
         write_json(folder / RECORD, record)
+    except NotSavedError as error:
+        if is_of_machine(error):
+            raise
+        record.setdefault("error", str(error))
     return record
 
 

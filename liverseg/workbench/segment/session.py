@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from liverseg.bundle import choose
+from liverseg.files import hold
 from liverseg.workbench.segment.bundles import find_bundle, weights_sha256
 from liverseg.workbench.segment.cases import MODALITIES, Case, find_cases
 from liverseg.workbench.segment.ensemble import check_ensemble
@@ -38,7 +39,8 @@ def open_session(
         ensemble: bundles that vote, instead of `bundle`.
 
     Raises:
-        InputError: as `find_bundle`, `find_cases`, `check_ensemble` and `settings_of`.
+        InputError: as `find_bundle`, `find_cases`, `check_ensemble`, `settings_of` and `hold`: one
+            run at a time writes into a folder.
     """
     folder, *others = folders = [find_bundle(name) for name in ensemble or [bundle]]
     check_ensemble(folders)
@@ -47,13 +49,14 @@ def open_session(
     modality = str(settings.get("modality", config.get("modality", "ct")))
     choose("modality", modality, MODALITIES)
     unpacked = output / ".unpacked"
-    try:
-        cases = find_cases(source, unpacked, series, modality)
-        weights = {
-            f"{each}/models/{path}" if others else path: sha256
-            for each in folders
-            for path, sha256 in weights_sha256(each).items()
-        }
-        yield cases, Request(folder, options, wanted, modality, weights, others)
-    finally:
-        shutil.rmtree(unpacked, ignore_errors=True)
+    with hold(output, "`liverseg segment`"):
+        try:
+            cases = find_cases(source, unpacked, series, modality)
+            weights = {
+                f"{each}/models/{path}" if others else path: sha256
+                for each in folders
+                for path, sha256 in weights_sha256(each).items()
+            }
+            yield cases, Request(folder, options, wanted, modality, weights, others)
+        finally:
+            shutil.rmtree(unpacked, ignore_errors=True)

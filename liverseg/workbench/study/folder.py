@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 import liverseg
 from liverseg.errors import InputError
-from liverseg.files import check_writable
+from liverseg.files import hold
 
 
 class StudyFolder:
@@ -58,28 +55,13 @@ class StudyFolder:
             )
         return json.loads(self.plan.read_text(encoding="utf-8"))
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Hold the folder for this process, until it ends.
 
         Raises:
             InputError: when another process holds it, or it cannot be written.
         """
-        path = check_writable(self.path) / ".lock"
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise InputError(
-                f"{self.path}: another study runs in this folder (process "
-                f"{path.read_text().strip() or 'unknown'}): wait until it ends, or give "
-                "another folder with --out."
-            ) from error
-        try:
-            path.write_text(f"{os.getpid()}\n")
-            yield
-        finally:
-            lock.release()
+        return hold(self.path, "study")
 
 
 def file_name(name: str) -> str:
