@@ -66,12 +66,18 @@ def test_a_node_that_dies_half_way_changes_nothing(cluster, tmp_path):
     assert len(masks(out)) == 10
 
 
-def test_an_address_needs_the_engine(tmp_path):
+@pytest.mark.parametrize(
+    ("engine", "sentence"),
+    [
+        ([], "expected it with --engine ray"),
+        (["--engine", "ray"], "found no Ray cluster at 127.0.0.1:1"),
+    ],
+)
+def test_an_address_needs_the_engine_and_a_cluster(tmp_path, engine, sentence):
     scans = write_scans(tmp_path / "scans", 1)
     bundle = write_bundle(tmp_path / "tiny")
-    assert "expected it with --engine ray" in segment(
-        scans, tmp_path / "out", bundle, "--address", "127.0.0.1:1", status=1
-    )
+    shown = segment(scans, tmp_path / "out", bundle, *engine, "--address", "127.0.0.1:1", status=1)
+    assert sentence in shown
 
 
 def test_the_manifest_for_kuberay_is_whole():

@@ -19,6 +19,7 @@ from liverseg.workbench.segment.request import Request, segment_unless_done
 AHEAD = 1000
 # A case runs elsewhere where its machine or process is gone, at most this often.
 RETRIES = 3
+ANSWER_SECONDS = 30
 
 
 def segment_on_ray(
@@ -53,8 +54,12 @@ def segment_on_ray(
     gone = (LocalRayletDiedError, NodeDiedError, OutOfMemoryError, WorkerCrashedError)
 
     try:
+        # Ray waits for minutes where nobody answers.
+        host, colon, port = address.rpartition("/")[2].rpartition(":")
+        if colon:
+            socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
         ray.init(address=address, configure_logging=False, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
             f"--address: found no Ray cluster at {address} ({reason}), expected one: start it with "
