@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-import cc3d
 import numpy as np
 import pandas as pd
 from nibabel.affines import apply_affine
@@ -19,6 +18,7 @@ from liverseg.bundle import choose
 from liverseg.errors import InputError
 from liverseg.outputs.parts import Part, class_parts
 from liverseg.outputs.segmentation import Segmentation
+from liverseg.transforms.morphology import connected_components
 
 # What a voxel of a scan holds, for the names of figures.
 UNITS = {"ct": "hu", "mr": "intensity"}
@@ -191,7 +191,7 @@ def _against_spleen(liver: Mapping[str, Any], spleen: Mapping[str, Any]) -> dict
 def _lesions(part: Part, capsule: cKDTree | None, unit: str) -> list[dict[str, Any]]:
     if not part.mask.any():
         return []
-    components = _components(part.mask, 26)
+    components, _ = connected_components(part.mask, 26)
     found = []
     for number, box in enumerate(find_objects(components), start=1):
         lesion = part.cut(box, components[box] == number)
@@ -214,14 +214,6 @@ def _lesions(part: Part, capsule: cKDTree | None, unit: str) -> list[dict[str, A
     return [{"lesion": number} | each for number, each in enumerate(found, start=1)]
 
 
-def _components(mask: np.ndarray, connectivity: Literal[6, 8, 26]) -> np.ndarray:
-    # cc3d 4.1.1 joins voxels outside to some bool masks that share edges or corners, or fails.
-    components: np.ndarray = cc3d.connected_components(
-        mask.view(np.uint8), connectivity=connectivity
-    )
-    return components
-
-
 def _faces(mask: np.ndarray) -> np.ndarray:
     """Return the indices of the centres of faces that divide a mask from the rest, (N, axes)."""
     faces = [np.argwhere(np.diff(mask, axis=axis)).astype(float) for axis in range(mask.ndim)]
@@ -232,7 +224,7 @@ def _faces(mask: np.ndarray) -> np.ndarray:
 
 def _capsule(liver: Part) -> cKDTree | None:
     """Return the centres of the faces of a liver's outer surface; None where it has none."""
-    rest = _components(~liver.mask, 6)
+    rest, _ = connected_components(~liver.mask, 6)
     # What surrounds a liver reaches an edge of its box; a vessel that the scan cuts off ends in the
     # middle of a side.
     edges = [np.moveaxis(rest, axis, 0)[:, [0, -1]][:, :, [0, -1]].ravel() for axis in range(3)]
@@ -252,7 +244,7 @@ def _diameters(lesion: Part) -> dict[str, Any]:
     for k, section in enumerate(np.moveaxis(lesion.mask, upwards, 0)):
         if not section.any():
             continue
-        pieces = _components(np.ascontiguousarray(section), 8)
+        pieces, _ = connected_components(section, 8)
         for number, box in enumerate(find_objects(pieces), start=1):
             outline = _faces(np.pad(pieces[box] == number, 1)) - 1 + [side.start for side in box]
             lengths_mm, ends = _longest(outline @ to_mm)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import cc3d
 import cv2
@@ -189,10 +189,28 @@ def open_largest(mask: Mask, radii: Sequence[float], keep_largest: bool) -> Mask
 
 def largest(mask: Mask) -> Mask:
     """Return the largest 26-connected component; among equals the first in C order."""
-    components, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
+    components, count = connected_components(mask, 26)
     if count < 2:
         return mask
     return _first_largest(components, count_values(components, count + 1))
+
+
+def connected_components(
+    mask: NDArray[np.uint8] | NDArray[np.bool_], connectivity: Literal[6, 8, 26]
+) -> tuple[NDArray[Any], int]:
+    """Return the numbers of a mask's components, 0 outside, and how many there are.
+
+    Args:
+        mask: of 0 and 1, or bool, (X, Y, Z), or (X, Y) with a connectivity of 8.
+        connectivity: voxels that touch one.
+    """
+    # Of small bool arrays, and of parts of an array that do not lie together, cc3d 4.1.1 gives
+    # wrong components, or fails.
+    whole = mask if mask.flags.forc else np.ascontiguousarray(mask)
+    components, count = cc3d.connected_components(
+        whole.view(np.uint8), connectivity=connectivity, return_N=True
+    )
+    return components, int(count)
 
 
 def count_values(volume: NDArray[Any], length: int) -> NDArray[np.int64]:

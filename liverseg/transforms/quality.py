@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-import cc3d
 import numpy as np
 import torch
 from monai.config import KeysCollection
@@ -16,7 +15,7 @@ from nibabel.orientations import io_orientation
 
 from liverseg.bundle import choose
 from liverseg.transforms.load import add_flag, flags_of
-from liverseg.transforms.morphology import largest
+from liverseg.transforms.morphology import connected_components, largest
 
 # Adults' livers, from those shrunk by cirrhosis to those full of metastases or cysts.
 VOLUME_ML = (600.0, 4000.0)
@@ -187,9 +186,7 @@ def check_components(volumes_ml: np.ndarray, axis: int, ends: list[bool]) -> str
     # Lobes that are cut apart by the scan's end count as joined beyond it.
     moved = np.moveaxis(volumes_ml, axis, 0)
     joined = np.pad(moved > 0, [tuple(map(int, ends)), (0, 0), (0, 0)], constant_values=True)
-    components, count = cc3d.connected_components(
-        joined.view(np.uint8), connectivity=26, return_N=True
-    )
+    components, count = connected_components(joined, 26)
     inside = components[int(ends[0]) : len(joined) - int(ends[1])]
     pieces_ml = np.bincount(inside.ravel(), moved.ravel(), count + 1)[1:].round(3)
     large = sorted(pieces_ml[pieces_ml >= LARGE_ML], reverse=True)

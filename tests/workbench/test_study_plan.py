@@ -640,7 +640,7 @@ def test_a_study_may_be_based_on_one_beside_it_or_a_shipped_one(folder):
     shipped.write_text("base: quick.yaml\nfolds: [1]\nnetworks: {UNet: {settings: {amp: false}}}\n")
     study = read_study(shipped, BUNDLES)
     assert (study.folds, study.seeds) == ([1], [0])
-    assert study.networks["UNet"].settings == {"amp": False}
+    assert study.networks["UNet"].settings == {"network_def#first_filters": 16, "amp": False}
     assert study.networks["UNet"].bundle == "unet_liver"
     beside = folder / "beside.yaml"
     beside.write_text("base: copy.yaml\nseeds: [3]\n")

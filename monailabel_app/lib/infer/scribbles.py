@@ -15,7 +15,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter1d
 from sklearn.mixture import GaussianMixture
 
 from liverseg.errors import InputError
-from liverseg.transforms.morphology import Box, bounding_box
+from liverseg.transforms.morphology import Box, bounding_box, connected_components
 
 LIKELIHOODS = ("histogram", "gmm")
 
@@ -59,8 +59,7 @@ def regions_of(strokes: Mask, spacing_mm: Sequence[float], margin_mm: float) -> 
     margin = [math.ceil(margin_mm / mm) for mm in spacing_mm]
     regions: list[Box] = []
     # The first is the background, of everything else.
-    # Of bool, cc3d 4.1.1 gives wrong components or fails.
-    components = cc3d.connected_components(strokes[whole].view(np.uint8))
+    components, _ = connected_components(strokes[whole], 26)
     for stroke in cc3d.statistics(components)["bounding_boxes"][1:]:
         region = tuple(
             slice(
