@@ -99,7 +99,8 @@ def with_all_they_need(names: list[str]) -> set[str]:
 
 def write_data(folder: Path, bundle: str, classes: int) -> None:
     """Write what the README's commands name; `series` holds compressed DICOM."""
-    write_dataset(folder / "data")
+    # An ensemble has a network of each fold.
+    write_dataset(folder / "data", num_cases=5, num_folds=5)
     for path in sorted((folder / "data").glob("segmentation-*")) if classes > 3 else ():
         label = np.asarray(nib.load(path).dataobj)
         # The organs side by side.

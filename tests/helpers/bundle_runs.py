@@ -51,8 +51,8 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> None:
     nib.save(nib.Nifti1Image(array, affine), path)
 
 
-def write_dataset(folder: Path, num_cases: int = 4) -> Path:
-    """A data set as LiTS names its files, with its datalist: two folds and one test case."""
+def write_dataset(folder: Path, num_cases: int = 4, num_folds: int = 2) -> Path:
+    """A data set as LiTS names its files, with its datalist: folds and one test case."""
     folder.mkdir(parents=True, exist_ok=True)
     items = []
     for number in range(num_cases + 1):
@@ -63,7 +63,7 @@ def write_dataset(folder: Path, num_cases: int = 4) -> Path:
             {
                 "image": f"volume-{number}.nii",
                 "label": f"segmentation-{number}.nii",
-                "fold": number % 2,
+                "fold": number % num_folds,
             }
         )
     (folder / "dataset.json").write_text(json.dumps({"training": items[:-1], "test": items[-1:]}))
