@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from datetime import datetime
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -107,7 +108,8 @@ def _side_by_side(tasks: Sequence[Task], request: Request, jobs: int) -> Iterato
                 while batch or running:
                     while batch and len(running) < count:
                         case, folder = batch[0]
-                        future = pool.submit(segment_unless_done, case, folder, request)
+                        with _without_ctrl_c():
+                            future = pool.submit(segment_unless_done, case, folder, request)
                         running[future] = batch.pop(0)
                     # Those that have ended well first: after a process was killed, all others fail.
                     ended = wait(running, return_when=FIRST_COMPLETED).done
@@ -125,6 +127,16 @@ def _side_by_side(tasks: Sequence[Task], request: Request, jobs: int) -> Iterato
             for process in active_children():
                 process.kill()
             raise
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Let the processes that the block starts not see Ctrl-C, on which this one ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def cores() -> int:
@@ -153,8 +165,6 @@ def quieten() -> None:
 
 def _begin(threads: int, parent: int) -> None:
     die_with_parent(parent)
-    # Of Ctrl-C, which reaches all, the parent alone says something.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     prepare_worker(threads)
 
 
