@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from liverseg.bundle import choose
+from liverseg.errors import InputError
 from liverseg.files import hold
 from liverseg.workbench.segment.bundles import find_bundle, weights_sha256
 from liverseg.workbench.segment.cases import MODALITIES, Case, find_cases
@@ -39,9 +40,15 @@ def open_session(
         ensemble: bundles that vote, instead of `bundle`.
 
     Raises:
-        InputError: as `find_bundle`, `find_cases`, `check_ensemble`, `settings_of` and `hold`: one
-            run at a time writes into a folder.
+        InputError: for a `source` that is not there, and as `find_bundle`, `find_cases`,
+            `check_ensemble`, `settings_of` and `hold`: one run at a time writes into a folder.
     """
+    if not source.exists():
+        # Before weights are fetched.
+        raise InputError(
+            f"{source}: there is no such file or folder, expected a scan, a folder of scans, a "
+            ".zip or a .csv: correct the path."
+        )
     folder, *others = folders = [find_bundle(name) for name in ensemble or [bundle]]
     check_ensemble(folders)
     settings = settings_of(folder, options)
